@@ -1,0 +1,5 @@
+//! What Odoshi is about, as plain data and pure functions: no runtime, no store, no network.
+
+pub mod problem;
+pub mod protocol;
+pub mod time;

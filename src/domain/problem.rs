@@ -1,0 +1,91 @@
+//! Problems as users see them: RFC 9457 documents, over HTTP and beside failed spool files.
+
+use serde::{Deserialize, Serialize};
+
+/// What went wrong, for people and programs.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// A stable URI that programs can compare, `urn:odoshi:problem:…`.
+    #[serde(rename = "type")]
+    pub kind: String,
+    /// What kind of problem it is, always the same for one `type`.
+    pub title: String,
+    /// The HTTP status that goes with it.
+    pub status: u16,
+    /// What went wrong here, naming the place.
+    pub detail: String,
+}
+
+/// The kinds of problem, each with its stable name, title and HTTP status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProblemKind {
+    /// The body isn't JSON.
+    MalformedJson,
+    /// It is JSON, but not a valid document.
+    InvalidDocument,
+    /// A header or a query parameter that can't be used.
+    BadRequest,
+    /// Larger than allowed.
+    TooLarge,
+    /// No token, or not a valid one.
+    Unauthorized,
+    /// The token's role doesn't allow this.
+    Forbidden,
+    /// No such thing.
+    NotFound,
+    /// The path exists, but not with this method.
+    MethodNotAllowed,
+    /// The id or name is taken by something else.
+    Conflict,
+    /// An `Idempotency-Key` that was used for another document.
+    IdempotencyMismatch,
+    /// No room or no store at the moment: try again later.
+    Unavailable,
+    /// A fault of the server's own; its log says more.
+    Internal,
+    /// A spool entry that can't be read as a file.
+    Unreadable,
+}
+
+impl ProblemKind {
+    const fn parts(self) -> (&'static str, &'static str, u16) {
+        match self {
+            Self::MalformedJson => ("malformed-json", "The body is not JSON", 400),
+            Self::InvalidDocument => ("invalid-document", "The document is not valid", 422),
+            Self::BadRequest => ("bad-request", "The request is not valid", 400),
+            Self::TooLarge => ("too-large", "The body is too large", 413),
+            Self::Unauthorized => ("unauthorized", "A valid token is needed", 401),
+            Self::Forbidden => ("forbidden", "The token does not allow this", 403),
+            Self::NotFound => ("not-found", "There is no such thing", 404),
+            Self::MethodNotAllowed => ("method-not-allowed", "This method is not for this path", 405),
+            Self::Conflict => ("conflict", "It is taken by something else", 409),
+            Self::IdempotencyMismatch => {
+                ("idempotency-mismatch", "The Idempotency-Key was used for something else", 422)
+            }
+            Self::Unavailable => ("unavailable", "Not possible at the moment", 503),
+            Self::Internal => ("internal", "The server failed", 500),
+            Self::Unreadable => ("unreadable", "The file cannot be read", 422),
+        }
+    }
+
+    /// The HTTP status.
+    pub const fn status(self) -> u16 {
+        self.parts().2
+    }
+}
+
+impl Problem {
+    /// A problem of this kind; `detail` says what and where.
+    pub fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
+        let (name, title, status) = kind.parts();
+        Self { kind: format!("urn:odoshi:problem:{name}"), title: title.into(), status, detail: detail.into() }
+    }
+}
+
+impl std::fmt::Display for Problem {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}: {}", self.title, self.detail)
+    }
+}
+
+impl std::error::Error for Problem {}

@@ -1,0 +1,3 @@
+//! Odoshi, a durable dispatcher for fleets.
+
+pub mod domain;
