@@ -57,9 +57,21 @@ pub struct Operation {
 }
 
 /// The operations of an action as JSON text, written once per action and shared by all of its commands.
-#[derive(Clone, Debug, Serialize, Deserialize)]
-#[serde(transparent)]
+#[derive(Clone, Debug, Deserialize)]
+#[serde(from = "Box<RawValue>")]
 pub struct Operations(Arc<RawValue>);
+
+impl From<Box<RawValue>> for Operations {
+    fn from(raw: Box<RawValue>) -> Self {
+        Self(raw.into())
+    }
+}
+
+impl Serialize for Operations {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        self.0.as_ref().serialize(serializer)
+    }
+}
 
 impl Operations {
     /// Takes JSON text that is already known to be a list of operations.
