@@ -1,0 +1,495 @@
+//! Actions: the document that a user writes, and the validated form that the pipeline works with.
+
+use super::problem::{Problem, ProblemKind};
+use super::protocol::{Operation, Operations};
+use super::target::Target;
+use super::time::{Span, Timestamp};
+use serde::de::{Error as _, IgnoredAny};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use uuid::Uuid;
+
+/// The longest name of an action, in characters.
+pub const MAX_NAME: usize = 2048;
+/// How many operations an action may have.
+pub const MAX_OPERATIONS: usize = 64;
+/// How long the server waits beyond a deadline before it speaks for the agent: the agent's own word is on its way.
+pub const GRACE: Duration = Duration::from_secs(10);
+
+const DEFAULT_EXPIRES_AFTER: Span = Span::days(1);
+const DEFAULT_TIMEOUT: Span = Span::secs(300);
+/// No span of a document may be longer: beyond it, times no longer fit RFC 3339.
+const LONGEST: Duration = Duration::from_secs(100 * 366 * 86_400);
+
+/// Which agents belong to an action.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Membership {
+    /// Those that match when it is resolved.
+    #[default]
+    Frozen,
+    /// Later ones too, until it expires.
+    Live,
+}
+
+/// The states of an action, derived from its row.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum ActionState {
+    /// Its time is not near yet.
+    Scheduled,
+    /// Its agents are being found.
+    Resolving,
+    /// All its commands are written; some are not final.
+    Running,
+    /// Nothing is handed over.
+    Paused,
+    /// Every command is final.
+    Completed,
+    /// Ended by a user.
+    Cancelled,
+    /// Ended before it was resolved.
+    Expired,
+}
+
+impl ActionState {
+    /// Whether nothing will change any more.
+    pub fn is_final(self) -> bool {
+        matches!(self, Self::Completed | Self::Cancelled | Self::Expired)
+    }
+
+    /// The word in the interface.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Scheduled => "scheduled",
+            Self::Resolving => "resolving",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Completed => "completed",
+            Self::Cancelled => "cancelled",
+            Self::Expired => "expired",
+        }
+    }
+}
+
+/// A document's `id`: a UUID, or the number that MIG wrote there, which is ignored.
+#[derive(Clone, Copy, Debug, Default)]
+struct DocumentId(Option<Uuid>);
+
+impl<'de> Deserialize<'de> for DocumentId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        match Value::deserialize(deserializer)? {
+            Value::Null | Value::Number(_) => Ok(Self(None)),
+            Value::String(text) => Uuid::parse_str(&text)
+                .map(|id| Self(Some(id)))
+                .map_err(|error| D::Error::custom(format!("\"{text}\" is not a UUID: {error}"))),
+            other => Err(D::Error::custom(format!("a UUID is expected, not {other}"))),
+        }
+    }
+}
+
+/// An action document as it is read. Every key of the interface, and nothing else.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Document {
+    #[serde(default)]
+    id: DocumentId,
+    name: String,
+    target: String,
+    operations: Vec<Operation>,
+    #[serde(default, alias = "validfrom")]
+    valid_from: Option<Timestamp>,
+    #[serde(default)]
+    delay: Option<Span>,
+    #[serde(default, alias = "expireafter")]
+    expires_at: Option<Timestamp>,
+    #[serde(default)]
+    expires_after: Option<Span>,
+    #[serde(default)]
+    spread: Option<Span>,
+    #[serde(default)]
+    timeout: Option<Span>,
+    #[serde(default)]
+    max_deliveries: Option<i64>,
+    #[serde(default)]
+    max_runs: Option<i64>,
+    #[serde(default)]
+    membership: Membership,
+    #[serde(default)]
+    priority: i64,
+    #[serde(default)]
+    description: Option<serde_json::Map<String, Value>>,
+    #[serde(default)]
+    threat: Option<serde_json::Map<String, Value>>,
+    // MIG's own bookkeeping, accepted and ignored.
+    #[serde(default, rename = "syntaxversion")]
+    _syntaxversion: IgnoredAny,
+    #[serde(default, rename = "pgpsignatures")]
+    _pgpsignatures: IgnoredAny,
+    #[serde(default, rename = "investigators")]
+    _investigators: IgnoredAny,
+    #[serde(default, rename = "counters")]
+    _counters: IgnoredAny,
+    #[serde(default, rename = "status")]
+    _status: IgnoredAny,
+    #[serde(default, rename = "starttime")]
+    _starttime: IgnoredAny,
+    #[serde(default, rename = "finishtime")]
+    _finishtime: IgnoredAny,
+    #[serde(default, rename = "lastupdatetime")]
+    _lastupdatetime: IgnoredAny,
+}
+
+/// The document with all defaults filled in, as it is shown again.
+#[derive(Serialize)]
+struct Shown<'a> {
+    id: Uuid,
+    name: &'a str,
+    target: &'a str,
+    operations: &'a [Operation],
+    valid_from: Timestamp,
+    expires_at: Timestamp,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    spread: Option<Span>,
+    timeout: Span,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    max_deliveries: Option<i32>,
+    max_runs: i32,
+    membership: Membership,
+    priority: i32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    description: Option<serde_json::Map<String, Value>>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    threat: Option<serde_json::Map<String, Value>>,
+}
+
+/// A valid action that is not stored yet.
+#[derive(Clone, Debug)]
+pub struct NewAction {
+    /// Its public id: the document's, or the one that was given for it.
+    pub id: Uuid,
+    /// The document with defaults filled in, as JSON.
+    pub document: String,
+    /// SHA-256 of the document as it was written (keys sorted): the same id with another digest is a conflict.
+    pub digest: Vec<u8>,
+    /// The operations as JSON.
+    pub operations: String,
+    /// See [`Action`] for this and all that follow.
+    pub name: String,
+    /// The target expression as it was written; it has been parsed once.
+    pub target: String,
+    /// Not handed over before this.
+    pub valid_from: Timestamp,
+    /// Not handed over from this on.
+    pub expires_at: Timestamp,
+    /// Due times spread over this long, in milliseconds; 0: all at `valid_from`.
+    pub spread: Span,
+    /// For a run, from `received`.
+    pub timeout: Span,
+    /// Failed hand-overs before a command is undeliverable; `None`: until it expires.
+    pub max_deliveries: Option<i32>,
+    /// How often a command is run at most.
+    pub max_runs: i32,
+    /// Whether agents that match later belong to it.
+    pub membership: Membership,
+    /// Which of the commands that wait for one agent goes first.
+    pub priority: i32,
+}
+
+impl NewAction {
+    /// Reads and checks an action document. `id` is taken when the document names none; `now` is the store's time.
+    ///
+    /// # Errors
+    /// A problem that names the line and column, or the key, that is wrong.
+    pub fn from_json(json: &[u8], id: Uuid, now: Timestamp) -> Result<Self, Problem> {
+        let value: Value = serde_json::from_slice(json)
+            .map_err(|error| Problem::new(ProblemKind::MalformedJson, format!("not valid JSON: {error}")))?;
+        // Read again from the text, not from `value`: operations keep their numbers to the letter, and errors have a line.
+        let mut reader = serde_json::Deserializer::from_slice(json);
+        let document: Document = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+            let path = error.path().to_string();
+            let place = if path == "." { String::new() } else { format!("{path}: ") };
+            Problem::new(ProblemKind::InvalidDocument, format!("{place}{}", error.into_inner()))
+        })?;
+        document.check(id, now, Sha256::digest(value.to_string()).to_vec())
+    }
+}
+
+fn invalid(key: &str, what: impl std::fmt::Display) -> Problem {
+    Problem::new(ProblemKind::InvalidDocument, format!("{key}: {what}"))
+}
+
+fn in_range(key: &str, value: i64, least: i64, most: i64) -> Result<i32, Problem> {
+    i32::try_from(value)
+        .ok()
+        .filter(|_| (least..=most).contains(&value))
+        .ok_or_else(|| invalid(key, format!("{value} is not between {least} and {most}")))
+}
+
+impl Document {
+    fn check(self, id: Uuid, now: Timestamp, digest: Vec<u8>) -> Result<NewAction, Problem> {
+        let length = self.name.chars().count();
+        if length == 0 || length > MAX_NAME {
+            return Err(invalid("name", format!("{length} characters, but 1 to {MAX_NAME} are allowed")));
+        }
+        Target::parse(&self.target).map_err(|error| invalid("target", error))?;
+        if self.operations.is_empty() || self.operations.len() > MAX_OPERATIONS {
+            let given = self.operations.len();
+            return Err(invalid("operations", format!("{given} given, but 1 to {MAX_OPERATIONS} are allowed")));
+        }
+        for (index, operation) in self.operations.iter().enumerate() {
+            let module = &operation.module;
+            let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+            if module.is_empty() || module.len() > 128 || !module.chars().all(plain) {
+                let key = format!("operations[{index}].module");
+                return Err(invalid(&key, format!("{module:?} is not 1 to 128 of A-Z a-z 0-9 . _ -")));
+            }
+        }
+        for (key, span) in [
+            ("delay", self.delay),
+            ("expires_after", self.expires_after),
+            ("spread", self.spread),
+            ("timeout", self.timeout),
+        ] {
+            if span.is_some_and(|span| span.0 > LONGEST) {
+                return Err(invalid(key, "longer than 100 years"));
+            }
+        }
+        let valid_from = match (self.valid_from, self.delay) {
+            (Some(_), Some(_)) => return Err(invalid("delay", "valid_from is given too; only one of them is allowed")),
+            (Some(time), None) => time,
+            (None, Some(delay)) => now.plus(delay.0),
+            (None, None) => now,
+        };
+        let expires_at = match (self.expires_at, self.expires_after) {
+            (Some(_), Some(_)) => {
+                return Err(invalid("expires_after", "expires_at is given too; only one of them is allowed"));
+            }
+            (Some(time), None) => time,
+            (None, span) => valid_from.plus(span.unwrap_or(DEFAULT_EXPIRES_AFTER).0),
+        };
+        if expires_at <= valid_from {
+            return Err(invalid("expires_at", format!("{expires_at} is not after valid_from, {valid_from}")));
+        }
+        let timeout = self.timeout.unwrap_or(DEFAULT_TIMEOUT);
+        if timeout.0 < Duration::from_millis(1) {
+            return Err(invalid("timeout", "must be longer than nothing"));
+        }
+        if self.membership == Membership::Live {
+            return Err(invalid("membership", "\"live\" is not available in this version; \"frozen\" is"));
+        }
+        let max_deliveries =
+            self.max_deliveries.map(|n| in_range("max_deliveries", n, 1, 1_000_000)).transpose()?;
+        let max_runs = in_range("max_runs", self.max_runs.unwrap_or(1), 1, 1_000)?;
+        let priority = in_range("priority", self.priority, -100, 100)?;
+        let id = self.id.0.unwrap_or(id);
+        let spread = self.spread.unwrap_or_default();
+        let json = |what: serde_json::Result<String>| {
+            what.map_err(|error| Problem::new(ProblemKind::InvalidDocument, format!("cannot be written again: {error}")))
+        };
+        let operations = json(serde_json::to_string(&self.operations))?;
+        let document = json(serde_json::to_string(&Shown {
+            id,
+            name: &self.name,
+            target: &self.target,
+            operations: &self.operations,
+            valid_from,
+            expires_at,
+            spread: self.spread,
+            timeout,
+            max_deliveries,
+            max_runs,
+            membership: self.membership,
+            priority,
+            description: self.description,
+            threat: self.threat,
+        }))?;
+        Ok(NewAction {
+            id,
+            document,
+            digest,
+            operations,
+            name: self.name,
+            target: self.target,
+            valid_from,
+            expires_at,
+            spread,
+            timeout,
+            max_deliveries,
+            max_runs,
+            membership: self.membership,
+            priority,
+        })
+    }
+}
+
+/// What of an action decides over its commands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// How often a command is run at most.
+    pub max_runs: i32,
+    /// Failed hand-overs before it is undeliverable.
+    pub max_deliveries: Option<i32>,
+    /// For a run, from `received`.
+    pub timeout: Duration,
+}
+
+/// A stored action as the pipeline holds it in memory, shared by its commands.
+#[derive(Debug)]
+pub struct Action {
+    /// The store's key; grows in order of arrival.
+    pub no: i64,
+    /// The public id.
+    pub id: Uuid,
+    /// For people.
+    pub name: String,
+    /// The target expression.
+    pub target: String,
+    /// What agents are to do.
+    pub operations: Operations,
+    /// Not handed over before this.
+    pub valid_from: Timestamp,
+    /// Not handed over from this on.
+    pub expires_at: Timestamp,
+    /// Due times spread over this long.
+    pub spread: Duration,
+    /// For runs and attempts.
+    pub policy: Policy,
+    /// Which of the commands that wait for one agent goes first.
+    pub priority: i32,
+    /// A user ended it. Set as soon as this node hears of it; the store is the truth.
+    cancelled: AtomicBool,
+}
+
+impl Action {
+    /// Puts one together from what the store holds.
+    pub fn from_new(no: i64, new: &NewAction, cancelled: bool) -> Result<Self, serde_json::Error> {
+        Ok(Self {
+            no,
+            id: new.id,
+            name: new.name.clone(),
+            target: new.target.clone(),
+            operations: Operations::from_json(new.operations.clone())?,
+            valid_from: new.valid_from,
+            expires_at: new.expires_at,
+            spread: new.spread.0,
+            policy: Policy {
+                max_runs: new.max_runs,
+                max_deliveries: new.max_deliveries,
+                timeout: new.timeout.0,
+            },
+            priority: new.priority,
+            cancelled: AtomicBool::new(cancelled),
+        })
+    }
+
+    /// When the command at `position` (from 0, in key order) of `total` is due: `valid_from + spread·position/total`.
+    pub fn due_at(&self, position: i64, total: i64) -> Timestamp {
+        if self.spread.is_zero() || total <= 0 {
+            return self.valid_from;
+        }
+        // Agents that joined after the count was taken would come after the span: they are due at its end.
+        let position = i128::from(position.clamp(0, total));
+        let offset = self.spread.as_millis() as i128 * position / i128::from(total);
+        Timestamp(self.valid_from.0.saturating_add(i64::try_from(offset).unwrap_or(i64::MAX)))
+    }
+
+    /// Whether a user ended it.
+    pub fn is_cancelled(&self) -> bool {
+        self.cancelled.load(Ordering::Relaxed)
+    }
+
+    /// Says that a user ended it.
+    pub fn set_cancelled(&self) {
+        self.cancelled.store(true, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: Timestamp = Timestamp(1_767_225_600_000);
+
+    fn read(json: &str) -> Result<NewAction, Problem> {
+        NewAction::from_json(json.as_bytes(), Uuid::nil(), NOW)
+    }
+
+    fn with(extra: &str) -> Result<NewAction, Problem> {
+        let comma = if extra.is_empty() { "" } else { "," };
+        read(&format!(r#"{{"name":"n","target":"TRUE","operations":[{{"module":"ping"}}]{comma}{extra}}}"#))
+    }
+
+    #[test]
+    fn defaults_are_those_of_the_interface() {
+        let action = with("").expect("valid");
+        assert_eq!(action.valid_from, NOW);
+        assert_eq!(action.expires_at, NOW.plus(Duration::from_secs(86_400)));
+        assert_eq!((action.timeout, action.max_runs, action.priority), (Span::secs(300), 1, 0));
+        assert_eq!(action.max_deliveries, None);
+    }
+
+    #[test]
+    fn errors_name_the_place() {
+        let cases: &[(&str, &str)] = &[
+            (r#""colour":"red""#, "unknown field `colour`"),
+            (r#""delay":"10m","valid_from":"2026-01-01T00:00:00Z""#, "delay: valid_from is given too"),
+            (r#""expires_at":"2027-01-01T00:00:00Z","expires_after":"1h""#, "expires_after:"),
+            (r#""expires_at":"2020-01-01T00:00:00Z""#, "expires_at: 2020-01-01T00:00:00.000Z is not after"),
+            (r#""max_runs":0"#, "max_runs: 0 is not between"),
+            (r#""priority":101"#, "priority: 101 is not between"),
+            (r#""timeout":"0s""#, "timeout:"),
+            (r#""timeout":"soon""#, "timeout: \"soon\" is not a duration"),
+            (r#""timeout":5"#, "timeout: invalid type"),
+            (r#""spread":"99999999999h""#, "spread: longer than 100 years"),
+            (r#""id":"x""#, "id: \"x\" is not a UUID"),
+            (r#""description":[]"#, "description: invalid type"),
+            (r#""name":"twice""#, "duplicate field `name`"),
+        ];
+        for (extra, expected) in cases {
+            let problem = with(extra).expect_err(extra);
+            assert_eq!(problem.status, 422, "{extra}");
+            assert!(problem.detail.contains(expected), "{extra}: {}", problem.detail);
+        }
+        assert_eq!(read("{").expect_err("cut off").status, 400);
+        assert_eq!(read("").expect_err("empty").status, 400);
+        let target = r#"{"name":"n","target":"name = ","operations":[{"module":"ping"}]}"#;
+        assert!(read(target).expect_err("bad target").detail.starts_with("target: "));
+        let module = r#"{"name":"n","target":"TRUE","operations":[{"module":"ping"},{"module":"../x"}]}"#;
+        assert!(read(module).expect_err("bad module").detail.starts_with("operations[1].module: "));
+    }
+
+    #[test]
+    fn a_document_of_mig_is_accepted() {
+        let action = read(
+            r#"{"id":6115472790655,"name":"n","target":"name='a'","operations":[{"module":"file","parameters":{"x":1}}],
+                "validfrom":"2026-01-01T00:00:00Z","expireafter":"2026-01-02T00:00:00Z","syntaxversion":2,
+                "pgpsignatures":["x"],"investigators":null,"counters":{},"status":"pending","threat":{"level":"low"},
+                "starttime":"0001-01-01T00:00:00Z","finishtime":"0001-01-01T00:00:00Z","lastupdatetime":""}"#,
+        )
+        .expect("valid");
+        assert_eq!(action.id, Uuid::nil());
+        assert_eq!(action.expires_at.since(action.valid_from), Duration::from_secs(86_400));
+    }
+
+    #[test]
+    fn the_digest_minds_content_and_not_layout() {
+        let one = read(r#"{"name":"n","target":"TRUE","operations":[{"module":"ping"}]}"#).expect("valid");
+        let same = read(r#" {"target":"TRUE", "operations":[{"module":"ping"}], "name":"n"}"#).expect("valid");
+        let other = read(r#"{"name":"m","target":"TRUE","operations":[{"module":"ping"}]}"#).expect("valid");
+        assert_eq!(one.digest, same.digest);
+        assert_ne!(one.digest, other.digest);
+    }
+
+    #[test]
+    fn due_times_grow_with_the_position_over_the_whole_spread() {
+        let new = with(r#""spread":"10s""#).expect("valid");
+        let action = Action::from_new(1, &new, false).expect("valid");
+        let dues: Vec<i64> = (0..4).map(|n| action.due_at(n, 4).0 - NOW.0).collect();
+        assert_eq!(dues, [0, 2_500, 5_000, 7_500]);
+        assert_eq!(action.due_at(9, 4).0 - NOW.0, 10_000);
+    }
+}
