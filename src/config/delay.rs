@@ -1,0 +1,22 @@
+//! `[delay]`
+
+use super::error::Checks;
+use super::setting::section;
+use crate::domain::time::Span;
+
+section! {
+    /// Commands that wait in memory for their time.
+    pub struct Delay {
+        /// Commands due within this time are held in memory; later ones stay in the store.
+        horizon: Span = Span::secs(60);
+        /// How many are held at most; urgent ones displace far ones back to the store.
+        capacity: usize = 1_000_000;
+    }
+}
+
+impl Delay {
+    pub(super) fn validate(&self, checks: &mut Checks) {
+        checks.duration("delay.horizon", self.horizon, Span::days(1));
+        checks.count("delay.capacity", self.capacity, 100_000_000);
+    }
+}

@@ -1,0 +1,215 @@
+//! Reads settings from a file, the environment and flags, and remembers where each value came from.
+
+use super::error::{ConfigError, Fault};
+use super::{Config, Key, Kind};
+use config::{File, FileFormat, Map, Source, Value, ValueKind};
+use std::collections::{BTreeMap, HashMap};
+use std::ffi::OsString;
+use std::path::Path;
+
+/// Environment variables that begin so are settings.
+const PREFIX: &str = "ODOSHI__";
+
+impl Config {
+    /// Loads and validates: defaults < `file` < environment < `overrides` (the command line's flags, as (key, value)).
+    ///
+    /// An error holds everything that was found wrong, each with its key and where the value came from.
+    pub fn load(file: Option<&Path>, overrides: &[(String, String)]) -> Result<Self, ConfigError> {
+        Self::load_with(file, std::env::vars_os(), overrides)
+    }
+
+    /// [`load`](Self::load) with an environment of the caller's own.
+    pub fn load_with(
+        file: Option<&Path>,
+        environment: impl IntoIterator<Item = (OsString, OsString)>,
+        overrides: &[(String, String)],
+    ) -> Result<Self, ConfigError> {
+        let mut layers = Layers::new();
+        if let Some(path) = file {
+            layers.add_file(path);
+        }
+        // Sorted, so that two errors always come in the same order.
+        let variables: BTreeMap<OsString, OsString> = environment.into_iter().collect();
+        for (name, value) in variables {
+            let name = name.to_string_lossy().into_owned();
+            let Some(rest) = name.strip_prefix(PREFIX) else { continue };
+            let key = rest.to_ascii_lowercase().replace("__", ".");
+            let origin = format!("environment variable {name}");
+            match value.into_string() {
+                Ok(text) => layers.add_text(&key, &text, origin),
+                Err(_) => layers.fault(&key, origin, "is not UTF-8"),
+            }
+        }
+        for (key, text) in overrides {
+            layers.add_text(key, text, "the command line".into());
+        }
+        layers.into_config()
+    }
+}
+
+/// The values so far, later ones over earlier ones.
+struct Layers {
+    known: HashMap<String, Key>,
+    values: BTreeMap<String, Value>,
+    origins: HashMap<String, String>,
+    faults: Vec<Fault>,
+}
+
+impl Layers {
+    fn new() -> Self {
+        let known = Config::keys().into_iter().map(|key| (key.path.clone(), key)).collect();
+        Self { known, values: BTreeMap::new(), origins: HashMap::new(), faults: Vec::new() }
+    }
+
+    fn fault(&mut self, key: &str, origin: String, message: impl Into<String>) {
+        self.faults.push(Fault { key: key.into(), origin: Some(origin), message: message.into() });
+    }
+
+    fn add_file(&mut self, path: &Path) {
+        let origin = path.display().to_string();
+        let table = std::fs::read_to_string(path)
+            .map_err(|error| format!("cannot be read: {error}"))
+            .and_then(|text| File::from_str(&text, FileFormat::Toml).collect().map_err(|error| error.to_string()));
+        match table {
+            Ok(table) => self.add_table("", table, &origin),
+            Err(message) => self.fault("", origin, message),
+        }
+    }
+
+    fn add_table(&mut self, path: &str, table: Map<String, Value>, origin: &str) {
+        let sorted: BTreeMap<String, Value> = table.into_iter().collect();
+        for (name, value) in sorted {
+            let key = if path.is_empty() { name } else { format!("{path}.{name}") };
+            let kind = self.known.get(&key).map(|known| known.kind);
+            match (kind, value.kind) {
+                (Some(Kind::Section), ValueKind::Table(inner)) => self.add_table(&key, inner, origin),
+                (Some(kind), value) if fits(kind, &value) => self.set(key, value, origin.into()),
+                (Some(kind), value) => {
+                    self.fault(&key, origin.into(), format!("must be {}, and is {}", needs(kind), what_it_is(&value)));
+                }
+                (None, _) => self.unknown(&key, origin.into()),
+            }
+        }
+    }
+
+    fn add_text(&mut self, key: &str, text: &str, origin: String) {
+        let value = match self.known.get(key).map(|known| known.kind) {
+            None => return self.unknown(key, origin),
+            Some(Kind::Section) => return self.fault(key, origin, "is a section: name a key in it"),
+            Some(Kind::Text | Kind::Size) => Some(ValueKind::String(text.into())),
+            Some(Kind::Integer) => text.trim().parse().map(ValueKind::I64).ok(),
+            Some(Kind::Bool) => text.trim().parse().map(ValueKind::Boolean).ok(),
+            Some(Kind::List) => Some(ValueKind::Array(
+                text.split(',')
+                    .map(str::trim)
+                    .filter(|item| !item.is_empty())
+                    .map(|item| Value::new(None, ValueKind::String(item.into())))
+                    .collect(),
+            )),
+        };
+        match value {
+            Some(value) => self.set(key.into(), value, origin),
+            None => {
+                let kind = self.known.get(key).map_or(Kind::Text, |known| known.kind);
+                self.fault(key, origin, format!("must be {}, and is \"{text}\"", needs(kind)));
+            }
+        }
+    }
+
+    fn set(&mut self, key: String, value: ValueKind, origin: String) {
+        self.values.insert(key.clone(), Value::new(Some(&origin), value));
+        self.origins.insert(key, origin);
+    }
+
+    fn unknown(&mut self, key: &str, origin: String) {
+        let near = self.known.keys().min_by_key(|known| (distance(key, known), (*known).clone()));
+        let hint = match near {
+            Some(near) if distance(key, near) <= 3 => format!("; did you mean {near}?"),
+            _ => String::new(),
+        };
+        self.fault(key, origin, format!("is not a setting{hint}"));
+    }
+
+    fn into_config(mut self) -> Result<Config, ConfigError> {
+        if !self.faults.is_empty() {
+            return Err(ConfigError { faults: self.faults });
+        }
+        let mut builder = config::Config::builder();
+        for (key, value) in std::mem::take(&mut self.values) {
+            builder = builder.set_override(&key, value).map_err(|error| self.read_error(&key, &error))?;
+        }
+        let merged = builder.build().map_err(|error| self.read_error("", &error))?;
+        let loaded: Config = serde_path_to_error::deserialize(merged)
+            .map_err(|error| self.read_error(&error.path().to_string(), error.inner()))?;
+        loaded.validate().map_err(|mut error| {
+            for fault in &mut error.faults {
+                fault.origin = self.origins.get(&fault.key).cloned();
+            }
+            error
+        })?;
+        Ok(loaded)
+    }
+
+    fn read_error(&self, key: &str, error: &config::ConfigError) -> ConfigError {
+        let message = format!("cannot be used: {}", root_message(error));
+        ConfigError { faults: vec![Fault { key: key.into(), origin: self.origins.get(key).cloned(), message }] }
+    }
+}
+
+/// The message without the key and the origin, which the crate adds and [`Fault`] has already.
+fn root_message(error: &config::ConfigError) -> String {
+    match error {
+        config::ConfigError::At { error, .. } => root_message(error),
+        config::ConfigError::Type { unexpected, expected, .. } => format!("{unexpected} is not {expected}"),
+        other => other.to_string(),
+    }
+}
+
+/// The crate would take `true` for 1 and round 8.7; the file has types, so they are minded.
+fn fits(kind: Kind, value: &ValueKind) -> bool {
+    use ValueKind::{Array, Boolean, I64, String, U64};
+    match kind {
+        Kind::Section => false,
+        Kind::Text => matches!(value, String(_)),
+        Kind::Size => matches!(value, String(_) | I64(_) | U64(_)),
+        Kind::Integer => matches!(value, I64(_) | U64(_)),
+        Kind::Bool => matches!(value, Boolean(_)),
+        Kind::List => matches!(value, Array(items) if items.iter().all(|item| matches!(item.kind, String(_)))),
+    }
+}
+
+fn needs(kind: Kind) -> &'static str {
+    match kind {
+        Kind::Section => "a section",
+        Kind::Text => "a text in quotes",
+        Kind::Size => "a size such as \"4MiB\"",
+        Kind::Integer => "a whole number",
+        Kind::Bool => "true or false",
+        Kind::List => "a list of texts",
+    }
+}
+
+fn what_it_is(value: &ValueKind) -> String {
+    match value {
+        ValueKind::Table(_) => "a section".into(),
+        ValueKind::Array(_) => "a list".into(),
+        ValueKind::String(text) => format!("\"{text}\""),
+        other => other.to_string(),
+    }
+}
+
+/// How many letters must be changed to make one word the other (Levenshtein).
+fn distance(one: &str, other: &str) -> usize {
+    let other: Vec<char> = other.chars().collect();
+    let mut row: Vec<usize> = (0..=other.len()).collect();
+    for (i, a) in one.chars().enumerate() {
+        let mut diagonal = row[0];
+        row[0] = i + 1;
+        for (j, b) in other.iter().enumerate() {
+            let changed = diagonal + usize::from(a != *b);
+            diagonal = row[j + 1];
+            row[j + 1] = changed.min(row[j] + 1).min(diagonal + 1);
+        }
+    }
+    row[other.len()]
+}

@@ -1,0 +1,115 @@
+//! How a section is written down once, and becomes a struct, its defaults, and the list of its keys.
+
+use super::{ByteSize, ServiceUrl};
+use crate::domain::time::Span;
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+/// What a key holds, which decides how the text of an environment variable or a flag is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// A table of further keys.
+    Section,
+    /// Text, also durations, addresses and paths.
+    Text,
+    /// A size: text with a unit, or a number of bytes.
+    Size,
+    /// A whole number.
+    Integer,
+    /// `true` or `false`.
+    Bool,
+    /// A list of texts; in the environment and in flags separated by commas.
+    List,
+}
+
+/// One key of the settings.
+#[derive(Clone, Debug)]
+pub struct Key {
+    /// From the root: `store.batch.max_items`.
+    pub path: String,
+    /// What it holds.
+    pub kind: Kind,
+    /// The lines of its documentation.
+    pub docs: &'static [&'static str],
+    /// A value for the sample when there is no default.
+    pub example: Option<&'static str>,
+}
+
+/// A type that a key can have.
+pub(super) trait Setting {
+    /// What it is in a file.
+    const KIND: Kind;
+
+    /// The keys inside of it, if it is a section.
+    fn inner_keys(_path: &str, _keys: &mut Vec<Key>) {}
+}
+
+macro_rules! kinds {
+    ($($ty:ty => $kind:ident),+ $(,)?) => { $(impl Setting for $ty { const KIND: Kind = Kind::$kind; })+ };
+}
+
+kinds! {
+    String => Text, PathBuf => Text, SocketAddr => Text, Span => Text, ServiceUrl => Text, ByteSize => Size,
+    u32 => Integer, usize => Integer, bool => Bool, Vec<String> => List,
+}
+
+impl<T: Setting> Setting for Option<T> {
+    const KIND: Kind = T::KIND;
+}
+
+/// Makes a section: the struct with its docs, `Default`, and the list of its keys in the order of the sample.
+macro_rules! section {
+    (
+        $(#[doc = $about:literal])+
+        pub struct $name:ident {
+            $($(#[doc = $doc:literal])+ $field:ident: $ty:ty = $default:expr $(, example $example:literal)?;)+
+        }
+    ) => {
+        $(#[doc = $about])+
+        #[derive(Clone, Debug, PartialEq, ::serde::Serialize, ::serde::Deserialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub struct $name {
+            $($(#[doc = $doc])+ pub $field: $ty,)+
+        }
+
+        impl Default for $name {
+            fn default() -> Self {
+                Self { $($field: $default),+ }
+            }
+        }
+
+        impl $crate::config::setting::Setting for $name {
+            const KIND: $crate::config::Kind = $crate::config::Kind::Section;
+
+            fn inner_keys(path: &str, keys: &mut Vec<$crate::config::Key>) {
+                $(
+                    let name = stringify!($field);
+                    let field = if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
+                    keys.push($crate::config::Key {
+                        path: field.clone(),
+                        kind: <$ty as $crate::config::setting::Setting>::KIND,
+                        docs: &[$($doc),+],
+                        example: [$($example,)?].first().copied(),
+                    });
+                    <$ty as $crate::config::setting::Setting>::inner_keys(&field, keys);
+                )+
+            }
+        }
+
+        impl $name {
+            /// What the section is about, for the head of the sample.
+            #[allow(dead_code, reason = "only the root's is shown")]
+            pub(super) const ABOUT: &'static [&'static str] = &[$($about),+];
+        }
+    };
+}
+pub(super) use section;
+
+impl super::Config {
+    /// All keys, sections before what is in them, in the order of the sample.
+    pub fn keys() -> Vec<Key> {
+        let mut keys = Vec::new();
+        <Self as Setting>::inner_keys("", &mut keys);
+        keys
+    }
+}

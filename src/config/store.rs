@@ -1,0 +1,54 @@
+//! `[store]`
+
+use super::ServiceUrl;
+use super::error::Checks;
+use super::setting::section;
+use crate::domain::time::Span;
+
+section! {
+    /// The database.
+    pub struct Store {
+        /// Where it is: sqlite://PATH for one node, postgres://… for many. Default: odoshi.db in data_dir.
+        url: Option<ServiceUrl> = None, example "sqlite://odoshi-data/odoshi.db";
+        /// How many connections are kept.
+        pool_size: usize = 8;
+        /// When collected rows are written.
+        batch: Batch = Batch::default();
+    }
+}
+
+section! {
+    /// When collected rows are written: whatever comes first tips the batch.
+    pub struct Batch {
+        /// So many items.
+        max_items: usize = 5000;
+        /// The oldest item has waited this long.
+        max_wait: Span = Span::millis(20);
+        /// Nothing came for this long.
+        idle: Span = Span::millis(2);
+    }
+}
+
+impl Store {
+    pub(super) fn validate(&self, checks: &mut Checks) {
+        if let Some(url) = &self.url {
+            let known = matches!(url.scheme(), "sqlite" | "postgres" | "postgresql");
+            checks.that("store.url", known, "must begin with sqlite:// or postgres://");
+            checks.that("store.url", !known || !url.rest().is_empty(), "names no database after ://");
+            checks.that(
+                "store.url",
+                !(url.scheme() == "sqlite" && url.rest().contains(":memory:")),
+                "must be a file: each connection would have a database in memory of its own",
+            );
+        }
+        checks.count("store.pool_size", self.pool_size, 1_000);
+        checks.count("store.batch.max_items", self.batch.max_items, 100_000);
+        checks.duration("store.batch.max_wait", self.batch.max_wait, Span::secs(60));
+        let idle = self.batch.idle;
+        checks.that(
+            "store.batch.idle",
+            idle <= self.batch.max_wait,
+            format!("must not be longer than store.batch.max_wait ({}), and is {idle}", self.batch.max_wait),
+        );
+    }
+}
