@@ -3,3 +3,9 @@
 pub mod problem;
 pub mod protocol;
 pub mod time;
+pub mod action;
+pub mod agent;
+pub mod command;
+pub mod counts;
+pub mod delay;
+pub mod batch;

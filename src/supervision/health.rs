@@ -1,6 +1,6 @@
 //! What supervision knows of the actors: their states, restarts and causes, shown at `/readyz`.
 
-use crate::config::SupervisionConfig;
+use crate::config::Supervision as SupervisionConfig;
 use serde::Serialize;
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicBool, Ordering};

@@ -129,7 +129,7 @@ macro_rules! fault_point {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::config::SupervisionConfig;
+    use crate::config::Supervision as SupervisionConfig;
     use crate::domain::time::Span;
 
     #[derive(Default)]

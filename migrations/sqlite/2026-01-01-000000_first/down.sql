@@ -1,0 +1,13 @@
+DROP TABLE occurrences;
+DROP TABLE schedules;
+DROP TABLE agent_metadata;
+DROP TABLE late_results;
+DROP TABLE outcomes;
+DROP TABLE open_commands;
+DROP TABLE commands;
+DROP TABLE action_counts;
+DROP TABLE actions;
+DROP TABLE agent_sessions;
+DROP TABLE nodes;
+DROP TABLE tokens;
+DROP TABLE agents;

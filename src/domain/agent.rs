@@ -1,0 +1,227 @@
+//! Agents, and the tokens that agents and people show.
+
+use super::problem::{Problem, ProblemKind};
+use super::time::Timestamp;
+use base64::Engine;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use rand::RngExt;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// The transport of agents that connect by themselves.
+pub const STREAM: &str = "stream";
+/// The most that an agent's labels, or its facts, may take as JSON, in bytes.
+pub const MAX_DESCRIPTION: usize = 64 * 1024;
+
+/// Checks an agent's name: `[A-Za-z0-9._-]{1,128}`.
+pub fn check_name(name: &str) -> Result<(), Problem> {
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if name.is_empty() || name.len() > 128 || !name.chars().all(allowed) {
+        let detail = format!("name: {name:?} is not 1 to 128 of A-Z a-z 0-9 . _ -");
+        return Err(Problem::new(ProblemKind::InvalidDocument, detail));
+    }
+    Ok(())
+}
+
+/// What an agent says of itself when it enrolls.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Enrollment {
+    /// Unique among agents.
+    pub name: String,
+    /// For targets; any strings.
+    #[serde(default)]
+    pub labels: BTreeMap<String, String>,
+    /// A JSON object.
+    #[serde(default)]
+    pub facts: serde_json::Map<String, serde_json::Value>,
+    /// The agent program's version.
+    #[serde(default)]
+    pub version: String,
+}
+
+impl Enrollment {
+    /// Reads and checks one.
+    pub fn from_json(json: &[u8]) -> Result<Self, Problem> {
+        let mut reader = serde_json::Deserializer::from_slice(json);
+        let enrollment: Self = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+            let kind = if error.inner().is_data() { ProblemKind::InvalidDocument } else { ProblemKind::MalformedJson };
+            Problem::new(kind, error.to_string())
+        })?;
+        check_name(&enrollment.name)?;
+        let too_large = |key: &str| {
+            let detail = format!("{key}: larger than {MAX_DESCRIPTION} bytes as JSON");
+            Problem::new(ProblemKind::InvalidDocument, detail)
+        };
+        let labels: usize = enrollment.labels.iter().map(|(key, value)| key.len() + value.len() + 6).sum();
+        if labels > MAX_DESCRIPTION {
+            return Err(too_large("labels"));
+        }
+        if !facts_fit(&enrollment.facts) {
+            return Err(too_large("facts"));
+        }
+        if enrollment.version.len() > 128 {
+            return Err(Problem::new(ProblemKind::InvalidDocument, "version: longer than 128 bytes"));
+        }
+        Ok(enrollment)
+    }
+}
+
+/// Whether facts are small enough to be kept.
+pub fn facts_fit(facts: &serde_json::Map<String, serde_json::Value>) -> bool {
+    serde_json::to_string(facts).is_ok_and(|json| json.len() <= MAX_DESCRIPTION)
+}
+
+/// An agent as the pipeline names it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AgentRef {
+    /// The store's key; never given to another agent.
+    pub no: i64,
+    /// Unique among agents that are not removed.
+    pub name: String,
+    /// How commands reach it.
+    pub transport: String,
+    /// Where, if the transport needs to know.
+    pub address: Option<String>,
+    /// Gets nothing while it is.
+    pub disabled: bool,
+}
+
+/// What a token allows, from least to most; enrolling and being an agent stand aside.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Role {
+    /// All that reads.
+    Viewer,
+    /// Actions, schedules and previews.
+    Operator,
+    /// Agents and tokens as well.
+    Admin,
+    /// Enrolling, and nothing else.
+    Enroll,
+    /// One agent's own calls.
+    Agent,
+}
+
+impl Role {
+    /// The word in the interface.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Viewer => "viewer",
+            Self::Operator => "operator",
+            Self::Admin => "admin",
+            Self::Enroll => "enroll",
+            Self::Agent => "agent",
+        }
+    }
+
+    /// The role with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Viewer, Self::Operator, Self::Admin, Self::Enroll, Self::Agent]
+            .into_iter()
+            .find(|role| role.as_str() == name)
+    }
+
+    /// Whether a token of this role may do what needs `needed`.
+    pub fn allows(self, needed: Self) -> bool {
+        let rank = |role| match role {
+            Self::Viewer => Some(0),
+            Self::Operator => Some(1),
+            Self::Admin => Some(2),
+            Self::Enroll | Self::Agent => None,
+        };
+        match (rank(self), rank(needed)) {
+            (Some(has), Some(needs)) => has >= needs,
+            (Some(2), None) => needed == Self::Enroll,
+            _ => self == needed,
+        }
+    }
+}
+
+/// A secret that stands for a role. Shown once; the store keeps its hash.
+#[derive(Clone)]
+pub struct Secret(String);
+
+impl Secret {
+    /// A new one: 32 random bytes.
+    pub fn random() -> Self {
+        let bytes: [u8; 32] = rand::rng().random();
+        Self(format!("odoshi_{}", URL_SAFE_NO_PAD.encode(bytes)))
+    }
+
+    /// The text to show once.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+
+    /// What the store keeps.
+    pub fn hash(&self) -> Vec<u8> {
+        hash_of(&self.0)
+    }
+}
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Secret(…)")
+    }
+}
+
+/// SHA-256 of a token's text. The tokens are random and long, so that a fast hash gives nothing away, and looking one
+/// up by its hash tells an attacker's stopwatch nothing about the token.
+pub fn hash_of(token: &str) -> Vec<u8> {
+    Sha256::digest(token.as_bytes()).to_vec()
+}
+
+/// A token as it is stored and listed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Token {
+    /// For revoking it.
+    pub id: Uuid,
+    /// What it allows.
+    pub role: Role,
+    /// For people.
+    pub name: String,
+    /// Whose it is, if it is an agent's.
+    #[serde(skip)]
+    pub agent_no: Option<i64>,
+    /// When it was made.
+    pub created_at: Timestamp,
+    /// From when on it is not valid.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+    /// When it was revoked.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub revoked_at: Option<Timestamp>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roles_contain_each_other_and_agents_stand_aside() {
+        assert!(Role::Admin.allows(Role::Viewer) && Role::Operator.allows(Role::Viewer));
+        assert!(!Role::Viewer.allows(Role::Operator) && !Role::Operator.allows(Role::Admin));
+        assert!(Role::Enroll.allows(Role::Enroll) && Role::Admin.allows(Role::Enroll));
+        assert!(!Role::Enroll.allows(Role::Viewer) && !Role::Admin.allows(Role::Agent) && !Role::Agent.allows(Role::Viewer));
+    }
+
+    #[test]
+    fn names_are_checked() {
+        for good in ["a", "web-1.example_com", &"x".repeat(128)] {
+            assert!(check_name(good).is_ok(), "{good}");
+        }
+        for bad in ["", "a b", "a/b", "ü", &"x".repeat(129), "a\n"] {
+            assert!(check_name(bad).is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_secret_is_not_shown_by_accident() {
+        let secret = Secret::random();
+        assert!(!format!("{secret:?}").contains(secret.reveal()));
+        assert_eq!(secret.hash(), hash_of(secret.reveal()));
+    }
+}

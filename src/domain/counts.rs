@@ -1,0 +1,75 @@
+//! Exact counts of an action's commands by state.
+
+use super::command::CommandState;
+use serde::{Deserialize, Serialize};
+
+/// How many commands of an action are in which state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counts {
+    /// All that are written.
+    pub total: i64,
+    /// Whether `total` is final.
+    pub resolved: bool,
+    /// Not handed over, or between two runs.
+    pub pending: i64,
+    /// Handed over, without a result.
+    pub sent: i64,
+    /// Ran well.
+    pub succeeded: i64,
+    /// Ran and failed.
+    pub failed: i64,
+    /// Without a result in time.
+    pub timed_out: i64,
+    /// Never handed over.
+    pub undeliverable: i64,
+    /// Not handed over in time.
+    pub expired: i64,
+    /// Ended by a user.
+    pub cancelled: i64,
+}
+
+impl Counts {
+    /// How many are in this state.
+    pub fn of(&self, state: CommandState) -> i64 {
+        match state {
+            CommandState::Pending => self.pending,
+            CommandState::Sent => self.sent,
+            CommandState::Succeeded => self.succeeded,
+            CommandState::Failed => self.failed,
+            CommandState::TimedOut => self.timed_out,
+            CommandState::Undeliverable => self.undeliverable,
+            CommandState::Expired => self.expired,
+            CommandState::Cancelled => self.cancelled,
+        }
+    }
+
+    fn of_mut(&mut self, state: CommandState) -> &mut i64 {
+        match state {
+            CommandState::Pending => &mut self.pending,
+            CommandState::Sent => &mut self.sent,
+            CommandState::Succeeded => &mut self.succeeded,
+            CommandState::Failed => &mut self.failed,
+            CommandState::TimedOut => &mut self.timed_out,
+            CommandState::Undeliverable => &mut self.undeliverable,
+            CommandState::Expired => &mut self.expired,
+            CommandState::Cancelled => &mut self.cancelled,
+        }
+    }
+
+    /// A command came into being, pending.
+    pub fn add_new(&mut self, number: i64) {
+        self.total += number;
+        self.pending += number;
+    }
+
+    /// A command went from one state to another.
+    pub fn move_one(&mut self, from: CommandState, to: CommandState) {
+        *self.of_mut(from) -= 1;
+        *self.of_mut(to) += 1;
+    }
+
+    /// How many are in a final state.
+    pub fn finished(&self) -> i64 {
+        CommandState::ALL.into_iter().filter(|state| state.is_final()).map(|state| self.of(state)).sum()
+    }
+}

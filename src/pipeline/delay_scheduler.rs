@@ -1,0 +1,320 @@
+//! Hands commands over when they are due.
+//!
+//! Only what is due within `delay.horizon`, and whose agent can be reached from here, is in memory; the rest waits in the
+//! store. Three ways lead in:
+//! - a *cursor* per open action over its commands in key order (due times grow with the key). The command store's
+//!   [`Committed`] moves it on without reading; where that doesn't join on, or there is no room, or the rest is not due
+//!   yet, the cursor stays *behind* and reads from the store when its time has come;
+//! - open rows that fall due again, told by [`DueAgain`] and read ahead of time from the store;
+//! - now and then everything that should have gone out long ago is read again: a hint that was lost costs latency, and
+//!   nothing else.
+//!
+//! Commands of agents that have no connection here get an open row `waiting`, and are found when the agent connects.
+//! What is due goes to the sender router in order of (due time, priority, arrival), in chunks, a few at a time.
+//!
+//! Dies: starts with empty hands, each cursor at the action's `dispatched_through`. What was on its way may go out twice;
+//! agents run it once.
+
+mod intake;
+
+use super::action_book::ActionBook;
+use super::batcher::Put;
+use super::messages::{Cancelled, Committed, Delivery, Dispatch, Drain, DueAgain};
+use super::outcomes::{OutcomeSink, Outcomes};
+use super::presence::Presence;
+use super::sender_router::SenderRouter;
+use crate::domain::action::Action;
+use crate::domain::command::Event;
+use crate::domain::delay::DelayQueue;
+use crate::domain::time::Timestamp;
+use crate::store::{Due, Report, Store};
+use actix::prelude::*;
+use std::collections::{BTreeMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+
+/// How much goes to the router at a time.
+const CHUNK: usize = 1_000;
+/// Chunks that the router has not answered yet.
+const CHUNKS_AT_A_TIME: usize = 4;
+/// How many commands may be on their way to a `waiting` row.
+const HOLDS_AT_A_TIME: usize = 20_000;
+/// How long a command rests whose chunk the router gave back.
+const REST: Duration = Duration::from_millis(200);
+/// Sleep no longer than this: the machine's clock may be set.
+const LONGEST_SLEEP: Duration = Duration::from_secs(5);
+
+/// What the scheduler needs.
+#[derive(Clone)]
+pub struct SchedulerParts {
+    /// Where everything is read again.
+    pub store: Arc<dyn Store>,
+    /// The actions in memory.
+    pub book: ActionBook,
+    /// Who is connected here.
+    pub presence: Presence,
+    /// Where due commands go.
+    pub router: Addr<SenderRouter>,
+    /// Where `waiting` rows are written.
+    pub outcomes: Addr<Outcomes>,
+    /// How far ahead commands are in memory.
+    pub horizon: Duration,
+    /// How many are in memory at most.
+    pub capacity: usize,
+}
+
+/// What is known of a command in memory.
+#[derive(Clone, Debug)]
+struct Entry {
+    action: Arc<Action>,
+    transport: Arc<str>,
+    due: Due,
+}
+
+/// How far an action's commands have been taken in.
+#[derive(Debug)]
+struct Cursor {
+    /// The agent key up to which they are.
+    at: i64,
+    /// `Some`: there is, or may be, more in the store, to be read at this time.
+    behind: Option<Timestamp>,
+    /// A hint came while the store was read.
+    hinted: bool,
+    /// `dispatched_through` when it was looked at last.
+    dispatched: i64,
+}
+
+/// See the module.
+pub struct DelayScheduler {
+    parts: SchedulerParts,
+    queue: DelayQueue<(i64, i64), Entry>,
+    cursors: BTreeMap<i64, Cursor>,
+    /// Open rows due up to here have been read.
+    open_read_through: Timestamp,
+    /// Where the slow second reading of open rows is.
+    second_reading: Timestamp,
+    /// Commands in chunks that the router has.
+    dispatched: HashSet<(i64, i64)>,
+    chunks: usize,
+    holds: usize,
+    reading: bool,
+    timer: Option<(Timestamp, SpawnHandle)>,
+    draining: Option<oneshot::Sender<()>>,
+    stopped: bool,
+}
+
+impl DelayScheduler {
+    /// With nothing in memory.
+    pub fn new(parts: SchedulerParts) -> Self {
+        Self {
+            queue: DelayQueue::new(parts.capacity),
+            cursors: BTreeMap::new(),
+            open_read_through: Timestamp(0),
+            second_reading: Timestamp(0),
+            dispatched: HashSet::new(),
+            chunks: 0,
+            holds: 0,
+            reading: false,
+            timer: None,
+            draining: None,
+            stopped: false,
+            parts,
+        }
+    }
+
+    fn horizon(&self) -> Timestamp {
+        self.parts.store.now().plus(self.parts.horizon)
+    }
+
+    /// Puts one command in; false when there is no room.
+    fn insert(&mut self, action: &Arc<Action>, transport: &Arc<str>, due: Due) -> bool {
+        if self.queue.room() == 0 {
+            return false;
+        }
+        let key = (due.action_no, due.agent_no);
+        if !self.dispatched.contains(&key) {
+            let (at, priority) = (due.due_at, action.priority);
+            let entry = Entry { action: action.clone(), transport: transport.clone(), due };
+            // Refused: it is in there already.
+            self.queue.insert(key, at, priority, entry).ok();
+        }
+        true
+    }
+
+    /// Hands over what is due, and sets the timer for what comes next.
+    fn dispatch(&mut self, ctx: &mut Context<Self>) {
+        crate::fault_point!("delay_scheduler");
+        while !self.stopped && self.chunks < CHUNKS_AT_A_TIME {
+            let now = self.parts.store.now();
+            let mut due = self.queue.pop_due(now, CHUNK);
+            if due.is_empty() {
+                break;
+            }
+            // What a user ended or what expired gets its outcome from the housekeeper.
+            due.retain(|(_, entry)| !entry.action.is_cancelled() && entry.action.expires_at > now);
+            let entries: Vec<Entry> = due.into_iter().map(|(_, entry)| entry).collect();
+            self.hand_over(entries, ctx);
+        }
+        self.set_timer(ctx);
+        self.finish_drain();
+    }
+
+    fn hand_over(&mut self, entries: Vec<Entry>, ctx: &mut Context<Self>) {
+        if entries.is_empty() {
+            return;
+        }
+        self.dispatched.extend(entries.iter().map(|entry| (entry.due.action_no, entry.due.agent_no)));
+        let deliveries = entries
+            .iter()
+            .map(|entry| {
+                (entry.transport.clone(), Delivery { due: entry.due.clone(), action: entry.action.clone() })
+            })
+            .collect();
+        self.chunks += 1;
+        let answer = self.parts.router.send(Dispatch(deliveries));
+        ctx.spawn(answer.into_actor(self).map(move |answer, scheduler, ctx| {
+            scheduler.chunks -= 1;
+            for entry in &entries {
+                scheduler.dispatched.remove(&(entry.due.action_no, entry.due.agent_no));
+            }
+            if let Err(error) = answer {
+                log::warn!(commands = entries.len(), error = error.to_string().as_str();
+                    "a chunk of due commands came back and is tried again");
+                let again = scheduler.parts.store.now().plus(REST);
+                for mut entry in entries {
+                    entry.due.due_at = again;
+                    let (action, transport) = (entry.action.clone(), entry.transport.clone());
+                    scheduler.insert(&action, &transport, entry.due);
+                }
+            }
+            scheduler.dispatch(ctx);
+            scheduler.read(ctx);
+        }));
+    }
+
+    fn set_timer(&mut self, ctx: &mut Context<Self>) {
+        let next = if self.stopped || self.chunks >= CHUNKS_AT_A_TIME { None } else { self.queue.next_due() };
+        match (next, &self.timer) {
+            (Some(next), Some((set, _))) if *set <= next => {}
+            (None, None) => {}
+            (next, _) => {
+                if let Some((_, timer)) = self.timer.take() {
+                    ctx.cancel_future(timer);
+                }
+                if let Some(next) = next {
+                    // A millisecond more: the store's time is cut to milliseconds, and nothing may go out early.
+                    let wait = next.since(self.parts.store.now()).min(LONGEST_SLEEP) + Duration::from_millis(1);
+                    let timer = ctx.run_later(wait, |scheduler, ctx| {
+                        scheduler.timer = None;
+                        scheduler.dispatch(ctx);
+                        scheduler.read(ctx);
+                    });
+                    self.timer = Some((next, timer));
+                }
+            }
+        }
+    }
+
+    /// Writes `waiting` rows for commands whose agents are not here.
+    fn hold(&mut self, action: &Arc<Action>, away: Vec<(i64, Timestamp)>, ctx: &mut Context<Self>) {
+        if away.is_empty() {
+            return;
+        }
+        let count = away.len();
+        self.holds += count;
+        let reports = away
+            .into_iter()
+            .map(|(agent_no, due_at)| Report {
+                action_no: action.no,
+                agent_no,
+                policy: action.policy,
+                event: Event::Hold { due_at },
+                fresh: false,
+            })
+            .collect();
+        let written = self.parts.outcomes.send(Put::<OutcomeSink>(reports));
+        ctx.spawn(written.into_actor(self).map(move |written, scheduler, ctx| {
+            scheduler.holds -= count;
+            if !matches!(written, Ok(Some(_))) {
+                // The slow reading finds them: they have neither outcome nor open row.
+                log::warn!(commands = count; "commands of absent agents are looked at again later");
+            }
+            scheduler.read(ctx);
+            scheduler.finish_drain();
+        }));
+    }
+
+    fn finish_drain(&mut self) {
+        if self.chunks == 0
+            && self.holds == 0
+            && let Some(drained) = self.draining.take()
+        {
+            drained.send(()).ok();
+        }
+    }
+}
+
+impl Actor for DelayScheduler {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.look_again(ctx);
+        ctx.run_interval(intake::LOOK_AGAIN, |scheduler, ctx| scheduler.look_again(ctx));
+        ctx.run_interval(intake::READ_AHEAD, |scheduler, ctx| scheduler.read(ctx));
+    }
+}
+
+impl Supervised for DelayScheduler {
+    fn restarting(&mut self, _: &mut Self::Context) {
+        let (draining, stopped) = (self.draining.take(), self.stopped);
+        *self = Self { draining, stopped, ..Self::new(self.parts.clone()) };
+    }
+}
+
+impl Handler<Committed> for DelayScheduler {
+    type Result = ();
+
+    fn handle(&mut self, committed: Committed, ctx: &mut Self::Context) {
+        self.take_committed(committed, ctx);
+        self.dispatch(ctx);
+        self.read(ctx);
+    }
+}
+
+impl Handler<DueAgain> for DelayScheduler {
+    type Result = ();
+
+    fn handle(&mut self, DueAgain(again): DueAgain, ctx: &mut Self::Context) {
+        let horizon = self.horizon();
+        let soon: Vec<Due> = again.into_iter().filter(|due| due.due_at <= horizon).collect();
+        self.take_again(soon, ctx);
+    }
+}
+
+impl Handler<Cancelled> for DelayScheduler {
+    type Result = ();
+
+    fn handle(&mut self, cancelled: Cancelled, _: &mut Self::Context) {
+        let nos: HashSet<i64> = cancelled.0.iter().map(|(no, _)| *no).collect();
+        nos.iter().for_each(|no| self.parts.book.cancel(*no));
+        self.queue.remove_where(|(action_no, _), _| nos.contains(action_no));
+        self.cursors.retain(|no, _| !nos.contains(no));
+        self.parts.router.try_send(cancelled).ok();
+    }
+}
+
+impl Handler<Drain> for DelayScheduler {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
+        // What is not handed over stays pending in the store.
+        self.stopped = true;
+        let (sender, drained) = oneshot::channel();
+        self.draining = Some(sender);
+        self.finish_drain();
+        Box::pin(async move {
+            drained.await.ok();
+        })
+    }
+}

@@ -1,0 +1,279 @@
+//! How commands come into the scheduler: from the command store's hints, and from the store.
+
+use super::super::messages::Committed;
+use super::{Cursor, DelayScheduler, HOLDS_AT_A_TIME};
+use crate::domain::action::Action;
+use crate::domain::agent::STREAM;
+use crate::domain::time::Timestamp;
+use crate::store::{Due, OpenAction, StoreError, UntouchedPage};
+use actix::prelude::*;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often open rows that come due within the horizon are read, at most.
+pub(super) const READ_AHEAD: Duration = Duration::from_secs(2);
+/// How often all open actions are looked at, for what was lost.
+pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// Rows per read.
+const PAGE: usize = 5_000;
+
+/// What is read next.
+enum Next {
+    /// The commands of an action from its cursor on.
+    Commands(i64, i64),
+    /// Open rows due in this range; `true`: the second reading.
+    Open(Timestamp, Timestamp, bool),
+}
+
+/// What a read brought.
+enum Page {
+    Commands(i64, Option<Arc<Action>>, UntouchedPage),
+    Open(Vec<(Arc<Action>, Arc<str>, Due)>, Option<Timestamp>, Timestamp, bool),
+}
+
+impl DelayScheduler {
+    /// Takes in what was just committed, if it joins on to what is here; else the cursor is behind.
+    pub(super) fn take_committed(&mut self, committed: Committed, ctx: &mut Context<Self>) {
+        let Committed { action, after, through, commands } = committed;
+        let now = self.parts.store.now();
+        let cursor = self.cursors.entry(action.no).or_insert(Cursor { at: 0, behind: None, hinted: false, dispatched: 0 });
+        if cursor.behind.is_some() || cursor.at != after {
+            cursor.hinted = true;
+            cursor.behind.get_or_insert(now);
+            return;
+        }
+        let taken = self.take_in(&action, commands, ctx);
+        if let Some(cursor) = self.cursors.get_mut(&action.no) {
+            match taken {
+                Taken::All => cursor.at = through,
+                Taken::Until(at, when) => {
+                    cursor.at = at.max(after);
+                    cursor.behind = Some(when);
+                }
+            }
+        }
+    }
+
+    /// Takes commands in, in key order, as far as there is room and the horizon reaches.
+    fn take_in(
+        &mut self,
+        action: &Arc<Action>,
+        commands: Vec<(i64, Arc<str>, Timestamp)>,
+        ctx: &mut Context<Self>,
+    ) -> Taken {
+        let (now, horizon) = (self.parts.store.now(), self.horizon());
+        let mut away = Vec::new();
+        let mut at = 0;
+        let mut stopped = None;
+        for (agent_no, transport, due_at) in commands {
+            if due_at > horizon {
+                // Ahead of its time by half the horizon.
+                stopped = Some(due_at.minus(self.parts.horizon / 2).max(now));
+                break;
+            }
+            if &*transport == STREAM && !self.parts.presence.contains(agent_no) {
+                if self.holds + away.len() >= HOLDS_AT_A_TIME {
+                    stopped = Some(now);
+                    break;
+                }
+                away.push((agent_no, due_at));
+            } else {
+                let (action_no, priority) = (action.no, action.priority);
+                let due = Due { action_no, agent_no, run: 1, attempts: 0, due_at, priority, open: false };
+                if !self.insert(action, &transport, due) {
+                    stopped = Some(now);
+                    break;
+                }
+            }
+            at = agent_no;
+        }
+        self.hold(action, away, ctx);
+        stopped.map_or(Taken::All, |when| Taken::Until(at, when))
+    }
+
+    /// Takes in commands with an open row that fall due again.
+    pub(super) fn take_again(&mut self, again: Vec<Due>, ctx: &mut Context<Self>) {
+        if again.is_empty() || self.stopped {
+            return;
+        }
+        let (store, book) = (self.parts.store.clone(), self.parts.book.clone());
+        let presence = self.parts.presence.clone();
+        let looked_up = async move {
+            let mut transports: HashMap<i64, Arc<str>> = HashMap::new();
+            let absent: Vec<i64> = again.iter().map(|due| due.agent_no).filter(|no| !presence.contains(*no)).collect();
+            for agent in store.agent_get_many(&absent).await? {
+                transports.insert(agent.no, agent.transport.into());
+            }
+            let stream: Arc<str> = STREAM.into();
+            let mut found = Vec::with_capacity(again.len());
+            for due in again {
+                let transport = if presence.contains(due.agent_no) {
+                    stream.clone()
+                } else {
+                    match transports.get(&due.agent_no) {
+                        // Removed, or a stream that is not connected here: its session finds the row when it comes.
+                        None => continue,
+                        Some(transport) if &**transport == STREAM => continue,
+                        Some(transport) => transport.clone(),
+                    }
+                };
+                if let Some(action) = book.get(due.action_no).await? {
+                    found.push((action, transport, due));
+                }
+            }
+            Ok::<_, StoreError>(found)
+        };
+        ctx.spawn(looked_up.into_actor(self).map(|found, scheduler, ctx| match found {
+            Ok(found) => {
+                for (action, transport, due) in found {
+                    scheduler.insert(&action, &transport, due);
+                }
+                scheduler.dispatch(ctx);
+            }
+            Err(error) => log::warn!(error = error.to_string().as_str(); "retries are looked at again later"),
+        }));
+    }
+
+    /// Reads what is due to be read, one page at a time.
+    pub(super) fn read(&mut self, ctx: &mut Context<Self>) {
+        if self.reading || self.stopped || self.queue.room() == 0 || self.holds >= HOLDS_AT_A_TIME {
+            return;
+        }
+        let Some(next) = self.next_read() else { return };
+        self.reading = true;
+        let (store, book) = (self.parts.store.clone(), self.parts.book.clone());
+        let limit = PAGE.min(self.queue.room());
+        let read = async move {
+            match next {
+                Next::Commands(no, after) => {
+                    let page = store.command_untouched(no, after, limit).await?;
+                    Ok(Page::Commands(no, book.get(no).await?, page))
+                }
+                Next::Open(after, until, second) => {
+                    let rows = store.command_due(after, until, limit).await?;
+                    let full = rows.len() >= limit;
+                    let last = rows.last().filter(|_| full).map(|(due, _)| due.due_at);
+                    let mut found = Vec::with_capacity(rows.len());
+                    for (due, transport) in rows {
+                        if let Some(action) = book.get(due.action_no).await? {
+                            found.push((action, transport, due));
+                        }
+                    }
+                    Ok::<_, StoreError>(Page::Open(found, last, until, second))
+                }
+            }
+        };
+        ctx.spawn(read.into_actor(self).map(|page, scheduler, ctx| {
+            scheduler.reading = false;
+            match page {
+                Ok(page) => {
+                    scheduler.take_page(page, ctx);
+                    scheduler.dispatch(ctx);
+                    scheduler.read(ctx);
+                }
+                Err(error) => log::warn!(error = error.to_string().as_str(); "the scheduler waits for the store"),
+            }
+        }));
+    }
+
+    fn next_read(&self) -> Option<Next> {
+        let (now, horizon) = (self.parts.store.now(), self.horizon());
+        if self.open_read_through < now.plus(self.parts.horizon / 2) {
+            return Some(Next::Open(self.open_read_through, horizon, false));
+        }
+        if self.second_reading > Timestamp(0) {
+            return Some(Next::Open(Timestamp(self.second_reading.0 - 1), now, true));
+        }
+        let behind = |cursor: &Cursor| cursor.behind.is_some_and(|when| when <= now);
+        self.cursors.iter().find(|(_, cursor)| behind(cursor)).map(|(no, cursor)| Next::Commands(*no, cursor.at))
+    }
+
+    fn take_page(&mut self, page: Page, ctx: &mut Context<Self>) {
+        match page {
+            Page::Open(found, last, until, second) => {
+                for (action, transport, due) in found {
+                    self.insert(&action, &transport, due);
+                }
+                if second {
+                    self.second_reading = last.map_or(Timestamp(0), |last| Timestamp(last.0 + 1));
+                } else {
+                    self.open_read_through = last.unwrap_or(until);
+                }
+            }
+            Page::Commands(no, Some(action), page) if !action.is_cancelled() => {
+                let now = self.parts.store.now();
+                let taken = self.take_in(&action, page.commands, ctx);
+                let Some(cursor) = self.cursors.get_mut(&no) else { return };
+                match (taken, page.through) {
+                    (Taken::Until(at, when), _) => {
+                        cursor.at = cursor.at.max(at);
+                        cursor.behind = Some(when);
+                    }
+                    (Taken::All, Some(through)) => {
+                        cursor.at = cursor.at.max(through);
+                        cursor.behind = Some(now);
+                    }
+                    (Taken::All, None) => cursor.behind = std::mem::take(&mut cursor.hinted).then_some(now),
+                }
+            }
+            Page::Commands(no, ..) => {
+                self.cursors.remove(&no);
+            }
+        }
+    }
+
+    /// Looks at all open actions: knows those it didn't know, forgets those that ended, and goes back in those where
+    /// nothing has moved since the last time though commands are missing.
+    pub(super) fn look_again(&mut self, ctx: &mut Context<Self>) {
+        if self.stopped {
+            return;
+        }
+        let store = self.parts.store.clone();
+        let list = async move {
+            let mut open: Vec<OpenAction> = Vec::new();
+            loop {
+                let after = open.last().map_or(0, |action| action.no);
+                let page = store.action_list_open(after, PAGE).await?;
+                let full = page.len() >= PAGE;
+                open.extend(page);
+                if !full {
+                    return Ok::<_, StoreError>(open);
+                }
+            }
+        };
+        ctx.spawn(list.into_actor(self).map(|open, scheduler, ctx| match open {
+            Ok(open) => {
+                scheduler.compare(&open);
+                scheduler.read(ctx);
+            }
+            Err(error) => log::warn!(error = error.to_string().as_str(); "open actions are looked at again later"),
+        }));
+    }
+
+    fn compare(&mut self, open: &[OpenAction]) {
+        let now = self.parts.store.now();
+        let known: BTreeSet<i64> = open.iter().map(|action| action.no).collect();
+        self.cursors.retain(|no, _| known.contains(no));
+        for action in open.iter().filter(|action| !action.cancelled && !action.expired) {
+            let dispatched = action.dispatched_through;
+            let fresh = Cursor { at: dispatched, behind: Some(now), hinted: false, dispatched };
+            let cursor = self.cursors.entry(action.no).or_insert(fresh);
+            if cursor.behind.is_none() && dispatched < action.resolved_through && cursor.dispatched == dispatched {
+                cursor.at = dispatched;
+                cursor.behind = Some(now);
+            }
+            cursor.dispatched = dispatched;
+        }
+        if self.second_reading == Timestamp(0) {
+            self.second_reading = Timestamp(1);
+        }
+    }
+}
+
+/// How much of a page was taken in.
+enum Taken {
+    All,
+    /// Up to this agent key (0: nothing); the rest is to be looked at then.
+    Until(i64, Timestamp),
+}

@@ -1,0 +1,84 @@
+//! What the actors say to each other, in the order in which data flows.
+
+use crate::domain::action::Action;
+use crate::domain::time::Timestamp;
+use crate::store::{CommandPage, Due, Inserted};
+use actix::prelude::*;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// HTTP, spool loader → resolver: there are new actions. A hint; the resolver also looks by itself.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Resolve;
+
+/// Resolver → command store: one page of commands to be written.
+pub struct NewPage {
+    /// The action.
+    pub action: Arc<Action>,
+    /// What is to be written.
+    pub page: CommandPage,
+    /// The same commands as the scheduler wants them: (agent, transport, due time).
+    pub commands: Vec<(i64, Arc<str>, Timestamp)>,
+}
+
+/// Command store → delay scheduler: these commands are committed. A hint: if it is lost, or there is no room, the scheduler
+/// reads them from the store.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Committed {
+    /// The action.
+    pub action: Arc<Action>,
+    /// The agent key after which the page begins.
+    pub after: i64,
+    /// The agent key up to which it goes.
+    pub through: i64,
+    /// (agent, transport, due time), in key order.
+    pub commands: Vec<(i64, Arc<str>, Timestamp)>,
+}
+
+/// Outcomes, sessions → delay scheduler: these have an open row and fall due again. A hint, like [`Committed`].
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct DueAgain(pub Vec<Due>);
+
+/// One command on its way to its agent.
+#[derive(Clone, Debug)]
+pub struct Delivery {
+    /// Which command, run and attempt.
+    pub due: Due,
+    /// Its action.
+    pub action: Arc<Action>,
+}
+
+/// Delay scheduler → sender router: these are due, in order. Answered when the senders have taken them over.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Dispatch(pub Vec<(Arc<str>, Delivery)>);
+
+/// Sender router → a sender: hand these over, and [`Record`](super::outcomes::Record) what becomes of each.
+///
+/// The answer means: they are mine now. A sender that can't reach an agent records
+/// [`Event::Hold`](crate::domain::command::Event::Hold); one whose attempt failed
+/// [`Event::AttemptFailed`](crate::domain::command::Event::AttemptFailed).
+#[derive(Clone, Message)]
+#[rtype(result = "()")]
+pub struct Deliver(pub Vec<Delivery>);
+
+/// HTTP → delay scheduler, sender router → senders: these actions were ended by a user; agents should hear of it.
+#[derive(Clone, Message)]
+#[rtype(result = "()")]
+pub struct Cancelled(pub Vec<(i64, Uuid)>);
+
+/// Outcomes, HTTP → housekeeper: these actions have changed. A hint; it also looks by itself.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Touched(pub Vec<i64>);
+
+/// App → each actor on the way out, source first: finish what is under way. Answered when that is done.
+#[derive(Clone, Copy, Message)]
+#[rtype(result = "()")]
+pub struct Drain;
+
+/// What the command store answers for a page.
+pub type PageAnswer = Inserted;

@@ -1,0 +1,91 @@
+//! Records what happens to commands: results, `sent`, hand-overs that failed, and what the housekeeper closes.
+//!
+//! Receives [`Record`] from sessions, senders, the delay scheduler and the housekeeper; answers after the commit, so that
+//! whoever tells an agent `stored` tells the truth. Afterwards it tells the delay scheduler what falls due again and the
+//! housekeeper which actions have changed. It awaits the store alone.
+//!
+//! Dies: see [`batcher`](super::batcher). An agent whose result was in here isn't told `stored`, and sends it again.
+
+use super::batcher::{Batcher, Put, Refused, Sink};
+use super::delay_scheduler::DelayScheduler;
+use super::housekeeper::Housekeeper;
+use super::messages::{DueAgain, Touched};
+use crate::domain::command::Answer;
+use crate::store::{Due, Report, Store, StoreResult};
+use actix::prelude::*;
+use std::collections::BTreeSet;
+use std::sync::{Arc, OnceLock};
+
+/// The actor.
+pub type Outcomes = Batcher<OutcomeSink>;
+
+/// Anyone → outcomes: this happened.
+pub type Record = Put<OutcomeSink>;
+
+/// The actors upstream that are told what was recorded. They are started after the outcomes, hence the late binding.
+#[derive(Clone, Default)]
+pub struct Upstream {
+    scheduler: Arc<OnceLock<Addr<DelayScheduler>>>,
+    housekeeper: Arc<OnceLock<Addr<Housekeeper>>>,
+}
+
+impl Upstream {
+    /// Names the delay scheduler, once.
+    pub fn set_scheduler(&self, scheduler: Addr<DelayScheduler>) {
+        self.scheduler.set(scheduler).ok();
+    }
+
+    /// Names the housekeeper, once.
+    pub fn set_housekeeper(&self, housekeeper: Addr<Housekeeper>) {
+        self.housekeeper.set(housekeeper).ok();
+    }
+}
+
+/// Reports, on their way into the store.
+#[derive(Clone)]
+pub struct OutcomeSink {
+    /// Where they are written.
+    pub store: Arc<dyn Store>,
+    /// Who hears of it.
+    pub upstream: Upstream,
+}
+
+impl Sink for OutcomeSink {
+    type Item = Report;
+    type Answer = Answer;
+
+    const NAME: &'static str = "outcomes";
+
+    async fn write(&self, reports: &[Report]) -> StoreResult<Vec<Answer>> {
+        self.store.outcome_record(reports).await
+    }
+
+    async fn written(&self, reports: Vec<Report>, answers: &[Result<Answer, Refused>]) {
+        let mut again = Vec::new();
+        let mut touched = BTreeSet::new();
+        for (report, answer) in reports.iter().zip(answers) {
+            match answer {
+                Ok(Answer::Again { run, attempts, due_at }) => again.push(Due {
+                    action_no: report.action_no,
+                    agent_no: report.agent_no,
+                    run: *run,
+                    attempts: *attempts,
+                    due_at: *due_at,
+                    priority: 0,
+                    open: true,
+                }),
+                Ok(Answer::Stored) => {
+                    touched.insert(report.action_no);
+                }
+                _ => {}
+            }
+        }
+        // Hints upstream are never awaited: nobody may wait in a circle. `try_send` drops them when a mailbox is full.
+        if let (false, Some(scheduler)) = (again.is_empty(), self.upstream.scheduler.get()) {
+            scheduler.try_send(DueAgain(again)).ok();
+        }
+        if let (false, Some(housekeeper)) = (touched.is_empty(), self.upstream.housekeeper.get()) {
+            housekeeper.try_send(Touched(touched.into_iter().collect())).ok();
+        }
+    }
+}

@@ -1,0 +1,115 @@
+//! Passes due commands to the sender of their agents' transport.
+//!
+//! Receives [`Dispatch`] from the delay scheduler and sends [`Deliver`] to the senders; its answer waits for theirs, so
+//! that the scheduler's credits bound what is under way. Commands whose transport nobody serves here get a `waiting` row.
+//!
+//! Dies: the chunks in hand come back to the scheduler, which tries them again.
+
+use super::batcher::Put;
+use super::messages::{Cancelled, Deliver, Delivery, Dispatch};
+use super::outcomes::{OutcomeSink, Outcomes};
+use crate::domain::command::Event;
+use crate::store::Report;
+use actix::prelude::*;
+use futures_util::future::join_all;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+/// A sender as the router knows it.
+#[derive(Clone)]
+pub struct Route {
+    /// Takes commands over.
+    pub deliver: Recipient<Deliver>,
+    /// Hears of actions that users ended, if it wants to.
+    pub cancelled: Option<Recipient<Cancelled>>,
+}
+
+/// See the module.
+pub struct SenderRouter {
+    routes: HashMap<String, Route>,
+    outcomes: Addr<Outcomes>,
+}
+
+impl SenderRouter {
+    /// With the senders by transport.
+    pub fn new(routes: HashMap<String, Route>, outcomes: Addr<Outcomes>) -> Self {
+        Self { routes, outcomes }
+    }
+}
+
+impl Actor for SenderRouter {
+    type Context = Context<Self>;
+}
+
+impl Supervised for SenderRouter {}
+
+impl Handler<Dispatch> for SenderRouter {
+    type Result = ResponseActFuture<Self, ()>;
+
+    fn handle(&mut self, Dispatch(deliveries): Dispatch, _: &mut Self::Context) -> Self::Result {
+        crate::fault_point!("sender_router");
+        let mut by_transport: Vec<(Arc<str>, Vec<Delivery>)> = Vec::new();
+        for (transport, delivery) in deliveries {
+            match by_transport.iter_mut().find(|(known, _)| *known == transport) {
+                Some((_, chunk)) => chunk.push(delivery),
+                None => by_transport.push((transport, vec![delivery])),
+            }
+        }
+        let mut taken_over = Vec::new();
+        let mut unserved = Vec::new();
+        for (transport, chunk) in by_transport {
+            match self.routes.get(&*transport) {
+                Some(route) => {
+                    let deliver = route.deliver.clone();
+                    taken_over.push(async move {
+                        let copy = chunk.clone();
+                        deliver.send(Deliver(chunk)).await.err().map(|_| copy)
+                    });
+                }
+                None => {
+                    log::warn!(transport = &*transport, commands = chunk.len(); "no sender here serves a transport");
+                    unserved.extend(chunk);
+                }
+            }
+        }
+        let outcomes = self.outcomes.clone();
+        let done = async move {
+            // A sender that fell over a chunk, or is being restarted: the agents' commands wait in the store, and are
+            // read again like those of absent agents.
+            for chunk in join_all(taken_over).await.into_iter().flatten() {
+                log::warn!(commands = chunk.len(); "a sender fell over a chunk; its commands go back to the store");
+                unserved.extend(chunk);
+            }
+            if !unserved.is_empty() {
+                let held = unserved.into_iter().map(hold).collect();
+                if !matches!(outcomes.send(Put::<OutcomeSink>(held)).await, Ok(Some(_))) {
+                    log::warn!("commands without a sender are looked at again later");
+                }
+            }
+        };
+        Box::pin(done.into_actor(self))
+    }
+}
+
+/// The report that a command can't be handed over now.
+pub(crate) fn hold(delivery: Delivery) -> Report {
+    Report {
+        action_no: delivery.due.action_no,
+        agent_no: delivery.due.agent_no,
+        policy: delivery.action.policy,
+        event: Event::Hold { due_at: delivery.due.due_at },
+        fresh: false,
+    }
+}
+
+impl Handler<Cancelled> for SenderRouter {
+    type Result = ();
+
+    fn handle(&mut self, cancelled: Cancelled, _: &mut Self::Context) {
+        for route in self.routes.values() {
+            if let Some(recipient) = &route.cancelled {
+                recipient.try_send(cancelled.clone()).ok();
+            }
+        }
+    }
+}

@@ -1,0 +1,331 @@
+//! Turns files of the spool into actions.
+//!
+//! Woken by the file system's notification *and* by a period, so that a lost notification costs `scan_interval` and
+//! nothing else. Takes a bounded number of files at a time, stores their actions in one transaction, and only then moves
+//! them to `done/`; tells the resolver. If the store is away, the files go back to `new/`: the pressure stays in the folder.
+//!
+//! Dies: what it had in hand lies in `cur/` and is taken back at the restart; a file that was stored but not moved is
+//! stored again as the same action, since its id is derived from the file.
+
+use super::messages::{Drain, Resolve};
+use super::resolver::Resolver;
+use super::spool::{Spool, Taken, TakenFile};
+use crate::domain::action::NewAction;
+use crate::domain::problem::{Problem, ProblemKind};
+use crate::store::{Accepted, Store, StoreError};
+use actix::prelude::*;
+use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use std::io;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+
+/// Files per transaction.
+const FILES_AT_A_TIME: usize = 200;
+/// How often `done/` and `failed/` are looked through for what is too old.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+/// How many old files go at a time.
+const PRUNE_AT_A_TIME: usize = 1_000;
+
+/// What the loader needs to know.
+#[derive(Clone, Debug)]
+pub struct SpoolSettings {
+    /// The folder.
+    pub dir: PathBuf,
+    /// The largest file, in bytes.
+    pub max_body: u64,
+    /// How often it looks without being told.
+    pub scan_interval: Duration,
+    /// How long files stay in `done/` and `failed/`.
+    pub keep: Duration,
+}
+
+/// See the module.
+pub struct SpoolLoader {
+    settings: SpoolSettings,
+    store: Arc<dyn Store>,
+    resolver: Addr<Resolver>,
+    spool: Arc<Mutex<Spool>>,
+    watcher: Option<RecommendedWatcher>,
+    /// A notification is in the mailbox.
+    notified: Arc<AtomicBool>,
+    scanning: bool,
+    /// Something came while it was scanning.
+    again: bool,
+    pruned: Option<Instant>,
+    draining: Option<oneshot::Sender<()>>,
+}
+
+impl SpoolLoader {
+    /// Opens the folder.
+    ///
+    /// # Errors
+    /// When it can't be made or used.
+    pub fn new(settings: SpoolSettings, store: Arc<dyn Store>, resolver: Addr<Resolver>) -> io::Result<Self> {
+        let spool = Arc::new(Mutex::new(Spool::open(&settings.dir, settings.max_body)?));
+        Ok(Self {
+            settings,
+            store,
+            resolver,
+            spool,
+            watcher: None,
+            notified: Arc::default(),
+            scanning: false,
+            again: false,
+            pruned: None,
+            draining: None,
+        })
+    }
+
+    fn watch(&mut self, ctx: &mut Context<Self>) {
+        let (loader, notified) = (ctx.address(), self.notified.clone());
+        let watcher = notify::recommended_watcher(move |_| {
+            // Ten thousand files make one message.
+            if !notified.swap(true, Ordering::AcqRel) {
+                loader.do_send(Scan);
+            }
+        })
+        .and_then(|mut watcher| {
+            let folder = self.settings.dir.join("new");
+            watcher.watch(&folder, RecursiveMode::NonRecursive).map(|()| watcher)
+        });
+        match watcher {
+            Ok(watcher) => self.watcher = Some(watcher),
+            Err(error) => log::warn!(folder:? = self.settings.dir, error = error.to_string().as_str();
+                "no file notification; the spool is looked at every scan_interval only"),
+        }
+    }
+
+    fn scan(&mut self, ctx: &mut Context<Self>) {
+        if self.draining.is_some() {
+            return;
+        }
+        if self.scanning {
+            self.again = true;
+            return;
+        }
+        crate::fault_point!("spool_loader");
+        self.scanning = true;
+        self.again = false;
+        let prune = self.pruned.is_none_or(|last| last.elapsed() >= PRUNE_EVERY);
+        if prune {
+            self.pruned = Some(Instant::now());
+        }
+        let keep = prune.then_some(self.settings.keep);
+        let round = run_once(self.spool.clone(), self.store.clone(), keep);
+        ctx.spawn(round.into_actor(self).map(|round, loader, ctx| {
+            loader.scanning = false;
+            if round.stored {
+                loader.resolver.try_send(Resolve).ok();
+            }
+            if let Some(drained) = loader.draining.take() {
+                drained.send(()).ok();
+            } else if (round.full || loader.again) && !round.store_away {
+                ctx.address().do_send(Scan);
+            }
+        }));
+    }
+}
+
+/// How one round went.
+#[derive(Debug, Default)]
+pub struct Round {
+    /// Actions were stored.
+    pub stored: bool,
+    /// There may be more files.
+    pub full: bool,
+    /// The files went back.
+    pub store_away: bool,
+}
+
+/// Takes files, stores their actions, and moves the files to where they belong.
+pub async fn run_once(spool: Arc<Mutex<Spool>>, store: Arc<dyn Store>, prune: Option<Duration>) -> Round {
+    let taken = on_disk(&spool, move |spool| {
+        if let Some(keep) = prune {
+            let removed = spool.prune(keep, PRUNE_AT_A_TIME)?;
+            if removed > 0 {
+                log::info!(files = removed; "old files removed from the spool");
+            }
+        }
+        spool.take(FILES_AT_A_TIME)
+    })
+    .await;
+    let taken = match taken {
+        Ok(taken) => taken,
+        Err(error) => {
+            log::error!(error = error.to_string().as_str(); "the spool cannot be read");
+            return Round::default();
+        }
+    };
+    let mut round = Round { full: taken.len() >= FILES_AT_A_TIME, ..Round::default() };
+    let mut files = Vec::new();
+    for one in taken {
+        match one {
+            Taken::File(file) => files.push(file),
+            Taken::Failed { name, problem } => log::warn!(file:? = name, problem = problem.detail.as_str();
+                "a spool entry is not an action"),
+            Taken::Stuck { name, error } => {
+                round.full = false;
+                log::error!(file:? = name, error = error.to_string().as_str(); "a spool file cannot be taken now");
+            }
+        }
+    }
+    if files.is_empty() {
+        return round;
+    }
+    let now = store.now();
+    let (mut actions, mut sources, mut moves) = (Vec::new(), Vec::new(), Vec::new());
+    for TakenFile { name, content, derived_id } in files {
+        match NewAction::from_json(&content, derived_id, now) {
+            Ok(action) => {
+                actions.push(action);
+                sources.push(name);
+            }
+            Err(problem) => moves.push((name, Err(problem))),
+        }
+    }
+    match store_all(&*store, actions).await {
+        Ok(accepted) => {
+            for (name, accepted) in sources.into_iter().zip(accepted) {
+                moves.push((name, accepted.map(|()| round.stored = true)));
+            }
+        }
+        Err(error) => {
+            log::warn!(files = sources.len(), error = error.to_string().as_str(); "spool files wait for the store");
+            round.store_away = true;
+            let back = on_disk(&spool, move |spool| sources.iter().try_for_each(|name| spool.give_back(name))).await;
+            if let Err(error) = back {
+                log::error!(error = error.to_string().as_str(); "spool files stay in cur/ until the next start");
+            }
+        }
+    }
+    let moved = on_disk(&spool, move |spool| {
+        let mut first_error = None;
+        for (name, fate) in &moves {
+            let moved = match fate {
+                Ok(()) => spool.done(name),
+                Err(problem) => {
+                    log::warn!(file:? = name, problem = problem.detail.as_str(); "a spool file is not a valid action");
+                    spool.fail(name, problem)
+                }
+            };
+            if let Err(error) = moved {
+                first_error.get_or_insert(error);
+            }
+        }
+        first_error.map_or(Ok(()), Err)
+    })
+    .await;
+    if let Err(error) = moved {
+        log::error!(error = error.to_string().as_str(); "a spool file stays in cur/ until the next start");
+    }
+    round
+}
+
+/// Stores all actions in one transaction; if the store refuses that, one by one, so that only the one at fault fails.
+async fn store_all(store: &dyn Store, actions: Vec<NewAction>) -> Result<Vec<Result<(), Problem>>, StoreError> {
+    let verdict = |accepted: Accepted, id: uuid::Uuid| match accepted {
+        Accepted::Stored { .. } => Ok(()),
+        Accepted::Conflict => {
+            Err(Problem::new(ProblemKind::Conflict, format!("id: {id} is taken by an action with other content")))
+        }
+    };
+    let ids: Vec<_> = actions.iter().map(|action| action.id).collect();
+    match store.action_insert(actions.clone()).await {
+        Ok(accepted) => Ok(accepted.into_iter().zip(ids).map(|(accepted, id)| verdict(accepted, id)).collect()),
+        Err(error) if error.is_transient() => Err(error),
+        Err(_) => {
+            let mut verdicts = Vec::with_capacity(actions.len());
+            for action in actions {
+                let id = action.id;
+                verdicts.push(match store.action_insert(vec![action]).await {
+                    Ok(mut accepted) => accepted.pop().map_or(Ok(()), |accepted| verdict(accepted, id)),
+                    Err(error) if error.is_transient() => return Err(error),
+                    Err(error) => Err(Problem::new(ProblemKind::InvalidDocument, error.to_string())),
+                });
+            }
+            Ok(verdicts)
+        }
+    }
+}
+
+/// Runs what may block on a thread of its own.
+async fn on_disk<T: Send + 'static>(
+    spool: &Arc<Mutex<Spool>>,
+    task: impl FnOnce(&mut Spool) -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let spool = spool.clone();
+    tokio::task::spawn_blocking(move || task(&mut spool.lock().unwrap_or_else(PoisonError::into_inner)))
+        .await
+        .unwrap_or_else(|error| Err(io::Error::other(error)))
+}
+
+impl Actor for SpoolLoader {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.scanning = true;
+        self.watch(ctx);
+        let spool = self.spool.clone();
+        let recovered = async move { on_disk(&spool, Spool::recover).await };
+        ctx.spawn(recovered.into_actor(self).map(|recovered, loader, ctx| {
+            match recovered {
+                Ok(0) => {}
+                Ok(files) => log::info!(files; "spool files of an interrupted run are taken again"),
+                Err(error) => log::error!(error = error.to_string().as_str(); "spool/cur cannot be recovered"),
+            }
+            loader.scanning = false;
+            loader.scan(ctx);
+        }));
+        ctx.run_interval(self.settings.scan_interval, |loader, ctx| loader.scan(ctx));
+    }
+}
+
+impl Supervised for SpoolLoader {
+    fn restarting(&mut self, _: &mut Self::Context) {
+        self.watcher = None;
+        self.notified.store(false, Ordering::Release);
+        self.scanning = false;
+        self.again = false;
+        match Spool::open(&self.settings.dir, self.settings.max_body) {
+            // A fresh one: what the old one held is to be recovered.
+            Ok(spool) => self.spool = Arc::new(Mutex::new(spool)),
+            Err(error) => log::error!(error = error.to_string().as_str(); "the spool cannot be opened again"),
+        }
+    }
+}
+
+/// File system → spool loader: look.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Scan;
+
+impl Handler<Scan> for SpoolLoader {
+    type Result = ();
+
+    fn handle(&mut self, _: Scan, ctx: &mut Self::Context) {
+        self.notified.store(false, Ordering::Release);
+        self.scan(ctx);
+    }
+}
+
+impl Handler<Drain> for SpoolLoader {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
+        self.watcher = None;
+        let (sender, drained) = oneshot::channel();
+        if self.scanning {
+            self.draining = Some(sender);
+        } else {
+            // Nothing is under way, and with this nothing begins.
+            self.scanning = true;
+            sender.send(()).ok();
+        }
+        Box::pin(async move {
+            drained.await.ok();
+        })
+    }
+}

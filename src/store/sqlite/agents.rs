@@ -1,0 +1,189 @@
+//! Agents, their sessions, and this process.
+
+use super::filter;
+use super::json;
+use super::schema::{agents, nodes, tokens};
+use super::super::{Enrolled, NewAgent};
+use crate::domain::agent::{AgentRef, Role};
+use crate::domain::target::Target;
+use crate::domain::time::Timestamp;
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Text};
+use std::collections::HashMap;
+use std::sync::Arc;
+use uuid::Uuid;
+
+pub(super) fn node_start(
+    conn: &mut SqliteConnection,
+    name: &str,
+    incarnation: &str,
+    now: Timestamp,
+) -> QueryResult<()> {
+    // The database file is locked by one process: whatever else is in here is dead.
+    diesel::delete(nodes::table).execute(conn)?;
+    sql_query("DELETE FROM agent_sessions").execute(conn)?;
+    diesel::insert_into(nodes::table)
+        .values((
+            nodes::incarnation.eq(incarnation),
+            nodes::name.eq(name),
+            nodes::started_at.eq(now.0),
+            nodes::heartbeat.eq(now.0),
+        ))
+        .execute(conn)?;
+    sql_query("UPDATE actions SET owner = ? WHERE ended_at IS NULL").bind::<Text, _>(incarnation).execute(conn)?;
+    Ok(())
+}
+
+fn insert_one(conn: &mut SqliteConnection, agent: &NewAgent, now: Timestamp) -> QueryResult<Option<i64>> {
+    let said = &agent.enrollment;
+    // The unique index leaves removed agents out: their names can be used again.
+    sql_query(
+        "INSERT INTO agents (name, transport, address, labels, facts, version, enrolled_at) \
+         VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) WHERE removed_at IS NULL DO NOTHING RETURNING no AS key",
+    )
+    .bind::<Text, _>(&said.name)
+    .bind::<Text, _>(&agent.transport)
+    .bind::<diesel::sql_types::Nullable<Text>, _>(&agent.address)
+    .bind::<Text, _>(json(&said.labels)?)
+    .bind::<Text, _>(json(&said.facts)?)
+    .bind::<Text, _>(&said.version)
+    .bind::<BigInt, _>(now.0)
+    .get_result::<Key>(conn)
+    .optional()
+    .map(|row| row.map(|row| row.key))
+}
+
+#[derive(QueryableByName)]
+pub(super) struct Key {
+    #[diesel(sql_type = BigInt)]
+    pub(super) key: i64,
+}
+
+pub(super) fn enroll(
+    conn: &mut SqliteConnection,
+    agent: &NewAgent,
+    token_hash: Vec<u8>,
+    now: Timestamp,
+) -> QueryResult<Enrolled> {
+    let Some(no) = insert_one(conn, agent, now)? else { return Ok(Enrolled::Taken) };
+    diesel::insert_into(tokens::table)
+        .values((
+            tokens::id.eq(Uuid::now_v7().to_string()),
+            tokens::hash.eq(token_hash),
+            tokens::role.eq(Role::Agent.as_str()),
+            tokens::name.eq(&agent.enrollment.name),
+            tokens::agent_no.eq(no),
+            tokens::created_at.eq(now.0),
+        ))
+        .execute(conn)?;
+    Ok(Enrolled::New(AgentRef {
+        no,
+        name: agent.enrollment.name.clone(),
+        transport: agent.transport.clone(),
+        address: agent.address.clone(),
+        disabled: false,
+    }))
+}
+
+pub(super) fn insert(conn: &mut SqliteConnection, agents: &[NewAgent], now: Timestamp) -> QueryResult<()> {
+    for agent in agents {
+        insert_one(conn, agent, now)?;
+    }
+    Ok(())
+}
+
+pub(super) fn refresh(
+    conn: &mut SqliteConnection,
+    agent_no: i64,
+    labels: Option<String>,
+    facts: String,
+    version: String,
+    now: Timestamp,
+) -> QueryResult<()> {
+    if let Some(labels) = labels {
+        diesel::update(agents::table.find(agent_no)).set(agents::labels.eq(labels)).execute(conn)?;
+    }
+    diesel::update(agents::table.find(agent_no))
+        .set((agents::facts.eq(facts), agents::version.eq(version), agents::last_seen.eq(now.0)))
+        .execute(conn)?;
+    Ok(())
+}
+
+pub(super) fn get_many(conn: &mut SqliteConnection, nos: &[i64]) -> QueryResult<Vec<AgentRef>> {
+    let rows = agents::table
+        .filter(agents::no.eq_any(nos))
+        .filter(agents::removed_at.is_null())
+        .order(agents::no)
+        .select((agents::no, agents::name, agents::transport, agents::address, agents::disabled))
+        .load::<(i64, String, String, Option<String>, bool)>(conn)?;
+    let agent = |(no, name, transport, address, disabled)| AgentRef { no, name, transport, address, disabled };
+    Ok(rows.into_iter().map(agent).collect())
+}
+
+pub(super) fn matching(
+    conn: &mut SqliteConnection,
+    target: &Target,
+    now: Timestamp,
+    after: i64,
+    limit: usize,
+) -> QueryResult<Vec<(i64, Arc<str>)>> {
+    let rows = filter::members(target, now)
+        .filter(agents::no.gt(after))
+        .order(agents::no)
+        .limit(i64::try_from(limit).unwrap_or(i64::MAX))
+        .select((agents::no, agents::transport))
+        .load::<(i64, String)>(conn)?;
+    // A fleet has few transports: one string each, not one per agent.
+    let mut transports: HashMap<String, Arc<str>> = HashMap::new();
+    Ok(rows
+        .into_iter()
+        .map(|(no, transport)| {
+            let shared = transports.entry(transport).or_insert_with_key(|transport| transport.as_str().into());
+            (no, shared.clone())
+        })
+        .collect())
+}
+
+pub(super) fn session_open(
+    conn: &mut SqliteConnection,
+    sessions: &[(i64, i64)],
+    here: &str,
+    now: Timestamp,
+) -> QueryResult<()> {
+    sql_query(
+        "INSERT INTO agent_sessions (agent_no, incarnation, epoch, connected_at) \
+         SELECT value ->> 0, ?2, value ->> 1, ?3 FROM json_each(?1) WHERE TRUE \
+         ON CONFLICT (agent_no) DO UPDATE SET incarnation = excluded.incarnation, epoch = excluded.epoch, \
+         connected_at = excluded.connected_at WHERE excluded.epoch > agent_sessions.epoch",
+    )
+    .bind::<Text, _>(json(sessions)?)
+    .bind::<Text, _>(here)
+    .bind::<BigInt, _>(now.0)
+    .execute(conn)?;
+    seen(conn, sessions, now)
+}
+
+pub(super) fn session_close(
+    conn: &mut SqliteConnection,
+    sessions: &[(i64, i64)],
+    here: &str,
+    now: Timestamp,
+) -> QueryResult<()> {
+    sql_query(
+        "DELETE FROM agent_sessions WHERE incarnation = ?2 AND (agent_no, epoch) IN \
+         (SELECT value ->> 0, value ->> 1 FROM json_each(?1))",
+    )
+    .bind::<Text, _>(json(sessions)?)
+    .bind::<Text, _>(here)
+    .execute(conn)?;
+    seen(conn, sessions, now)
+}
+
+fn seen(conn: &mut SqliteConnection, sessions: &[(i64, i64)], now: Timestamp) -> QueryResult<()> {
+    sql_query("UPDATE agents SET last_seen = ?2 WHERE no IN (SELECT value ->> 0 FROM json_each(?1))")
+        .bind::<Text, _>(json(sessions)?)
+        .bind::<BigInt, _>(now.0)
+        .execute(conn)?;
+    Ok(())
+}

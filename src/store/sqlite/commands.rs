@@ -1,0 +1,365 @@
+//! Commands and open commands: written in pages, read by the scheduler, the agents' sessions and the reconcilers.
+
+use super::super::{CommandPage, CommandView, Due, Inserted, Unfinished, UntouchedPage};
+use super::actions::Deltas;
+use super::agents::Key;
+use super::{corrupt, json};
+use crate::domain::command::{CommandState, OpenState};
+use crate::domain::time::Timestamp;
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Bool, Integer, Nullable, SmallInt, Text};
+use std::collections::HashMap;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Neither outcome nor open row, of a command `c`.
+const UNTOUCHED: &str = "NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.action_no = c.action_no AND o.agent_no = c.agent_no) \
+     AND NOT EXISTS (SELECT 1 FROM open_commands p WHERE p.action_no = c.action_no AND p.agent_no = c.agent_no)";
+
+fn sql_limit(limit: usize) -> i64 {
+    i64::try_from(limit).unwrap_or(i64::MAX)
+}
+
+pub(super) fn insert(conn: &mut SqliteConnection, pages: &[CommandPage], lane: &str) -> QueryResult<Vec<Inserted>> {
+    let mut deltas = Deltas::default();
+    let inserted = pages.iter().map(|page| insert_page(conn, page, &mut deltas)).collect::<QueryResult<Vec<_>>>()?;
+    deltas.write(conn, lane)?;
+    Ok(inserted)
+}
+
+fn insert_page(conn: &mut SqliteConnection, page: &CommandPage, deltas: &mut Deltas) -> QueryResult<Inserted> {
+    use super::schema::actions;
+    // Whoever moved the action on (another page, a cancel, a restart) makes this page a thing of the past.
+    let moved = diesel::update(
+        actions::table
+            .find(page.action_no)
+            .filter(actions::resolved_through.eq(page.after))
+            .filter(actions::resolved.eq(false))
+            .filter(actions::cancelled.eq(false)),
+    )
+    .set((actions::resolved_through.eq(page.through), actions::resolved.eq(page.last)))
+    .execute(conn)?;
+    if moved == 0 {
+        return Ok(Inserted::Moved);
+    }
+    let written = if page.commands.iter().all(|(_, due)| due.is_none()) {
+        let agents: Vec<i64> = page.commands.iter().map(|(agent, _)| *agent).collect();
+        sql_query(
+            "INSERT INTO commands (action_no, agent_no) SELECT ?2, value FROM json_each(?1) WHERE TRUE \
+             ON CONFLICT DO NOTHING",
+        )
+        .bind::<Text, _>(json(&agents)?)
+        .bind::<BigInt, _>(page.action_no)
+        .execute(conn)?
+    } else {
+        let rows: Vec<(i64, Option<i64>)> =
+            page.commands.iter().map(|(agent, due)| (*agent, due.map(|due| due.0))).collect();
+        sql_query(
+            "INSERT INTO commands (action_no, agent_no, due_at) SELECT ?2, value ->> 0, value ->> 1 \
+             FROM json_each(?1) WHERE TRUE ON CONFLICT DO NOTHING",
+        )
+        .bind::<Text, _>(json(&rows)?)
+        .bind::<BigInt, _>(page.action_no)
+        .execute(conn)?
+    };
+    if written > 0 {
+        deltas.of(page.action_no).add_new(i64::try_from(written).unwrap_or(i64::MAX));
+    }
+    Ok(Inserted::Written)
+}
+
+/// What the rows after a key look like.
+pub(super) struct Touched {
+    pub(super) first_untouched: Option<i64>,
+    pub(super) looked_at: usize,
+    pub(super) last: i64,
+}
+
+pub(super) fn touched(conn: &mut SqliteConnection, no: i64, after: i64, limit: usize) -> QueryResult<Touched> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Nullable<BigInt>)]
+        first_untouched: Option<i64>,
+        #[diesel(sql_type = BigInt)]
+        looked_at: i64,
+        #[diesel(sql_type = Nullable<BigInt>)]
+        last: Option<i64>,
+    }
+    let row = sql_query(format!(
+        "WITH page AS MATERIALIZED (SELECT action_no, agent_no FROM commands WHERE action_no = ?1 AND agent_no > ?2 \
+         ORDER BY agent_no LIMIT ?3) \
+         SELECT (SELECT agent_no FROM page c WHERE {UNTOUCHED} ORDER BY agent_no LIMIT 1) AS first_untouched, \
+         (SELECT count(*) FROM page) AS looked_at, (SELECT max(agent_no) FROM page) AS last"
+    ))
+    .bind::<BigInt, _>(no)
+    .bind::<BigInt, _>(after)
+    .bind::<BigInt, _>(sql_limit(limit))
+    .get_result::<Row>(conn)?;
+    Ok(Touched {
+        first_untouched: row.first_untouched,
+        looked_at: usize::try_from(row.looked_at).unwrap_or(0),
+        last: row.last.unwrap_or(after),
+    })
+}
+
+pub(super) fn untouched(
+    conn: &mut SqliteConnection,
+    action_no: i64,
+    after: i64,
+    limit: usize,
+) -> QueryResult<UntouchedPage> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = BigInt)]
+        agent_no: i64,
+        #[diesel(sql_type = Text)]
+        transport: String,
+        #[diesel(sql_type = BigInt)]
+        due_at: i64,
+        #[diesel(sql_type = Bool)]
+        untouched: bool,
+    }
+    let rows = sql_query(format!(
+        "SELECT c.agent_no, g.transport, coalesce(c.due_at, a.valid_from) AS due_at, {UNTOUCHED} AS untouched \
+         FROM commands c CROSS JOIN actions a ON a.no = c.action_no CROSS JOIN agents g ON g.no = c.agent_no \
+         WHERE c.action_no = ?1 AND c.agent_no > ?2 ORDER BY c.agent_no LIMIT ?3"
+    ))
+    .bind::<BigInt, _>(action_no)
+    .bind::<BigInt, _>(after)
+    .bind::<BigInt, _>(sql_limit(limit))
+    .load::<Row>(conn)?;
+    let through = rows.last().map(|row| row.agent_no);
+    let mut transports = Transports::default();
+    let commands = rows
+        .into_iter()
+        .filter(|row| row.untouched)
+        .map(|row| (row.agent_no, transports.share(row.transport), Timestamp(row.due_at)))
+        .collect();
+    Ok(UntouchedPage { commands, through })
+}
+
+/// A fleet has few transports: one string each, not one per command.
+#[derive(Default)]
+struct Transports(HashMap<String, Arc<str>>);
+
+impl Transports {
+    fn share(&mut self, transport: String) -> Arc<str> {
+        self.0.entry(transport).or_insert_with_key(|transport| transport.as_str().into()).clone()
+    }
+}
+
+#[derive(QueryableByName)]
+struct DueRow {
+    #[diesel(sql_type = BigInt)]
+    action_no: i64,
+    #[diesel(sql_type = BigInt)]
+    agent_no: i64,
+    #[diesel(sql_type = Integer)]
+    run: i32,
+    #[diesel(sql_type = Integer)]
+    attempts: i32,
+    #[diesel(sql_type = BigInt)]
+    due_at: i64,
+    #[diesel(sql_type = Integer)]
+    priority: i32,
+    #[diesel(sql_type = Bool)]
+    open: bool,
+    #[diesel(sql_type = Text)]
+    transport: String,
+}
+
+impl DueRow {
+    fn due(&self) -> Due {
+        Due {
+            action_no: self.action_no,
+            agent_no: self.agent_no,
+            run: self.run,
+            attempts: self.attempts,
+            due_at: Timestamp(self.due_at),
+            priority: self.priority,
+            open: self.open,
+        }
+    }
+}
+
+pub(super) fn backlog(
+    conn: &mut SqliteConnection,
+    agent_no: i64,
+    horizon: Timestamp,
+    now: Timestamp,
+    limit: usize,
+) -> QueryResult<Vec<Due>> {
+    let alive = "a.ended_at IS NULL AND NOT a.cancelled AND NOT a.paused AND NOT a.expired AND a.expires_at > ?3";
+    let rows = sql_query(format!(
+        "SELECT p.action_no, p.agent_no, p.run, p.attempts, p.due_at, a.priority, TRUE AS open, '' AS transport \
+         FROM open_commands p CROSS JOIN actions a ON a.no = p.action_no \
+         WHERE p.agent_no = ?1 AND p.state IN ({waiting}, {retry}) AND p.due_at <= ?2 AND {alive} \
+         UNION ALL \
+         SELECT c.action_no, c.agent_no, 1, 0, coalesce(c.due_at, a.valid_from), a.priority, FALSE, '' \
+         FROM actions a CROSS JOIN commands c ON c.action_no = a.no AND c.agent_no = ?1 \
+         WHERE a.dispatched_through < ?1 AND a.resolved_through >= ?1 AND {alive} \
+         AND coalesce(c.due_at, a.valid_from) <= ?2 AND {UNTOUCHED} \
+         ORDER BY priority DESC, due_at, action_no LIMIT ?4",
+        waiting = OpenState::Waiting as i16,
+        retry = OpenState::Retry as i16,
+    ))
+    .bind::<BigInt, _>(agent_no)
+    .bind::<BigInt, _>(horizon.0)
+    .bind::<BigInt, _>(now.0)
+    .bind::<BigInt, _>(sql_limit(limit))
+    .load::<DueRow>(conn)?;
+    Ok(rows.iter().map(DueRow::due).collect())
+}
+
+pub(super) fn due(
+    conn: &mut SqliteConnection,
+    after: Timestamp,
+    horizon: Timestamp,
+    here: &str,
+    limit: usize,
+) -> QueryResult<Vec<(Due, Arc<str>)>> {
+    let one = |state: OpenState| {
+        format!(
+            "SELECT p.action_no, p.agent_no, p.run, p.attempts, p.due_at, a.priority, TRUE AS open, g.transport \
+             FROM open_commands p CROSS JOIN actions a ON a.no = p.action_no CROSS JOIN agents g ON g.no = p.agent_no \
+             WHERE p.state = {} AND p.due_at > ?1 AND p.due_at <= ?2 AND NOT a.cancelled AND NOT a.paused \
+             AND (g.transport <> 'stream' OR EXISTS \
+             (SELECT 1 FROM agent_sessions s WHERE s.agent_no = g.no AND s.incarnation = ?3))",
+            state as i16
+        )
+    };
+    let rows = sql_query(format!(
+        "{} UNION ALL {} ORDER BY due_at, priority DESC, action_no, agent_no LIMIT ?4",
+        one(OpenState::Waiting),
+        one(OpenState::Retry)
+    ))
+    .bind::<BigInt, _>(after.0)
+    .bind::<BigInt, _>(horizon.0)
+    .bind::<Text, _>(here)
+    .bind::<BigInt, _>(sql_limit(limit))
+    .load::<DueRow>(conn)?;
+    let mut transports = Transports::default();
+    Ok(rows.into_iter().map(|row| (row.due(), transports.share(row.transport))).collect())
+}
+
+pub(super) fn overdue(conn: &mut SqliteConnection, now: Timestamp, limit: usize) -> QueryResult<Vec<(i64, i64)>> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = BigInt)]
+        action_no: i64,
+        #[diesel(sql_type = BigInt)]
+        agent_no: i64,
+    }
+    let rows = sql_query(format!(
+        "SELECT action_no, agent_no FROM open_commands WHERE state = {} AND due_at <= ?1 ORDER BY due_at LIMIT ?2",
+        OpenState::Sent as i16
+    ))
+    .bind::<BigInt, _>(now.0)
+    .bind::<BigInt, _>(sql_limit(limit))
+    .load::<Row>(conn)?;
+    Ok(rows.into_iter().map(|row| (row.action_no, row.agent_no)).collect())
+}
+
+pub(super) fn unfinished(
+    conn: &mut SqliteConnection,
+    action_no: i64,
+    which: Unfinished,
+    after: i64,
+    limit: usize,
+) -> QueryResult<Vec<i64>> {
+    let not_sent = match which {
+        Unfinished::All => String::new(),
+        Unfinished::Pending => format!(
+            " AND NOT EXISTS (SELECT 1 FROM open_commands p WHERE p.action_no = c.action_no \
+             AND p.agent_no = c.agent_no AND p.state = {})",
+            OpenState::Sent as i16
+        ),
+    };
+    let rows = sql_query(format!(
+        "SELECT c.agent_no AS key FROM commands c WHERE c.action_no = ?1 AND c.agent_no > ?2 AND NOT EXISTS \
+         (SELECT 1 FROM outcomes o WHERE o.action_no = c.action_no AND o.agent_no = c.agent_no AND o.is_final){not_sent} \
+         ORDER BY c.agent_no LIMIT ?3"
+    ))
+    .bind::<BigInt, _>(action_no)
+    .bind::<BigInt, _>(after)
+    .bind::<BigInt, _>(sql_limit(limit))
+    .load::<Key>(conn)?;
+    Ok(rows.into_iter().map(|row| row.key).collect())
+}
+
+#[derive(QueryableByName)]
+struct ViewRow {
+    #[diesel(sql_type = Text)]
+    agent: String,
+    #[diesel(sql_type = SmallInt)]
+    status: i16,
+    #[diesel(sql_type = Integer)]
+    attempts: i32,
+    #[diesel(sql_type = Integer)]
+    runs: i32,
+    #[diesel(sql_type = BigInt)]
+    due_at: i64,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    sent_at: Option<i64>,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    finished_at: Option<i64>,
+    #[diesel(sql_type = Nullable<Text>)]
+    results: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    error: Option<String>,
+}
+
+pub(super) fn list(
+    conn: &mut SqliteConnection,
+    action: Uuid,
+    state: Option<CommandState>,
+    after: Option<&str>,
+    limit: usize,
+) -> QueryResult<Vec<CommandView>> {
+    // Per command: its last ended run `o`, its open row `p`. `state` is derived as `Known::state` does.
+    let rows = sql_query(format!(
+        "WITH page AS (SELECT g.name AS agent, \
+           CASE WHEN o.is_final THEN o.status WHEN p.state = {sent} THEN {state_sent} ELSE {state_pending} END AS status, \
+           CASE WHEN p.agent_no IS NOT NULL AND NOT coalesce(o.is_final, FALSE) \
+             THEN p.attempts + (p.state = {sent}) \
+             ELSE coalesce(o.attempts + (o.sent_at IS NOT NULL OR o.results IS NOT NULL), 0) END AS attempts, \
+           max(coalesce(o.run * (o.sent_at IS NOT NULL OR o.results IS NOT NULL OR o.run > 1), 0), \
+             coalesce(CASE WHEN p.state = {sent} THEN p.run ELSE p.run - 1 END, 0)) AS runs, \
+           coalesce(p.due_at * (p.state <> {sent}), 0) AS open_due, coalesce(c.due_at, a.valid_from) AS first_due, \
+           coalesce(CASE WHEN o.is_final THEN o.sent_at END, p.sent_at) AS sent_at, \
+           CASE WHEN o.is_final THEN o.finished_at END AS finished_at, o.results, o.error \
+         FROM actions a CROSS JOIN agents g CROSS JOIN commands c ON c.action_no = a.no AND c.agent_no = g.no \
+         LEFT JOIN outcomes o ON o.action_no = a.no AND o.agent_no = g.no AND o.run = (SELECT max(run) FROM outcomes x \
+           WHERE x.action_no = a.no AND x.agent_no = g.no) \
+         LEFT JOIN open_commands p ON p.action_no = a.no AND p.agent_no = g.no \
+         WHERE a.id = ?1 AND (?2 IS NULL OR g.name > ?2)) \
+         SELECT agent, CAST(status AS INTEGER) AS status, attempts, runs, \
+           CASE WHEN open_due > 0 THEN open_due ELSE first_due END AS due_at, sent_at, finished_at, results, error \
+         FROM page WHERE (?3 IS NULL OR status = ?3) ORDER BY agent LIMIT ?4",
+        sent = OpenState::Sent as i16,
+        state_sent = CommandState::Sent as i16,
+        state_pending = CommandState::Pending as i16,
+    ))
+    .bind::<Text, _>(action.to_string())
+    .bind::<Nullable<Text>, _>(after)
+    .bind::<Nullable<SmallInt>, _>(state.map(|state| state as i16))
+    .bind::<BigInt, _>(sql_limit(limit))
+    .load::<ViewRow>(conn)?;
+    rows.into_iter()
+        .map(|row| {
+            Ok(CommandView {
+                agent: row.agent,
+                status: CommandState::from_code(row.status)
+                    .ok_or_else(|| corrupt(format!("an unknown state, {}", row.status)))?,
+                attempts: row.attempts,
+                runs: row.runs,
+                due_at: Timestamp(row.due_at),
+                sent_at: row.sent_at.map(Timestamp),
+                finished_at: row.finished_at.map(Timestamp),
+                results: row.results.map(|json| serde_json::from_str(&json)).transpose().map_err(corrupt)?,
+                error: row.error,
+            })
+        })
+        .collect()
+}

@@ -1,0 +1,356 @@
+//! The embedded half of the store: one SQLite file, for one node.
+//!
+//! One connection writes, a few read (WAL: they don't wait for each other). Each call runs as one closure on a blocking
+//! thread through diesel_async's sync wrapper, with the whole transaction inside: a caller that goes away can't leave
+//! one open, and a batch pays for one hop between threads, not for one per statement. Rows go in and keys come in as
+//! one bound JSON array that `json_each` takes apart: a batch is one statement whatever its size.
+//!
+//! `synchronous` is FULL: a commit survives the machine's crash, and batches make that affordable.
+
+mod actions;
+mod agents;
+mod commands;
+mod filter;
+mod outcomes;
+mod schema;
+mod tokens;
+
+use super::{
+    Accepted, ActionView, CommandPage, CommandView, Due, Enrolled, Inserted, NewAgent, OpenAction, Report, Resolution,
+    Store, StoreError, StoreResult, Unfinished, UntouchedPage,
+};
+use crate::domain::action::{Action, ActionState, NewAction};
+use crate::domain::agent::{AgentRef, Token};
+use crate::domain::command::{Answer, CommandState};
+use crate::domain::target::Target;
+use crate::domain::time::Timestamp;
+use async_trait::async_trait;
+use diesel::connection::SimpleConnection;
+use diesel::prelude::*;
+use diesel_async::pooled_connection::deadpool::Pool;
+use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig};
+use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
+use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::time::Duration;
+use uuid::Uuid;
+
+const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
+
+/// How long a call waits for a connection before the store counts as busy.
+const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(10);
+
+/// For every connection. The writer's checkpoint runs each 16 MiB of WAL; a reader's cache stays at 4 MiB.
+const SETUP: &str = "PRAGMA busy_timeout = 5000; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY; \
+     PRAGMA wal_autocheckpoint = 4096; PRAGMA case_sensitive_like = ON; PRAGMA foreign_keys = ON; \
+     PRAGMA cache_size = -4096;";
+
+type Wrapped = SyncConnectionWrapper<SqliteConnection>;
+
+/// See the module.
+pub struct SqliteStore {
+    writer: Pool<Wrapped>,
+    readers: Pool<Wrapped>,
+    /// Who writes: the lane of this process's counters.
+    incarnation: String,
+    /// What tests add to this machine's clock, in milliseconds.
+    offset: AtomicI64,
+}
+
+impl SqliteStore {
+    /// Opens the file at `path`, makes it if need be, and brings its tables up to date.
+    ///
+    /// # Errors
+    /// When the file can't be opened or isn't a database of this version.
+    pub async fn open(path: &Path, readers: usize) -> StoreResult<Self> {
+        let unusable = |error: String| StoreError::Unusable(format!("{}: {error}", path.display()));
+        let Some(file) = path.to_str().map(str::to_owned) else {
+            return Err(unusable("the path is not UTF-8".into()));
+        };
+        if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+            std::fs::create_dir_all(folder).map_err(|error| unusable(error.to_string()))?;
+        }
+        let migrated = {
+            let file = file.clone();
+            tokio::task::spawn_blocking(move || migrate(&file)).await
+        };
+        migrated.map_err(|error| unusable(error.to_string()))?.map_err(unusable)?;
+        Ok(Self {
+            writer: pool(&file, "PRAGMA cache_size = -32768;", 1).map_err(unusable)?,
+            readers: pool(&file, "PRAGMA query_only = ON;", readers.max(1)).map_err(unusable)?,
+            incarnation: Uuid::now_v7().to_string(),
+            offset: AtomicI64::new(0),
+        })
+    }
+
+    /// Moves the store's time away from this machine's clock, for tests.
+    pub fn set_offset(&self, millis: i64) {
+        self.offset.store(millis, Ordering::Relaxed);
+    }
+
+    async fn run<T: Send + 'static>(
+        pool: &Pool<Wrapped>,
+        during: &'static str,
+        task: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
+    ) -> StoreResult<T> {
+        let mut connection =
+            pool.get().await.map_err(|error| StoreError::Unavailable(format!("{during}: {error}")))?;
+        connection.spawn_blocking(task).await.map_err(|error| StoreError::from_diesel(during, error))
+    }
+
+    async fn read<T: Send + 'static>(
+        &self,
+        during: &'static str,
+        task: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
+    ) -> StoreResult<T> {
+        // One snapshot for all statements of a call.
+        Self::run(&self.readers, during, |conn| conn.transaction(task)).await
+    }
+
+    async fn write<T: Send + 'static>(
+        &self,
+        during: &'static str,
+        task: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
+    ) -> StoreResult<T> {
+        Self::run(&self.writer, during, |conn| conn.immediate_transaction(task)).await
+    }
+}
+
+fn migrate(file: &str) -> Result<(), String> {
+    let mut conn = SqliteConnection::establish(file).map_err(|error| error.to_string())?;
+    conn.batch_execute("PRAGMA busy_timeout = 5000; PRAGMA journal_mode = WAL;").map_err(|error| error.to_string())?;
+    conn.run_pending_migrations(MIGRATIONS).map_err(|error| error.to_string())?;
+    Ok(())
+}
+
+fn pool(file: &str, setup: &'static str, size: usize) -> Result<Pool<Wrapped>, String> {
+    let mut config = ManagerConfig::<Wrapped>::default();
+    config.custom_setup = Box::new(move |file| {
+        let file = file.to_owned();
+        Box::pin(async move {
+            let opened = tokio::task::spawn_blocking(move || {
+                let mut conn = SqliteConnection::establish(&file)?;
+                conn.batch_execute(SETUP).map_err(ConnectionError::CouldntSetupConfiguration)?;
+                conn.batch_execute(setup).map_err(ConnectionError::CouldntSetupConfiguration)?;
+                filter::register(&mut conn).map_err(ConnectionError::CouldntSetupConfiguration)?;
+                Ok(SyncConnectionWrapper::new(conn))
+            });
+            opened.await.unwrap_or_else(|error| Err(ConnectionError::BadConnection(error.to_string())))
+        })
+    });
+    Pool::builder(AsyncDieselConnectionManager::new_with_config(file, config))
+        .max_size(size)
+        .runtime(deadpool::Runtime::Tokio1)
+        .wait_timeout(Some(WAIT_FOR_CONNECTION))
+        .build()
+        .map_err(|error| error.to_string())
+}
+
+/// Turns what a row holds into an error that says so.
+fn corrupt(what: impl std::fmt::Display) -> diesel::result::Error {
+    diesel::result::Error::DeserializationError(what.to_string().into())
+}
+
+/// A batch as one JSON array, to be bound and taken apart by `json_each`.
+fn json<T: serde::Serialize + ?Sized>(rows: &T) -> QueryResult<String> {
+    serde_json::to_string(rows).map_err(|error| diesel::result::Error::SerializationError(Box::new(error)))
+}
+
+#[async_trait]
+impl Store for SqliteStore {
+    fn now(&self) -> Timestamp {
+        Timestamp(Timestamp::of_this_machine().0 + self.offset.load(Ordering::Relaxed))
+    }
+
+    async fn ping(&self) -> StoreResult<()> {
+        self.read("ping", |conn| conn.batch_execute("SELECT 1")).await
+    }
+
+    async fn node_start(&self, name: &str) -> StoreResult<()> {
+        let (name, incarnation, now) = (name.to_owned(), self.incarnation.clone(), self.now());
+        self.write("node_start", move |conn| agents::node_start(conn, &name, &incarnation, now)).await
+    }
+
+    async fn action_insert(&self, actions: Vec<NewAction>) -> StoreResult<Vec<Accepted>> {
+        let (owner, now) = (self.incarnation.clone(), self.now());
+        self.write("action_insert", move |conn| actions::insert(conn, &actions, &owner, now)).await
+    }
+
+    async fn action_view(&self, id: Uuid) -> StoreResult<Option<ActionView>> {
+        self.read("action_view", move |conn| actions::view(conn, id)).await
+    }
+
+    async fn action_list(
+        &self,
+        state: Option<ActionState>,
+        before: Option<i64>,
+        limit: usize,
+    ) -> StoreResult<Vec<ActionView>> {
+        self.read("action_list", move |conn| actions::list(conn, state, before, limit)).await
+    }
+
+    async fn action_get(&self, no: i64) -> StoreResult<Option<Action>> {
+        self.read("action_get", move |conn| actions::get(conn, no)).await
+    }
+
+    async fn action_no(&self, id: Uuid) -> StoreResult<Option<i64>> {
+        self.read("action_no", move |conn| actions::no(conn, id)).await
+    }
+
+    async fn action_list_open(&self, after: i64, limit: usize) -> StoreResult<Vec<OpenAction>> {
+        self.read("action_list_open", move |conn| actions::list_open(conn, after, limit)).await
+    }
+
+    async fn action_list_unresolved(&self, horizon: Timestamp, limit: usize) -> StoreResult<Vec<i64>> {
+        self.read("action_list_unresolved", move |conn| actions::list_unresolved(conn, horizon, limit)).await
+    }
+
+    async fn action_resolution(&self, no: i64, target: &Target) -> StoreResult<Resolution> {
+        let (target, owner, now) = (target.clone(), self.incarnation.clone(), self.now());
+        self.write("action_resolution", move |conn| actions::resolution(conn, no, &target, &owner, now)).await
+    }
+
+    async fn action_cancel(&self, id: Uuid) -> StoreResult<Option<ActionView>> {
+        self.write("action_cancel", move |conn| actions::cancel(conn, id)).await
+    }
+
+    async fn action_expire(&self, no: i64) -> StoreResult<bool> {
+        self.write("action_expire", move |conn| actions::expire(conn, no)).await
+    }
+
+    async fn action_advance(&self, no: i64, limit: usize) -> StoreResult<i64> {
+        self.write("action_advance", move |conn| actions::advance(conn, no, limit)).await
+    }
+
+    async fn action_complete(&self, nos: Vec<i64>) -> StoreResult<Vec<i64>> {
+        let now = self.now();
+        self.write("action_complete", move |conn| actions::complete(conn, &nos, now)).await
+    }
+
+    async fn command_insert(&self, pages: Vec<CommandPage>) -> StoreResult<Vec<Inserted>> {
+        let lane = self.incarnation.clone();
+        self.write("command_insert", move |conn| commands::insert(conn, &pages, &lane)).await
+    }
+
+    async fn command_untouched(&self, action_no: i64, after: i64, limit: usize) -> StoreResult<UntouchedPage> {
+        self.read("command_untouched", move |conn| commands::untouched(conn, action_no, after, limit)).await
+    }
+
+    async fn command_backlog(&self, agent_no: i64, horizon: Timestamp, limit: usize) -> StoreResult<Vec<Due>> {
+        let now = self.now();
+        self.read("command_backlog", move |conn| commands::backlog(conn, agent_no, horizon, now, limit)).await
+    }
+
+    async fn command_due(
+        &self,
+        after: Timestamp,
+        horizon: Timestamp,
+        limit: usize,
+    ) -> StoreResult<Vec<(Due, Arc<str>)>> {
+        let here = self.incarnation.clone();
+        self.read("command_due", move |conn| commands::due(conn, after, horizon, &here, limit)).await
+    }
+
+    async fn command_overdue(&self, now: Timestamp, limit: usize) -> StoreResult<Vec<(i64, i64)>> {
+        self.read("command_overdue", move |conn| commands::overdue(conn, now, limit)).await
+    }
+
+    async fn command_unfinished(
+        &self,
+        action_no: i64,
+        which: Unfinished,
+        after: i64,
+        limit: usize,
+    ) -> StoreResult<Vec<i64>> {
+        self.read("command_unfinished", move |conn| commands::unfinished(conn, action_no, which, after, limit)).await
+    }
+
+    async fn command_list(
+        &self,
+        action: Uuid,
+        state: Option<CommandState>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> StoreResult<Vec<CommandView>> {
+        let after = after.map(str::to_owned);
+        self.read("command_list", move |conn| commands::list(conn, action, state, after.as_deref(), limit)).await
+    }
+
+    async fn outcome_record(&self, reports: &[Report]) -> StoreResult<Vec<Answer>> {
+        let (reports, lane, now) = (reports.to_vec(), self.incarnation.clone(), self.now());
+        self.write("outcome_record", move |conn| outcomes::record(conn, &reports, &lane, now)).await
+    }
+
+    async fn agent_enroll(&self, agent: &NewAgent, token_hash: Vec<u8>) -> StoreResult<Enrolled> {
+        let (agent, now) = (agent.clone(), self.now());
+        self.write("agent_enroll", move |conn| agents::enroll(conn, &agent, token_hash, now)).await
+    }
+
+    async fn agent_refresh(
+        &self,
+        agent_no: i64,
+        labels: Option<&std::collections::BTreeMap<String, String>>,
+        facts: &serde_json::Map<String, serde_json::Value>,
+        version: &str,
+    ) -> StoreResult<()> {
+        let write = "agent_refresh";
+        let labels = labels.map(json).transpose().map_err(|error| StoreError::from_diesel(write, error))?;
+        let facts = json(facts).map_err(|error| StoreError::from_diesel(write, error))?;
+        let (version, now) = (version.to_owned(), self.now());
+        self.write(write, move |conn| agents::refresh(conn, agent_no, labels, facts, version, now)).await
+    }
+
+    async fn agent_insert(&self, agents: Vec<NewAgent>) -> StoreResult<()> {
+        let now = self.now();
+        self.write("agent_insert", move |conn| agents::insert(conn, &agents, now)).await
+    }
+
+    async fn agent_get(&self, agent_no: i64) -> StoreResult<Option<AgentRef>> {
+        self.read("agent_get", move |conn| agents::get_many(conn, &[agent_no])).await.map(|mut agents| agents.pop())
+    }
+
+    async fn agent_get_many(&self, agent_nos: &[i64]) -> StoreResult<Vec<AgentRef>> {
+        let agent_nos = agent_nos.to_vec();
+        self.read("agent_get_many", move |conn| agents::get_many(conn, &agent_nos)).await
+    }
+
+    async fn agent_match(&self, target: &Target, after: i64, limit: usize) -> StoreResult<Vec<(i64, Arc<str>)>> {
+        let (target, now) = (target.clone(), self.now());
+        self.read("agent_match", move |conn| agents::matching(conn, &target, now, after, limit)).await
+    }
+
+    async fn session_open(&self, sessions: &[(i64, i64)]) -> StoreResult<()> {
+        let (sessions, here, now) = (sessions.to_vec(), self.incarnation.clone(), self.now());
+        self.write("session_open", move |conn| agents::session_open(conn, &sessions, &here, now)).await
+    }
+
+    async fn session_close(&self, sessions: &[(i64, i64)]) -> StoreResult<()> {
+        let (sessions, here, now) = (sessions.to_vec(), self.incarnation.clone(), self.now());
+        self.write("session_close", move |conn| agents::session_close(conn, &sessions, &here, now)).await
+    }
+
+    async fn token_insert(&self, token: &Token, hash: Vec<u8>) -> StoreResult<()> {
+        let token = token.clone();
+        self.write("token_insert", move |conn| tokens::insert(conn, &token, hash)).await
+    }
+
+    async fn token_find(&self, hash: &[u8]) -> StoreResult<Option<Token>> {
+        let (hash, now) = (hash.to_vec(), self.now());
+        self.read("token_find", move |conn| tokens::find(conn, &hash, now)).await
+    }
+
+    async fn token_list(&self, after: Option<Uuid>, limit: usize) -> StoreResult<Vec<Token>> {
+        self.read("token_list", move |conn| tokens::list(conn, after, limit)).await
+    }
+
+    async fn token_revoke(&self, id: Uuid) -> StoreResult<bool> {
+        let now = self.now();
+        self.write("token_revoke", move |conn| tokens::revoke(conn, id, now)).await
+    }
+
+    async fn token_any_admin(&self) -> StoreResult<bool> {
+        self.read("token_any_admin", tokens::any_admin).await
+    }
+}

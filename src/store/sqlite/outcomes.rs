@@ -1,0 +1,251 @@
+//! What happened to commands: outcomes, open rows, late results, and the counters, in one transaction per batch.
+
+use super::super::Report;
+use super::actions::Deltas;
+use super::json;
+use crate::domain::command::{
+    Answer, Change, CommandState, Event, Known, Open, OpenChange, OpenState, Outcome, RunEnd, decide,
+};
+use crate::domain::time::Timestamp;
+use diesel::prelude::*;
+use diesel::result::{DatabaseErrorKind, Error};
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Bool, Integer, Nullable, SmallInt, Text};
+use rand::RngExt;
+use std::collections::HashMap;
+
+type Key = (i64, i64);
+
+pub(super) fn record(
+    conn: &mut SqliteConnection,
+    reports: &[Report],
+    lane: &str,
+    now: Timestamp,
+) -> QueryResult<Vec<Answer>> {
+    let mut batch = Batch::default();
+    if reports.iter().all(ends_first_run) {
+        // Each of these is the end of a command of which nothing was written: insert without looking. A key that is
+        // there already fails the statement, and then the batch is looked at closely.
+        for report in reports {
+            let known = Known { exists: true, open: None, last: None };
+            let change = decide(&known, report.event.clone(), &report.policy, now, 0.0);
+            batch.apply((report.action_no, report.agent_no), known, change);
+        }
+        match batch.insert_outcomes(conn) {
+            Ok(()) => {
+                batch.deltas.write(conn, lane)?;
+                return Ok(batch.answers);
+            }
+            Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => batch = Batch::default(),
+            Err(error) => return Err(error),
+        }
+    }
+    let mut known = load(conn, reports)?;
+    let mut rng = rand::rng();
+    for report in reports {
+        let key = (report.action_no, report.agent_no);
+        let before = known.get(&key).copied().unwrap_or_default();
+        let change = decide(&before, report.event.clone(), &report.policy, now, rng.random());
+        known.insert(key, batch.apply(key, before, change));
+    }
+    batch.insert_outcomes(conn)?;
+    batch.write_open(conn)?;
+    batch.insert_late(conn)?;
+    batch.deltas.write(conn, lane)?;
+    Ok(batch.answers)
+}
+
+/// Whether the report ends a command with its first run, and its reporter knows of nothing else about it.
+fn ends_first_run(report: &Report) -> bool {
+    let last_run = |end: &RunEnd| end.status == CommandState::Succeeded || report.policy.max_runs == 1;
+    report.fresh && matches!(&report.event, Event::Result(end) if end.run == 1 && last_run(end))
+}
+
+/// What is to be written, gathered in the order in which it happened.
+#[derive(Default)]
+struct Batch {
+    outcomes: Vec<(Key, Outcome)>,
+    open: HashMap<Key, Option<Open>>,
+    late: Vec<(Key, RunEnd)>,
+    deltas: Deltas,
+    answers: Vec<Answer>,
+}
+
+impl Batch {
+    /// Takes one change in, and says how the command stands after it.
+    fn apply(&mut self, key: Key, before: Known, change: Change) -> Known {
+        let mut after = before;
+        match change.open {
+            OpenChange::Keep => {}
+            OpenChange::Put(open) => {
+                after.open = Some(open);
+                self.open.insert(key, Some(open));
+            }
+            OpenChange::Delete => {
+                after.open = None;
+                self.open.insert(key, None);
+            }
+        }
+        if let Some(outcome) = change.outcome {
+            after.last = Some((outcome.end.run, outcome.is_final.then_some(outcome.end.status)));
+            self.outcomes.push((key, outcome));
+        }
+        if let Some(end) = change.late {
+            self.late.push((key, end));
+        }
+        if before.state() != after.state() {
+            self.deltas.of(key.0).move_one(before.state(), after.state());
+        }
+        self.answers.push(change.answer);
+        after
+    }
+
+    fn insert_outcomes(&self, conn: &mut SqliteConnection) -> QueryResult<()> {
+        if self.outcomes.is_empty() {
+            return Ok(());
+        }
+        let rows: Vec<_> = self
+            .outcomes
+            .iter()
+            .map(|((action_no, agent_no), Outcome { end, is_final })| {
+                let sent_at = end.sent_at.map(|time| time.0);
+                let started_at = end.started_at.map(|time| time.0);
+                (
+                    (action_no, agent_no, end.run, end.status as i16, is_final, end.attempts),
+                    (sent_at, started_at, end.finished_at.0, &end.results, &end.error),
+                )
+            })
+            .collect();
+        sql_query(
+            "INSERT INTO outcomes (action_no, agent_no, run, status, is_final, attempts, sent_at, started_at, \
+             finished_at, results, error) SELECT value ->> '$[0][0]', value ->> '$[0][1]', value ->> '$[0][2]', \
+             value ->> '$[0][3]', value ->> '$[0][4]', value ->> '$[0][5]', value ->> '$[1][0]', value ->> '$[1][1]', \
+             value ->> '$[1][2]', value ->> '$[1][3]', value ->> '$[1][4]' FROM json_each(?)",
+        )
+        .bind::<Text, _>(json(&rows)?)
+        .execute(conn)?;
+        Ok(())
+    }
+
+    fn write_open(&self, conn: &mut SqliteConnection) -> QueryResult<()> {
+        let gone: Vec<&Key> = self.open.iter().filter(|(_, open)| open.is_none()).map(|(key, _)| key).collect();
+        if !gone.is_empty() {
+            sql_query(
+                "DELETE FROM open_commands WHERE (action_no, agent_no) IN \
+                 (SELECT value ->> 0, value ->> 1 FROM json_each(?))",
+            )
+            .bind::<Text, _>(json(&gone)?)
+            .execute(conn)?;
+        }
+        let mut put: Vec<_> = self
+            .open
+            .iter()
+            .filter_map(|((action_no, agent_no), open)| {
+                let open = (*open)?;
+                let sent_at = open.sent_at.map(|time| time.0);
+                Some((action_no, agent_no, open.state as i16, open.run, open.attempts, open.due_at.0, sent_at))
+            })
+            .collect();
+        put.sort_unstable();
+        if !put.is_empty() {
+            sql_query(
+                "INSERT INTO open_commands (action_no, agent_no, state, run, attempts, due_at, sent_at) \
+                 SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6 \
+                 FROM json_each(?) WHERE TRUE ON CONFLICT (action_no, agent_no) DO UPDATE SET state = excluded.state, \
+                 run = excluded.run, attempts = excluded.attempts, due_at = excluded.due_at, sent_at = excluded.sent_at",
+            )
+            .bind::<Text, _>(json(&put)?)
+            .execute(conn)?;
+        }
+        Ok(())
+    }
+
+    fn insert_late(&self, conn: &mut SqliteConnection) -> QueryResult<()> {
+        if self.late.is_empty() {
+            return Ok(());
+        }
+        let rows: Vec<_> = self
+            .late
+            .iter()
+            .map(|((action_no, agent_no), end)| {
+                (action_no, agent_no, end.run, end.status as i16, end.finished_at.0, &end.results, &end.error)
+            })
+            .collect();
+        // A result that comes again is not another one, and the one that decided the run isn't late.
+        sql_query(
+            "INSERT INTO late_results (action_no, agent_no, run, status, finished_at, results, error) \
+             SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6 \
+             FROM json_each(?) WHERE NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.action_no = value ->> 0 \
+             AND o.agent_no = value ->> 1 AND o.run = value ->> 2 AND o.results IS NOT NULL) ON CONFLICT DO NOTHING",
+        )
+        .bind::<Text, _>(json(&rows)?)
+        .execute(conn)?;
+        Ok(())
+    }
+}
+
+#[derive(QueryableByName)]
+struct KnownRow {
+    #[diesel(sql_type = BigInt)]
+    action_no: i64,
+    #[diesel(sql_type = BigInt)]
+    agent_no: i64,
+    #[diesel(sql_type = Nullable<Integer>)]
+    last_run: Option<i32>,
+    #[diesel(sql_type = Nullable<SmallInt>)]
+    last_status: Option<i16>,
+    #[diesel(sql_type = Nullable<Bool>)]
+    last_final: Option<bool>,
+    #[diesel(sql_type = Nullable<SmallInt>)]
+    open_state: Option<i16>,
+    #[diesel(sql_type = Nullable<Integer>)]
+    open_run: Option<i32>,
+    #[diesel(sql_type = Nullable<Integer>)]
+    open_attempts: Option<i32>,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    open_due_at: Option<i64>,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    open_sent_at: Option<i64>,
+}
+
+/// What the store holds of the commands that the reports are about.
+fn load(conn: &mut SqliteConnection, reports: &[Report]) -> QueryResult<HashMap<Key, Known>> {
+    let keys: Vec<Key> = reports.iter().map(|report| (report.action_no, report.agent_no)).collect();
+    let rows = sql_query(
+        "SELECT c.action_no, c.agent_no, o.run AS last_run, o.status AS last_status, o.is_final AS last_final, \
+         p.state AS open_state, p.run AS open_run, p.attempts AS open_attempts, p.due_at AS open_due_at, \
+         p.sent_at AS open_sent_at \
+         FROM json_each(?) j CROSS JOIN commands c ON c.action_no = j.value ->> 0 AND c.agent_no = j.value ->> 1 \
+         LEFT JOIN outcomes o ON o.action_no = c.action_no AND o.agent_no = c.agent_no AND o.run = \
+           (SELECT max(run) FROM outcomes x WHERE x.action_no = c.action_no AND x.agent_no = c.agent_no) \
+         LEFT JOIN open_commands p ON p.action_no = c.action_no AND p.agent_no = c.agent_no",
+    )
+    .bind::<Text, _>(json(&keys)?)
+    .load::<KnownRow>(conn)?;
+    rows.into_iter().map(|row| Ok(((row.action_no, row.agent_no), row.known()?))).collect()
+}
+
+impl KnownRow {
+    fn known(&self) -> QueryResult<Known> {
+        let open = match (self.open_state, self.open_run, self.open_attempts, self.open_due_at) {
+            (Some(state), Some(run), Some(attempts), Some(due_at)) => Some(Open {
+                state: OpenState::from_code(state)
+                    .ok_or_else(|| super::corrupt(format!("an unknown open state, {state}")))?,
+                run,
+                attempts,
+                due_at: Timestamp(due_at),
+                sent_at: self.open_sent_at.map(Timestamp),
+            }),
+            _ => None,
+        };
+        let last = match (self.last_run, self.last_status, self.last_final) {
+            (Some(run), Some(status), Some(is_final)) => {
+                let state = CommandState::from_code(status)
+                    .ok_or_else(|| super::corrupt(format!("an unknown state, {status}")))?;
+                Some((run, is_final.then_some(state)))
+            }
+            _ => None,
+        };
+        Ok(Known { exists: true, open, last })
+    }
+}
