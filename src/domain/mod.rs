@@ -2,4 +2,5 @@
 
 pub mod problem;
 pub mod protocol;
+pub mod target;
 pub mod time;
