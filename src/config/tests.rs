@@ -26,7 +26,8 @@ fn the_defaults_are_valid_and_are_those_of_an_empty_file() {
 
 #[test]
 fn flags_win_over_the_environment_and_that_over_the_file() {
-    let file = "data_dir = 'a'\n[http]\nmax_body = 1\n[sender]\nenabled = []\n[store.batch]\nmax_items = 7\n[node]\nname = 'x'";
+    let file = "data_dir = 'a'\n[http]\nmax_body = 1\n[sender]\nenabled = []\n\
+                [store.batch]\nmax_items = 7\n[node]\nname = 'x'";
     let environment = [
         ("ODOSHI__DATA_DIR", "b"),
         ("ODOSHI__HTTP__LISTEN", "[::1]:80"),

@@ -2,6 +2,7 @@
 
 pub mod problem;
 pub mod protocol;
+pub mod target;
 pub mod time;
 pub mod action;
 pub mod agent;

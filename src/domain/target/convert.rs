@@ -1,0 +1,379 @@
+//! The SQL parser's tree to ours; whatever has no place in ours is an error.
+
+use super::columns::{column, folded};
+use super::parse::at;
+use super::{Column, CommandState, CompareOp, Moment, Target, TargetError, Value};
+use crate::domain::time::{Span, Timestamp};
+use sqlparser::ast::{
+    BinaryOperator, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, InTarget, Interval, Spanned,
+    UnaryOperator, Value as Literal,
+};
+use sqlparser::tokenizer::Location;
+use uuid::Uuid;
+
+/// The most values of one list. Each is a bound parameter; PostgreSQL takes 65,535 in a statement.
+const MAX_LIST: usize = 10_000;
+/// How far from now a moment may be: 100 years.
+const MAX_OFFSET: Span = Span::days(36_525);
+
+pub(super) type Result<T> = std::result::Result<T, TargetError>;
+
+/// Where an expression begins, or the nearest place around it that is known.
+///
+/// It is where its leftmost part begins. The parser's own `span()` walks the whole tree by recursion, with kilobytes of
+/// stack for each link of a chain as long as the text.
+pub(super) fn place(expr: &Expr, around: Location) -> Location {
+    let mut leftmost = expr;
+    let start = loop {
+        leftmost = match leftmost {
+            Expr::BinaryOp { left, .. } | Expr::AnyOp { left, .. } | Expr::AllOp { left, .. } => left,
+            Expr::Nested(inner)
+            | Expr::IsNull(inner)
+            | Expr::IsNotNull(inner)
+            | Expr::IsTrue(inner)
+            | Expr::IsNotTrue(inner)
+            | Expr::IsFalse(inner)
+            | Expr::IsNotFalse(inner)
+            | Expr::IsDistinctFrom(inner, _)
+            | Expr::IsNotDistinctFrom(inner, _) => inner,
+            Expr::UnaryOp { expr, .. }
+            | Expr::In { expr, .. }
+            | Expr::Between { expr, .. }
+            | Expr::Like { expr, .. }
+            | Expr::ILike { expr, .. }
+            | Expr::SimilarTo { expr, .. }
+            | Expr::Cast { expr, .. }
+            | Expr::Collate { expr, .. } => expr,
+            Expr::CompoundFieldAccess { root, .. } => root,
+            Expr::AtTimeZone { timestamp, .. } => timestamp,
+            Expr::Interval(interval) => &interval.value,
+            Expr::Identifier(name) => break name.span.start,
+            Expr::CompoundIdentifier(names) => break names.first().map_or(around, |name| name.span.start),
+            Expr::Value(literal) => break literal.span.start,
+            Expr::TypedString(typed) => break typed.value.span.start,
+            Expr::Function(call) => break call.name.span().start,
+            Expr::Case { case_token, .. } => break case_token.0.span.start,
+            _ => break around,
+        }
+    };
+    if start.line == 0 { around } else { start }
+}
+
+/// A condition. Recursion is as deep as parentheses and NOT are nested, which the parser limits; chains of AND and OR
+/// are walked in a loop.
+pub(super) fn target(expr: &Expr, around: Location) -> Result<Target> {
+    match expr {
+        Expr::Nested(inner) => target(inner, around),
+        Expr::UnaryOp { op: UnaryOperator::Not, expr } => Ok(Target::Not(Box::new(target(expr, around)?))),
+        Expr::BinaryOp { op: BinaryOperator::And, .. } => chain(expr, &BinaryOperator::And, around).map(Target::And),
+        Expr::BinaryOp { op: BinaryOperator::Or, .. } => chain(expr, &BinaryOperator::Or, around).map(Target::Or),
+        Expr::BinaryOp { left, op, right } => match compare_op(op) {
+            Some(op) => comparison(left, op, right, around),
+            None => Err(at(place(expr, around), format!("the operator {op} makes no condition here"))),
+        },
+        Expr::In { expr, target: InTarget::List(list), negated, global: false } => {
+            in_list(expr, list, *negated, around)
+        }
+        Expr::Like { negated, any: false, expr, pattern, escape_char: None } => {
+            like(expr, pattern, false, *negated, around)
+        }
+        Expr::ILike { negated, any: false, expr, pattern, escape_char: None } => {
+            like(expr, pattern, true, *negated, around)
+        }
+        Expr::Between { expr, negated, low, high } => {
+            let column = column(expr, around)?;
+            let (low, high) = (value(low, &column, around)?, value(high, &column, around)?);
+            Ok(Target::Between { column, low, high, negated: *negated })
+        }
+        Expr::IsNull(inner) => Ok(Target::IsNull { column: column(inner, around)?, negated: false }),
+        Expr::IsNotNull(inner) => Ok(Target::IsNull { column: column(inner, around)?, negated: true }),
+        Expr::Value(literal) => match literal.value {
+            Literal::Boolean(true) => Ok(Target::All),
+            _ => Err(at(place(expr, around), format!("{expr} alone is not a condition"))),
+        },
+        Expr::Identifier(_) | Expr::CompoundIdentifier(_) => {
+            let column = column(expr, around)?;
+            Err(at(place(expr, around), format!("{column} alone is not a condition; compare it with a value")))
+        }
+        _ => Err(at(place(expr, around), format!("{} is not allowed in a target", what_it_is(expr)))),
+    }
+}
+
+/// The operands of `a AND b AND c`, which is parsed as `(a AND b) AND c`.
+fn chain(expr: &Expr, by: &BinaryOperator, around: Location) -> Result<Vec<Target>> {
+    let mut operands = Vec::new();
+    let mut rest = expr;
+    while let Expr::BinaryOp { left, op, right } = rest {
+        if op != by {
+            break;
+        }
+        operands.push(right.as_ref());
+        rest = left;
+    }
+    operands.push(rest);
+    operands.into_iter().rev().map(|operand| target(operand, around)).collect()
+}
+
+fn compare_op(op: &BinaryOperator) -> Option<CompareOp> {
+    Some(match op {
+        BinaryOperator::Eq => CompareOp::Equal,
+        BinaryOperator::NotEq => CompareOp::NotEqual,
+        BinaryOperator::Lt => CompareOp::Less,
+        BinaryOperator::LtEq => CompareOp::LessOrEqual,
+        BinaryOperator::Gt => CompareOp::Greater,
+        BinaryOperator::GtEq => CompareOp::GreaterOrEqual,
+        _ => return None,
+    })
+}
+
+fn comparison(left: &Expr, op: CompareOp, right: &Expr, around: Location) -> Result<Target> {
+    if let Some(action) = action_call(left, around)? {
+        if op != CompareOp::Equal {
+            return Err(at(place(left, around), "action('…') can only be compared with = or IN"));
+        }
+        return Ok(Target::ActionState { action, state: state(right, around)? });
+    }
+    let around = place(left, around);
+    match (is_value(left), is_value(right)) {
+        (true, false) => {
+            let column = column(right, around)?;
+            Ok(Target::Compare { op: op.flipped(), value: value(left, &column, around)?, column })
+        }
+        (true, true) => Err(at(place(left, around), "one side of a comparison must be a column")),
+        (false, _) => {
+            let column = column(left, around)?;
+            Ok(Target::Compare { value: value(right, &column, around)?, op, column })
+        }
+    }
+}
+
+fn in_list(expr: &Expr, list: &[Expr], negated: bool, around: Location) -> Result<Target> {
+    if list.is_empty() {
+        return Err(at(place(expr, around), "the list of IN is empty"));
+    }
+    if list.len() > MAX_LIST {
+        let message = format!("the list has {} values, and at most {MAX_LIST} are allowed", list.len());
+        return Err(at(place(expr, around), message));
+    }
+    if let Some(action) = action_call(expr, around)? {
+        let states = list.iter().map(|item| Ok(Target::ActionState { action, state: state(item, around)? }));
+        let mut states = states.collect::<Result<Vec<_>>>()?;
+        let found = if states.len() == 1 { states.remove(0) } else { Target::Or(states) };
+        return Ok(if negated { Target::Not(Box::new(found)) } else { found });
+    }
+    let column = column(expr, around)?;
+    let values = list.iter().map(|item| value(item, &column, around)).collect::<Result<_>>()?;
+    Ok(Target::In { column, values, negated })
+}
+
+fn like(expr: &Expr, pattern: &Expr, ignore_case: bool, negated: bool, around: Location) -> Result<Target> {
+    let column = column(expr, around)?;
+    if column.is_time() {
+        return Err(at(place(expr, around), format!("{column} is a time, and LIKE is for text")));
+    }
+    let here = place(pattern, around);
+    let Value::Text(pattern) = value(pattern, &column, around)? else {
+        return Err(at(here, "the pattern of LIKE must be a text in single quotes"));
+    };
+    // In SQL an escape with nothing to escape is an error, or not, depending on the database.
+    if (pattern.len() - pattern.trim_end_matches('\\').len()) % 2 == 1 {
+        return Err(at(here, r"the pattern ends with a \ that escapes nothing; write \\ for a backslash"));
+    }
+    Ok(Target::Like { column, pattern, ignore_case, negated })
+}
+
+pub(super) fn literal(expr: &Expr) -> Option<&Literal> {
+    match expr {
+        Expr::Value(literal) => Some(&literal.value),
+        _ => None,
+    }
+}
+
+/// Whether it is rather a value than a column, to know which side of a comparison is which.
+fn is_value(expr: &Expr) -> bool {
+    match expr {
+        Expr::Nested(inner) => is_value(inner),
+        Expr::Value(_) | Expr::UnaryOp { .. } | Expr::Interval(_) => true,
+        Expr::Function(call) => is_call_of(call, "now"),
+        Expr::BinaryOp { op, .. } => matches!(op, BinaryOperator::Plus | BinaryOperator::Minus),
+        _ => false,
+    }
+}
+
+/// A value of the kind that the column is compared with.
+fn value(expr: &Expr, column: &Column, around: Location) -> Result<Value> {
+    let here = place(expr, around);
+    match expr {
+        Expr::Nested(inner) => value(inner, column, around),
+        Expr::Value(found) => match &found.value {
+            Literal::SingleQuotedString(text) if text.contains('\0') => {
+                Err(at(here, "a text can't hold a NUL character"))
+            }
+            Literal::SingleQuotedString(text) if column.is_time() => match Timestamp::parse(text) {
+                Ok(time) => Ok(Value::Moment(Moment::At(time))),
+                Err(error) => Err(at(here, format!("'{text}' is not an RFC 3339 time: {error}"))),
+            },
+            Literal::SingleQuotedString(text) => Ok(Value::Text(text.clone())),
+            Literal::Number(digits, false) => number(digits, 1.0, column, here),
+            Literal::Boolean(known) => Err(at(here, format!("{known} is written '{known}' beside a column"))),
+            Literal::Null => Err(at(here, "nothing equals NULL; use IS NULL or IS NOT NULL")),
+            other => Err(at(here, format!("{other} is not a value here; texts are written in single quotes"))),
+        },
+        Expr::UnaryOp { op: UnaryOperator::Minus, expr: inner } => match literal(inner) {
+            Some(Literal::Number(digits, false)) => number(digits, -1.0, column, here),
+            _ => Err(at(here, "- must stand before a number")),
+        },
+        Expr::Identifier(_) | Expr::CompoundIdentifier(_) => {
+            Err(at(here, format!("a value is needed here; the text is written '{expr}', in single quotes")))
+        }
+        _ => {
+            let moment = moment(expr, around)?;
+            if column.is_time() {
+                Ok(Value::Moment(moment))
+            } else {
+                Err(at(here, format!("{column} is not a time, and can't be compared with one")))
+            }
+        }
+    }
+}
+
+fn number(digits: &str, sign: f64, column: &Column, here: Location) -> Result<Value> {
+    if column.is_time() {
+        return Err(at(here, format!("{column} is a time: compare it with '2026-01-01T00:00:00Z' or now()")));
+    }
+    match digits.parse::<f64>() {
+        // Adding zero makes 0 of -0.
+        Ok(number) if number.is_finite() => Ok(Value::Number(number * sign + 0.0)),
+        _ => Err(at(here, format!("{digits} is not a number of double precision"))),
+    }
+}
+
+/// `now()`, `now() - interval '…'` or `now() + interval '…'`.
+fn moment(expr: &Expr, around: Location) -> Result<Moment> {
+    let here = place(expr, around);
+    match expr {
+        Expr::Function(call) if is_call_of(call, "now") && arguments(call).is_some_and(<[_]>::is_empty) => {
+            Ok(Moment::Now { offset_ms: 0 })
+        }
+        Expr::BinaryOp { left, op: op @ (BinaryOperator::Plus | BinaryOperator::Minus), right } => {
+            match (left.as_ref(), right.as_ref()) {
+                (Expr::Function(_), Expr::Interval(span)) => {
+                    moment(left, around)?;
+                    let millis = interval(span, here)?;
+                    Ok(Moment::Now { offset_ms: if *op == BinaryOperator::Plus { millis } else { -millis } })
+                }
+                _ => Err(at(here, "the only sum allowed is now() with an interval: now() - interval '5 minutes'")),
+            }
+        }
+        _ => Err(at(here, format!("a value is needed here, and this is {}", what_it_is(expr)))),
+    }
+}
+
+fn interval(found: &Interval, here: Location) -> Result<i64> {
+    let text = match (literal(&found.value), &found.leading_field, &found.last_field) {
+        (Some(Literal::SingleQuotedString(text)), None, None) => text,
+        _ => return Err(at(here, "an interval is written interval '5 minutes'")),
+    };
+    // Months and years are no fixed time, and nothing here is shorter than a millisecond.
+    const UNITS: [&str; 23] = [
+        "ms",
+        "msec",
+        "millis",
+        "millisecond",
+        "milliseconds",
+        "s",
+        "sec",
+        "secs",
+        "second",
+        "seconds",
+        "m",
+        "min",
+        "mins",
+        "minute",
+        "minutes",
+        "h",
+        "hr",
+        "hrs",
+        "hour",
+        "hours",
+        "d",
+        "day",
+        "days",
+    ];
+    let words = text.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty());
+    let known = words.into_iter().all(|word| UNITS.contains(&word) || ["w", "week", "weeks"].contains(&word));
+    match text.parse::<Span>() {
+        Ok(span) if known && span <= MAX_OFFSET => Ok(span.as_millis()),
+        _ => Err(at(here, format!("'{text}' is not an interval such as '5 minutes', '2 hours' or '7 days'"))),
+    }
+}
+
+/// The id in `action('…')`, or `None` when it is something else.
+fn action_call(expr: &Expr, around: Location) -> Result<Option<Uuid>> {
+    let call = match expr {
+        Expr::Nested(inner) => return action_call(inner, around),
+        Expr::Function(call) if is_call_of(call, "action") => call,
+        _ => return Ok(None),
+    };
+    let text = match arguments(call) {
+        Some([FunctionArg::Unnamed(FunctionArgExpr::Expr(argument))]) => literal(argument),
+        _ => None,
+    };
+    match text {
+        Some(Literal::SingleQuotedString(text)) => match Uuid::parse_str(text) {
+            Ok(id) => Ok(Some(id)),
+            Err(_) => Err(at(place(expr, around), format!("'{text}' is not an action's id"))),
+        },
+        _ => Err(at(place(expr, around), "action needs an action's id in single quotes: action('…') = 'failed'")),
+    }
+}
+
+fn state(expr: &Expr, around: Location) -> Result<CommandState> {
+    let named = match literal(expr) {
+        Some(Literal::SingleQuotedString(text)) => CommandState::ALL.into_iter().find(|state| state.as_str() == text),
+        _ => None,
+    };
+    named.ok_or_else(|| {
+        let all = CommandState::ALL.map(CommandState::as_str).join("', '");
+        at(place(expr, around), format!("a command's state is needed here, one of '{all}'"))
+    })
+}
+
+/// Whether it is a plain call of this function, without any of SQL's ornaments.
+fn is_call_of(call: &Function, name: &str) -> bool {
+    let [part] = call.name.0.as_slice() else { return false };
+    part.as_ident().is_some_and(|ident| folded(ident) == name)
+        && !call.uses_odbc_syntax
+        && matches!(call.parameters, FunctionArguments::None)
+        && call.filter.is_none()
+        && call.null_treatment.is_none()
+        && call.over.is_none()
+        && call.within_group.is_empty()
+}
+
+fn arguments(call: &Function) -> Option<&[FunctionArg]> {
+    match &call.args {
+        FunctionArguments::List(list) if list.duplicate_treatment.is_none() && list.clauses.is_empty() => {
+            Some(&list.args)
+        }
+        _ => None,
+    }
+}
+
+pub(super) fn what_it_is(expr: &Expr) -> String {
+    match expr {
+        Expr::Function(call) => format!("the function {}", call.name),
+        Expr::Subquery(_) | Expr::Exists { .. } => "a subquery".into(),
+        Expr::In { target: InTarget::List(_), .. } => "this form of IN".into(),
+        Expr::In { .. } => "IN with a subquery or table".into(),
+        Expr::Cast { .. } | Expr::Convert { .. } | Expr::TypedString(_) => "a cast".into(),
+        Expr::Case { .. } => "CASE".into(),
+        Expr::Like { .. } | Expr::ILike { .. } => "LIKE with ANY or ESCAPE".into(),
+        Expr::SimilarTo { .. } | Expr::RLike { .. } => "a regular expression".into(),
+        Expr::Value(_) => format!("the value {expr}"),
+        Expr::BinaryOp { op, .. } => format!("the operator {op}"),
+        Expr::UnaryOp { op, .. } => format!("the operator {op}"),
+        Expr::Interval(_) => "an interval".into(),
+        _ => "this kind of expression".into(),
+    }
+}

@@ -1,0 +1,228 @@
+//! What a target means, on one agent in memory: the reference for the stores' SQL.
+
+use super::{Column, CommandState, CompareOp, Target, Value};
+use crate::domain::time::Timestamp;
+use serde_json::Value as Json;
+use std::borrow::Cow;
+use std::cmp::Ordering;
+use std::collections::BTreeMap;
+use uuid::Uuid;
+
+/// What is a number where a text stands beside a number literal, as a POSIX regular expression; at most
+/// [`MAX_NUMBER`] characters. The exponent is short so that no database finds it too large for a double.
+pub const NUMBER_PATTERN: &str = r"^-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,2})?$";
+/// The longest text that is a number. Enough for any double; and with the exponent far from its limits.
+pub const MAX_NUMBER: usize = 64;
+
+/// All that a target can ask of one agent.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct AgentRecord {
+    /// Its unique name.
+    pub name: String,
+    /// How it is reached.
+    pub transport: String,
+    /// Whether `status` is `online`.
+    pub online: bool,
+    /// Disabled agents never match.
+    pub disabled: bool,
+    /// Of the agent program, once it has said so.
+    pub version: Option<String>,
+    /// NULL before the first contact.
+    pub last_seen: Option<Timestamp>,
+    /// When it was enrolled or added.
+    pub enrolled_at: Timestamp,
+    /// What operators say of it.
+    pub labels: BTreeMap<String, String>,
+    /// What it says of itself: a JSON object.
+    pub facts: serde_json::Map<String, Json>,
+    /// The newest values.
+    pub metadata: BTreeMap<String, Json>,
+    /// The states of its commands, by the actions' public ids.
+    pub commands: BTreeMap<Uuid, CommandState>,
+}
+
+/// A column's value.
+enum Datum<'a> {
+    Text(Cow<'a, str>),
+    Time(Timestamp),
+}
+
+impl Target {
+    /// Whether an action with this target is for this agent: it isn't disabled, and the condition is true.
+    pub fn matches(&self, agent: &AgentRecord, now: Timestamp) -> bool {
+        !agent.disabled && self.evaluate(agent, now) == Some(true)
+    }
+
+    /// The condition in SQL's three-valued logic; `None` is unknown.
+    pub fn evaluate(&self, agent: &AgentRecord, now: Timestamp) -> Option<bool> {
+        match self {
+            Self::All => Some(true),
+            Self::Not(inner) => inner.evaluate(agent, now).map(|known| !known),
+            Self::And(parts) => all(parts.iter().map(|part| part.evaluate(agent, now))),
+            Self::Or(parts) => any(parts.iter().map(|part| part.evaluate(agent, now))),
+            Self::Compare { column, op, value } => compare(&agent.datum(column)?, *op, value, now),
+            Self::In { column, values, negated } => {
+                let datum = agent.datum(column)?;
+                let found = any(values.iter().map(|value| compare(&datum, CompareOp::Equal, value, now)))?;
+                Some(found != *negated)
+            }
+            Self::Like { column, pattern, ignore_case, negated } => match agent.datum(column)? {
+                Datum::Text(text) => Some(like(&text, pattern, *ignore_case) != *negated),
+                Datum::Time(_) => None,
+            },
+            Self::Between { column, low, high, negated } => {
+                let datum = agent.datum(column)?;
+                let least = compare(&datum, CompareOp::GreaterOrEqual, low, now);
+                let most = compare(&datum, CompareOp::LessOrEqual, high, now);
+                Some(all([least, most].into_iter())? != *negated)
+            }
+            Self::IsNull { column, negated } => Some(agent.datum(column).is_none() != *negated),
+            Self::ActionState { action, state } => Some(agent.commands.get(action) == Some(state)),
+        }
+    }
+}
+
+impl AgentRecord {
+    /// `None` is NULL.
+    fn datum(&self, column: &Column) -> Option<Datum<'_>> {
+        let text = |text: &'_ str| Some(Cow::Owned(text.to_owned()));
+        let found: Option<Cow<'_, str>> = match column {
+            Column::LastSeen => return self.last_seen.map(Datum::Time),
+            Column::EnrolledAt => return Some(Datum::Time(self.enrolled_at)),
+            Column::Name => Some(Cow::Borrowed(&self.name)),
+            Column::Transport => Some(Cow::Borrowed(&self.transport)),
+            Column::Status => text(if self.online { "online" } else { "offline" }),
+            Column::Version => self.version.as_deref().map(Cow::Borrowed),
+            Column::Label(key) => self.labels.get(key).map(|value| Cow::Borrowed(value.as_str())),
+            Column::Fact(path) => self.fact(path),
+            Column::Metadata(key) => self.metadata.get(key).and_then(as_text),
+            Column::QueueLoc => {
+                self.fact(&["os".to_owned()]).map(|system| Cow::Owned(format!("{system}.{}", self.name)))
+            }
+        };
+        found.map(Datum::Text)
+    }
+
+    fn fact(&self, path: &[String]) -> Option<Cow<'_, str>> {
+        let (first, rest) = path.split_first()?;
+        let found = rest.iter().try_fold(self.facts.get(first)?, |value, key| match value {
+            Json::Object(map) => map.get(key),
+            Json::Array(items) if key.bytes().all(|b| b.is_ascii_digit()) => items.get(key.parse::<usize>().ok()?),
+            _ => None,
+        })?;
+        as_text(found)
+    }
+}
+
+/// What `->>` gives.
+fn as_text(value: &Json) -> Option<Cow<'_, str>> {
+    match value {
+        Json::Null => None,
+        Json::String(text) => Some(Cow::Borrowed(text)),
+        other => Some(Cow::Owned(other.to_string())),
+    }
+}
+
+/// The number that a text is, if it is one: see [`NUMBER_PATTERN`].
+pub fn number_of(text: &str) -> Option<f64> {
+    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    let unsigned = text.strip_prefix('-').unwrap_or(text);
+    let (mantissa, exponent) = match unsigned.split_once(['e', 'E']) {
+        Some((mantissa, exponent)) => (mantissa, Some(exponent.strip_prefix(['+', '-']).unwrap_or(exponent))),
+        None => (unsigned, None),
+    };
+    let (whole, fraction) = match mantissa.split_once('.') {
+        Some((whole, fraction)) => (whole, Some(fraction)),
+        None => (mantissa, None),
+    };
+    let fine = text.len() <= MAX_NUMBER
+        && digits(whole)
+        && fraction.is_none_or(digits)
+        && exponent.is_none_or(|exponent| digits(exponent) && exponent.len() <= 2);
+    if fine { text.parse().ok() } else { None }
+}
+
+fn compare(datum: &Datum<'_>, op: CompareOp, value: &Value, now: Timestamp) -> Option<bool> {
+    let order = match (datum, value) {
+        (Datum::Text(text), Value::Text(other)) => text.as_bytes().cmp(other.as_bytes()),
+        (Datum::Text(text), Value::Number(number)) => number_of(text)?.partial_cmp(number)?,
+        (Datum::Time(time), Value::Moment(moment)) => time.cmp(&moment.when(now)),
+        // No expression parses to these.
+        (Datum::Text(_), Value::Moment(_)) | (Datum::Time(_), Value::Text(_) | Value::Number(_)) => return None,
+    };
+    Some(match op {
+        CompareOp::Equal => order == Ordering::Equal,
+        CompareOp::NotEqual => order != Ordering::Equal,
+        CompareOp::Less => order == Ordering::Less,
+        CompareOp::LessOrEqual => order != Ordering::Greater,
+        CompareOp::Greater => order == Ordering::Greater,
+        CompareOp::GreaterOrEqual => order != Ordering::Less,
+    })
+}
+
+/// AND: false if any is, else unknown if any is.
+fn all(parts: impl Iterator<Item = Option<bool>>) -> Option<bool> {
+    let mut result = Some(true);
+    for part in parts {
+        match part {
+            Some(false) => return Some(false),
+            None => result = None,
+            Some(true) => {}
+        }
+    }
+    result
+}
+
+/// OR: true if any is, else unknown if any is.
+fn any(parts: impl Iterator<Item = Option<bool>>) -> Option<bool> {
+    all(parts.map(|part| part.map(|known| !known))).map(|none| !none)
+}
+
+/// One step of a pattern.
+enum Step {
+    /// `%`
+    AnyText,
+    /// `_`
+    OneCharacter,
+    Exactly(char),
+}
+
+/// SQL's LIKE with `\` as its escape. Greedy, going back to the last `%` alone, which is enough and keeps it from
+/// taking exponential time.
+fn like(text: &str, pattern: &str, ignore_case: bool) -> bool {
+    let mut letters = pattern.chars();
+    let mut steps = Vec::new();
+    while let Some(letter) = letters.next() {
+        steps.push(match letter {
+            '%' => Step::AnyText,
+            '_' => Step::OneCharacter,
+            '\\' => Step::Exactly(letters.next().unwrap_or('\\')),
+            letter => Step::Exactly(letter),
+        });
+    }
+    let text: Vec<char> = text.chars().collect();
+    let (mut at, mut step) = (0, 0);
+    let mut back: Option<(usize, usize)> = None;
+    while at < text.len() {
+        match steps.get(step) {
+            Some(Step::AnyText) => {
+                step += 1;
+                back = Some((at, step));
+                continue;
+            }
+            Some(Step::OneCharacter) => {
+                (at, step) = (at + 1, step + 1);
+                continue;
+            }
+            Some(Step::Exactly(c)) if *c == text[at] || (ignore_case && c.eq_ignore_ascii_case(&text[at])) => {
+                (at, step) = (at + 1, step + 1);
+                continue;
+            }
+            _ => {}
+        }
+        let Some((from, then)) = back else { return false };
+        back = Some((from + 1, then));
+        (at, step) = (from + 1, then);
+    }
+    steps[step..].iter().all(|step| matches!(step, Step::AnyText))
+}

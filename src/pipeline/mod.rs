@@ -1,0 +1,3 @@
+//! The way of an action, from the door to the agents.
+
+pub mod spool;
