@@ -23,9 +23,9 @@ const RETRY_MAX: Duration = Duration::from_secs(5);
 /// Where a batcher's items go.
 pub trait Sink: Clone + Unpin + 'static {
     /// What is put in.
-    type Item: 'static + Send;
+    type Item: 'static + Send + Unpin;
     /// What comes back for each, after the commit.
-    type Answer: 'static + Send;
+    type Answer: 'static + Send + Unpin;
 
     /// The actor's name, for logs.
     const NAME: &'static str;

@@ -178,14 +178,15 @@ impl DelayScheduler {
             for entry in &entries {
                 scheduler.dispatched.remove(&(entry.due.action_no, entry.due.agent_no));
             }
-            if let Err(error) = answer {
-                log::warn!(commands = entries.len(), error = error.to_string().as_str();
-                    "a chunk of due commands came back and is tried again");
+            // All of it, if the router itself fell.
+            let back = answer.unwrap_or_else(|_| {
+                entries.into_iter().map(|Entry { action, transport, due }| (transport, Delivery { due, action })).collect()
+            });
+            if !back.is_empty() {
+                log::warn!(commands = back.len(); "due commands came back and are tried again");
                 let again = scheduler.parts.store.now().plus(REST);
-                for mut entry in entries {
-                    entry.due.due_at = again;
-                    let (action, transport) = (entry.action.clone(), entry.transport.clone());
-                    scheduler.insert(&action, &transport, entry.due);
+                for (transport, Delivery { due, action }) in back {
+                    scheduler.insert(&action, &transport, Due { due_at: again, ..due });
                 }
             }
             scheduler.dispatch(ctx);

@@ -2,7 +2,7 @@
 
 use crate::domain::action::Action;
 use crate::domain::time::Timestamp;
-use crate::store::{CommandPage, Due, Inserted};
+use crate::store::{CommandPage, Due};
 use actix::prelude::*;
 use std::sync::Arc;
 use uuid::Uuid;
@@ -51,9 +51,10 @@ pub struct Delivery {
     pub action: Arc<Action>,
 }
 
-/// Delay scheduler → sender router: these are due, in order. Answered when the senders have taken them over.
+/// Delay scheduler → sender router: these are due, in order. Answered when the senders have taken them over, with those
+/// that none took over because it fell: they are to be tried again.
 #[derive(Message)]
-#[rtype(result = "()")]
+#[rtype(result = "Vec<(Arc<str>, Delivery)>")]
 pub struct Dispatch(pub Vec<(Arc<str>, Delivery)>);
 
 /// Sender router → a sender: hand these over, and [`Record`](super::outcomes::Record) what becomes of each.
@@ -80,5 +81,3 @@ pub struct Touched(pub Vec<i64>);
 #[rtype(result = "()")]
 pub struct Drain;
 
-/// What the command store answers for a page.
-pub type PageAnswer = Inserted;

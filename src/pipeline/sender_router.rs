@@ -44,7 +44,7 @@ impl Actor for SenderRouter {
 impl Supervised for SenderRouter {}
 
 impl Handler<Dispatch> for SenderRouter {
-    type Result = ResponseActFuture<Self, ()>;
+    type Result = ResponseActFuture<Self, Vec<(Arc<str>, Delivery)>>;
 
     fn handle(&mut self, Dispatch(deliveries): Dispatch, _: &mut Self::Context) -> Self::Result {
         crate::fault_point!("sender_router");
@@ -63,29 +63,23 @@ impl Handler<Dispatch> for SenderRouter {
                     let deliver = route.deliver.clone();
                     taken_over.push(async move {
                         let copy = chunk.clone();
-                        deliver.send(Deliver(chunk)).await.err().map(|_| copy)
+                        let fell = deliver.send(Deliver(chunk)).await.is_err();
+                        if fell { copy.into_iter().map(|delivery| (transport.clone(), delivery)).collect() } else { vec![] }
                     });
                 }
                 None => {
                     log::warn!(transport = &*transport, commands = chunk.len(); "no sender here serves a transport");
-                    unserved.extend(chunk);
+                    unserved.extend(chunk.into_iter().map(hold));
                 }
             }
         }
         let outcomes = self.outcomes.clone();
         let done = async move {
-            // A sender that fell over a chunk, or is being restarted: the agents' commands wait in the store, and are
-            // read again like those of absent agents.
-            for chunk in join_all(taken_over).await.into_iter().flatten() {
-                log::warn!(commands = chunk.len(); "a sender fell over a chunk; its commands go back to the store");
-                unserved.extend(chunk);
+            let back: Vec<_> = join_all(taken_over).await.into_iter().flatten().collect();
+            if !unserved.is_empty() && !matches!(outcomes.send(Put::<OutcomeSink>(unserved)).await, Ok(Some(_))) {
+                log::warn!("commands without a sender are looked at again later");
             }
-            if !unserved.is_empty() {
-                let held = unserved.into_iter().map(hold).collect();
-                if !matches!(outcomes.send(Put::<OutcomeSink>(held)).await, Ok(Some(_))) {
-                    log::warn!("commands without a sender are looked at again later");
-                }
-            }
+            back
         };
         Box::pin(done.into_actor(self))
     }

@@ -17,7 +17,7 @@ pub mod sqlite;
 pub use error::StoreError;
 
 use crate::domain::action::{Action, ActionState, NewAction, Policy};
-use crate::domain::agent::{AgentRef, Enrollment, Role, Token};
+use crate::domain::agent::{AgentRef, Enrollment, Token};
 use crate::domain::command::{Answer, CommandState, Event};
 use crate::domain::counts::Counts;
 use crate::domain::protocol::OperationResult;

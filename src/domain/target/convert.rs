@@ -2,7 +2,8 @@
 
 use super::columns::{column, folded};
 use super::parse::at;
-use super::{Column, CommandState, CompareOp, Moment, Target, TargetError, Value};
+use super::{Column, CompareOp, Moment, Target, TargetError, Value};
+use crate::domain::command::CommandState;
 use crate::domain::time::{Span, Timestamp};
 use sqlparser::ast::{
     BinaryOperator, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, InTarget, Interval, Spanned,

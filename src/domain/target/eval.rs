@@ -1,6 +1,7 @@
 //! What a target means, on one agent in memory: the reference for the stores' SQL.
 
-use super::{Column, CommandState, CompareOp, Target, Value};
+use super::{Column, CompareOp, Target, Value};
+use crate::domain::command::CommandState;
 use crate::domain::time::Timestamp;
 use serde_json::Value as Json;
 use std::borrow::Cow;
@@ -94,24 +95,26 @@ impl AgentRecord {
             Column::Status => text(if self.online { "online" } else { "offline" }),
             Column::Version => self.version.as_deref().map(Cow::Borrowed),
             Column::Label(key) => self.labels.get(key).map(|value| Cow::Borrowed(value.as_str())),
-            Column::Fact(path) => self.fact(path),
+            Column::Fact(path) => fact_text(&self.facts, path),
             Column::Metadata(key) => self.metadata.get(key).and_then(as_text),
             Column::QueueLoc => {
-                self.fact(&["os".to_owned()]).map(|system| Cow::Owned(format!("{system}.{}", self.name)))
+                fact_text(&self.facts, &["os".to_owned()]).map(|system| Cow::Owned(format!("{system}.{}", self.name)))
             }
         };
         found.map(Datum::Text)
     }
 
-    fn fact(&self, path: &[String]) -> Option<Cow<'_, str>> {
-        let (first, rest) = path.split_first()?;
-        let found = rest.iter().try_fold(self.facts.get(first)?, |value, key| match value {
-            Json::Object(map) => map.get(key),
-            Json::Array(items) if key.bytes().all(|b| b.is_ascii_digit()) => items.get(key.parse::<usize>().ok()?),
-            _ => None,
-        })?;
-        as_text(found)
-    }
+}
+
+/// What is at this path in the facts, as text.
+pub fn fact_text<'a>(facts: &'a serde_json::Map<String, Json>, path: &[String]) -> Option<Cow<'a, str>> {
+    let (first, rest) = path.split_first()?;
+    let found = rest.iter().try_fold(facts.get(first)?, |value, key| match value {
+        Json::Object(map) => map.get(key),
+        Json::Array(items) if key.bytes().all(|b| b.is_ascii_digit()) => items.get(key.parse::<usize>().ok()?),
+        _ => None,
+    })?;
+    as_text(found)
 }
 
 /// What `->>` gives.

@@ -13,9 +13,10 @@ mod parse;
 #[cfg(test)]
 mod tests;
 
-pub use eval::{AgentRecord, MAX_NUMBER, NUMBER_PATTERN, number_of};
+pub use eval::{AgentRecord, MAX_NUMBER, NUMBER_PATTERN, fact_text, number_of};
 pub use parse::MAX_TEXT;
 
+use super::command::CommandState;
 use super::time::Timestamp;
 use std::time::Duration;
 use uuid::Uuid;
@@ -196,55 +197,6 @@ impl Moment {
             Self::At(time) => time,
             Self::Now { offset_ms } if offset_ms < 0 => now.minus(Duration::from_millis(offset_ms.unsigned_abs())),
             Self::Now { offset_ms } => now.plus(Duration::from_millis(offset_ms.unsigned_abs())),
-        }
-    }
-}
-
-/// The state of a command, as a target names it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum CommandState {
-    /// Not handed over yet, or between runs.
-    Pending,
-    /// The agent has it.
-    Sent,
-    /// It went well.
-    Succeeded,
-    /// The agent says that it did not.
-    Failed,
-    /// No result in time.
-    TimedOut,
-    /// Could not be handed over.
-    Undeliverable,
-    /// Was not handed over in time.
-    Expired,
-    /// Cancelled before it ended.
-    Cancelled,
-}
-
-impl CommandState {
-    /// All of them, in the order of a command's life.
-    pub const ALL: [Self; 8] = [
-        Self::Pending,
-        Self::Sent,
-        Self::Succeeded,
-        Self::Failed,
-        Self::TimedOut,
-        Self::Undeliverable,
-        Self::Expired,
-        Self::Cancelled,
-    ];
-
-    /// As the interface writes it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Pending => "pending",
-            Self::Sent => "sent",
-            Self::Succeeded => "succeeded",
-            Self::Failed => "failed",
-            Self::TimedOut => "timed_out",
-            Self::Undeliverable => "undeliverable",
-            Self::Expired => "expired",
-            Self::Cancelled => "cancelled",
         }
     }
 }

@@ -1,3 +1,4 @@
+use crate::domain::command::CommandState;
 use super::*;
 use proptest::prelude::*;
 use serde_json::json;

@@ -1,0 +1,227 @@
+//! Reconciles: reads what the store says and does what is missing. Takes no work in messages.
+//!
+//! Woken by a period and by [`Touched`]. In each round: actions whose commands are all final are completed; commands of
+//! cancelled actions are closed, those of expired ones after a grace; results that are overdue are given up;
+//! `dispatched_through` moves on. What it decides about commands goes through the outcomes like everything else.
+//!
+//! Dies: nothing; the next round reads the store again.
+
+use super::action_book::ActionBook;
+use super::batcher::Put;
+use super::messages::{Drain, Touched};
+use super::outcomes::{OutcomeSink, Outcomes};
+use crate::domain::action::{Action, GRACE};
+use crate::domain::command::Event;
+use crate::store::{OpenAction, Report, Store, StoreError, Unfinished};
+use actix::prelude::*;
+use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often it looks without being told.
+const PERIOD: Duration = Duration::from_secs(1);
+/// How long it waits for more actions to be touched before it looks whether they are complete.
+const GATHER: Duration = Duration::from_millis(20);
+/// Rows per read.
+const PAGE: usize = 5_000;
+/// How many commands a round moves one action's `dispatched_through` over, at most.
+const ADVANCE: usize = 50_000;
+
+/// What the housekeeper needs.
+#[derive(Clone)]
+pub struct HousekeeperParts {
+    /// What it reads.
+    pub store: Arc<dyn Store>,
+    /// The actions in memory.
+    pub book: ActionBook,
+    /// Where it records.
+    pub outcomes: Addr<Outcomes>,
+}
+
+/// See the module.
+pub struct Housekeeper {
+    parts: HousekeeperParts,
+    touched: BTreeSet<i64>,
+    completing: bool,
+    rounding: bool,
+    stopped: bool,
+}
+
+impl Housekeeper {
+    /// With nothing to do.
+    pub fn new(parts: HousekeeperParts) -> Self {
+        Self { parts, touched: BTreeSet::new(), completing: false, rounding: false, stopped: false }
+    }
+
+    /// Completes those touched actions that are complete.
+    fn complete(&mut self, ctx: &mut Context<Self>) {
+        let nos: Vec<i64> = std::mem::take(&mut self.touched).into_iter().collect();
+        if nos.is_empty() || self.stopped {
+            self.completing = false;
+            return;
+        }
+        crate::fault_point!("housekeeper");
+        let store = self.parts.store.clone();
+        let done = async move { complete(&*store, nos).await };
+        ctx.spawn(done.into_actor(self).map(|done, housekeeper, ctx| {
+            if let Err(error) = done {
+                log::warn!(error = error.to_string().as_str(); "actions wait to be completed");
+            }
+            housekeeper.completing = false;
+            housekeeper.complete_soon(ctx);
+        }));
+    }
+
+    fn complete_soon(&mut self, ctx: &mut Context<Self>) {
+        if !self.completing && !self.touched.is_empty() {
+            self.completing = true;
+            ctx.run_later(GATHER, |housekeeper, ctx| housekeeper.complete(ctx));
+        }
+    }
+
+    fn round(&mut self, ctx: &mut Context<Self>) {
+        if self.rounding || self.stopped {
+            return;
+        }
+        self.rounding = true;
+        let parts = self.parts.clone();
+        let round = async move { run_once(&parts).await };
+        ctx.spawn(round.into_actor(self).map(|round, housekeeper, _| {
+            housekeeper.rounding = false;
+            if let Err(error) = round {
+                log::warn!(error = error.to_string().as_str(); "a round of housekeeping waits for the store");
+            }
+        }));
+    }
+}
+
+async fn complete(store: &dyn Store, nos: Vec<i64>) -> Result<(), StoreError> {
+    for no in store.action_complete(nos).await? {
+        log::info!(action = no; "an action has ended");
+    }
+    Ok(())
+}
+
+/// One round over all open actions.
+pub async fn run_once(parts: &HousekeeperParts) -> Result<(), StoreError> {
+    let store = &*parts.store;
+    overdue(parts).await?;
+    let mut after = 0;
+    loop {
+        let page = store.action_list_open(after, PAGE).await?;
+        let finished = page.iter().filter(|action| action.resolved && action.unfinished == 0).map(|action| action.no);
+        let finished: Vec<i64> = finished.collect();
+        if !finished.is_empty() {
+            complete(store, finished).await?;
+        }
+        for action in page.iter().filter(|action| !(action.resolved && action.unfinished == 0)) {
+            reconcile(parts, action).await?;
+        }
+        match page.last() {
+            Some(last) if page.len() >= PAGE => after = last.no,
+            _ => return Ok(()),
+        }
+    }
+}
+
+async fn reconcile(parts: &HousekeeperParts, action: &OpenAction) -> Result<(), StoreError> {
+    let now = parts.store.now();
+    if action.cancelled {
+        parts.book.cancel(action.no);
+        close(parts, action.no, Unfinished::All, &Event::Cancelled).await?;
+    } else if now >= action.expires_at && !action.resolved {
+        parts.store.action_expire(action.no).await?;
+    } else if now >= action.expires_at.plus(GRACE) {
+        close(parts, action.no, Unfinished::Pending, &Event::Expired).await?;
+    }
+    if action.dispatched_through < action.resolved_through {
+        parts.store.action_advance(action.no, ADVANCE).await?;
+    }
+    Ok(())
+}
+
+/// Records `event` for all commands of an action that are not finished, a page at a time.
+async fn close(parts: &HousekeeperParts, no: i64, which: Unfinished, event: &Event) -> Result<(), StoreError> {
+    let Some(action) = parts.book.get(no).await? else { return Ok(()) };
+    let mut after = 0;
+    loop {
+        let agents = parts.store.command_unfinished(no, which, after, PAGE).await?;
+        let Some(last) = agents.last().copied() else { return Ok(()) };
+        let reports = agents.into_iter().map(|agent_no| report(&action, agent_no, event.clone())).collect();
+        record(parts, reports).await?;
+        after = last;
+    }
+}
+
+/// Gives up waiting for results that should have come.
+async fn overdue(parts: &HousekeeperParts) -> Result<(), StoreError> {
+    loop {
+        let keys = parts.store.command_overdue(parts.store.now(), PAGE).await?;
+        let full = keys.len() >= PAGE;
+        let mut actions: HashMap<i64, Option<Arc<Action>>> = HashMap::new();
+        let mut reports = Vec::with_capacity(keys.len());
+        for (action_no, agent_no) in keys {
+            let action = match actions.get(&action_no) {
+                Some(action) => action.clone(),
+                None => {
+                    let action = parts.book.get(action_no).await?;
+                    actions.insert(action_no, action.clone());
+                    action
+                }
+            };
+            if let Some(action) = action {
+                reports.push(report(&action, agent_no, Event::Overdue));
+            }
+        }
+        if !reports.is_empty() {
+            record(parts, reports).await?;
+        }
+        if !full {
+            return Ok(());
+        }
+    }
+}
+
+fn report(action: &Action, agent_no: i64, event: Event) -> Report {
+    Report { action_no: action.no, agent_no, policy: action.policy, event, fresh: false }
+}
+
+async fn record(parts: &HousekeeperParts, reports: Vec<Report>) -> Result<(), StoreError> {
+    match parts.outcomes.send(Put::<OutcomeSink>(reports)).await {
+        Ok(Some(_)) => Ok(()),
+        _ => Err(StoreError::Unavailable("the outcomes are being restarted".into())),
+    }
+}
+
+impl Actor for Housekeeper {
+    type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        self.round(ctx);
+        ctx.run_interval(PERIOD, |housekeeper, ctx| housekeeper.round(ctx));
+    }
+}
+
+impl Supervised for Housekeeper {
+    fn restarting(&mut self, _: &mut Self::Context) {
+        *self = Self { stopped: self.stopped, ..Self::new(self.parts.clone()) };
+    }
+}
+
+impl Handler<Touched> for Housekeeper {
+    type Result = ();
+
+    fn handle(&mut self, Touched(nos): Touched, ctx: &mut Self::Context) {
+        self.touched.extend(nos);
+        self.complete_soon(ctx);
+    }
+}
+
+impl Handler<Drain> for Housekeeper {
+    type Result = ();
+
+    fn handle(&mut self, _: Drain, _: &mut Self::Context) {
+        // Each of its steps is whole in the store; the next process goes on from there.
+        self.stopped = true;
+    }
+}
