@@ -5,3 +5,4 @@ pub mod domain;
 pub mod pipeline;
 pub mod store;
 pub mod supervision;
+pub mod senders;

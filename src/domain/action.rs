@@ -16,6 +16,8 @@ use uuid::Uuid;
 pub const MAX_NAME: usize = 2048;
 /// How many operations an action may have.
 pub const MAX_OPERATIONS: usize = 64;
+/// The most that the operations may take as JSON, in bytes: a command must fit into one frame.
+pub const MAX_OPERATIONS_JSON: usize = super::protocol::MAX_FRAME - 32 * 1024;
 /// How long the server waits beyond a deadline before it speaks for the agent: the agent's own word is on its way.
 pub const GRACE: Duration = Duration::from_secs(10);
 
@@ -291,6 +293,10 @@ impl Document {
             what.map_err(|error| Problem::new(ProblemKind::InvalidDocument, format!("cannot be written again: {error}")))
         };
         let operations = json(serde_json::to_string(&self.operations))?;
+        if operations.len() > MAX_OPERATIONS_JSON {
+            let length = operations.len();
+            return Err(invalid("operations", format!("{length} bytes as JSON, but {MAX_OPERATIONS_JSON} fit into a frame")));
+        }
         let document = json(serde_json::to_string(&Shown {
             id,
             name: &self.name,

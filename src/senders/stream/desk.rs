@@ -1,0 +1,328 @@
+//! What one connected agent has in hand and what waits for it: the plain part of a session, without a runtime.
+//!
+//! A command is *queued* until the agent has room, then *flying* until its result is stored. At most `capacity` fly at a
+//! time. What a session holds for longer than [`WINDOW`] gets an open row, so that the store knows where it is; most
+//! commands are over before that, and cost their two inserts and nothing else.
+
+use crate::domain::action::Action;
+use crate::domain::command::{Event, RunEnd};
+use crate::domain::protocol::{Command, RunRef, RunResult};
+use crate::domain::time::Timestamp;
+use crate::pipeline::messages::Delivery;
+use crate::store::{Due, Report};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How long a command may be in a session without an open row.
+pub const WINDOW: Duration = Duration::from_secs(1);
+/// How long after handing over `received` must come.
+pub const RECEIVED_WITHIN: Duration = Duration::from_secs(30);
+/// How many commands wait for room; more stay in the store.
+pub const QUEUE: usize = 256;
+/// The most unfinished commands that an agent may take, whatever it says.
+pub const MAX_CAPACITY: usize = 1_000;
+
+/// (−priority, due, action): who goes first.
+type Turn = (Reverse<i32>, Timestamp, i64);
+
+#[derive(Debug)]
+struct Queued {
+    delivery: Delivery,
+    since: Instant,
+}
+
+#[derive(Debug)]
+struct Flying {
+    action: Arc<Action>,
+    due_at: Timestamp,
+    attempts: i32,
+    /// Nothing is written about it, as far as this session knows.
+    fresh: bool,
+    /// Its open row is written, or on its way.
+    recorded: bool,
+    handed_at: Instant,
+    received_at: Option<Timestamp>,
+    /// Its result is on its way to the store.
+    ended: bool,
+}
+
+/// What became of an offered command.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Offered {
+    /// It waits for room.
+    Queued,
+    /// It is here already.
+    Known,
+    /// There is no room: it must stay in the store.
+    Full,
+}
+
+/// See the module.
+#[derive(Debug)]
+pub struct Desk {
+    agent_no: i64,
+    capacity: usize,
+    queue: BTreeMap<Turn, Queued>,
+    flying: HashMap<RunRef, Flying>,
+    /// Which run of an action's command is queued or flying.
+    runs: HashMap<i64, i32>,
+}
+
+impl Desk {
+    /// An empty desk for an agent that takes `capacity` commands at a time.
+    pub fn new(agent_no: i64, capacity: u32) -> Self {
+        let capacity = usize::try_from(capacity).unwrap_or(MAX_CAPACITY).min(MAX_CAPACITY);
+        Self { agent_no, capacity, queue: BTreeMap::new(), flying: HashMap::new(), runs: HashMap::new() }
+    }
+
+    /// How many commands wait for room.
+    pub fn queued(&self) -> usize {
+        self.queue.len()
+    }
+
+    /// How many commands are at the agent or on their way to it.
+    pub fn flying(&self) -> usize {
+        self.flying.len()
+    }
+
+    /// Takes a command that is due, if it isn't here and there is room.
+    pub fn offer(&mut self, delivery: Delivery, now: Instant) -> Offered {
+        let no = delivery.action.no;
+        match self.runs.get(&no) {
+            Some(run) if *run >= delivery.due.run => return Offered::Known,
+            Some(_) => self.forget_action(no),
+            None => {}
+        }
+        if self.queue.len() >= QUEUE {
+            return Offered::Full;
+        }
+        self.runs.insert(no, delivery.due.run);
+        let turn = (Reverse(delivery.action.priority), delivery.due.due_at, no);
+        self.queue.insert(turn, Queued { delivery, since: now });
+        Offered::Queued
+    }
+
+    fn forget_action(&mut self, no: i64) {
+        self.runs.remove(&no);
+        self.queue.retain(|(_, _, queued), _| *queued != no);
+        self.flying.retain(|_, flying| flying.action.no != no);
+    }
+
+    /// The commands to hand over now, while the agent has room. What was cancelled or has expired is dropped: the
+    /// housekeeper closes it.
+    pub fn hand_over(&mut self, now: Timestamp, clock: Instant) -> Vec<Command> {
+        let mut commands = Vec::new();
+        while self.flying.len() < self.capacity {
+            let Some((_, Queued { delivery: Delivery { due, action }, .. })) = self.queue.pop_first() else { break };
+            if action.is_cancelled() || action.expires_at <= now {
+                self.runs.remove(&action.no);
+                continue;
+            }
+            commands.push(Command {
+                action: action.id,
+                run: due.run,
+                attempt: due.attempts + 1,
+                name: action.name.clone(),
+                operations: action.operations.clone(),
+                priority: action.priority,
+                timeout_ms: i64::try_from(action.policy.timeout.as_millis()).unwrap_or(i64::MAX),
+                expires_at: action.expires_at,
+            });
+            let flying = Flying {
+                fresh: due.run == 1 && !due.open,
+                due_at: due.due_at,
+                attempts: due.attempts,
+                recorded: false,
+                handed_at: clock,
+                received_at: None,
+                ended: false,
+                action,
+            };
+            self.flying.insert(RunRef { action: flying.action.id, run: due.run }, flying);
+        }
+        commands
+    }
+
+    /// The agent says that it has this run; false if this session didn't hand it over.
+    pub fn received(&mut self, run: RunRef, now: Timestamp) -> bool {
+        match self.flying.get_mut(&run) {
+            Some(flying) => {
+                flying.received_at.get_or_insert(now);
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Takes in a run that the agent has from an earlier connection.
+    pub fn adopt(&mut self, action: Arc<Action>, run: i32, now: Timestamp, clock: Instant) {
+        // An older run of the same command is being killed by the newer one.
+        if self.runs.get(&action.no).is_some_and(|known| *known > run) {
+            return;
+        }
+        self.forget_action(action.no);
+        self.runs.insert(action.no, run);
+        let run = RunRef { action: action.id, run };
+        let flying = Flying {
+            fresh: false,
+            due_at: action.valid_from,
+            attempts: 0,
+            recorded: false,
+            handed_at: clock,
+            received_at: Some(now),
+            ended: false,
+            action,
+        };
+        self.flying.insert(run, flying);
+    }
+
+    /// The report for a result of a run that this session handed over.
+    pub fn ended(&mut self, result: &RunResult, now: Timestamp) -> Option<Report> {
+        let flying = self.flying.get_mut(&result.run_ref())?;
+        flying.ended = true;
+        flying.received_at.get_or_insert(now);
+        let fresh = flying.fresh && !flying.recorded;
+        Some(result_report(&flying.action, self.agent_no, result, flying.attempts, flying.received_at, fresh, now))
+    }
+
+    /// Whatever was recorded about this run, it is not this session's concern any more.
+    pub fn forget(&mut self, run: RunRef) {
+        if let Some(flying) = self.flying.remove(&run)
+            && self.runs.get(&flying.action.no) == Some(&run.run)
+        {
+            self.runs.remove(&flying.action.no);
+        }
+    }
+
+    /// Removes all that belongs to actions that were ended by a user; answers which of them the agent has.
+    pub fn cancel(&mut self, nos: &[i64]) -> Vec<uuid::Uuid> {
+        let here: Vec<uuid::Uuid> = self
+            .flying
+            .values()
+            .filter(|flying| nos.contains(&flying.action.no) && !flying.ended)
+            .map(|flying| flying.action.id)
+            .collect();
+        self.queue.retain(|(_, _, no), _| !nos.contains(no));
+        self.flying.retain(|_, flying| flying.ended || !nos.contains(&flying.action.no));
+        self.runs.retain(|no, _| !nos.contains(no));
+        here
+    }
+
+    /// When there is something to do by the clock alone: a window ends, or `received` is overdue.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        let flying = self.flying.values().filter(|flying| !flying.ended).filter_map(|flying| {
+            match (flying.received_at, flying.recorded) {
+                (Some(_), true) => None,
+                (None, true) => Some(flying.handed_at + RECEIVED_WITHIN),
+                (_, false) => Some(flying.handed_at + WINDOW),
+            }
+        });
+        let queued = self.queue.values().filter(|queued| !queued.delivery.due.open).map(|queued| queued.since + WINDOW);
+        flying.chain(queued).min()
+    }
+
+    /// Open rows for what is here for longer than the window, and attempts that came to nothing.
+    pub fn look_at_clock(&mut self, clock: Instant) -> Vec<(Option<RunRef>, Report)> {
+        let mut reports = Vec::new();
+        for (run, flying) in &mut self.flying {
+            let age = clock.saturating_duration_since(flying.handed_at);
+            if flying.ended {
+                continue;
+            }
+            if flying.received_at.is_none() && age >= RECEIVED_WITHIN {
+                flying.ended = true;
+                let event = Event::AttemptFailed {
+                    run: run.run,
+                    attempts: flying.attempts + 1,
+                    error: "the agent did not say that it received the command".into(),
+                    retry_after: None,
+                };
+                reports.push((Some(*run), flying_report(&flying.action, self.agent_no, event)));
+            } else if !flying.recorded && age >= WINDOW {
+                // Received later than the window: its row is written anew then.
+                flying.recorded = true;
+                let event = match flying.received_at {
+                    Some(at) => Event::Sent { run: run.run, attempts: flying.attempts, at },
+                    None => Event::Hold { due_at: flying.due_at },
+                };
+                let settles = flying.received_at.is_some().then_some(*run);
+                reports.push((settles, flying_report(&flying.action, self.agent_no, event)));
+            }
+        }
+        for queued in self.queue.values_mut() {
+            if !queued.delivery.due.open && clock.saturating_duration_since(queued.since) >= WINDOW {
+                queued.delivery.due.open = true;
+                reports.push((None, hold_report(&queued.delivery)));
+            }
+        }
+        reports
+    }
+
+    /// A received run whose `received` came after its window: the store should say `sent`.
+    pub fn late_received(&mut self, run: RunRef) -> Option<Report> {
+        let flying = self.flying.get(&run)?;
+        let at = flying.received_at.filter(|_| flying.recorded && !flying.ended)?;
+        let event = Event::Sent { run: run.run, attempts: flying.attempts, at };
+        Some(flying_report(&flying.action, self.agent_no, event))
+    }
+
+    /// Empties the desk: what the store should know of each command when the connection is gone.
+    pub fn close(&mut self) -> Vec<Report> {
+        let agent_no = self.agent_no;
+        let flying = std::mem::take(&mut self.flying).into_iter().filter(|(_, flying)| !flying.ended);
+        let mut reports: Vec<Report> = flying
+            .map(|(run, flying)| {
+                let event = match flying.received_at {
+                    Some(at) => Event::Sent { run: run.run, attempts: flying.attempts, at },
+                    None => Event::Hold { due_at: flying.due_at },
+                };
+                flying_report(&flying.action, agent_no, event)
+            })
+            .collect();
+        let queue = std::mem::take(&mut self.queue);
+        reports.extend(queue.into_values().filter(|q| !q.delivery.due.open).map(|queued| hold_report(&queued.delivery)));
+        self.runs.clear();
+        reports
+    }
+}
+
+fn flying_report(action: &Action, agent_no: i64, event: Event) -> Report {
+    Report { action_no: action.no, agent_no, policy: action.policy, event, fresh: false }
+}
+
+/// The report that a command can't be handed over now.
+pub fn hold_report(delivery: &Delivery) -> Report {
+    let Due { agent_no, due_at, .. } = delivery.due;
+    flying_report(&delivery.action, agent_no, Event::Hold { due_at })
+}
+
+/// The report for a result.
+pub fn result_report(
+    action: &Action,
+    agent_no: i64,
+    result: &RunResult,
+    attempts: i32,
+    sent_at: Option<Timestamp>,
+    fresh: bool,
+    now: Timestamp,
+) -> Report {
+    let error = result.results.iter().find(|operation| !operation.ok).map(|operation| {
+        let why = operation.error.as_deref().unwrap_or("it failed without saying why");
+        format!("{}: {why}", operation.module)
+    });
+    let end = RunEnd {
+        run: result.run,
+        status: result.status.into(),
+        attempts,
+        sent_at,
+        started_at: result.started_at,
+        finished_at: now,
+        // Read from JSON a moment ago; an empty list says less, but doesn't lose the outcome.
+        results: Some(serde_json::to_string(&result.results).unwrap_or_else(|_| "[]".into())),
+        error,
+    };
+    let event = Event::Result(Box::new(end));
+    Report { action_no: action.no, agent_no, policy: action.policy, event, fresh }
+}

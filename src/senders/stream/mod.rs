@@ -1,0 +1,240 @@
+//! The stream sender: hands commands to agents that are connected by WebSocket.
+//!
+//! Receives [`Deliver`] from the sender router, and [`Connect`]/[`Disconnect`] from the [`session`]s, one per connection.
+//! It knows which session belongs to which agent, and passes each command on; what can't be passed on (the agent has gone,
+//! or its session has no room) gets a `waiting` row, and the session reads it from the store later.
+//!
+//! Dies: the sessions notice that their channel is closed, connect again and read their backlog from the store.
+
+pub mod desk;
+pub mod session;
+pub mod sessions;
+
+use super::SenderContext;
+use crate::pipeline::batcher::Put;
+use crate::pipeline::messages::{Cancelled, Deliver, Delivery, Drain};
+use crate::pipeline::presence::Presence;
+use actix::prelude::*;
+use desk::hold_report;
+use sessions::{SessionChange, SessionSink, Sessions};
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+use uuid::Uuid;
+
+/// Messages on their way to one session.
+const TO_SESSION: usize = 64;
+
+/// Stream sender → a session.
+#[derive(Debug)]
+pub enum ToSession {
+    /// Hand these over.
+    Commands(Vec<Delivery>),
+    /// A user ended these.
+    Cancelled(Arc<[(i64, Uuid)]>),
+    /// A newer connection of this agent is here.
+    Replaced,
+    /// The server goes away.
+    Leave,
+}
+
+/// Session → stream sender: this agent is connected. Answered when the store knows; then the backlog can be read.
+#[derive(Message)]
+#[rtype(result = "Option<Connected>")]
+pub struct Connect {
+    /// The agent.
+    pub agent_no: i64,
+}
+
+/// A session's end of its connection to the stream sender.
+pub struct Connected {
+    /// This connection among those of the agent; a later one has a higher epoch.
+    pub epoch: i64,
+    /// What is to be done.
+    pub inbox: mpsc::Receiver<ToSession>,
+    /// Set when something didn't fit into the inbox: the store has more.
+    pub more: Arc<AtomicBool>,
+}
+
+/// Session → stream sender: this connection is gone, and all that it held is recorded.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Disconnect {
+    /// The agent.
+    pub agent_no: i64,
+    /// Which of its connections.
+    pub epoch: i64,
+}
+
+struct Handle {
+    epoch: i64,
+    inbox: mpsc::Sender<ToSession>,
+    more: Arc<AtomicBool>,
+}
+
+/// See the module.
+pub struct StreamSender {
+    context: SenderContext,
+    presence: Presence,
+    sessions: Addr<Sessions>,
+    by_agent: HashMap<i64, Handle>,
+    last_epoch: i64,
+    drained: Option<oneshot::Sender<()>>,
+    leaving: bool,
+}
+
+impl StreamSender {
+    /// With no agent connected.
+    pub fn new(context: SenderContext, presence: Presence, sessions: Addr<Sessions>) -> Self {
+        Self {
+            context,
+            presence,
+            sessions,
+            by_agent: HashMap::new(),
+            last_epoch: 0,
+            drained: None,
+            leaving: false,
+        }
+    }
+
+    /// Grows from connection to connection, and from process to process.
+    fn next_epoch(&mut self) -> i64 {
+        let micros = self.context.store.now().0.saturating_mul(1_000);
+        self.last_epoch = micros.max(self.last_epoch + 1);
+        self.last_epoch
+    }
+}
+
+impl Actor for StreamSender {
+    type Context = Context<Self>;
+
+    fn started(&mut self, _: &mut Self::Context) {
+        self.presence.clear();
+    }
+}
+
+impl Supervised for StreamSender {
+    fn restarting(&mut self, _: &mut Self::Context) {
+        // Dropping the handles closes the sessions' inboxes.
+        self.by_agent.clear();
+        self.presence.clear();
+    }
+}
+
+impl Handler<Deliver> for StreamSender {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, Deliver(deliveries): Deliver, _: &mut Self::Context) -> Self::Result {
+        crate::fault_point!("stream_sender");
+        let mut by_agent: HashMap<i64, Vec<Delivery>> = HashMap::new();
+        for delivery in deliveries {
+            by_agent.entry(delivery.due.agent_no).or_default().push(delivery);
+        }
+        let mut held = Vec::new();
+        for (agent_no, commands) in by_agent {
+            let back = match self.by_agent.get(&agent_no) {
+                Some(handle) => match handle.inbox.try_send(ToSession::Commands(commands)) {
+                    Ok(()) => continue,
+                    Err(error) => {
+                        handle.more.store(true, Ordering::Release);
+                        match error.into_inner() {
+                            ToSession::Commands(commands) => commands,
+                            _ => continue,
+                        }
+                    }
+                },
+                None => commands,
+            };
+            held.extend(back.iter().filter(|delivery| !delivery.due.open).map(hold_report));
+        }
+        let context = self.context.clone();
+        Box::pin(async move {
+            if !held.is_empty() && context.record(held).await.is_none() {
+                log::warn!("commands of agents that have just gone are looked at again later");
+            }
+        })
+    }
+}
+
+impl Handler<Cancelled> for StreamSender {
+    type Result = ();
+
+    fn handle(&mut self, Cancelled(actions): Cancelled, _: &mut Self::Context) {
+        let actions: Arc<[(i64, Uuid)]> = actions.into();
+        for handle in self.by_agent.values() {
+            // Best effort: the outcome `cancelled` is final whatever the agent does.
+            handle.inbox.try_send(ToSession::Cancelled(actions.clone())).ok();
+        }
+    }
+}
+
+impl Handler<Connect> for StreamSender {
+    type Result = ResponseFuture<Option<Connected>>;
+
+    fn handle(&mut self, Connect { agent_no }: Connect, _: &mut Self::Context) -> Self::Result {
+        if self.leaving {
+            return Box::pin(async { None });
+        }
+        let epoch = self.next_epoch();
+        let (sender, inbox) = mpsc::channel(TO_SESSION);
+        let more = Arc::new(AtomicBool::new(false));
+        let handle = Handle { epoch, inbox: sender, more: more.clone() };
+        if let Some(older) = self.by_agent.insert(agent_no, handle) {
+            // If its inbox is full it finds out when it has read it: the channel closes behind it.
+            older.inbox.try_send(ToSession::Replaced).ok();
+        }
+        self.presence.insert(agent_no);
+        let stored = self.sessions.send(Put::<SessionSink>(vec![SessionChange::Opened { agent_no, epoch }]));
+        Box::pin(async move {
+            let stored = stored.await.ok().flatten()?.into_iter().all(|answer| answer.is_ok());
+            stored.then_some(Connected { epoch, inbox, more })
+        })
+    }
+}
+
+impl Handler<Disconnect> for StreamSender {
+    type Result = ();
+
+    fn handle(&mut self, Disconnect { agent_no, epoch }: Disconnect, ctx: &mut Self::Context) {
+        if self.by_agent.get(&agent_no).is_some_and(|handle| handle.epoch == epoch) {
+            self.by_agent.remove(&agent_no);
+            self.presence.remove(agent_no);
+        }
+        let stored = self.sessions.send(Put::<SessionSink>(vec![SessionChange::Closed { agent_no, epoch }]));
+        // If it isn't stored, the next connection's epoch replaces it, or the next start forgets it.
+        ctx.spawn(stored.into_actor(self).map(|_, sender, _| {
+            if sender.by_agent.is_empty()
+                && let Some(drained) = sender.drained.take()
+            {
+                drained.send(()).ok();
+            }
+        }));
+    }
+}
+
+impl Handler<Drain> for StreamSender {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: Drain, ctx: &mut Self::Context) -> Self::Result {
+        self.leaving = true;
+        let (sender, drained) = oneshot::channel();
+        if self.by_agent.is_empty() {
+            sender.send(()).ok();
+        } else {
+            self.drained = Some(sender);
+            let leave = |sender: &mut Self| {
+                sender.by_agent.values().for_each(|handle| {
+                    handle.inbox.try_send(ToSession::Leave).ok();
+                });
+            };
+            leave(self);
+            // Inboxes that were full are told again.
+            ctx.run_interval(Duration::from_millis(200), move |sender, _| leave(sender));
+        }
+        Box::pin(async move {
+            drained.await.ok();
+        })
+    }
+}

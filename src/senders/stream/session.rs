@@ -1,0 +1,628 @@
+//! One agent's connection, from `hello` to the close.
+//!
+//! A loop over what can happen next: the socket takes a frame, the agent says something, the stream sender has commands, a
+//! record is durable, or a deadline has come. Everything that is under way is bounded, and while a bound is reached the
+//! socket isn't read, so that the pressure reaches the agent. Results are answered `stored` after their commit.
+//!
+//! Should the store's actors fall, records are tried again a few times; then the connection is closed with 1012, and the
+//! agent comes back with all that was not stored.
+
+use super::desk::{Desk, Offered, QUEUE, result_report};
+use super::{Connect, Connected, Disconnect, StreamSender, ToSession};
+use crate::domain::action::Action;
+use crate::domain::agent::{AgentRef, facts_fit};
+use crate::domain::command::{Answer, Event};
+use crate::domain::protocol::{
+    AgentFrame, Command, ErrorFrame, HELLO_WITHIN, Hello, MAX_FRAME, PING_EVERY, Rejected, RunRef, RunResult, SILENCE,
+    ServerFrame, Stored, Welcome, close,
+};
+use crate::pipeline::action_book::ActionBook;
+use crate::pipeline::batcher::Refused;
+use crate::pipeline::delay_scheduler::DelayScheduler;
+use crate::pipeline::messages::{Delivery, DueAgain};
+use crate::senders::SenderContext;
+use crate::store::{Report, Store, StoreError};
+use actix::prelude::*;
+use actix_ws::{AggregatedMessage, AggregatedMessageStream, CloseCode, CloseReason};
+use futures_util::StreamExt;
+use futures_util::future::LocalBoxFuture;
+use futures_util::stream::FuturesUnordered;
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+/// Frames that wait for the socket; beyond that the agent isn't read.
+const OUTBOX: usize = 64;
+/// Records under way; beyond that the agent isn't read.
+const RECORDS: usize = 16;
+/// How long the socket may take no frame.
+const STALLED: Duration = Duration::from_secs(30);
+/// How often a record is tried before the connection is given up.
+const RECORD_TRIES: u32 = 6;
+/// A frame of commands is closed when it has grown to this, in bytes.
+const FULL_FRAME: usize = MAX_FRAME / 2;
+
+/// What all sessions share.
+#[derive(Clone)]
+pub struct SessionParts {
+    /// Where backlogs are read.
+    pub store: Arc<dyn Store>,
+    /// The actions in memory.
+    pub book: ActionBook,
+    /// Where results go.
+    pub context: SenderContext,
+    /// Where the session signs on.
+    pub sender: Addr<StreamSender>,
+    /// Gets what of the backlog isn't due yet.
+    pub scheduler: Addr<DelayScheduler>,
+    /// Bytes of results that all sessions together may have in memory.
+    pub budget: Arc<Semaphore>,
+    /// How far ahead the backlog is read.
+    pub horizon: Duration,
+}
+
+/// Why a session ends.
+struct End {
+    code: u16,
+    /// For an `error` frame before the close.
+    error: Option<(&'static str, String)>,
+}
+
+impl End {
+    fn with(code: u16) -> Self {
+        Self { code, error: None }
+    }
+
+    fn error(code: u16, name: &'static str, message: impl Into<String>) -> Self {
+        Self { code, error: Some((name, message.into())) }
+    }
+}
+
+/// Something that was under way is done.
+enum Done {
+    /// Results: what the agent is told, or nothing could be recorded.
+    Results(Option<Stored>),
+    /// Other reports, and the answers to those that concern a run at the agent.
+    Reports(Option<Vec<(RunRef, Answer)>>),
+    /// A part of the backlog, and whether the store has more.
+    Backlog(Result<(Vec<Delivery>, bool), StoreError>),
+    /// Runs that the agent has from before.
+    Adopted(Vec<(Arc<Action>, i32)>, Vec<uuid::Uuid>),
+}
+
+/// Serves one connection until it ends. `agent` has shown its token.
+pub async fn serve(
+    parts: SessionParts,
+    agent: AgentRef,
+    mut socket: actix_ws::Session,
+    mut stream: AggregatedMessageStream,
+) {
+    let end = match greet(&parts, &agent, &mut stream).await {
+        Err(end) => end,
+        Ok((hello, connected)) => {
+            log::info!(agent = agent.name.as_str(), version = hello.version.as_str(); "an agent is connected");
+            let mut session = Session::new(parts, agent.clone(), &hello, connected);
+            let end = session.run(hello, &mut socket, &mut stream).await;
+            session.leave().await;
+            log::info!(agent = agent.name.as_str(), code = end.code; "an agent's connection has ended");
+            end
+        }
+    };
+    let farewell = async {
+        if let Some((code, message)) = end.error {
+            log::warn!(agent = agent.name.as_str(), code, message = message.as_str(); "an agent's connection is closed");
+            let frame = ServerFrame::Error(ErrorFrame { code: code.into(), message });
+            socket.text(frame.to_text()).await?;
+        }
+        socket.close(Some(CloseReason { code: CloseCode::from(end.code), description: None })).await
+    };
+    // A peer that doesn't read won't read this either; the socket is dropped then.
+    tokio::time::timeout(Duration::from_secs(5), farewell).await.ok();
+}
+
+async fn greet(
+    parts: &SessionParts,
+    agent: &AgentRef,
+    stream: &mut AggregatedMessageStream,
+) -> Result<(Hello, Connected), End> {
+    let hello = match tokio::time::timeout(HELLO_WITHIN, stream.recv()).await {
+        Err(_) => return Err(End::error(close::TOO_SLOW, "no-hello", "no hello within 10 seconds")),
+        Ok(Some(Ok(AggregatedMessage::Text(text)))) => match AgentFrame::parse(&text) {
+            Ok(Some(AgentFrame::Hello(hello))) => hello,
+            _ => return Err(End::error(close::MALFORMED, "no-hello", "the first frame must be a valid hello")),
+        },
+        Ok(Some(Ok(AggregatedMessage::Close(_))) | None) => return Err(End::with(close::DONE)),
+        Ok(_) => return Err(End::error(close::MALFORMED, "no-hello", "the first frame must be a valid hello")),
+    };
+    if agent.disabled {
+        return Err(End::error(close::NOT_ALLOWED, "disabled", "the agent is disabled"));
+    }
+    if !facts_fit(&hello.facts) || hello.version.len() > 128 {
+        return Err(End::error(close::MALFORMED, "facts-too-large", "facts or version are too large"));
+    }
+    let away = |error: StoreError| {
+        log::warn!(agent = agent.name.as_str(), error = error.to_string().as_str(); "an agent must wait for the store");
+        End::with(close::GOING_AWAY)
+    };
+    parts.store.agent_refresh(agent.no, None, &hello.facts, &hello.version).await.map_err(away)?;
+    let connected = parts.sender.send(Connect { agent_no: agent.no }).await.ok().flatten();
+    connected.map(|connected| (hello, connected)).ok_or_else(|| End::with(close::GOING_AWAY))
+}
+
+struct Session {
+    parts: SessionParts,
+    agent: AgentRef,
+    connected: Connected,
+    desk: Desk,
+    outbox: VecDeque<String>,
+    /// Since when the socket takes no frame.
+    stalled: Option<Instant>,
+    working: FuturesUnordered<LocalBoxFuture<'static, Done>>,
+    /// Results that wait for room in the budget.
+    parked: Option<(Vec<RunResult>, u32)>,
+    reading_backlog: bool,
+    /// Not before this, since the store was away.
+    backlog_after: Instant,
+    last_heard: Instant,
+    last_ping: Instant,
+}
+
+impl Session {
+    fn new(parts: SessionParts, agent: AgentRef, hello: &Hello, connected: Connected) -> Self {
+        let now = Instant::now();
+        Self {
+            desk: Desk::new(agent.no, hello.capacity),
+            parts,
+            agent,
+            connected,
+            outbox: VecDeque::new(),
+            stalled: None,
+            working: FuturesUnordered::new(),
+            parked: None,
+            reading_backlog: false,
+            backlog_after: now,
+            last_heard: now,
+            last_ping: now,
+        }
+    }
+
+    async fn run(
+        &mut self,
+        hello: Hello,
+        socket: &mut actix_ws::Session,
+        stream: &mut AggregatedMessageStream,
+    ) -> End {
+        let welcome = Welcome { agent: self.agent.name.clone(), server_time: self.parts.store.now() };
+        self.push(&ServerFrame::Welcome(welcome));
+        if hello.running.is_empty() {
+            self.read_backlog();
+        } else {
+            // What the agent has already is taken in first, lest it be handed over again.
+            self.adopt(hello.running);
+        }
+        loop {
+            self.hand_over();
+            if self.connected.more.load(Ordering::Acquire) && self.desk.queued() < QUEUE / 4 {
+                self.read_backlog();
+            }
+            let deadline = self.deadline();
+            let listening = self.outbox.len() < OUTBOX && self.working.len() < RECORDS && self.parked.is_none();
+            let (next_frame, parked) = (self.outbox.front().cloned(), self.parked.as_ref().map_or(0, |(_, size)| *size));
+            let budget = self.parts.budget.clone();
+            let end = tokio::select! {
+                sent = socket.text(next_frame.unwrap_or_default()), if !self.outbox.is_empty() => {
+                    self.outbox.pop_front();
+                    self.stalled = (!self.outbox.is_empty()).then(Instant::now);
+                    sent.err().map(|_| End::with(close::DONE))
+                }
+                message = stream.recv(), if listening => self.heard(message, socket).await,
+                input = self.connected.inbox.recv() => self.told(input).await,
+                Some(done) = self.working.next(), if !self.working.is_empty() => self.done(done),
+                permit = budget.acquire_many_owned(parked), if parked > 0 => {
+                    if let (Some((results, _)), Ok(permit)) = (self.parked.take(), permit) {
+                        self.record_results(results, permit);
+                    }
+                    None
+                }
+                () = tokio::time::sleep_until(deadline.into()) => self.clock(socket).await,
+            };
+            if let Some(end) = end {
+                return end;
+            }
+        }
+    }
+
+    fn push(&mut self, frame: &ServerFrame) {
+        self.stalled.get_or_insert_with(Instant::now);
+        self.outbox.push_back(frame.to_text());
+    }
+
+    fn hand_over(&mut self) {
+        // The next commands are chosen when the socket has taken the ones before: priorities may have changed.
+        if !self.outbox.is_empty() {
+            return;
+        }
+        let commands = self.desk.hand_over(self.parts.store.now(), Instant::now());
+        if commands.is_empty() {
+            return;
+        }
+        crate::fault_point!("session");
+        log::trace!(agent = self.agent.name.as_str(), commands = commands.len(); "handing commands over");
+        let size = |command: &Command| command.operations.get().len() + command.name.len() + 256;
+        let mut frame: Vec<Command> = Vec::new();
+        let mut weight = 0;
+        for command in commands {
+            if !frame.is_empty() && weight + size(&command) > FULL_FRAME {
+                self.push(&ServerFrame::Commands { commands: std::mem::take(&mut frame) });
+                weight = 0;
+            }
+            weight += size(&command);
+            frame.push(command);
+        }
+        self.push(&ServerFrame::Commands { commands: frame });
+    }
+
+    fn deadline(&self) -> Instant {
+        let fixed = (self.last_ping + PING_EVERY).min(self.last_heard + SILENCE);
+        let stalled = self.stalled.map(|since| since + STALLED);
+        [self.desk.next_deadline(), stalled].into_iter().flatten().fold(fixed, Instant::min)
+    }
+
+    async fn clock(&mut self, socket: &mut actix_ws::Session) -> Option<End> {
+        let now = Instant::now();
+        if self.stalled.is_some_and(|since| now >= since + STALLED) {
+            return Some(End::error(close::TOO_SLOW, "too-slow", "the agent does not read"));
+        }
+        if now >= self.last_heard + SILENCE {
+            return Some(End::error(close::TOO_SLOW, "silent", "nothing was heard for 60 seconds"));
+        }
+        if now >= self.last_ping + PING_EVERY {
+            self.last_ping = now;
+            // A socket that is full is found out by `stalled`.
+            tokio::time::timeout(Duration::from_millis(100), socket.ping(b"")).await.ok();
+        }
+        let reports = self.desk.look_at_clock(now);
+        self.record_reports(reports);
+        None
+    }
+
+    async fn heard(
+        &mut self,
+        message: Option<Result<AggregatedMessage, actix_ws::ProtocolError>>,
+        socket: &mut actix_ws::Session,
+    ) -> Option<End> {
+        self.last_heard = Instant::now();
+        match message {
+            Some(Ok(AggregatedMessage::Text(text))) => self.frame(&text),
+            Some(Ok(AggregatedMessage::Ping(bytes))) => {
+                tokio::time::timeout(Duration::from_millis(100), socket.pong(&bytes)).await.ok();
+                None
+            }
+            Some(Ok(AggregatedMessage::Pong(_))) => None,
+            Some(Ok(AggregatedMessage::Binary(_))) => {
+                Some(End::error(close::MALFORMED, "binary", "frames are JSON text"))
+            }
+            Some(Ok(AggregatedMessage::Close(_))) | None => Some(End::with(close::DONE)),
+            Some(Err(error)) => Some(End::error(close::MALFORMED, "bad-frame", error.to_string())),
+        }
+    }
+
+    fn frame(&mut self, text: &str) -> Option<End> {
+        let frame = match AgentFrame::parse(text) {
+            Ok(Some(frame)) => frame,
+            Ok(None) => return None,
+            Err(error) => return Some(End::error(close::MALFORMED, "malformed", format!("not a valid frame: {error}"))),
+        };
+        match frame {
+            AgentFrame::Hello(_) => Some(End::error(close::MALFORMED, "second-hello", "hello was said before")),
+            AgentFrame::Received { commands } => {
+                let now = self.parts.store.now();
+                let (known, unknown): (Vec<_>, Vec<_>) =
+                    commands.into_iter().partition(|run| self.desk.received(*run, now));
+                let late = known.into_iter().filter_map(|run| self.desk.late_received(run).map(|r| (Some(run), r)));
+                let late = late.collect();
+                self.record_reports(late);
+                if !unknown.is_empty() {
+                    self.adopt(unknown);
+                }
+                None
+            }
+            AgentFrame::Results { results } => {
+                let size = u32::try_from(text.len()).unwrap_or(u32::MAX);
+                match self.parts.budget.clone().try_acquire_many_owned(size) {
+                    Ok(permit) => self.record_results(results, permit),
+                    Err(_) => self.parked = Some((results, size)),
+                }
+                None
+            }
+            // Not kept by this version; without `metadata_stored` the agent keeps it.
+            AgentFrame::Metadata { .. } => None,
+            AgentFrame::Error(ErrorFrame { code, message }) => {
+                let message: String = message.chars().take(500).collect();
+                log::warn!(agent = self.agent.name.as_str(), code = code.as_str(), message = message.as_str();
+                    "an agent reports an error");
+                Some(End::with(close::DONE))
+            }
+        }
+    }
+
+    async fn told(&mut self, input: Option<ToSession>) -> Option<End> {
+        match input {
+            Some(ToSession::Commands(deliveries)) => {
+                self.offer(deliveries);
+                None
+            }
+            Some(ToSession::Cancelled(actions)) => {
+                let nos: Vec<i64> = actions.iter().map(|(no, _)| *no).collect();
+                let actions = self.desk.cancel(&nos);
+                if !actions.is_empty() {
+                    self.push(&ServerFrame::Cancel { actions });
+                }
+                None
+            }
+            Some(ToSession::Replaced) => {
+                Some(End::error(close::REPLACED, "replaced", "a newer connection of this agent is here"))
+            }
+            Some(ToSession::Leave) => Some(End::with(close::GOING_AWAY)),
+            None => {
+                // The stream sender was restarted, or a newer connection pushed this one out of a full inbox.
+                let again = self.parts.sender.send(Connect { agent_no: self.agent.no });
+                match tokio::time::timeout(Duration::from_secs(10), again).await {
+                    Ok(Ok(Some(connected))) => {
+                        self.connected = connected;
+                        self.connected.more.store(true, Ordering::Release);
+                        None
+                    }
+                    _ => Some(End::with(close::GOING_AWAY)),
+                }
+            }
+        }
+    }
+
+    /// Takes commands onto the desk; those without room get an open row and are read from the store later.
+    fn offer(&mut self, deliveries: Vec<Delivery>) {
+        let now = Instant::now();
+        let mut held = Vec::new();
+        for delivery in deliveries {
+            let report = (!delivery.due.open).then(|| super::desk::hold_report(&delivery));
+            if self.desk.offer(delivery, now) == Offered::Full {
+                self.connected.more.store(true, Ordering::Release);
+                held.extend(report.map(|report| (None, report)));
+            }
+        }
+        self.record_reports(held);
+    }
+
+    fn read_backlog(&mut self) {
+        if self.reading_backlog || Instant::now() < self.backlog_after {
+            return;
+        }
+        self.reading_backlog = true;
+        self.connected.more.store(false, Ordering::Release);
+        let parts = self.parts.clone();
+        let agent_no = self.agent.no;
+        // What is here already comes again, and is known: so many more are read.
+        let limit = QUEUE + self.desk.queued() + self.desk.flying();
+        self.working.push(Box::pin(async move { Done::Backlog(backlog(&parts, agent_no, limit).await) }));
+    }
+
+    fn adopt(&mut self, runs: Vec<RunRef>) {
+        let book = self.parts.book.clone();
+        // More than any capacity can't be running; the rest would only cost look-ups.
+        let runs: HashSet<RunRef> = runs.into_iter().take(2 * super::desk::MAX_CAPACITY).collect();
+        self.working.push(Box::pin(async move {
+            let (mut adopted, mut unknown) = (Vec::new(), Vec::new());
+            for RunRef { action: id, run } in runs {
+                match book.get_by_id(id).await {
+                    Ok(Some(action)) => adopted.push((action, run)),
+                    Ok(None) => unknown.push(id),
+                    Err(error) => log::warn!(error = error.to_string().as_str();
+                        "a run that an agent has cannot be looked up now"),
+                }
+            }
+            Done::Adopted(adopted, unknown)
+        }));
+    }
+
+    fn record_results(&mut self, results: Vec<RunResult>, permit: OwnedSemaphorePermit) {
+        let now = self.parts.store.now();
+        let reports: Vec<_> = results
+            .into_iter()
+            .map(|result| match self.desk.ended(&result, now) {
+                Some(report) => (result.run_ref(), Ok(report)),
+                None => (result.run_ref(), Err(result)),
+            })
+            .collect();
+        let (book, context, agent_no) = (self.parts.book.clone(), self.parts.context.clone(), self.agent.no);
+        self.working.push(Box::pin(async move {
+            let _permit = permit;
+            Done::Results(store_results(&book, &context, agent_no, reports, now).await)
+        }));
+    }
+
+    fn record_reports(&mut self, reports: Vec<(Option<RunRef>, Report)>) {
+        if reports.is_empty() {
+            return;
+        }
+        let context = self.parts.context.clone();
+        self.working.push(Box::pin(async move {
+            let (runs, reports): (Vec<_>, Vec<_>) = reports.into_iter().unzip();
+            let answers = record(&context, reports).await;
+            Done::Reports(answers.map(|answers| {
+                let about = runs.into_iter().zip(answers);
+                about.filter_map(|(run, answer)| Some((run?, answer.ok()?))).collect()
+            }))
+        }));
+    }
+
+    fn done(&mut self, done: Done) -> Option<End> {
+        match done {
+            Done::Results(None) | Done::Reports(None) => return Some(End::with(close::GOING_AWAY)),
+            Done::Results(Some(stored)) => {
+                stored.commands.iter().for_each(|run| self.desk.forget(*run));
+                stored.rejected.iter().for_each(|r| self.desk.forget(RunRef { action: r.action, run: r.run }));
+                self.push(&ServerFrame::Stored(stored));
+            }
+            Done::Reports(Some(answers)) => {
+                let mut over = Vec::new();
+                for (run, answer) in answers {
+                    match answer {
+                        // Its row says `sent`; its result is awaited.
+                        Answer::Stored => {}
+                        // An attempt that failed: it comes again through the scheduler.
+                        Answer::Again { .. } => self.desk.forget(run),
+                        // Decided while the agent was away: nobody waits for its result.
+                        Answer::Decided | Answer::Rejected(_) => {
+                            self.desk.forget(run);
+                            over.push(run.action);
+                        }
+                    }
+                }
+                if !over.is_empty() {
+                    self.push(&ServerFrame::Cancel { actions: over });
+                }
+            }
+            Done::Backlog(Ok((deliveries, more))) => {
+                self.reading_backlog = false;
+                if more {
+                    self.connected.more.store(true, Ordering::Release);
+                }
+                self.offer(deliveries);
+            }
+            Done::Backlog(Err(error)) => {
+                log::warn!(agent = self.agent.name.as_str(), error = error.to_string().as_str();
+                    "an agent's backlog cannot be read now");
+                self.reading_backlog = false;
+                self.backlog_after = Instant::now() + Duration::from_secs(1);
+                self.connected.more.store(true, Ordering::Release);
+            }
+            Done::Adopted(adopted, unknown) => {
+                let (now, clock) = (self.parts.store.now(), Instant::now());
+                let mut reports = Vec::with_capacity(adopted.len());
+                for (action, run) in adopted {
+                    let event = Event::Sent { run, attempts: 0, at: now };
+                    let (action_no, agent_no, policy) = (action.no, self.agent.no, action.policy);
+                    let about = RunRef { action: action.id, run };
+                    reports.push((Some(about), Report { action_no, agent_no, policy, event, fresh: false }));
+                    self.desk.adopt(action, run, now, clock);
+                }
+                self.record_reports(reports);
+                if !unknown.is_empty() {
+                    self.push(&ServerFrame::Cancel { actions: unknown });
+                }
+                self.connected.more.store(true, Ordering::Release);
+            }
+        }
+        None
+    }
+
+    /// Finishes what is under way, and leaves to the store what was in hand.
+    async fn leave(&mut self) {
+        while let Some(done) = self.working.next().await {
+            if let Done::Results(Some(stored)) = done {
+                stored.commands.iter().for_each(|run| self.desk.forget(*run));
+            }
+        }
+        // Commands that were on their way in here.
+        self.connected.inbox.close();
+        let mut reports = Vec::new();
+        while let Some(input) = self.connected.inbox.recv().await {
+            if let ToSession::Commands(deliveries) = input {
+                reports.extend(deliveries.iter().filter(|d| !d.due.open).map(super::desk::hold_report));
+            }
+        }
+        reports.extend(self.desk.close());
+        if !reports.is_empty() && record(&self.parts.context, reports).await.is_none() {
+            log::warn!(agent = self.agent.name.as_str(); "what an agent left behind is looked at again later");
+        }
+        self.parts.sender.do_send(Disconnect { agent_no: self.agent.no, epoch: self.connected.epoch });
+    }
+}
+
+/// Reads a part of the backlog: what is due now; what is due soon goes to the scheduler.
+async fn backlog(parts: &SessionParts, agent_no: i64, limit: usize) -> Result<(Vec<Delivery>, bool), StoreError> {
+    let now = parts.store.now();
+    let rows = parts.store.command_backlog(agent_no, now.plus(parts.horizon), limit).await?;
+    let more = rows.len() >= limit;
+    let (due, soon): (Vec<_>, Vec<_>) = rows.into_iter().partition(|due| due.due_at <= now);
+    if !soon.is_empty() {
+        parts.scheduler.try_send(DueAgain(soon)).ok();
+    }
+    let mut deliveries = Vec::with_capacity(due.len());
+    for due in due {
+        if let Some(action) = parts.book.get(due.action_no).await? {
+            deliveries.push(Delivery { due, action });
+        }
+    }
+    Ok((deliveries, more))
+}
+
+/// Records results, also those of runs that this session didn't hand over, and says what the agent is to be told.
+async fn store_results(
+    book: &ActionBook,
+    context: &SenderContext,
+    agent_no: i64,
+    results: Vec<(RunRef, Result<Report, RunResult>)>,
+    now: crate::domain::time::Timestamp,
+) -> Option<Stored> {
+    let mut stored = Stored::default();
+    let (mut runs, mut reports) = (Vec::new(), Vec::new());
+    for (run, result) in results {
+        let report = match result {
+            Ok(report) => report,
+            Err(result) => match look_up(book, run).await? {
+                Some(action) => result_report(&action, agent_no, &result, 0, None, false, now),
+                None => {
+                    let reason = "there is no such action".into();
+                    stored.rejected.push(Rejected { action: run.action, run: run.run, reason });
+                    continue;
+                }
+            },
+        };
+        runs.push(run);
+        reports.push(report);
+    }
+    log::trace!(agent = agent_no, results = reports.len(); "recording results");
+    for (run, answer) in runs.into_iter().zip(record(context, reports).await?) {
+        match answer {
+            Ok(Answer::Rejected(reason)) => {
+                stored.rejected.push(Rejected { action: run.action, run: run.run, reason });
+            }
+            Err(error) => {
+                stored.rejected.push(Rejected { action: run.action, run: run.run, reason: error.to_string() });
+            }
+            Ok(_) => stored.commands.push(run),
+        }
+    }
+    log::trace!(agent = agent_no, results = stored.commands.len(); "results recorded");
+    Some(stored)
+}
+
+/// An action by its public id; the outer `None`: the store is away.
+async fn look_up(book: &ActionBook, run: RunRef) -> Option<Option<Arc<Action>>> {
+    for attempt in 0..RECORD_TRIES {
+        match book.get_by_id(run.action).await {
+            Ok(found) => return Some(found),
+            Err(error) => log::warn!(error = error.to_string().as_str(); "a result waits for the store"),
+        }
+        tokio::time::sleep(wait(attempt)).await;
+    }
+    None
+}
+
+/// Records, patiently while the outcomes are being restarted.
+async fn record(context: &SenderContext, reports: Vec<Report>) -> Option<Vec<Result<Answer, Refused>>> {
+    for attempt in 0..RECORD_TRIES {
+        if let Some(answers) = context.record(reports.clone()).await {
+            return Some(answers);
+        }
+        tokio::time::sleep(wait(attempt)).await;
+    }
+    None
+}
+
+fn wait(attempt: u32) -> Duration {
+    Duration::from_millis(50) * (1 << attempt.min(6))
+}
