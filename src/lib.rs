@@ -1,3 +1,4 @@
 //! Odoshi, a durable dispatcher for fleets.
 
+pub mod agent;
 pub mod domain;
