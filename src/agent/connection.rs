@@ -4,6 +4,7 @@ use super::AgentError;
 use super::config::{AgentConfig, BackoffConfig};
 use super::enroll::{self, EnrollError, TOKEN_FILE};
 use super::session::{Desk, End, Session};
+use super::told_to;
 use crate::domain::protocol::{MAX_FRAME, close};
 use std::time::Duration;
 use tokio::net::TcpStream;
@@ -84,7 +85,7 @@ impl Connection {
         loop {
             let socket = tokio::select! {
                 socket = Box::pin(self.prepare()) => socket?,
-                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+                () = told_to(&mut stop) => return Ok(()),
             };
             let pause = match socket {
                 Ok(socket) => self.talk(socket, &stop).await,
@@ -94,7 +95,7 @@ impl Connection {
             let wait = self.backoff.next(pause);
             tokio::select! {
                 () = tokio::time::sleep(wait) => {}
-                _ = stop.wait_for(|stop| *stop) => return Ok(()),
+                () = told_to(&mut stop) => return Ok(()),
             }
         }
     }
@@ -220,8 +221,7 @@ impl Connection {
 const GOODBYE: Duration = Duration::from_secs(5);
 
 async fn stopped_and_late(stop: &mut watch::Receiver<bool>) {
-    // A sender that is gone means the same.
-    let _ = stop.wait_for(|stop| *stop).await;
+    told_to(stop).await;
     tokio::time::sleep(GOODBYE).await;
 }
 

@@ -168,6 +168,11 @@ impl Agent {
     }
 }
 
+/// Waits until a part of the agent is told to stop. A teller that is gone means the same.
+async fn told_to(stop: &mut watch::Receiver<bool>) {
+    let _ = stop.wait_for(|stop| *stop).await;
+}
+
 /// Opens what is on disk: the journal (which locks the folder) and the token.
 fn open(
     dir: &std::path::Path,

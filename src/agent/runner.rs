@@ -10,6 +10,7 @@ use super::journal::{Record, Recovered, State, Waiting};
 use super::modules::{Modules, Stop, StopReason};
 use super::outbox::{Fault, Outbox, ServerClock, SharedJournal};
 use super::run::{only_module, run, without_output};
+use super::told_to;
 use crate::domain::protocol::{Command, RunRef, RunResult, RunStatus, Stored};
 use crate::domain::time::Timestamp;
 use std::cmp::Reverse;
@@ -122,9 +123,7 @@ impl Runner {
             }
             let wake_at = self.wake_at();
             tokio::select! {
-                stopped = stop.wait_for(|stop| *stop), if !self.stopping => {
-                    // A sender that is gone means the same.
-                    drop(stopped);
+                () = told_to(&mut stop), if !self.stopping => {
                     self.stopping = true;
                     self.tell(|_| true, StopReason::Interrupted);
                 }

@@ -3,6 +3,7 @@
 use super::journal::JournalError;
 use super::outbox::{Fault, Outbox, ServerClock, SharedJournal};
 use super::runner::Input;
+use super::told_to;
 use crate::domain::protocol::{
     AgentFrame, ErrorFrame, HELLO_WITHIN, Hello, MAX_FRAME, PING_EVERY, RunRef, SILENCE, ServerFrame, close,
 };
@@ -102,7 +103,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 () = tokio::time::sleep_until(silent_at) => {
                     return Err(self.refuse("silence", "nothing was heard for too long", close::TOO_SLOW).await);
                 }
-                _ = stop.wait_for(|stop| *stop) => {
+                () = told_to(stop) => {
                     if self.welcomed {
                         self.flush().await?;
                     }

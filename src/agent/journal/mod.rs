@@ -258,6 +258,13 @@ impl Journal {
         Record::Result { expires_at, result }
     }
 
+    /// Makes the next write fail, as a full disk would.
+    #[cfg(test)]
+    pub(in crate::agent) fn spoil(&mut self) -> Result<(), JournalError> {
+        self.file = File::open(&self.path).map_err(io_error("open", &self.path))?;
+        Ok(())
+    }
+
     /// Where a run stands; `None` for one that isn't known.
     pub fn state(&self, run: RunRef) -> Option<State> {
         self.index.get(&run).map(|entry| entry.state)
