@@ -17,7 +17,7 @@ pub struct AgentConfig {
     /// What targets can ask for as `labels.KEY`; sent at every start.
     pub labels: BTreeMap<String, String>,
     /// An enroll token, or this agent's own; needed until `state_dir` holds the agent's own token.
-    pub token: Option<String>,
+    pub token: Option<Secret>,
     /// A file that holds such a token; `token` wins.
     pub token_file: Option<PathBuf>,
     /// Where the agent keeps its token and its journal. One agent, one folder.
@@ -32,6 +32,23 @@ pub struct AgentConfig {
     pub output: OutputConfig,
     /// How long to wait between attempts to connect.
     pub backoff: BackoffConfig,
+}
+
+/// A text that never shows in logs.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
 }
 
 impl Default for AgentConfig {
@@ -141,6 +158,8 @@ mod tests {
     fn a_wrong_value_is_named_by_its_key() {
         let good = AgentConfig { name: "web-1".into(), ..AgentConfig::default() };
         assert_eq!(good.validate(), Ok(()));
+        let secret = AgentConfig { token: Some("very private".to_owned().into()), ..good.clone() };
+        assert!(!format!("{secret:?}").contains("private"));
         let wrong = [
             ("name", AgentConfig { name: "a b".into(), ..good.clone() }),
             ("server", AgentConfig { server: "ftp://host".into(), ..good.clone() }),

@@ -44,7 +44,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-pub use config::{AgentConfig, BackoffConfig, ExecConfig, OutputConfig};
+pub use config::{AgentConfig, BackoffConfig, ExecConfig, OutputConfig, Secret};
 pub use journal::JournalError;
 pub use modules::{Module, Modules};
 
@@ -176,7 +176,7 @@ async fn told_to(stop: &mut watch::Receiver<bool>) {
 /// Opens what is on disk: the journal (which locks the folder) and the token.
 fn open(
     dir: &std::path::Path,
-    token: Option<String>,
+    token: Option<Secret>,
     token_file: Option<PathBuf>,
 ) -> Result<(Journal, Recovered, String, bool), AgentError> {
     let (journal, recovered) = Journal::open(dir, Timestamp::of_this_machine())?;
@@ -185,7 +185,7 @@ fn open(
         return Ok((journal, recovered, own, true));
     }
     let given = match (token, token_file) {
-        (Some(token), _) => Some(token),
+        (Some(Secret(token)), _) => Some(token),
         (None, Some(path)) => {
             let missing = || AgentError::Token { path: path.clone(), source: io::ErrorKind::NotFound.into() };
             Some(read(path.clone())?.ok_or_else(missing)?)

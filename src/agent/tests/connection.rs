@@ -41,7 +41,7 @@ fn config(server: &Server, dir: &Path) -> AgentConfig {
         server: server.url.clone(),
         name: "a".into(),
         labels: [("role".to_owned(), "web".to_owned())].into(),
-        token: Some("enroll".into()),
+        token: Some("enroll".to_owned().into()),
         state_dir: dir.join("state"),
         capacity: 4,
         backoff: BackoffConfig { min: Span::millis(1), max: Span::millis(20) },
@@ -72,6 +72,7 @@ async fn it_enrolls_once_and_refreshes_its_labels_with_its_own_token_later() {
         let peer = server.session().await;
         assert_eq!((peer.bearer.as_str(), peer.hello.capacity), ("Bearer own", 4));
         assert!(peer.hello.facts.contains_key("os"));
+        drop(peer);
         agent.stop().await;
         *server.answer.lock().expect("not poisoned") = (200, r#"{"agent":"a"}"#.into());
     }
@@ -118,6 +119,7 @@ async fn a_result_is_sent_again_after_every_reconnect_until_it_is_stored() {
     assert_eq!(peer.hello.running, [run_ref(2)]);
     let results = peer.results().await;
     assert_eq!(results.iter().map(|result| result.run_ref()).collect::<Vec<_>>(), [run_ref(2)]);
+    drop(peer);
     agent.stop().await;
 }
 
@@ -154,6 +156,7 @@ async fn a_repeat_is_answered_from_the_journal_even_after_a_crash() {
     peer.commands([command(1)]).await;
     assert_eq!(peer.results().await[0].finished_at, result.finished_at);
     assert!(agent.at_gate.try_recv().is_err(), "neither ran again");
+    drop(peer);
     agent.stop().await;
 }
 
@@ -169,6 +172,7 @@ async fn expiry_is_judged_by_the_clock_of_the_server() {
     peer.commands([ping(1, earlier(7_201)), ping(2, earlier(3_600))]).await;
     assert_eq!(peer.received().await, [run_ref(2)], "an hour past here, an hour to go there");
     assert_eq!(peer.results().await[0].run_ref(), run_ref(2));
+    drop(peer);
     agent.stop().await;
 }
 
@@ -201,6 +205,7 @@ async fn results_that_do_not_fit_into_one_frame_are_sent_in_several() {
         sizes.push(peer.results().await.len());
     }
     assert_eq!(sizes, [2, 2, 1]);
+    drop(peer);
     agent.stop().await;
 }
 
@@ -240,6 +245,7 @@ async fn more_than_it_can_take_closes_the_connection() {
     };
     assert_eq!(error.code, "too_many_commands");
     assert_eq!(server.session().await.hello.running.len(), 16);
+    drop(peer);
     agent.stop().await;
 }
 
