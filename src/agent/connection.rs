@@ -2,7 +2,7 @@
 
 use super::AgentError;
 use super::config::{AgentConfig, BackoffConfig};
-use super::enroll::{self, EnrollError, TOKEN_FILE};
+use super::enroll::{self, EnrollError};
 use super::session::{Desk, End, Session};
 use super::told_to;
 use crate::domain::protocol::{MAX_FRAME, close};
@@ -166,11 +166,7 @@ impl Connection {
         match enroll::enroll(&self.config, &self.token).await {
             Ok(token) => {
                 if !self.is_own || token != self.token {
-                    let (dir, kept) = (self.config.state_dir.clone(), token.clone());
-                    tokio::task::spawn_blocking(move || enroll::token_write(&dir, &kept))
-                        .await
-                        .unwrap_or_else(|error| Err(std::io::Error::other(error)))
-                        .map_err(|source| AgentError::Token { path: self.config.state_dir.join(TOKEN_FILE), source })?;
+                    enroll::token_keep(&self.config.state_dir, &token).await?;
                 }
                 (self.token, self.is_own, self.enrolled) = (token, true, true);
                 Ok(None)

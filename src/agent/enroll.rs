@@ -1,5 +1,6 @@
 //! How an agent gets its own token and keeps it, and what it says of itself.
 
+use super::AgentError;
 use super::config::AgentConfig;
 use super::journal::sync_dir;
 use serde::Deserialize;
@@ -45,14 +46,7 @@ struct Enrolled {
 /// Enrolls with an enroll token, or refreshes labels and facts with the agent's own. Gives the agent's own token.
 pub(super) async fn enroll(config: &AgentConfig, token: &str) -> Result<String, EnrollError> {
     let not_now = |error: reqwest::Error| EnrollError::NotNow(causes(&error));
-    // Made for this one call and dropped after it: an agent holds no idle connection beside its stream.
-    let client = reqwest::Client::builder()
-        .timeout(ANSWER_WITHIN)
-        .pool_max_idle_per_host(0)
-        .redirect(reqwest::redirect::Policy::none())
-        .no_proxy()
-        .build()
-        .map_err(not_now)?;
+    let client = client().map_err(not_now)?;
     let url = format!("{}/v1/agent/enroll", config.server.trim_end_matches('/'));
     let body = json!({"name": config.name, "labels": config.labels, "facts": facts(), "version": super::VERSION});
     let answer = client.post(url).bearer_auth(token).json(&body).send().await.map_err(not_now)?;
@@ -75,8 +69,18 @@ pub(super) async fn enroll(config: &AgentConfig, token: &str) -> Result<String, 
     })
 }
 
+/// A client for a few calls, dropped after them: an agent holds no idle connection beside its stream.
+pub(super) fn client() -> reqwest::Result<reqwest::Client> {
+    reqwest::Client::builder()
+        .timeout(ANSWER_WITHIN)
+        .pool_max_idle_per_host(0)
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .build()
+}
+
 /// The sentence in a problem document, or the beginning of whatever it is.
-fn detail(body: &str) -> String {
+pub(super) fn detail(body: &str) -> String {
     #[derive(Deserialize)]
     struct Problem {
         title: Option<String>,
@@ -90,7 +94,7 @@ fn detail(body: &str) -> String {
 }
 
 /// An error with its causes; reqwest's own sentence leaves them out.
-fn causes(error: &dyn std::error::Error) -> String {
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
     while let Some(error) = cause {
@@ -112,8 +116,17 @@ pub(super) fn token_read(path: &Path) -> io::Result<Option<String>> {
     }
 }
 
-/// Keeps the agent's own token: whole or not at all, and for its owner only.
-pub(super) fn token_write(dir: &Path, token: &str) -> io::Result<()> {
+/// Keeps the agent's own token for its next start.
+pub(super) async fn token_keep(dir: &Path, token: &str) -> Result<(), AgentError> {
+    let (folder, token) = (dir.to_path_buf(), token.to_owned());
+    tokio::task::spawn_blocking(move || token_write(&folder, &token))
+        .await
+        .unwrap_or_else(|error| Err(io::Error::other(error)))
+        .map_err(|source| AgentError::Token { path: dir.join(TOKEN_FILE), source })
+}
+
+/// Whole or not at all, and for its owner only.
+fn token_write(dir: &Path, token: &str) -> io::Result<()> {
     let (path, new) = (dir.join(TOKEN_FILE), dir.join("token.new"));
     // A leftover may have another mode.
     match fs::remove_file(&new) {

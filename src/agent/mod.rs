@@ -3,15 +3,15 @@
 //!
 //! # One command through the agent
 //!
-//! 1. [`connection`] has enrolled ([`enroll`] keeps the token) and opened a socket; its [`session`] said `hello` with
+//! 1. `connection` has enrolled (`enroll` keeps the token) and opened a socket; its `session` said `hello` with
 //!    the runs that the agent still has, and learned the server's clock from `welcome`.
-//! 2. A `commands` frame comes. The session hands it to the [`runner`] over a short channel; while that is full the
+//! 2. A `commands` frame comes. The session hands it to the `runner` over a short channel; while that is full the
 //!    session reads no further, and the server feels it.
-//! 3. The runner looks each command up in the [`journal`]. A repeat is answered from there. A new one gets a place in
+//! 3. The runner looks each command up in the `journal`. A repeat is answered from there. A new one gets a place in
 //!    the queue; an older run of the same command is killed.
 //! 4. The runner's next turn writes `received` for all that came, and `started` for those that there is room for, as
-//!    one group with one sync. Only then do the names go into the [`outbox`], and the session sends `received`.
-//! 5. A task runs the operations in order ([`run`]), each by its [module](modules); outputs are [cut](fit) to what a
+//!    one group with one sync. Only then do the names go into the `outbox`, and the session sends `received`.
+//! 5. A task runs the operations in order (`run`), each by its [module](modules); outputs are cut (`fit`) to what a
 //!    frame can hold. At the timeout, on cancel, or when the agent stops, the module is told and its processes killed.
 //! 6. The runner's next turn writes the `result`; its name goes into the outbox; the session reads it back from the
 //!    journal and sends it. Memory holds no result for longer than that.
@@ -35,8 +35,9 @@ mod config;
 mod connection;
 mod enroll;
 mod fit;
-pub mod journal;
+mod journal;
 pub mod modules;
+mod once;
 mod outbox;
 mod run;
 mod runner;
@@ -52,7 +53,7 @@ use crate::domain::time::Timestamp;
 use connection::Connection;
 use journal::{Journal, Recovered};
 use outbox::{Outbox, ServerClock, SharedJournal};
-use runner::Runner;
+use runner::{Input, Runner};
 use session::Desk;
 use std::io;
 use std::path::PathBuf;
@@ -81,6 +82,9 @@ pub enum AgentError {
         /// Why not.
         source: io::Error,
     },
+    /// A check-in that is not repeated ([`Agent::run_once`]) failed.
+    #[error("check-in: {0}")]
+    CheckIn(String),
     /// The server doesn't take the agent in: the name is taken, or the enroll token is no good.
     #[error("agent \"{name}\" can't enroll: {reason}")]
     Enroll {
@@ -119,22 +123,8 @@ impl Agent {
     /// # Errors
     /// Only what people have to mend: a state folder that can't be used, a token or name that the server refuses.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
-        let Self { config, modules } = self;
-        let (dir, source) = (config.state_dir.clone(), (config.token.clone(), config.token_file.clone()));
-        let (journal, recovered, token, is_own) = tokio::task::spawn_blocking(move || open(&dir, source.0, source.1))
-            .await
-            .unwrap_or(Err(AgentError::Journal(JournalError::ShuttingDown)))?;
+        let Parts { config, runner, inbox, desk, token, is_own } = self.open().await?;
         let name = config.name.clone();
-        log::debug!(agent = name.as_str(), waiting = recovered.waiting.len(), interrupted = recovered.interrupted;
-            "the agent starts");
-
-        let (outbox, clock) = (Arc::new(Outbox::default()), Arc::new(ServerClock::default()));
-        // Until the server says what time it is, what it said last is the best guess.
-        clock.set_ahead_ms(recovered.clock_ms);
-        let journal = SharedJournal::new(journal);
-        let (inputs, inbox) = mpsc::channel(INPUTS);
-        let runner = Runner::new(config.capacity, modules, journal.clone(), recovered, outbox.clone(), clock.clone());
-        let desk = Desk { capacity: config.capacity, journal, outbox, clock, inputs };
 
         // First the runner stops, so that the session can still tell what became of the runs; then the session.
         let (stop_runs, runs_stop) = watch::channel(false);
@@ -166,6 +156,52 @@ impl Agent {
             }
         }
     }
+
+    /// Checks in over plain HTTP: reports what an earlier run left, takes what is due, runs it, reports it, and returns
+    /// how many results the server took once nothing more is due. For agents that are started by a timer.
+    ///
+    /// # Errors
+    /// Also what the network does, since nothing is tried again. What was taken is in the journal by then, and the
+    /// next check-in reports it.
+    pub async fn run_once(self) -> Result<usize, AgentError> {
+        let Parts { config, runner, inbox, desk, token, is_own } = self.open().await?;
+        let (_stop_runs, runs_stop) = watch::channel(false);
+        let mut runner = Box::pin(runner.run(inbox, runs_stop));
+        tokio::select! {
+            done = Box::pin(once::check_in(&config, &desk, token, is_own)) => done,
+            () = &mut runner => Err(AgentError::CheckIn("the agent stopped".into())),
+        }
+    }
+
+    /// Opens what is on disk and puts the parts together.
+    async fn open(self) -> Result<Parts, AgentError> {
+        let Self { config, modules } = self;
+        let (dir, source) = (config.state_dir.clone(), (config.token.clone(), config.token_file.clone()));
+        let (journal, recovered, token, is_own) = tokio::task::spawn_blocking(move || open(&dir, source.0, source.1))
+            .await
+            .unwrap_or(Err(AgentError::Journal(JournalError::ShuttingDown)))?;
+        let (waiting, interrupted) = (recovered.waiting.len(), recovered.interrupted);
+        log::debug!(agent = config.name.as_str(), waiting, interrupted; "the agent starts");
+
+        let (outbox, clock) = (Arc::new(Outbox::default()), Arc::new(ServerClock::default()));
+        // Until the server says what time it is, what it said last is the best guess.
+        clock.set_ahead_ms(recovered.clock_ms);
+        let journal = SharedJournal::new(journal);
+        let (inputs, inbox) = mpsc::channel(INPUTS);
+        let runner = Runner::new(config.capacity, modules, journal.clone(), recovered, outbox.clone(), clock.clone());
+        let desk = Desk { capacity: config.capacity, journal, outbox, clock, inputs };
+        Ok(Parts { config, runner, inbox, desk, token, is_own })
+    }
+}
+
+/// An agent's parts, put together.
+struct Parts {
+    config: AgentConfig,
+    runner: Runner,
+    inbox: mpsc::Receiver<Input>,
+    desk: Desk,
+    token: String,
+    is_own: bool,
 }
 
 /// Waits until a part of the agent is told to stop. A teller that is gone means the same.

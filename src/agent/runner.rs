@@ -17,7 +17,7 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinSet;
 use tokio::time::Instant;
 use uuid::Uuid;
@@ -31,6 +31,8 @@ pub(super) enum Input {
     Stored(Stored),
     /// Stop these actions.
     Cancel(Vec<Uuid>),
+    /// Answered once all that came before is done: nothing waits, nothing runs, all is written down.
+    Settle(oneshot::Sender<()>),
 }
 
 /// How many times `capacity` the agent takes before it says that this is too much.
@@ -80,6 +82,8 @@ pub(super) struct Runner {
     forgotten: BTreeMap<RunRef, Timestamp>,
     /// The journal could not be written; not before this time again.
     retry_at: Option<Instant>,
+    /// Want to know when all is done.
+    settle: Vec<oneshot::Sender<()>>,
     stopping: bool,
 }
 
@@ -106,6 +110,7 @@ impl Runner {
             ended: Vec::new(),
             forgotten: BTreeMap::new(),
             retry_at: None,
+            settle: Vec::new(),
             stopping: false,
         };
         for Waiting { command, received_at } in recovered.waiting {
@@ -120,6 +125,12 @@ impl Runner {
             self.turn().await;
             if self.stopping && self.tasks.is_empty() && (self.ended.is_empty() || self.retry_at.is_some()) {
                 return;
+            }
+            if self.waiting.is_empty() && self.running.is_empty() && self.ended.is_empty() {
+                for waits in self.settle.drain(..) {
+                    // Somebody who no longer wants to know needn't.
+                    let _ = waits.send(());
+                }
             }
             let wake_at = self.wake_at();
             tokio::select! {
@@ -168,6 +179,7 @@ impl Runner {
                 }
             }
             Input::Stored(stored) => self.stored(stored).await,
+            Input::Settle(waits) => self.settle.push(waits),
         }
     }
 

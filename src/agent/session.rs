@@ -20,9 +20,9 @@ use tokio_tungstenite::tungstenite::{self, Bytes, Message};
 /// Refs in one frame: at under 70 bytes each far below the largest frame.
 const REFS_PER_FRAME: usize = 10_000;
 /// Results that are looked up at once for one frame; their length decides how many go into it.
-const RESULTS_PER_FRAME: usize = 500;
+pub(super) const RESULTS_PER_FRAME: usize = 500;
 /// What the journal's lines of one results frame may take together. A line is a bit longer than its result.
-const RESULT_BYTES: u64 = (MAX_FRAME - 1024) as u64;
+pub(super) const RESULT_BYTES: u64 = (MAX_FRAME - 1024) as u64;
 /// How long the server's side of a close is waited for.
 const CLOSE_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
 /// RFC 6455: the endpoint met a condition that keeps it from going on.
@@ -259,7 +259,7 @@ fn broken(error: JournalError) -> End {
     End::Broken(error.to_string())
 }
 
-fn take_first(runs: &mut std::collections::BTreeSet<RunRef>, count: usize) -> Vec<RunRef> {
+pub(super) fn take_first(runs: &mut std::collections::BTreeSet<RunRef>, count: usize) -> Vec<RunRef> {
     let taken: Vec<_> = runs.iter().take(count).copied().collect();
     for run in &taken {
         runs.remove(run);

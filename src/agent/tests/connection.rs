@@ -267,3 +267,38 @@ async fn a_stop_reports_what_it_interrupts_and_says_goodbye() {
     };
     tokio::join!(agent.stop(), goodbye);
 }
+
+#[tokio::test]
+async fn a_check_in_takes_what_is_due_runs_it_and_reports_it() {
+    let (dir, mut server) = (folder(), Server::start().await);
+    let once = || Agent::new(config(&server, dir.path())).expect("a valid configuration").run_once();
+    let due = |commands: Vec<Command>| {
+        let server_time = Timestamp::of_this_machine();
+        (200, serde_json::json!({"commands": commands, "server_time": server_time}).to_string())
+    };
+    let stored = |n| (200, serde_json::json!({"commands": [run_ref(n)]}).to_string());
+    let ping = |n| with_operations(n, r#"[{"module":"ping","parameters":1}]"#);
+    let script = |answers: Vec<(u16, String)>| *server.check_in.lock().expect("not poisoned") = answers.into();
+
+    // The first breaks off after the run; the second reports it, and takes another.
+    script(vec![due(vec![ping(1)]), (200, String::new()), (503, "{}".into())]);
+    let error = soon(once()).await.expect_err("the result is not taken");
+    assert!(matches!(error, AgentError::CheckIn(_)), "{error}");
+    script(vec![stored(1), due(vec![ping(2)]), (200, String::new()), stored(2), due(vec![ping(2)])]);
+    assert_eq!(soon(once()).await.expect("a good end"), 2);
+    script(vec![due(vec![])]);
+    assert_eq!(soon(once()).await.expect("a good end"), 0);
+
+    let mut asked = Vec::new();
+    while let Ok((head, body)) = server.enrolled.try_recv() {
+        let path = head.split(' ').nth(1).expect("a path").split('?').next().expect("a path").to_owned();
+        asked.push(path.rsplit('/').next().expect("its end").to_owned());
+        if path.ends_with("results") {
+            assert_eq!(body["results"][0]["results"][0]["output"], 1);
+        }
+    }
+    let expected = "enroll commands received results \
+        enroll results commands received results commands \
+        enroll commands";
+    assert_eq!(asked.join(" "), expected);
+}

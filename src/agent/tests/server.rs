@@ -3,6 +3,7 @@
 use super::*;
 use crate::domain::protocol::{AgentFrame, Hello, MAX_FRAME, RunResult, ServerFrame, Stored, Welcome};
 use futures_util::{SinkExt, StreamExt};
+use std::collections::VecDeque;
 use std::sync::Mutex;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -11,15 +12,21 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
-/// What came to `POST /v1/agent/enroll`, its head and its body.
-pub(super) type Enrolling = (String, serde_json::Value);
+/// A plain HTTP request's head, in small letters, and its body.
+pub(super) type Asked = (String, serde_json::Value);
+
+/// How the request for the stream begins.
+const STREAM: [u8; STREAM_LEN] = *b"GET /v1/agent/stream";
+const STREAM_LEN: usize = 20;
 
 /// Answers enrolling and takes connections.
 pub(super) struct Server {
     pub(super) url: String,
     /// Status and body for the next enrolling.
     pub(super) answer: Arc<Mutex<(u16, String)>>,
-    pub(super) enrolled: mpsc::UnboundedReceiver<Enrolling>,
+    pub(super) enrolled: mpsc::UnboundedReceiver<Asked>,
+    /// What is answered to the calls of a check-in, in turn.
+    pub(super) check_in: Arc<Mutex<VecDeque<(u16, String)>>>,
     sessions: mpsc::UnboundedReceiver<(String, WebSocketStream<TcpStream>)>,
 }
 
@@ -31,15 +38,21 @@ impl Server {
         let (tell_enrolled, enrolled) = mpsc::unbounded_channel();
         let (tell_session, sessions) = mpsc::unbounded_channel();
         let answers = answer.clone();
+        let check_in = Arc::new(Mutex::new(VecDeque::new()));
+        let script = check_in.clone();
         tokio::spawn(async move {
             while let Ok((mut stream, _)) = listener.accept().await {
-                let mut start = [0; 4];
-                while !matches!(stream.peek(&mut start).await, Ok(0 | 4) | Err(_)) {
+                let mut start = [0; STREAM.len()];
+                while !matches!(stream.peek(&mut start).await, Ok(0 | STREAM_LEN) | Err(_)) {
                     tokio::task::yield_now().await;
                 }
-                if &start == b"POST" {
+                if start != STREAM {
                     let request = read_request(&mut stream).await;
-                    let (status, body) = answers.lock().expect("not poisoned").clone();
+                    let (status, body) = if request.0.starts_with("post /v1/agent/enroll") {
+                        answers.lock().expect("not poisoned").clone()
+                    } else {
+                        script.lock().expect("not poisoned").pop_front().expect("an answer in the script")
+                    };
                     let length = body.len();
                     let answer = format!(
                         "HTTP/1.1 {status} Status\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
@@ -61,7 +74,7 @@ impl Server {
                 }
             }
         });
-        Self { url, answer, enrolled, sessions }
+        Self { url, answer, enrolled, check_in, sessions }
     }
 
     /// The next connection, once it said `hello`.
@@ -169,12 +182,13 @@ impl Peer {
     }
 }
 
-async fn read_request(stream: &mut TcpStream) -> Enrolling {
+async fn read_request(stream: &mut TcpStream) -> Asked {
     let mut bytes = Vec::new();
     loop {
         assert!(stream.read_buf(&mut bytes).await.expect("readable") > 0, "a whole request");
         let text = String::from_utf8_lossy(&bytes);
         let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let body = if head.starts_with("GET") { "null" } else { body };
         if let Ok(body) = serde_json::from_str(body) {
             return (head.to_lowercase(), body);
         }
