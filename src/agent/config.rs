@@ -1,0 +1,188 @@
+//! What an agent is told at its start.
+
+use crate::domain::protocol::DEFAULT_CAPACITY;
+use crate::domain::time::Span;
+use serde::Deserialize;
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+/// Everything that an agent is told at its start; as TOML the keys are the fields' names.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct AgentConfig {
+    /// The server's base URL, `http://host:port`.
+    pub server: String,
+    /// The agent's unique name, `[A-Za-z0-9._-]{1,128}`.
+    pub name: String,
+    /// What targets can ask for as `labels.KEY`; sent at every start.
+    pub labels: BTreeMap<String, String>,
+    /// An enroll token, or this agent's own; needed until `state_dir` holds the agent's own token.
+    pub token: Option<Secret>,
+    /// A file that holds such a token; `token` wins.
+    pub token_file: Option<PathBuf>,
+    /// Where the agent keeps its token and its journal. One agent, one folder.
+    pub state_dir: PathBuf,
+    /// How many commands run at a time, and how many unfinished ones the server hands over. At most 10,000.
+    pub capacity: u32,
+    /// What `exec` may run.
+    pub exec: ExecConfig,
+    /// A folder of executables, each a module of its own; none by default.
+    pub modules_dir: Option<PathBuf>,
+    /// How much output is kept.
+    pub output: OutputConfig,
+    /// How long to wait between attempts to connect.
+    pub backoff: BackoffConfig,
+}
+
+/// A text that never shows in logs.
+#[derive(Clone, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Secret(pub String);
+
+impl std::fmt::Debug for Secret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("(secret)")
+    }
+}
+
+impl From<String> for Secret {
+    fn from(text: String) -> Self {
+        Self(text)
+    }
+}
+
+impl Default for AgentConfig {
+    fn default() -> Self {
+        Self {
+            server: "http://127.0.0.1:7401".into(),
+            name: String::new(),
+            labels: BTreeMap::new(),
+            token: None,
+            token_file: None,
+            state_dir: "odoshi-agent".into(),
+            capacity: DEFAULT_CAPACITY,
+            exec: ExecConfig::default(),
+            modules_dir: None,
+            output: OutputConfig::default(),
+            backoff: BackoffConfig::default(),
+        }
+    }
+}
+
+/// What `exec` may run.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ExecConfig {
+    /// Absolute paths, bare names (found in the agent's own `PATH`), or `"*"` for everything. Empty: nothing runs.
+    pub allow: Vec<String>,
+}
+
+/// How much output is kept. What goes beyond is read and dropped, and the result says `truncated`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct OutputConfig {
+    /// Bytes kept of a process's standard output.
+    pub stdout: usize,
+    /// Bytes kept of its standard error.
+    pub stderr: usize,
+}
+
+impl Default for OutputConfig {
+    fn default() -> Self {
+        Self { stdout: 256 * 1024, stderr: 256 * 1024 }
+    }
+}
+
+/// Capped exponential backoff with full jitter: before attempt n a random time up to `min`·2ⁿ, at most `max`.
+#[derive(Clone, Copy, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct BackoffConfig {
+    /// The first wait is at most this.
+    pub min: Span,
+    /// Every wait is at most this; one that refuses the agent is waited out for up to twice as long.
+    pub max: Span,
+}
+
+impl Default for BackoffConfig {
+    fn default() -> Self {
+        Self { min: Span::millis(500), max: Span::secs(30) }
+    }
+}
+
+/// More runs at a time than this need another kind of agent.
+const MAX_CAPACITY: u32 = 10_000;
+/// An output cap above what a frame can hold would only cost memory.
+const MAX_OUTPUT: usize = crate::domain::protocol::MAX_FRAME;
+
+impl AgentConfig {
+    /// Says what is wrong, naming the key.
+    pub fn validate(&self) -> Result<(), String> {
+        if !is_agent_name(&self.name) {
+            return Err(format!("name: \"{}\" is not 1 to 128 of A-Z a-z 0-9 . _ -", self.name));
+        }
+        match reqwest::Url::parse(&self.server) {
+            Ok(url) if url.scheme() == "http" && url.host_str().is_some() => {}
+            Ok(url) if url.scheme() == "https" => {
+                return Err("server: https needs a TLS proxy in front of this agent; use http://host:port".into());
+            }
+            _ => return Err(format!("server: \"{}\" is not http://host:port", self.server)),
+        }
+        if self.state_dir.as_os_str().is_empty() {
+            return Err("state_dir: must not be empty".into());
+        }
+        if self.capacity == 0 || self.capacity > MAX_CAPACITY {
+            return Err(format!("capacity: {} is not between 1 and {MAX_CAPACITY}", self.capacity));
+        }
+        for (key, value) in [("output.stdout", self.output.stdout), ("output.stderr", self.output.stderr)] {
+            if value > MAX_OUTPUT {
+                return Err(format!("{key}: {value} is more than {MAX_OUTPUT} bytes"));
+            }
+        }
+        if self.backoff.min.0.is_zero() || self.backoff.min > self.backoff.max {
+            return Err("backoff: min must be above zero and not above max".into());
+        }
+        Ok(())
+    }
+}
+
+fn is_agent_name(name: &str) -> bool {
+    (1..=128).contains(&name.len())
+        && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || matches!(byte, b'.' | b'_' | b'-'))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_wrong_value_is_named_by_its_key() {
+        let good = AgentConfig { name: "web-1".into(), ..AgentConfig::default() };
+        assert_eq!(good.validate(), Ok(()));
+        let secret = AgentConfig { token: Some("very private".to_owned().into()), ..good.clone() };
+        assert!(!format!("{secret:?}").contains("private"));
+        let wrong = [
+            ("name", AgentConfig { name: "a b".into(), ..good.clone() }),
+            ("server", AgentConfig { server: "ftp://host".into(), ..good.clone() }),
+            ("server", AgentConfig { server: "https://host".into(), ..good.clone() }),
+            ("capacity", AgentConfig { capacity: 0, ..good.clone() }),
+            ("output.stderr", AgentConfig { output: OutputConfig { stdout: 0, stderr: usize::MAX }, ..good.clone() }),
+            ("backoff", AgentConfig { backoff: BackoffConfig { min: Span::secs(60), max: Span::secs(1) }, ..good }),
+        ];
+        for (key, config) in wrong {
+            let error = config.validate().expect_err(key);
+            assert!(error.starts_with(key), "{error}");
+        }
+    }
+
+    #[test]
+    fn it_reads_toml_and_refuses_unknown_keys() {
+        let config: AgentConfig = toml::from_str(
+            "name = \"a\"\nlabels = {role = \"web\"}\n[exec]\nallow = [\"uptime\"]\n[backoff]\nmin = \"1s\"",
+        )
+        .expect("a valid file");
+        assert_eq!(config.exec.allow, ["uptime"]);
+        assert_eq!(config.backoff.min, Span::secs(1));
+        let error = toml::from_str::<AgentConfig>("[exec]\nalow = []").expect_err("a typing error");
+        assert!(error.to_string().contains("alow"), "{error}");
+    }
+}

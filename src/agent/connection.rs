@@ -1,0 +1,242 @@
+//! Keeps a connection to the server, for ever: enrolls, connects, talks ([`Session`]), waits, connects again.
+
+use super::AgentError;
+use super::config::{AgentConfig, BackoffConfig};
+use super::enroll::{self, EnrollError};
+use super::session::{Desk, End, Session};
+use super::told_to;
+use crate::domain::protocol::{MAX_FRAME, close};
+use std::time::Duration;
+use tokio::net::TcpStream;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout};
+use tokio_tungstenite::tungstenite;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::http::{HeaderValue, header::AUTHORIZATION};
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+use tokio_tungstenite::{WebSocketStream, client_async_with_config};
+
+/// How long connecting may take, with its handshake.
+const CONNECT_WITHIN: Duration = Duration::from_secs(30);
+/// After a close that says "reconnect at once": so that a node's agents don't all come in the same instant.
+const AT_ONCE: Duration = Duration::from_millis(200);
+/// A session that held this long counts as a good one, and the backoff begins anew after it.
+const HELD: Duration = Duration::from_secs(10);
+/// Small buffers: thousands of agents may live in one process, and frames are mostly short.
+const BUFFER: usize = 4 * 1024;
+
+/// How long to wait before the next attempt.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Pause {
+    /// The server asked for it.
+    AtOnce,
+    /// Something failed.
+    Backoff,
+    /// The server doesn't want this agent now: somebody has to do something first.
+    Long,
+}
+
+/// The waits between attempts: capped exponential backoff with full jitter.
+#[derive(Debug)]
+struct Backoff {
+    config: BackoffConfig,
+    failures: u32,
+}
+
+impl Backoff {
+    fn next(&mut self, pause: Pause) -> Duration {
+        let (min, max) = (self.config.min.0, self.config.max.0);
+        match pause {
+            Pause::AtOnce => random_between(Duration::ZERO, AT_ONCE),
+            Pause::Backoff => {
+                let doubled = min.saturating_mul(2_u32.saturating_pow(self.failures));
+                self.failures = self.failures.saturating_add(1);
+                random_between(Duration::ZERO, doubled.min(max))
+            }
+            Pause::Long => random_between(max, max.saturating_mul(2)),
+        }
+    }
+}
+
+fn random_between(from: Duration, to: Duration) -> Duration {
+    from + (to - from).mul_f64(rand::random())
+}
+
+/// The connection's side of an agent.
+pub(super) struct Connection {
+    config: AgentConfig,
+    desk: Desk,
+    /// The agent's own token, once it has one; else what it enrolls with.
+    token: String,
+    is_own: bool,
+    /// Labels and facts were taken by the server since this process began.
+    enrolled: bool,
+    backoff: Backoff,
+}
+
+impl Connection {
+    pub(super) fn new(config: AgentConfig, desk: Desk, token: String, is_own: bool) -> Self {
+        let backoff = Backoff { config: config.backoff, failures: 0 };
+        Self { config, desk, token, is_own, enrolled: false, backoff }
+    }
+
+    /// Works until `stop` says true. An error is one that only people can mend.
+    pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<(), AgentError> {
+        loop {
+            let socket = tokio::select! {
+                socket = Box::pin(self.prepare()) => socket?,
+                () = told_to(&mut stop) => return Ok(()),
+            };
+            let pause = match socket {
+                Ok(socket) => self.talk(socket, &stop).await,
+                Err(pause) => Some(pause),
+            };
+            let Some(pause) = pause else { return Ok(()) };
+            let wait = self.backoff.next(pause);
+            tokio::select! {
+                () = tokio::time::sleep(wait) => {}
+                () = told_to(&mut stop) => return Ok(()),
+            }
+        }
+    }
+
+    /// Enrolls if that is still to do, and connects. `Err` inside: not now.
+    async fn prepare(&mut self) -> Result<Result<WebSocketStream<TcpStream>, Pause>, AgentError> {
+        if !self.enrolled
+            && let Some(pause) = self.enroll().await?
+        {
+            return Ok(Err(pause));
+        }
+        let agent = self.config.name.as_str();
+        Ok(match timeout(CONNECT_WITHIN, self.connect()).await {
+            Ok(Ok(socket)) => Ok(socket),
+            Ok(Err(tungstenite::Error::Http(answer))) if matches!(answer.status().as_u16(), 401 | 403) => {
+                log::warn!(agent, status = answer.status().as_u16(); "the server does not let this agent in");
+                Err(Pause::Long)
+            }
+            Ok(Err(error)) => {
+                log::info!(agent, error:%; "can't connect");
+                Err(Pause::Backoff)
+            }
+            Err(_) => {
+                log::info!(agent; "connecting took too long");
+                Err(Pause::Backoff)
+            }
+        })
+    }
+
+    /// One session to its end; `None` when the agent stops.
+    async fn talk(&mut self, socket: WebSocketStream<TcpStream>, stop: &watch::Receiver<bool>) -> Option<Pause> {
+        let agent = self.config.name.as_str();
+        let began = Instant::now();
+        log::debug!(agent; "connected");
+        let mut session = Session::new(socket, self.desk.clone());
+        let (mut stop, mut late) = (stop.clone(), stop.clone());
+        let end = tokio::select! {
+            end = session.run(&mut stop) => end,
+            () = stopped_and_late(&mut late) => End::Stopped,
+        };
+        if session.welcomed() && began.elapsed() >= HELD {
+            self.backoff.failures = 0;
+        }
+        match end {
+            End::Stopped => None,
+            End::Closed { code: close::GOING_AWAY, .. } => {
+                log::debug!(agent; "the server goes away");
+                Some(Pause::AtOnce)
+            }
+            End::Closed { code: code @ (close::REPLACED | close::NOT_ALLOWED), reason } => {
+                log::warn!(agent, code, reason; "the server does not want this connection");
+                Some(Pause::Long)
+            }
+            End::Closed { code, reason } => {
+                log::info!(agent, code, reason; "the server closed the connection");
+                Some(Pause::Backoff)
+            }
+            End::Broken(error) => {
+                log::info!(agent, error; "the connection broke");
+                Some(Pause::Backoff)
+            }
+        }
+    }
+
+    /// Gets the agent's own token, or refreshes what the server knows of it. `Some` when that has to wait.
+    async fn enroll(&mut self) -> Result<Option<Pause>, AgentError> {
+        let agent = self.config.name.as_str();
+        match enroll::enroll(&self.config, &self.token).await {
+            Ok(token) => {
+                if !self.is_own || token != self.token {
+                    enroll::token_keep(&self.config.state_dir, &token).await?;
+                }
+                (self.token, self.is_own, self.enrolled) = (token, true, true);
+                Ok(None)
+            }
+            Err(EnrollError::NotNow(error)) => {
+                log::info!(agent, error; "can't enroll yet");
+                Ok(Some(Pause::Backoff))
+            }
+            Err(EnrollError::Refused(error)) if self.is_own => {
+                log::warn!(agent, error; "the server does not let this agent in");
+                Ok(Some(Pause::Long))
+            }
+            // It is known to the server; that its labels weren't taken is no reason to stay away.
+            Err(error) if self.is_own => {
+                log::warn!(agent, error:%; "labels and facts could not be refreshed");
+                self.enrolled = true;
+                Ok(None)
+            }
+            Err(error) => Err(AgentError::Enroll { name: agent.to_owned(), reason: error.to_string() }),
+        }
+    }
+
+    async fn connect(&self) -> Result<WebSocketStream<TcpStream>, tungstenite::Error> {
+        let base = self.config.server.trim_end_matches('/');
+        let base = base.strip_prefix("http://").unwrap_or(base);
+        let mut request = format!("ws://{base}/v1/agent/stream").into_client_request()?;
+        request.headers_mut().insert(AUTHORIZATION, self.authorization()?);
+        let host = request.uri().host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
+        let socket = TcpStream::connect((host, request.uri().port_u16().unwrap_or(80))).await?;
+        socket.set_nodelay(true)?;
+        let config = WebSocketConfig::default()
+            .read_buffer_size(BUFFER)
+            .write_buffer_size(BUFFER)
+            .max_message_size(Some(MAX_FRAME))
+            .max_frame_size(Some(MAX_FRAME));
+        let (socket, _) = client_async_with_config(request, socket, Some(config)).await?;
+        Ok(socket)
+    }
+
+    fn authorization(&self) -> Result<HeaderValue, tungstenite::Error> {
+        let mut value = HeaderValue::from_str(&format!("Bearer {}", self.token))?;
+        value.set_sensitive(true);
+        Ok(value)
+    }
+}
+
+/// How long a session may take to say goodbye.
+const GOODBYE: Duration = Duration::from_secs(5);
+
+async fn stopped_and_late(stop: &mut watch::Receiver<bool>) {
+    told_to(stop).await;
+    tokio::time::sleep(GOODBYE).await;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::time::Span;
+
+    #[test]
+    fn waits_grow_to_the_cap_and_the_server_can_shorten_and_lengthen_them() {
+        let config = BackoffConfig { min: Span::millis(100), max: Span::secs(1) };
+        let mut backoff = Backoff { config, failures: 0 };
+        for cap in [100, 200, 400, 800, 1000, 1000] {
+            assert!(backoff.next(Pause::Backoff) <= Duration::from_millis(cap));
+        }
+        backoff.failures = u32::MAX;
+        assert!(backoff.next(Pause::Backoff) <= Duration::from_secs(1));
+        assert!(backoff.next(Pause::AtOnce) <= AT_ONCE);
+        let long = backoff.next(Pause::Long);
+        assert!((Duration::from_secs(1)..=Duration::from_secs(2)).contains(&long));
+    }
+}

@@ -1,0 +1,189 @@
+//! How an agent gets its own token and keeps it, and what it says of itself.
+
+use super::AgentError;
+use super::config::AgentConfig;
+use super::journal::sync_dir;
+use serde::Deserialize;
+use serde_json::{Map, Value, json};
+use std::fs::{self, OpenOptions};
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::sync::OnceLock;
+use std::time::Duration;
+
+/// How long the server may take to answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+/// How much of an error's text is shown.
+const MAX_DETAIL: usize = 1024;
+
+/// Where the agent's own token is kept, in its state folder.
+pub(super) const TOKEN_FILE: &str = "token";
+
+/// Why there is no token.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum EnrollError {
+    /// Worth another attempt.
+    #[error("{0}")]
+    NotNow(String),
+    /// The server doesn't let this token in.
+    #[error("the server refuses the token: {0}")]
+    Refused(String),
+    /// Another agent has the name.
+    #[error("the name is taken: {0}")]
+    NameTaken(String),
+    /// The request is wrong in the server's eyes.
+    #[error("the server answered {status}: {detail}")]
+    Answer { status: u16, detail: String },
+}
+
+#[derive(Deserialize)]
+struct Enrolled {
+    #[serde(default)]
+    token: Option<String>,
+}
+
+/// Enrolls with an enroll token, or refreshes labels and facts with the agent's own. Gives the agent's own token.
+pub(super) async fn enroll(config: &AgentConfig, token: &str) -> Result<String, EnrollError> {
+    let not_now = |error: reqwest::Error| EnrollError::NotNow(causes(&error));
+    let client = client().map_err(not_now)?;
+    let url = format!("{}/v1/agent/enroll", config.server.trim_end_matches('/'));
+    let body = json!({"name": config.name, "labels": config.labels, "facts": facts(), "version": super::VERSION});
+    let answer = client.post(url).bearer_auth(token).json(&body).send().await.map_err(not_now)?;
+    let status = answer.status();
+    if status.is_success() {
+        let enrolled: Enrolled = answer.json().await.map_err(not_now)?;
+        return match (status.as_u16(), enrolled.token) {
+            (_, Some(token)) => Ok(token),
+            // It was this agent's own: only labels and facts were taken.
+            (200, None) => Ok(token.to_owned()),
+            (status, None) => Err(EnrollError::Answer { status, detail: "no token in the answer".into() }),
+        };
+    }
+    let detail = detail(&answer.text().await.unwrap_or_default());
+    Err(match status.as_u16() {
+        401 | 403 => EnrollError::Refused(detail),
+        409 => EnrollError::NameTaken(detail),
+        408 | 425 | 429 | 500.. => EnrollError::NotNow(format!("the server answered {status}: {detail}")),
+        status => EnrollError::Answer { status, detail },
+    })
+}
+
+/// A client for a few calls, dropped after them: an agent holds no idle connection beside its stream.
+pub(super) fn client() -> reqwest::Result<reqwest::Client> {
+    reqwest::Client::builder()
+        .timeout(ANSWER_WITHIN)
+        .pool_max_idle_per_host(0)
+        .redirect(reqwest::redirect::Policy::none())
+        .no_proxy()
+        .build()
+}
+
+/// The sentence in a problem document, or the beginning of whatever it is.
+pub(super) fn detail(body: &str) -> String {
+    #[derive(Deserialize)]
+    struct Problem {
+        title: Option<String>,
+        detail: Option<String>,
+    }
+    let text = match serde_json::from_str::<Problem>(body) {
+        Ok(Problem { detail: Some(text), .. } | Problem { title: Some(text), .. }) => text,
+        _ => body.to_owned(),
+    };
+    super::fit::cut_text(text, MAX_DETAIL)
+}
+
+/// An error with its causes; reqwest's own sentence leaves them out.
+pub(super) fn causes(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text = format!("{text}: {error}");
+        cause = error.source();
+    }
+    text
+}
+
+/// Reads a token file; `None` when there is none.
+pub(super) fn token_read(path: &Path) -> io::Result<Option<String>> {
+    match fs::read_to_string(path) {
+        Ok(text) if text.trim().is_empty() => {
+            Err(io::Error::new(io::ErrorKind::InvalidData, "the file holds no token"))
+        }
+        Ok(text) => Ok(Some(text.trim().to_owned())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Keeps the agent's own token for its next start.
+pub(super) async fn token_keep(dir: &Path, token: &str) -> Result<(), AgentError> {
+    let (folder, token) = (dir.to_path_buf(), token.to_owned());
+    tokio::task::spawn_blocking(move || token_write(&folder, &token))
+        .await
+        .unwrap_or_else(|error| Err(io::Error::other(error)))
+        .map_err(|source| AgentError::Token { path: dir.join(TOKEN_FILE), source })
+}
+
+/// Whole or not at all, and for its owner only.
+fn token_write(dir: &Path, token: &str) -> io::Result<()> {
+    let (path, new) = (dir.join(TOKEN_FILE), dir.join("token.new"));
+    // A leftover may have another mode.
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
+    file.write_all(token.as_bytes())?;
+    file.write_all(b"\n")?;
+    file.sync_all()?;
+    fs::rename(&new, &path)?;
+    sync_dir(dir).map_err(io::Error::other)
+}
+
+/// What the agent says of its machine. Gathered once: thousands of agents may live in one process.
+pub(super) fn facts() -> &'static Map<String, Value> {
+    static FACTS: OnceLock<Map<String, Value>> = OnceLock::new();
+    FACTS.get_or_init(|| {
+        let mut facts = Map::new();
+        facts.insert("os".into(), std::env::consts::OS.into());
+        facts.insert("arch".into(), std::env::consts::ARCH.into());
+        let hostname = ["/proc/sys/kernel/hostname", "/etc/hostname"]
+            .iter()
+            .find_map(|path| fs::read_to_string(path).ok())
+            .or_else(|| std::env::var("HOSTNAME").ok());
+        if let Some(hostname) = hostname {
+            facts.insert("hostname".into(), hostname.trim().into());
+        }
+        if let Ok(cpus) = std::thread::available_parallelism() {
+            facts.insert("cpus".into(), cpus.get().into());
+        }
+        facts
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    #[test]
+    fn the_token_is_kept_for_its_owner_only() {
+        let dir = tempfile::tempdir().expect("a folder");
+        assert_eq!(token_read(&dir.path().join(TOKEN_FILE)).expect("no file is no error"), None);
+        fs::write(dir.path().join("token.new"), "torn").expect("a leftover of a crash");
+        for token in ["first", "second"] {
+            token_write(dir.path(), token).expect("written");
+            let path = dir.path().join(TOKEN_FILE);
+            assert_eq!(token_read(&path).expect("read").as_deref(), Some(token));
+            assert_eq!(path.metadata().expect("its mode").permissions().mode() & 0o777, 0o600);
+        }
+    }
+
+    #[test]
+    fn the_facts_name_the_machine() {
+        for key in ["os", "arch", "hostname", "cpus"] {
+            assert!(facts().contains_key(key), "{key}");
+        }
+    }
+}

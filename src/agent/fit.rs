@@ -1,0 +1,70 @@
+//! Cuts an output so that it fits into a frame and still is JSON of the same shape.
+
+use serde_json::Value;
+use serde_json::value::{RawValue, to_raw_value};
+
+/// Below this length strings aren't cut any more; the output is left out instead.
+const SHORTEST: usize = 256;
+
+/// An output of at most `limit` bytes, and whether something was cut: its long strings (`stdout` …) lose their ends.
+/// One that is long without long strings is left out.
+pub(super) fn cut(output: Box<RawValue>, limit: usize) -> (Option<Box<RawValue>>, bool) {
+    if output.get().len() <= limit {
+        return (Some(output), false);
+    }
+    let Ok(mut value) = serde_json::from_str::<Value>(output.get()) else { return (None, true) };
+    drop(output);
+    let mut longest = limit;
+    while longest >= SHORTEST {
+        shorten(&mut value, longest);
+        match to_raw_value(&value) {
+            Ok(shorter) if shorter.get().len() <= limit => return (Some(shorter), true),
+            _ => longest /= 2,
+        }
+    }
+    (None, true)
+}
+
+fn shorten(value: &mut Value, longest: usize) {
+    match value {
+        Value::String(text) => *text = cut_text(std::mem::take(text), longest),
+        Value::Array(values) => values.iter_mut().for_each(|value| shorten(value, longest)),
+        Value::Object(map) => map.values_mut().for_each(|value| shorten(value, longest)),
+        Value::Null | Value::Bool(_) | Value::Number(_) => {}
+    }
+}
+
+/// The first characters of a text, at most so many bytes.
+pub(super) fn cut_text(mut text: String, bytes: usize) -> String {
+    let mut end = bytes.min(text.len());
+    while !text.is_char_boundary(end) {
+        end -= 1;
+    }
+    text.truncate(end);
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn long_strings_lose_their_ends_and_the_shape_stays() {
+        let output = serde_json::json!({"exit_code": 0, "stdout": "ä".repeat(5000), "stderr": "short"});
+        let (cut, was_cut) = cut(to_raw_value(&output).expect("JSON"), 4000);
+        let cut: Value = serde_json::from_str(cut.expect("an output").get()).expect("JSON");
+        assert!(was_cut);
+        assert_eq!((&cut["exit_code"], &cut["stderr"]), (&output["exit_code"], &output["stderr"]));
+        assert!(cut["stdout"].as_str().is_some_and(|text| text.len() > 1000 && text.starts_with("ää")));
+    }
+
+    proptest! {
+        #[test]
+        fn a_cut_output_always_fits(texts in prop::collection::vec(".{0,300}", 0..20), limit in 0_usize..3000) {
+            let (output, was_cut) = cut(to_raw_value(&texts).expect("JSON"), limit);
+            prop_assert!(output.as_ref().is_none_or(|output| output.get().len() <= limit));
+            prop_assert!(was_cut || output.is_some());
+        }
+    }
+}

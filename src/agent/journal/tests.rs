@@ -1,0 +1,305 @@
+use super::*;
+use crate::agent::run::without_output;
+use crate::domain::protocol::Operations;
+use proptest::prelude::*;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+const NOW: Timestamp = Timestamp(1_800_000_000_000);
+const HOUR: Duration = Duration::from_secs(3_600);
+
+fn folder() -> TempDir {
+    tempfile::tempdir().expect("a folder")
+}
+
+fn open(dir: &Path) -> (Journal, Recovered) {
+    Journal::open(dir, NOW).expect("an open journal")
+}
+
+fn run(n: u128) -> RunRef {
+    RunRef { action: Uuid::from_u128(n), run: 1 }
+}
+
+fn received(n: u128) -> Record {
+    let command = Command {
+        action: Uuid::from_u128(n),
+        run: 1,
+        attempt: 1,
+        name: format!("action {n}"),
+        operations: Operations::from_json(r#"[{"module":"ping","parameters":{"n":1.50}}]"#.into()).expect("JSON"),
+        priority: 0,
+        timeout_ms: 60_000,
+        expires_at: NOW.plus(HOUR),
+    };
+    Record::Received { command, at: NOW, clock_ms: 7 }
+}
+
+fn started(n: u128) -> Record {
+    Record::Started { run: run(n), expires_at: NOW.plus(HOUR), module: "ping".into(), at: NOW }
+}
+
+fn result(n: u128, error: &str) -> Record {
+    let result = RunResult {
+        action: Uuid::from_u128(n),
+        run: 1,
+        status: RunStatus::Failed,
+        results: vec![without_output("ping".into(), error.into())],
+        started_at: Some(NOW),
+        finished_at: Some(NOW),
+    };
+    Record::Result { expires_at: NOW.plus(HOUR), result }
+}
+
+fn stored(n: u128) -> Record {
+    Record::Stored { run: run(n) }
+}
+
+fn forgotten(n: u128) -> Record {
+    Record::Forgotten { run: run(n), expires_at: NOW.plus(HOUR) }
+}
+
+fn commit(journal: &mut Journal, records: &[Record]) {
+    journal.commit(records, NOW).expect("written");
+}
+
+fn error_of(journal: &Journal, n: u128) -> Option<String> {
+    let (results, _) = journal.results(&[run(n)], u64::MAX).expect("readable");
+    results.first().and_then(|result| result.results[0].error.clone())
+}
+
+fn waiting(recovered: &Recovered) -> Vec<u128> {
+    recovered.waiting.iter().map(|waiting| waiting.command.action.as_u128()).collect()
+}
+
+fn append(dir: &Path, bytes: &[u8]) {
+    let mut file = OpenOptions::new().append(true).open(dir.join("journal.jsonl")).expect("the journal");
+    file.write_all(bytes).expect("written");
+}
+
+#[test]
+fn what_was_received_waits_again_after_a_restart_in_its_order() {
+    let dir = folder();
+    let (mut journal, _) = open(dir.path());
+    commit(&mut journal, &[received(3), received(1)]);
+    commit(&mut journal, &[received(2), received(4), forgotten(4)]);
+    drop(journal);
+    let (journal, recovered) = open(dir.path());
+    assert_eq!(waiting(&recovered), [3, 1, 2]);
+    assert_eq!(recovered.clock_ms, 7);
+    assert_eq!(recovered.waiting[0].command.operations.get(), r#"[{"module":"ping","parameters":{"n":1.50}}]"#);
+    assert_eq!(journal.state(run(4)), Some(State::Forgotten));
+    assert_eq!(journal.unfinished(), [run(1), run(2), run(3)]);
+}
+
+#[test]
+fn a_run_without_a_result_was_interrupted_and_never_waits_again() {
+    let dir = folder();
+    let (mut journal, _) = open(dir.path());
+    commit(&mut journal, &[received(1), started(1)]);
+    drop(journal);
+    for interrupted in [1, 0] {
+        let (journal, recovered) = open(dir.path());
+        assert_eq!((recovered.interrupted, recovered.waiting.len()), (interrupted, 0));
+        assert_eq!(error_of(&journal, 1).as_deref(), Some("interrupted"));
+        assert_eq!(journal.unstored(), [run(1)]);
+    }
+}
+
+#[test]
+fn a_result_stays_readable_after_it_is_stored() {
+    let dir = folder();
+    let (mut journal, _) = open(dir.path());
+    commit(&mut journal, &[received(1), started(1), result(1, "one"), received(2), started(2), result(2, "two")]);
+    commit(&mut journal, &[stored(1)]);
+    drop(journal);
+    let (journal, _) = open(dir.path());
+    assert_eq!((journal.state(run(1)), journal.unstored()), (Some(State::Stored), vec![run(2)]));
+    assert_eq!(error_of(&journal, 1).as_deref(), Some("one"));
+    // A limit that holds only one line gives one, and says where to go on.
+    let (results, done) = journal.results(&[run(2), run(9), run(1)], 1).expect("readable");
+    assert_eq!((results.len(), done), (1, 2));
+}
+
+#[test]
+fn a_torn_last_line_is_cut_off() {
+    let dir = folder();
+    let (mut journal, _) = open(dir.path());
+    commit(&mut journal, &[received(1)]);
+    drop(journal);
+    append(dir.path(), br#"{"received":{"command":{"act"#);
+    let (mut journal, recovered) = open(dir.path());
+    assert_eq!(waiting(&recovered), [1]);
+    commit(&mut journal, &[received(2)]);
+    drop(journal);
+    assert_eq!(waiting(&open(dir.path()).1), [1, 2]);
+}
+
+#[test]
+fn an_unreadable_line_costs_only_itself() {
+    let dir = folder();
+    let (mut journal, _) = open(dir.path());
+    commit(&mut journal, &[received(1)]);
+    drop(journal);
+    append(dir.path(), b"\0\0garbage\n{\"unknown\":{}}\n");
+    // The run's own `received` may be what is unreadable: it started all the same.
+    let mut line = serde_json::to_vec(&started(2)).expect("JSON");
+    line.push(b'\n');
+    append(dir.path(), &line);
+    let (mut journal, recovered) = open(dir.path());
+    assert_eq!((waiting(&recovered), recovered.interrupted), (vec![1], 1));
+    assert_eq!(journal.state(run(2)), Some(State::Done));
+    commit(&mut journal, &[received(3)]);
+    drop(journal);
+    assert_eq!(waiting(&open(dir.path()).1), [1, 3]);
+}
+
+#[test]
+fn opening_drops_what_is_over_and_keeps_what_is_not() {
+    let dir = folder();
+    let (mut journal, _) = open(dir.path());
+    let done = [received(1), started(1), result(1, "one")];
+    commit(&mut journal, &done);
+    commit(&mut journal, &[received(2), started(2), result(2, "unsent"), received(3), received(4), forgotten(4)]);
+    commit(&mut journal, &[stored(1)]);
+    let before = journal.len;
+    drop(journal);
+    let day_later = NOW.plus(HOUR + KEEP).minus(Duration::from_secs(1));
+    for (now, known) in [(day_later, true), (day_later.plus(HOUR), false)] {
+        let (journal, recovered) = Journal::open(dir.path(), now).expect("open");
+        assert_eq!(journal.state(run(1)).is_some(), known);
+        assert_eq!(journal.state(run(4)).is_some(), known);
+        assert_eq!(error_of(&journal, 2).as_deref(), Some("unsent"), "a result that is not stored stays");
+        assert_eq!(waiting(&recovered), [3]);
+        assert!(journal.len < before);
+    }
+}
+
+#[test]
+fn a_large_file_that_is_mostly_dead_is_compacted_while_the_agent_runs() {
+    let dir = folder();
+    let (mut journal, _) = open(dir.path());
+    commit(&mut journal, &[received(1), received(2), started(2), result(2, "two"), stored(2)]);
+    let long = "x".repeat(1024 * 1024);
+    for n in 100..120 {
+        commit(&mut journal, &[received(n), started(n), result(n, &long)]);
+        journal.commit(&[stored(n)], NOW.plus(HOUR + KEEP + PURGE_EVERY * (n as u32 - 99))).expect("written");
+    }
+    assert!(journal.len < COMPACT_ABOVE, "{}", journal.len);
+    commit(&mut journal, &[received(3), started(3)]);
+    assert_eq!(journal.state(run(1)), Some(State::Received));
+    drop(journal);
+    let (_, recovered) = open(dir.path());
+    assert_eq!((waiting(&recovered), recovered.interrupted), (vec![1], 1));
+}
+
+#[test]
+fn after_a_failed_write_nothing_of_it_counts_and_the_next_goes_into_a_new_file() {
+    let dir = folder();
+    let (mut journal, _) = open(dir.path());
+    commit(&mut journal, &[received(1), received(2), started(2), result(2, "two")]);
+    let path = dir.path().join("journal.jsonl");
+    let good = std::mem::replace(&mut journal.file, File::open(&path).expect("the journal, for reading only"));
+    assert!(journal.commit(&[received(3)], NOW).is_err());
+    assert_eq!(journal.state(run(3)), None);
+    // What a failed write may leave behind.
+    good.write_all_at(b"{\"half a line", journal.len).expect("written");
+    commit(&mut journal, &[received(4)]);
+    assert_eq!(error_of(&journal, 2).as_deref(), Some("two"));
+    drop(journal);
+    assert_eq!(waiting(&open(dir.path()).1), [1, 4]);
+}
+
+#[test]
+fn two_agents_do_not_share_a_folder() {
+    let dir = folder();
+    let (journal, _) = open(dir.path());
+    assert!(matches!(Journal::open(dir.path(), NOW), Err(JournalError::Locked(_))));
+    drop(journal);
+    open(dir.path());
+}
+
+/// What a runner would write in its turns: each number moves one run a step on.
+fn turns(steps: &[Vec<u8>]) -> Vec<Vec<Record>> {
+    let mut stages = BTreeMap::new();
+    let mut turn = |numbers: &Vec<u8>| {
+        let mut records = Vec::new();
+        for number in numbers {
+            let n = u128::from(*number);
+            let stage = stages.entry(n).or_insert(0);
+            *stage += 1;
+            records.push(match (*stage, n % 5) {
+                (1, _) => received(n),
+                (2, 0) => forgotten(n),
+                (2, _) => started(n),
+                (3, 1..) => result(n, "its own"),
+                (4, 1..) => stored(n),
+                _ => continue,
+            });
+        }
+        records
+    };
+    steps.iter().map(&mut turn).collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// A crash at any byte, and another one after the repair.
+    #[test]
+    fn a_crash_anywhere_loses_nothing_that_was_safe_and_starts_nothing_twice(
+        steps in prop::collection::vec(prop::collection::vec(0_u8..12, 1..5), 1..12),
+        cut in 0.0_f64..=1.0,
+        cut_again in 0.0_f64..=1.0,
+    ) {
+        let dir = folder();
+        let path = dir.path().join("journal.jsonl");
+        let (mut journal, _) = open(dir.path());
+        let mut lines = Vec::new();
+        for records in turns(&steps) {
+            for record in records {
+                // One by one only to learn where each line ends.
+                commit(&mut journal, std::slice::from_ref(&record));
+                lines.push((journal.len, record));
+            }
+        }
+        let len = journal.len;
+        drop(journal);
+        let cut_at = (len as f64 * cut) as u64;
+        OpenOptions::new().write(true).open(&path).and_then(|file| file.set_len(cut_at)).expect("cut");
+
+        let safe = lines.iter().filter(|(end, _)| *end <= cut_at).map(|(_, record)| record);
+        let mut expected = BTreeMap::new();
+        for record in safe {
+            expected.insert(record.run_ref(), match record {
+                Record::Received { .. } => State::Received,
+                Record::Started { .. } | Record::Result { .. } => State::Done,
+                Record::Stored { .. } => State::Stored,
+                Record::Forgotten { .. } => State::Forgotten,
+            });
+        }
+        let check = |crash_again: Option<f64>| {
+            let before = path.metadata().expect("the journal").len();
+            let (journal, recovered) = open(dir.path());
+            let after = journal.len;
+            let states: BTreeMap<_, _> = journal.index.iter().map(|(run, entry)| (*run, entry.state)).collect();
+            prop_assert_eq!(&states, &expected);
+            let mut startable: Vec<_> = recovered.waiting.iter().map(|waiting| waiting.command.run_ref()).collect();
+            startable.sort();
+            let waits = expected.iter().filter(|(_, state)| **state == State::Received).map(|(run, _)| *run);
+            prop_assert_eq!(startable, waits.collect::<Vec<_>>());
+            for (run, state) in &states {
+                let has_result = matches!(state, State::Done | State::Stored);
+                prop_assert_eq!(!journal.results(&[*run], u64::MAX).expect("readable").0.is_empty(), has_result);
+            }
+            drop(journal);
+            // What the repair appended (`interrupted`) may be torn as well. A file that it rewrote is safe as a whole.
+            if let Some(cut) = crash_again.filter(|_| recovered.interrupted > 0 && after > before) {
+                let cut_at = before + ((after - before) as f64 * cut) as u64;
+                OpenOptions::new().write(true).open(&path).and_then(|file| file.set_len(cut_at)).expect("cut");
+            }
+            Ok(())
+        };
+        check(Some(cut_again))?;
+        check(None)?;
+    }
+}

@@ -1,0 +1,164 @@
+//! Runs one program in a process group of its own and collects what it writes.
+//!
+//! The group is the unit that is killed: at the timeout, on cancel, when the run's future is dropped, and also when
+//! the program itself ended, so that nothing it left in the background outlives the run and holds its pipes. A daemon
+//! that is meant to stay has to leave the group (`setsid`), as daemons do. Its pipes are then not waited for.
+
+use super::{Stop, StopReason};
+use crate::agent::config::OutputConfig;
+use nix::sys::signal::{Signal, killpg};
+use nix::unistd::Pid;
+use std::os::unix::process::ExitStatusExt;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::{ChildStdin, Command};
+
+/// How long to go on reading after the group was killed: only somebody who left it can still hold the pipes.
+const DRAIN: Duration = Duration::from_secs(1);
+/// How long a killed process may take to die; one that hangs in the kernel is left to the runtime's reaper.
+const REAP: Duration = Duration::from_secs(2);
+/// How often a program that is being written is tried again, and how long to wait each time.
+const BUSY_ATTEMPTS: u32 = 10;
+const BUSY_WAIT: Duration = Duration::from_millis(20);
+
+/// What a program wrote, as far as it is kept.
+#[derive(Debug, Default)]
+pub(super) struct Captured {
+    pub(super) bytes: Vec<u8>,
+    pub(super) truncated: bool,
+}
+
+impl Captured {
+    /// Reads to the end; what goes beyond `cap` is dropped, or the writer would block.
+    async fn fill(&mut self, from: Option<impl AsyncRead + Unpin>, cap: usize) {
+        let Some(mut from) = from else { return };
+        let mut chunk = vec![0; 8 * 1024];
+        loop {
+            match from.read(&mut chunk).await {
+                Ok(0) | Err(_) => return,
+                Ok(read) => {
+                    let keep = read.min(cap - self.bytes.len());
+                    self.bytes.extend_from_slice(&chunk[..keep]);
+                    self.truncated |= keep < read;
+                }
+            }
+        }
+    }
+
+    /// As text; what is no UTF-8, a character that the cap cut in two among it, becomes U+FFFD.
+    pub(super) fn text(&self) -> String {
+        String::from_utf8_lossy(&self.bytes).into_owned()
+    }
+}
+
+/// How a program ended.
+#[derive(Debug)]
+pub(super) struct Ended {
+    /// `None` when it was stopped.
+    pub(super) status: Option<ExitStatus>,
+    pub(super) stopped: Option<StopReason>,
+    pub(super) stdout: Captured,
+    pub(super) stderr: Captured,
+}
+
+impl Ended {
+    /// Why it did not go well; `None` when it did.
+    pub(super) fn error(&self) -> Option<String> {
+        match (self.stopped, self.status) {
+            (Some(reason), _) => Some(reason.to_string()),
+            (None, Some(status)) if status.success() => None,
+            (None, Some(status)) => Some(match (status.code(), status.signal()) {
+                (Some(code), _) => format!("exit code {code}"),
+                (None, Some(signal)) => format!("killed by {}", signal_name(signal)),
+                (None, None) => status.to_string(),
+            }),
+            (None, None) => Some("its end could not be seen".into()),
+        }
+    }
+}
+
+fn signal_name(number: i32) -> String {
+    Signal::try_from(number).map_or_else(|_| format!("signal {number}"), |signal| signal.as_str().to_owned())
+}
+
+/// Kills the process group when it goes out of scope, whichever way that happens.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn kill(&mut self) {
+        // An error means that nobody is left in it. The id can't be somebody else's: a run is over and its group
+        // killed in the same moment, before the kernel comes round to the number again.
+        if let Some(group) = self.0.take() {
+            let _ = killpg(group, Signal::SIGKILL);
+        }
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Runs `command` until it ends or `stop` says so. Without `input` its standard input is empty.
+pub(super) async fn run(
+    mut command: Command,
+    input: Option<Vec<u8>>,
+    caps: OutputConfig,
+    stop: &mut Stop,
+) -> std::io::Result<Ended> {
+    command
+        .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .process_group(0)
+        .kill_on_drop(true)
+        // The agent's own secrets aren't for the programs that it runs.
+        .env_remove("ODOSHI_TOKEN");
+    let mut attempts = 0;
+    let mut child = loop {
+        match command.spawn() {
+            // Somebody still writes the file, or a process forked meanwhile holds it open for a moment.
+            Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy && attempts < BUSY_ATTEMPTS => {
+                attempts += 1;
+                tokio::time::sleep(BUSY_WAIT).await;
+            }
+            spawned => break spawned?,
+        }
+    };
+    let id = child.id().and_then(|id| i32::try_from(id).ok());
+    let mut group = Group(id.map(Pid::from_raw));
+    let (mut stdout, mut stderr) = (Captured::default(), Captured::default());
+    let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let (status, stopped) = {
+        let io = async {
+            tokio::join!(stdout.fill(pipes.1, caps.stdout), stderr.fill(pipes.2, caps.stderr), feed(pipes.0, input))
+        };
+        tokio::pin!(io);
+        let mut read_all = false;
+        let (status, stopped) = loop {
+            tokio::select! {
+                status = child.wait() => break (Some(status?), None),
+                reason = stop.wait() => break (None, Some(reason)),
+                _ = &mut io, if !read_all => read_all = true,
+            }
+        };
+        group.kill();
+        if !read_all {
+            let _ = tokio::time::timeout(DRAIN, io).await;
+        }
+        (status, stopped)
+    };
+    if stopped.is_some() {
+        let _ = tokio::time::timeout(REAP, child.wait()).await;
+    }
+    Ok(Ended { status, stopped, stdout, stderr })
+}
+
+async fn feed(pipe: Option<ChildStdin>, input: Option<Vec<u8>>) {
+    if let (Some(mut pipe), Some(input)) = (pipe, input) {
+        // A program needn't read its input.
+        let _ = pipe.write_all(&input).await;
+    }
+}

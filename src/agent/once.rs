@@ -1,0 +1,153 @@
+//! One check-in over plain HTTP, for an agent that isn't always connected. Runner, journal and outbox are the same as
+//! with a [`Session`](super::session::Session); only the way to the server is another.
+
+use super::AgentError;
+use super::config::AgentConfig;
+use super::enroll::{self, EnrollError};
+use super::outbox::Fault;
+use super::runner::Input;
+use super::session::{Desk, RESULT_BYTES, RESULTS_PER_FRAME, take_first};
+use crate::domain::protocol::{Command, MAX_FRAME, RunRef, Stored};
+use crate::domain::time::Timestamp;
+use serde::Deserialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use std::collections::HashSet;
+use tokio::sync::oneshot;
+
+#[derive(Deserialize)]
+struct Due {
+    commands: Vec<Command>,
+    server_time: Timestamp,
+}
+
+struct Http<'a> {
+    client: reqwest::Client,
+    base: &'a str,
+    token: String,
+    desk: &'a Desk,
+    stored: usize,
+}
+
+/// Reports, takes, runs, reports, until nothing is due. Gives the number of results that the server took.
+pub(super) async fn check_in(
+    config: &AgentConfig,
+    desk: &Desk,
+    token: String,
+    is_own: bool,
+) -> Result<usize, AgentError> {
+    let own = match enroll::enroll(config, &token).await {
+        Ok(own) => own,
+        Err(EnrollError::NotNow(error)) => return Err(AgentError::CheckIn(error)),
+        Err(error) => return Err(AgentError::Enroll { name: config.name.clone(), reason: error.to_string() }),
+    };
+    if !is_own || own != token {
+        enroll::token_keep(&config.state_dir, &own).await?;
+    }
+    let client = enroll::client().map_err(|error| failed(&error))?;
+    let base = config.server.trim_end_matches('/');
+    Http { client, base, token: own, desk, stored: 0 }.run().await
+}
+
+impl Http<'_> {
+    async fn run(mut self) -> Result<usize, AgentError> {
+        let unstored = self.desk.journal.with(|journal| Ok(journal.unstored())).await?;
+        self.desk.outbox.post(|letters| letters.results.extend(unstored));
+        let mut seen = HashSet::new();
+        loop {
+            // What the journal held runs as well.
+            self.settle().await?;
+            let url = format!("{}/v1/agent/commands?limit={}", self.base, self.desk.capacity.min(1000));
+            let due: Due = self.answer(self.client.get(url)).await?;
+            self.desk.clock.set(due.server_time);
+            // One that comes again is one that the agent has its reasons not to run.
+            let fresh: Vec<_> = due.commands.into_iter().filter(|command| seen.insert(command.run_ref())).collect();
+            if fresh.is_empty() {
+                return Ok(self.stored);
+            }
+            self.input(Input::Commands(fresh)).await?;
+        }
+    }
+
+    /// Tells the server what happens, until nothing happens any more.
+    async fn settle(&mut self) -> Result<(), AgentError> {
+        let (tell, mut settled) = oneshot::channel();
+        self.input(Input::Settle(tell)).await?;
+        loop {
+            tokio::select! {
+                _ = &mut settled => break,
+                () = self.desk.outbox.news() => self.report().await?,
+            }
+        }
+        self.report().await?;
+        // So that `stored` is written before the agent ends.
+        let (tell, settled) = oneshot::channel();
+        self.input(Input::Settle(tell)).await?;
+        let _ = settled.await;
+        Ok(())
+    }
+
+    async fn report(&mut self) -> Result<(), AgentError> {
+        loop {
+            let (received, results, fault) = {
+                let mut letters = self.desk.outbox.open();
+                let received: Vec<RunRef> = std::mem::take(&mut letters.received).into_iter().collect();
+                (received, take_first(&mut letters.results, RESULTS_PER_FRAME), letters.fault.take())
+            };
+            if let Some(Fault::Journal(error)) = fault {
+                return Err(AgentError::CheckIn(error));
+            }
+            if !received.is_empty() {
+                let body = json!({"commands": received}).to_string();
+                let _: serde::de::IgnoredAny = self.post("received", body).await?;
+            }
+            if results.is_empty() {
+                return Ok(());
+            }
+            let (results, rest) = self
+                .desk
+                .journal
+                .with(move |journal| {
+                    let (read, done) = journal.results(&results, RESULT_BYTES)?;
+                    Ok((read, results[done..].to_vec()))
+                })
+                .await?;
+            self.desk.outbox.open().results.extend(rest);
+            let body = serde_json::to_string(&Results { results }).map_err(|error| failed(&error))?;
+            debug_assert!(body.len() <= MAX_FRAME, "the journal gave at most RESULT_BYTES");
+            let stored: Stored = self.post("results", body).await?;
+            self.stored += stored.commands.len();
+            self.input(Input::Stored(stored)).await?;
+        }
+    }
+
+    async fn input(&self, input: Input) -> Result<(), AgentError> {
+        self.desk.inputs.send(input).await.map_err(|error| failed(&error))
+    }
+
+    async fn post<T: DeserializeOwned>(&self, what: &str, body: String) -> Result<T, AgentError> {
+        let url = format!("{}/v1/agent/{what}", self.base);
+        self.answer(self.client.post(url).header("content-type", "application/json").body(body)).await
+    }
+
+    async fn answer<T: DeserializeOwned>(&self, request: reqwest::RequestBuilder) -> Result<T, AgentError> {
+        let answer = request.bearer_auth(&self.token).send().await.map_err(|error| failed(&error))?;
+        let status = answer.status();
+        let text = answer.text().await.map_err(|error| failed(&error))?;
+        if !status.is_success() {
+            return Err(AgentError::CheckIn(format!("the server answered {status}: {}", enroll::detail(&text))));
+        }
+        // Some answers are empty.
+        let text = if text.trim().is_empty() { "null" } else { &text };
+        serde_json::from_str(text).map_err(|error| AgentError::CheckIn(format!("the server's answer: {error}")))
+    }
+}
+
+#[derive(serde::Serialize)]
+struct Results {
+    results: Vec<crate::domain::protocol::RunResult>,
+}
+
+fn failed(error: &dyn std::error::Error) -> AgentError {
+    AgentError::CheckIn(enroll::causes(error))
+}

@@ -1,0 +1,124 @@
+//! One run of one command: its operations in order, up to the first that fails.
+
+use super::fit::{self, cut_text};
+use super::modules::{Call, Modules, Outcome, Stop, StopReason};
+use crate::domain::protocol::{Command, OperationResult, RunResult, RunStatus};
+use crate::domain::time::Timestamp;
+use futures_util::FutureExt;
+use std::panic::AssertUnwindSafe;
+use std::time::Duration;
+
+/// How long a module that was told to stop may take to do so (a process is killed and its output read).
+const STOP_GRACE: Duration = Duration::from_secs(5);
+/// What the server allows; a run with more isn't started.
+const MAX_OPERATIONS: usize = 64;
+/// A module's name in a result is cut to this many bytes.
+const MAX_MODULE: usize = 128;
+/// An error in a result is cut to this many bytes.
+const MAX_ERROR: usize = 4 * 1024;
+/// What a result may take in a frame, its outputs together. The rest of the 4 MiB is for errors and names.
+const MAX_OUTPUTS: usize = 3 * 1024 * 1024;
+/// Of which every operation still to come can have this much, however much the earlier ones wrote.
+const RESERVED: usize = 16 * 1024;
+
+/// Runs a command to its end. Never fails: whatever goes wrong is in the result.
+pub(super) async fn run(command: Command, modules: Modules, mut stop: Stop) -> RunResult {
+    let started_at = Timestamp::of_this_machine();
+    let mut result = RunResult {
+        action: command.action,
+        run: command.run,
+        status: RunStatus::Succeeded,
+        results: Vec::new(),
+        started_at: Some(started_at),
+        finished_at: None,
+    };
+    match command.operations.parse() {
+        Ok(operations) if operations.len() <= MAX_OPERATIONS => {
+            let mut room = MAX_OUTPUTS;
+            let count = operations.len();
+            for (at, operation) in operations.into_iter().enumerate() {
+                let call = Call { parameters: operation.parameters, stop: stop.clone() };
+                let outcome = one(&operation.module, &modules, call, &mut stop).await;
+                let limit = room.saturating_sub((count - at - 1) * RESERVED);
+                let (done, used) = operation_result(operation.module, outcome, limit, &mut result.status);
+                room = room.saturating_sub(used);
+                result.results.push(done);
+                if result.status != RunStatus::Succeeded {
+                    break;
+                }
+            }
+        }
+        Ok(operations) => {
+            let error = format!("{} operations are more than {MAX_OPERATIONS}", operations.len());
+            refuse(&mut result, error);
+        }
+        Err(error) => refuse(&mut result, format!("operations: {error}")),
+    }
+    result.finished_at = Some(Timestamp::of_this_machine());
+    result
+}
+
+async fn one(module: &str, modules: &Modules, call: Call, stop: &mut Stop) -> Outcome {
+    if let Some(reason) = stop.now() {
+        return Outcome::stopped(reason);
+    }
+    let module = match modules.find(module) {
+        Ok(module) => module,
+        Err(error) => return Outcome::failed(error),
+    };
+    let calling = AssertUnwindSafe(module.call(call)).catch_unwind();
+    tokio::select! {
+        biased;
+        outcome = calling => outcome.unwrap_or_else(|_| Outcome::failed("the module panicked")),
+        reason = async {
+            let reason = stop.wait().await;
+            tokio::time::sleep(STOP_GRACE).await;
+            reason
+        } => Outcome::stopped(reason),
+    }
+}
+
+fn operation_result(
+    module: String,
+    outcome: Outcome,
+    limit: usize,
+    status: &mut RunStatus,
+) -> (OperationResult, usize) {
+    *status = match outcome.stopped {
+        Some(StopReason::TimedOut) => RunStatus::TimedOut,
+        Some(_) => RunStatus::Failed,
+        None if outcome.ok => RunStatus::Succeeded,
+        None => RunStatus::Failed,
+    };
+    let (output, cut) = match outcome.output {
+        Some(output) => fit::cut(output, limit),
+        None => (None, false),
+    };
+    let used = output.as_ref().map_or(0, |output| output.get().len());
+    let result = OperationResult {
+        module: cut_text(module, MAX_MODULE),
+        ok: *status == RunStatus::Succeeded,
+        output,
+        error: outcome.error.map(|error| cut_text(error, MAX_ERROR)),
+        truncated: outcome.truncated || cut,
+    };
+    (result, used)
+}
+
+fn refuse(result: &mut RunResult, error: String) {
+    result.status = RunStatus::Failed;
+    result.results.push(without_output(String::new(), error));
+}
+
+/// What the agent itself says of a run that has no operation to say it.
+pub(super) fn without_output(module: String, error: String) -> OperationResult {
+    OperationResult { module, ok: false, output: None, error: Some(error), truncated: false }
+}
+
+/// The module of a command with just one operation, else nothing.
+pub(super) fn only_module(command: &Command) -> String {
+    match command.operations.parse() {
+        Ok(mut operations) if operations.len() == 1 => cut_text(std::mem::take(&mut operations[0].module), MAX_MODULE),
+        _ => String::new(),
+    }
+}

@@ -1,0 +1,268 @@
+//! One connection, from `hello` to its close: server → session → runner, and outbox → session → server.
+
+use super::journal::JournalError;
+use super::outbox::{Fault, Outbox, ServerClock, SharedJournal};
+use super::runner::Input;
+use super::told_to;
+use crate::domain::protocol::{
+    AgentFrame, ErrorFrame, HELLO_WITHIN, Hello, MAX_FRAME, PING_EVERY, RunRef, SILENCE, ServerFrame, close,
+};
+use futures_util::{SinkExt, StreamExt};
+use std::sync::Arc;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, MissedTickBehavior, interval_at, timeout};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::{self, Bytes, Message};
+
+/// Refs in one frame: at under 70 bytes each far below the largest frame.
+const REFS_PER_FRAME: usize = 10_000;
+/// Results that are looked up at once for one frame; their length decides how many go into it.
+pub(super) const RESULTS_PER_FRAME: usize = 500;
+/// What the journal's lines of one results frame may take together. A line is a bit longer than its result.
+pub(super) const RESULT_BYTES: u64 = (MAX_FRAME - 1024) as u64;
+/// How long the server's side of a close is waited for.
+const CLOSE_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
+/// RFC 6455: the endpoint met a condition that keeps it from going on.
+const INTERNAL_ERROR: u16 = 1011;
+
+/// How a session ended.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum End {
+    /// The agent stops.
+    Stopped,
+    /// The server closed it.
+    Closed {
+        /// The close code; 1005 when there was none.
+        code: u16,
+        /// The server's words.
+        reason: String,
+    },
+    /// The network, the journal, or a frame that makes no sense.
+    Broken(String),
+}
+
+/// What a session works with.
+#[derive(Clone)]
+pub(super) struct Desk {
+    pub(super) capacity: u32,
+    pub(super) journal: SharedJournal,
+    pub(super) outbox: Arc<Outbox>,
+    pub(super) clock: Arc<ServerClock>,
+    pub(super) inputs: mpsc::Sender<Input>,
+}
+
+/// One connection.
+pub(super) struct Session<S> {
+    socket: WebSocketStream<S>,
+    desk: Desk,
+    welcomed: bool,
+    heard: Instant,
+}
+
+impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
+    pub(super) fn new(socket: WebSocketStream<S>, desk: Desk) -> Self {
+        Self { socket, desk, welcomed: false, heard: Instant::now() }
+    }
+
+    /// Whether the server said `welcome`.
+    pub(super) fn welcomed(&self) -> bool {
+        self.welcomed
+    }
+
+    /// Talks until one side ends it. When `stop` says true, what is in the outbox goes out before the close.
+    pub(super) async fn run(&mut self, stop: &mut watch::Receiver<bool>) -> End {
+        match self.talk(stop).await {
+            Ok(end) | Err(end) => end,
+        }
+    }
+
+    async fn talk(&mut self, stop: &mut watch::Receiver<bool>) -> Result<End, End> {
+        self.hello().await?;
+        let mut pings = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
+        pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let outbox = self.desk.outbox.clone();
+        loop {
+            let silent_at = self.heard + if self.welcomed { SILENCE } else { HELLO_WITHIN };
+            tokio::select! {
+                message = self.socket.next() => {
+                    self.heard = Instant::now();
+                    match message {
+                        Some(Ok(message)) => self.hear(message).await?,
+                        Some(Err(tungstenite::Error::Capacity(error))) => {
+                            return Err(self.refuse("frame_too_large", &error.to_string(), close::MALFORMED).await);
+                        }
+                        Some(Err(error)) => return Err(End::Broken(error.to_string())),
+                        None => return Err(End::Broken("the connection ended without a close".into())),
+                    }
+                }
+                () = outbox.news(), if self.welcomed => self.flush().await?,
+                _ = pings.tick() => self.send(Message::Ping(Bytes::new())).await?,
+                () = tokio::time::sleep_until(silent_at) => {
+                    return Err(self.refuse("silence", "nothing was heard for too long", close::TOO_SLOW).await);
+                }
+                () = told_to(stop) => {
+                    if self.welcomed {
+                        self.flush().await?;
+                    }
+                    self.close(close::DONE, "the agent stops").await;
+                    return Ok(End::Stopped);
+                }
+            }
+        }
+    }
+
+    async fn hello(&mut self) -> Result<(), End> {
+        {
+            // What an earlier connection left: `running` says it, or the server asks again.
+            let mut letters = self.desk.outbox.open();
+            letters.received.clear();
+            letters.results.clear();
+            letters.fault = None;
+        }
+        let journal = &self.desk.journal;
+        let mut running = journal.with(|journal| Ok(journal.unfinished())).await.map_err(broken)?;
+        running.truncate(REFS_PER_FRAME);
+        let hello = Hello {
+            version: super::VERSION.into(),
+            facts: super::enroll::facts().clone(),
+            capacity: self.desk.capacity,
+            running,
+        };
+        self.send_frame(&AgentFrame::Hello(hello)).await
+    }
+
+    async fn hear(&mut self, message: Message) -> Result<(), End> {
+        let text = match message {
+            Message::Text(text) => text,
+            Message::Close(frame) => {
+                // Answers it; the server then ends the connection.
+                let _ = timeout(CLOSE_WITHIN, self.socket.close(None)).await;
+                let (code, reason) =
+                    frame.map_or((1005, String::new()), |frame| (frame.code.into(), frame.reason.to_string()));
+                return Err(End::Closed { code, reason });
+            }
+            // Pings are answered by the library, with the next write or read.
+            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => return Ok(()),
+            Message::Binary(_) => {
+                return Err(self.refuse("malformed", "frames are JSON text", close::MALFORMED).await);
+            }
+        };
+        let input = match ServerFrame::parse(&text) {
+            Err(error) => return Err(self.refuse("malformed", &error.to_string(), close::MALFORMED).await),
+            Ok(None | Some(ServerFrame::MetadataStored { .. })) => return Ok(()),
+            Ok(Some(ServerFrame::Welcome(welcome))) => {
+                self.desk.clock.set(welcome.server_time);
+                self.welcomed = true;
+                let unstored = self.desk.journal.with(|journal| Ok(journal.unstored())).await.map_err(broken)?;
+                self.desk.outbox.post(|letters| letters.results.extend(unstored));
+                return Ok(());
+            }
+            Ok(Some(ServerFrame::Error(error))) => {
+                log::warn!(code = error.code.as_str(), message = error.message.as_str(); "the server reports an error");
+                return Ok(());
+            }
+            Ok(Some(ServerFrame::Commands { commands })) => Input::Commands(commands),
+            Ok(Some(ServerFrame::Cancel { actions })) => Input::Cancel(actions),
+            Ok(Some(ServerFrame::Stored(stored))) => {
+                let mut letters = self.desk.outbox.open();
+                for run in &stored.commands {
+                    letters.results.remove(run);
+                }
+                Input::Stored(stored)
+            }
+        };
+        // While the runner is busy nothing more is read: the pressure goes back to the server.
+        // A runner that is gone means that the agent stops; the session will be told.
+        let _ = self.desk.inputs.send(input).await;
+        Ok(())
+    }
+
+    /// Tells all that there is to tell.
+    async fn flush(&mut self) -> Result<(), End> {
+        loop {
+            let (received, fault) = {
+                let mut letters = self.desk.outbox.open();
+                (take_first(&mut letters.received, REFS_PER_FRAME), letters.fault.take())
+            };
+            if !received.is_empty() {
+                self.send_frame(&AgentFrame::Received { commands: received }).await?;
+            }
+            match fault {
+                Some(Fault::Journal(error)) => {
+                    return Err(self.refuse("journal", &error, INTERNAL_ERROR).await);
+                }
+                Some(Fault::TooMany) => {
+                    let error = format!("too many unfinished commands for a capacity of {}", self.desk.capacity);
+                    return Err(self.refuse("too_many_commands", &error, close::DONE).await);
+                }
+                None => {}
+            }
+            self.send_results().await?;
+            let letters = self.desk.outbox.open();
+            if letters.received.is_empty() && letters.results.is_empty() && letters.fault.is_none() {
+                return Ok(());
+            }
+        }
+    }
+
+    async fn send_results(&mut self) -> Result<(), End> {
+        let runs = take_first(&mut self.desk.outbox.open().results, RESULTS_PER_FRAME);
+        if runs.is_empty() {
+            return Ok(());
+        }
+        let read = self.desk.journal.with(move |journal| {
+            let (results, done) = journal.results(&runs, RESULT_BYTES)?;
+            Ok((results, runs[done..].to_vec()))
+        });
+        let (results, rest) = match read.await {
+            Ok(read) => read,
+            Err(error) => return Err(self.refuse("journal", &error.to_string(), INTERNAL_ERROR).await),
+        };
+        self.desk.outbox.open().results.extend(rest);
+        if results.is_empty() { Ok(()) } else { self.send_frame(&AgentFrame::Results { results }).await }
+    }
+
+    async fn send_frame(&mut self, frame: &AgentFrame) -> Result<(), End> {
+        self.send(Message::text(frame.to_text())).await
+    }
+
+    async fn send(&mut self, message: Message) -> Result<(), End> {
+        match timeout(SILENCE, self.socket.send(message)).await {
+            Ok(sent) => sent.map_err(|error| End::Broken(error.to_string())),
+            Err(_) => Err(End::Broken("the server does not read".into())),
+        }
+    }
+
+    /// Says what is wrong, and closes.
+    async fn refuse(&mut self, code: &str, message: &str, close: u16) -> End {
+        let frame = AgentFrame::Error(ErrorFrame { code: code.into(), message: message.into() });
+        if timeout(CLOSE_WITHIN, self.socket.send(Message::text(frame.to_text()))).await.is_ok() {
+            self.close(close, code).await;
+        }
+        End::Broken(format!("{code}: {message}"))
+    }
+
+    async fn close(&mut self, code: u16, reason: &str) {
+        let frame = CloseFrame { code: CloseCode::from(code), reason: reason.into() };
+        let closing = async {
+            let _ = self.socket.close(Some(frame)).await;
+            while let Some(Ok(_)) = self.socket.next().await {}
+        };
+        let _ = timeout(CLOSE_WITHIN, closing).await;
+    }
+}
+
+fn broken(error: JournalError) -> End {
+    End::Broken(error.to_string())
+}
+
+pub(super) fn take_first(runs: &mut std::collections::BTreeSet<RunRef>, count: usize) -> Vec<RunRef> {
+    let taken: Vec<_> = runs.iter().take(count).copied().collect();
+    for run in &taken {
+        runs.remove(run);
+    }
+    taken
+}
