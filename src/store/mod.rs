@@ -26,6 +26,7 @@ use crate::domain::time::Timestamp;
 use async_trait::async_trait;
 use serde::Serialize;
 use serde_json::value::RawValue;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
@@ -389,5 +390,21 @@ impl ActionFlags {
             Self { begun: true, .. } => ActionState::Resolving,
             _ => ActionState::Scheduled,
         }
+    }
+}
+
+/// The file of a `sqlite://` URL.
+pub fn sqlite_path(url: &str) -> Option<PathBuf> {
+    url.strip_prefix("sqlite://").map(PathBuf::from)
+}
+
+/// Opens the store that `url` names, and brings its tables up to date. `connections`: how many read at a time.
+///
+/// # Errors
+/// When it can't be opened, or this version has no such store.
+pub async fn open(url: &str, connections: usize) -> StoreResult<Arc<dyn Store>> {
+    match sqlite_path(url) {
+        Some(path) => Ok(Arc::new(sqlite::SqliteStore::open(&path, connections).await?)),
+        None => Err(StoreError::Unusable("store.url: this version has SQLite only (sqlite://PATH)".into())),
     }
 }

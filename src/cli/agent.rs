@@ -1,0 +1,74 @@
+//! `odoshi agent`.
+
+use super::Outcome;
+use crate::agent::{Agent, AgentConfig};
+use std::path::PathBuf;
+use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// The server
+    #[arg(long, value_name = "URL", env = "ODOSHI_SERVER")]
+    server: Option<String>,
+    /// This agent's name, unique in the fleet
+    #[arg(long)]
+    name: Option<String>,
+    /// A label that targets can ask for; may be given again
+    #[arg(long = "label", value_name = "K=V", value_parser = label)]
+    labels: Vec<(String, String)>,
+    /// A file with an enroll token, or with this agent's own
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// Where the agent keeps its token and its journal
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    /// Settings (TOML); flags win over them
+    #[arg(long, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not KEY=VALUE"))?;
+    if key.is_empty() {
+        return Err(format!("{text:?} has no key"));
+    }
+    Ok((key.to_owned(), value.to_owned()))
+}
+
+pub(super) fn run(args: Args) -> Outcome {
+    let mut config = match &args.config {
+        Some(path) => {
+            let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+            toml::from_str::<AgentConfig>(&text).map_err(|error| format!("{}: {error}", path.display()))?
+        }
+        None => AgentConfig::default(),
+    };
+    if let Some(server) = args.server {
+        config.server = server;
+    }
+    if let Some(name) = args.name {
+        config.name = name;
+    }
+    if let Some(state_dir) = args.state_dir {
+        config.state_dir = state_dir;
+    }
+    if args.token_file.is_some() {
+        config.token_file = args.token_file;
+    }
+    config.labels.extend(args.labels);
+    let agent = Agent::new(config)?;
+    actix_rt::System::new().block_on(async {
+        let mut terminate = signal(SignalKind::terminate())?;
+        let mut interrupt = signal(SignalKind::interrupt())?;
+        agent
+            .run(async move {
+                tokio::select! {
+                    _ = terminate.recv() => {}
+                    _ = interrupt.recv() => {}
+                }
+            })
+            .await?;
+        Ok(ExitCode::SUCCESS)
+    })
+}

@@ -1,0 +1,156 @@
+//! A server with a fleet that lives in a sender: commands are taken over, and answered at once if they are to be.
+
+use crate::Odoshi;
+use crate::app::Running;
+use crate::config::Config;
+use crate::domain::action::NewAction;
+use crate::domain::agent::Enrollment;
+use crate::domain::command::{CommandState, Event, RunEnd};
+use crate::domain::time::Timestamp;
+use crate::pipeline::messages::{Deliver, Resolve};
+use crate::senders::{SenderContext, report};
+use crate::store::{ActionView, NewAgent};
+use actix::prelude::*;
+use serde_json::json;
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+/// The transport of the fleet.
+const TRANSPORT: &str = "bench";
+/// A result of 120 bytes.
+const RESULT: &str = r#"[{"module":"exec","ok":true,"output":{"exit_code":0,"stdout":" 12:00:00 up 42 days, load average: 0.00","stderr":""}}]"#;
+/// A round that takes longer has gone wrong.
+const PATIENCE: Duration = Duration::from_secs(600);
+
+/// A server, and the agents in its store.
+pub(super) struct Fleet {
+    running: Running,
+    answering: Arc<AtomicBool>,
+    batch: usize,
+}
+
+impl Fleet {
+    /// Starts a server in `folder`, and puts `count` agents into its store.
+    pub(super) async fn start(folder: &Path, count: u32) -> Result<Self, Box<dyn Error>> {
+        let flags = [
+            ("data_dir".to_owned(), folder.join("server").display().to_string()),
+            ("http.listen".to_owned(), "127.0.0.1:0".to_owned()),
+        ];
+        let config = Config::load_with(None, std::iter::empty(), &flags)?;
+        let batch = config.store.batch.max_items;
+        let answering = Arc::new(AtomicBool::new(false));
+        let shared = answering.clone();
+        let make = move |context| BenchSender { context, answering: shared };
+        let running = Odoshi::builder(config).sender(TRANSPORT, make).start().await?;
+        for start in (0..count).step_by(10_000) {
+            let agents = (start..count.min(start + 10_000)).map(|number| NewAgent {
+                enrollment: Enrollment {
+                    name: format!("agent-{number:07}"),
+                    labels: BTreeMap::new(),
+                    facts: serde_json::Map::new(),
+                    version: String::new(),
+                },
+                transport: TRANSPORT.into(),
+                address: None,
+            });
+            running.store().agent_insert(agents.collect()).await?;
+        }
+        Ok(Self { running, answering, batch })
+    }
+
+    /// Commands per transaction.
+    pub(super) fn batch(&self) -> usize {
+        self.batch
+    }
+
+    /// One action over the whole fleet: how long until all its commands are stored, or (`life`) it is completed.
+    pub(super) async fn round(&self, life: bool) -> Result<Duration, Box<dyn Error>> {
+        self.answering.store(life, Ordering::Release);
+        let store = self.running.store();
+        let document = json!({ "name": "bench", "target": "TRUE", "operations": [{ "module": "ping" }] });
+        let id = Uuid::now_v7();
+        let action = NewAction::from_json(document.to_string().as_bytes(), id, store.now())?;
+        let started = Instant::now();
+        store.action_insert(vec![action]).await?;
+        self.running.resolver().do_send(Resolve);
+        let done = |view: &ActionView| if life { view.status.is_final() } else { view.counts.resolved };
+        loop {
+            tokio::time::sleep(Duration::from_millis(2)).await;
+            if store.action_view(id).await?.is_some_and(|view| done(&view)) {
+                let took = started.elapsed();
+                if !life {
+                    store.action_cancel(id).await?;
+                }
+                self.settle(id).await?;
+                return Ok(took);
+            }
+            if started.elapsed() > PATIENCE {
+                return Err("the round did not end".into());
+            }
+        }
+    }
+
+    /// Waits until the action is out of the way of the next round.
+    async fn settle(&self, id: Uuid) -> Result<(), Box<dyn Error>> {
+        let started = Instant::now();
+        loop {
+            let view = self.running.store().action_view(id).await?;
+            if view.is_none_or(|view| view.counts.finished() == view.counts.total) {
+                return Ok(());
+            }
+            if started.elapsed() > PATIENCE {
+                return Err("the round could not be put away".into());
+            }
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    }
+
+    /// Stops the server.
+    pub(super) async fn stop(self) -> Result<(), Box<dyn Error>> {
+        Ok(self.running.drain().await?)
+    }
+}
+
+struct BenchSender {
+    context: SenderContext,
+    answering: Arc<AtomicBool>,
+}
+
+impl Actor for BenchSender {
+    type Context = Context<Self>;
+}
+
+impl Supervised for BenchSender {}
+
+impl Handler<Deliver> for BenchSender {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, Deliver(deliveries): Deliver, _: &mut Self::Context) -> Self::Result {
+        let (context, now) = (self.context.clone(), self.context.store.now());
+        let answering = self.answering.load(Ordering::Acquire);
+        Box::pin(async move {
+            if answering {
+                let reports = deliveries.iter().map(|delivery| report(delivery, answer(now))).collect();
+                context.record(reports).await;
+            }
+        })
+    }
+}
+
+fn answer(now: Timestamp) -> Event {
+    Event::Result(Box::new(RunEnd {
+        run: 1,
+        status: CommandState::Succeeded,
+        attempts: 0,
+        sent_at: Some(now),
+        started_at: Some(now),
+        finished_at: now,
+        results: Some(RESULT.into()),
+        error: None,
+    }))
+}

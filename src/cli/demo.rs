@@ -1,0 +1,268 @@
+//! `odoshi demo`: a server, a fleet and two actions, all of it real, in a temporary folder.
+//!
+//! The agents are the reference agent, each with a journal and a WebSocket of its own over loopback; they share this
+//! process to be light, and nothing else. The actions go through the spool as any program's would.
+
+use super::Outcome;
+use super::client::{Client, read_token};
+use crate::Odoshi;
+use crate::agent::{Agent, AgentConfig, ExecConfig, Secret};
+use crate::app::Running;
+use crate::config::Config;
+use crate::domain::time::Timestamp;
+use comfy_table::Table;
+use indicatif::{ProgressBar, ProgressStyle};
+use reqwest::Method;
+use serde_json::{Value, json};
+use std::path::Path;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use uuid::Uuid;
+
+/// A demo that takes longer has gone wrong.
+const PATIENCE: Duration = Duration::from_secs(300);
+/// How often progress is looked at.
+const LOOK: Duration = Duration::from_millis(20);
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// How many agents
+    #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=9_000))]
+    agents: u32,
+    /// The database; without it, SQLite in the temporary folder
+    #[arg(long, value_name = "URL")]
+    store: Option<String>,
+}
+
+pub(super) fn run(args: Args) -> Outcome {
+    super::limits::raise_open_files();
+    let folder = tempfile::Builder::new().prefix("odoshi-demo-").tempdir()?;
+    let outcome = actix_rt::System::new().block_on(async {
+        tokio::select! {
+            outcome = show(&args, folder.path()) => outcome,
+            _ = tokio::signal::ctrl_c() => {
+                eprintln!("\ninterrupted; the temporary folder is removed");
+                Ok(ExitCode::from(130))
+            }
+        }
+    });
+    folder.close()?;
+    outcome
+}
+
+async fn show(args: &Args, folder: &Path) -> Outcome {
+    let mut flags = vec![
+        ("data_dir".to_owned(), folder.join("server").display().to_string()),
+        ("http.listen".to_owned(), "127.0.0.1:0".to_owned()),
+    ];
+    flags.extend(args.store.clone().map(|url| ("store.url".to_owned(), url)));
+    let config = Config::load_with(None, std::iter::empty(), &flags)?;
+    let (spool, admin) = (config.spool_dir(), config.data_dir.join("admin.token"));
+    let running = Odoshi::builder(config).start().await?;
+    let server = format!("http://{}", running.address());
+    println!("a server on {server}, its spool in {}", spool.display());
+    let client = Client::with(&server, read_token(&admin)?)?;
+    let enroll = client.call(Method::POST, "/v1/tokens", Some(json!({ "role": "enroll", "name": "demo" }))).await?;
+    let enroll = enroll["token"].as_str().unwrap_or_default().to_owned();
+
+    let fleet = Fleet::start(args.agents, &server, &enroll, &folder.join("agents"))?;
+    all_connected(&running, args.agents).await?;
+
+    let roles = "labels.role IN ('web', 'db', 'cache')";
+    let actions = [
+        ("ping the whole fleet", "TRUE", json!({ "module": "ping", "parameters": { "hello": "fleet" } }), None),
+        ("uptime of web, db and cache", roles, json!({ "module": "exec", "parameters": { "argv": ["uptime"] } }), Some("2s")),
+    ];
+    let mut rows = Vec::new();
+    for (name, target, operation, spread) in actions {
+        let mut document = json!({ "name": name, "target": target, "operations": [operation], "expires_after": "10m" });
+        if let Some(spread) = spread {
+            document["spread"] = spread.into();
+        }
+        rows.push(follow(&client, &spool, document).await?);
+    }
+    let succeeded = rows.iter().all(|row| row.all_succeeded());
+    println!("{}", summary(&rows));
+    fleet.stop();
+    running.drain().await?;
+    if succeeded {
+        println!("next: odoshi serve, then drop JSON files like these into odoshi-data/spool/new (README.md has a tour)");
+        Ok(ExitCode::SUCCESS)
+    } else {
+        eprintln!("some commands did not succeed");
+        Ok(ExitCode::FAILURE)
+    }
+}
+
+/// The agents, on a runtime of their own so that the server's threads are the server's.
+struct Fleet {
+    stop: watch::Sender<bool>,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Fleet {
+    fn start(count: u32, server: &str, enroll: &str, folder: &Path) -> Result<Self, Box<dyn std::error::Error>> {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .max_blocking_threads(32)
+            .thread_name("demo-agents")
+            .enable_all()
+            .build()?;
+        let stop = watch::Sender::new(false);
+        for number in 0..count {
+            let name = format!("agent-{number:04}");
+            let role = ["web", "db", "cache", "batch"][number as usize % 4];
+            let agent = Agent::new(AgentConfig {
+                server: server.to_owned(),
+                state_dir: folder.join(&name),
+                name,
+                labels: [("role".to_owned(), role.to_owned())].into(),
+                token: Some(Secret(enroll.to_owned())),
+                exec: ExecConfig { allow: vec!["uptime".to_owned()] },
+                ..AgentConfig::default()
+            })?;
+            let mut stopped = stop.subscribe();
+            runtime.spawn(async move {
+                let until = async move {
+                    stopped.wait_for(|stop| *stop).await.ok();
+                };
+                if let Err(error) = agent.run(until).await {
+                    log::error!(error = error.to_string().as_str(); "a demo agent has stopped");
+                }
+            });
+        }
+        Ok(Self { stop, runtime })
+    }
+
+    fn stop(self) {
+        self.stop.send_replace(true);
+        // They say goodbye to the server, which is still there, and whoever doesn't in time is cut off.
+        self.runtime.shutdown_background();
+    }
+}
+
+fn bar(length: u64, what: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template("{msg:<30} [{bar:40}] {pos}/{len} {elapsed}")
+        .unwrap_or_else(|_| ProgressStyle::default_bar())
+        .progress_chars("=> ");
+    ProgressBar::new(length).with_style(style).with_message(what.to_owned())
+}
+
+async fn all_connected(running: &Running, count: u32) -> Result<(), String> {
+    let started = Instant::now();
+    let bar = bar(u64::from(count), "agents connected");
+    loop {
+        let here = running.presence().len();
+        bar.set_position(here as u64);
+        if here >= count as usize {
+            bar.finish();
+            println!("{count} agents enrolled and connected in {:.2} s", started.elapsed().as_secs_f64());
+            return Ok(());
+        }
+        if started.elapsed() > PATIENCE {
+            return Err(format!("only {here} of {count} agents are connected"));
+        }
+        tokio::time::sleep(LOOK).await;
+    }
+}
+
+/// How one action went. Times are milliseconds since the file was there.
+struct Row {
+    name: String,
+    counts: Value,
+    accepted: i64,
+    stored: i64,
+    delivered: i64,
+    done: i64,
+}
+
+impl Row {
+    fn all_succeeded(&self) -> bool {
+        self.counts["total"].as_i64().is_some_and(|total| total > 0) && self.counts["succeeded"] == self.counts["total"]
+    }
+}
+
+/// Drops the document into the spool, and follows its action to the end.
+async fn follow(client: &Client, spool: &Path, mut document: Value) -> Result<Row, Box<dyn std::error::Error>> {
+    let id = Uuid::now_v7();
+    let name = document["name"].as_str().unwrap_or_default().to_owned();
+    document["id"] = id.to_string().into();
+    let file = format!("{id}.json");
+    std::fs::write(spool.join("tmp").join(&file), document.to_string())?;
+    std::fs::rename(spool.join("tmp").join(&file), spool.join("new").join(&file))?;
+    let (dropped, started) = (Timestamp::of_this_machine(), Instant::now());
+    let bar = bar(0, &name);
+    let mut stored = None;
+    let view = loop {
+        if started.elapsed() > PATIENCE {
+            return Err(format!("{name}: not done after {} s", PATIENCE.as_secs()).into());
+        }
+        tokio::time::sleep(LOOK).await;
+        let failed = spool.join("failed").join(format!("{file}.error"));
+        if failed.exists() {
+            return Err(std::fs::read_to_string(failed)?.into());
+        }
+        let view = match client.get(&format!("/v1/actions/{id}")).await {
+            Ok(view) => view,
+            // It is still a file.
+            Err(super::client::ClientError::Refused(problem)) if problem.status == 404 => continue,
+            Err(error) => return Err(error.into()),
+        };
+        let count = |key: &str| view["counts"][key].as_i64().unwrap_or(0);
+        if view["counts"]["resolved"] == true {
+            stored.get_or_insert(Timestamp::of_this_machine().0 - dropped.0);
+        }
+        bar.set_length(count("total") as u64);
+        bar.set_position((count("total") - count("pending") - count("sent")) as u64);
+        if view["status"] == "completed" {
+            break view;
+        }
+    };
+    bar.finish();
+    let (mut delivered, mut done) = (dropped, dropped);
+    let mut after = String::new();
+    loop {
+        let page = client.get(&format!("/v1/actions/{id}/commands?limit=1000{after}")).await?;
+        for command in page["commands"].as_array().into_iter().flatten() {
+            let at = |key: &str| command[key].as_str().and_then(|text| Timestamp::parse(text).ok());
+            delivered = delivered.max(at("sent_at").unwrap_or(dropped));
+            done = done.max(at("finished_at").unwrap_or(dropped));
+        }
+        match page["next"].as_str() {
+            Some(next) => after = format!("&after={next}"),
+            None => break,
+        }
+    }
+    let accepted = view["created_at"].as_str().and_then(|text| Timestamp::parse(text).ok()).unwrap_or(dropped);
+    Ok(Row {
+        name,
+        counts: view["counts"].clone(),
+        accepted: accepted.0 - dropped.0,
+        stored: stored.unwrap_or_default(),
+        delivered: delivered.0 - dropped.0,
+        done: done.0 - dropped.0,
+    })
+}
+
+fn summary(rows: &[Row]) -> Table {
+    let states = ["total", "succeeded", "failed", "timed_out", "undeliverable", "expired", "cancelled"];
+    let mut table = Table::new();
+    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    table.set_header(std::iter::once("").chain(rows.iter().map(|row| row.name.as_str())));
+    for state in states {
+        let counts = rows.iter().map(|row| row.counts[state].to_string());
+        table.add_row(std::iter::once(state.to_owned()).chain(counts));
+    }
+    let times: [(&str, fn(&Row) -> i64); 4] = [
+        ("file → accepted", |row| row.accepted),
+        ("file → all commands stored", |row| row.stored),
+        ("file → all delivered", |row| row.delivered),
+        ("file → all done", |row| row.done),
+    ];
+    for (label, time) in times {
+        let millis = rows.iter().map(|row| format!("{} ms", time(row)));
+        table.add_row(std::iter::once(label.to_owned()).chain(millis));
+    }
+    table
+}

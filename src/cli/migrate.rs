@@ -1,0 +1,22 @@
+//! `odoshi migrate`.
+
+use super::Outcome;
+use crate::config::Config;
+use crate::store;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Settings (TOML)
+    #[arg(long, value_name = "FILE", env = "ODOSHI_CONFIG")]
+    config: Option<PathBuf>,
+}
+
+pub(super) fn run(args: Args) -> Outcome {
+    let config = Config::load(args.config.as_deref(), &[])?;
+    let url = config.store_url();
+    actix_rt::System::new().block_on(store::open(url.expose(), 1))?;
+    println!("{url} is up to date");
+    Ok(ExitCode::SUCCESS)
+}

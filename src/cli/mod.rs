@@ -1,0 +1,88 @@
+//! The command line: one file per subcommand. Results go to stdout, everything else to stderr.
+#![allow(clippy::print_stdout, reason = "printing is what a command line does")]
+
+mod agent;
+mod bench;
+mod client;
+mod config;
+mod demo;
+mod limits;
+mod migrate;
+mod serve;
+mod token;
+
+use clap::{CommandFactory, Parser, Subcommand};
+use std::process::ExitCode;
+
+/// A durable dispatcher for fleets: one action in, one command per agent out, exact results back.
+#[derive(Debug, Parser)]
+#[command(version, max_term_width = 110)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Everything at once in a temporary folder: a server, real agents, actions through the spool
+    Demo(demo::Args),
+    /// Run a server
+    Serve(serve::Args),
+    /// Run the reference agent
+    Agent(agent::Args),
+    /// Make, list and revoke tokens
+    #[command(subcommand)]
+    Token(token::Command),
+    /// Show or check the settings
+    #[command(subcommand)]
+    Config(config::Command),
+    /// Bring the store's tables up to date, and exit
+    Migrate(migrate::Args),
+    /// Measure this machine, beside something raw in the same run
+    #[command(subcommand)]
+    Bench(bench::Command),
+    /// Print a completion script for a shell
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// What a subcommand ends with: an exit code, or an error to be told.
+type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
+
+/// Runs the command line; answers the process's exit code.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let quiet = matches!(cli.command, Command::Demo(_) | Command::Bench(_));
+    // A demo is for people: its progress is on the screen, and its server's routine isn't.
+    let default = if quiet { "warn" } else { "info" };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default))
+        .format_timestamp_millis()
+        .init();
+    let outcome = match cli.command {
+        Command::Demo(args) => demo::run(args),
+        Command::Serve(args) => serve::run(args),
+        Command::Agent(args) => agent::run(args),
+        Command::Token(command) => token::run(command),
+        Command::Config(command) => config::run(command),
+        Command::Migrate(args) => migrate::run(args),
+        Command::Bench(command) => bench::run(command),
+        Command::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "odoshi", &mut std::io::stdout());
+            Ok(ExitCode::SUCCESS)
+        }
+    };
+    outcome.unwrap_or_else(|error| {
+        eprintln!("odoshi: {error}");
+        ExitCode::from(exit_code(&*error))
+    })
+}
+
+/// 3: the server can't be reached; 1: anything else.
+fn exit_code(error: &(dyn std::error::Error + 'static)) -> u8 {
+    match error.downcast_ref::<client::ClientError>() {
+        Some(client::ClientError::Unreachable { .. }) => 3,
+        _ => 1,
+    }
+}

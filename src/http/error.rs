@@ -1,0 +1,92 @@
+//! How calls fail: every error is a problem document with a status. What the store couldn't do becomes `503` (try again) or a
+//! plain `500` whose cause is logged here, once, and not told.
+
+use crate::domain::problem::{Problem, ProblemKind};
+use crate::store::StoreError;
+use actix_web::http::StatusCode;
+use actix_web::{HttpRequest, HttpResponse, Responder, ResponseError};
+use std::fmt;
+
+/// A failed call.
+#[derive(Debug)]
+pub struct ApiError {
+    problem: Problem,
+}
+
+/// What handlers answer.
+pub type ApiResult<T> = Result<T, ApiError>;
+
+impl ApiError {
+    pub(super) fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
+        Self { problem: Problem::new(kind, detail) }
+    }
+
+    pub(super) fn bad_request(error: impl fmt::Display) -> Self {
+        Self::new(ProblemKind::BadRequest, error.to_string())
+    }
+
+    pub(super) fn not_found(what: impl Into<String>) -> Self {
+        Self::new(ProblemKind::NotFound, what)
+    }
+
+    pub(super) fn too_large(max: usize) -> Self {
+        Self::new(ProblemKind::TooLarge, format!("the body is larger than {max} bytes"))
+    }
+
+    pub(super) fn method_not_allowed() -> Self {
+        Self::new(ProblemKind::MethodNotAllowed, "this path has other methods")
+    }
+}
+
+impl fmt::Display for ApiError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.problem.fmt(f)
+    }
+}
+
+impl From<Problem> for ApiError {
+    fn from(problem: Problem) -> Self {
+        Self { problem }
+    }
+}
+
+impl From<StoreError> for ApiError {
+    fn from(error: StoreError) -> Self {
+        if error.is_transient() {
+            log::warn!(error = error.to_string().as_str(); "a call is refused since the store is away");
+            Self::new(ProblemKind::Unavailable, "the store is not available; try again")
+        } else {
+            log::error!(error = error.to_string().as_str(); "a call failed");
+            Self::new(ProblemKind::Internal, "the server failed; its log says why")
+        }
+    }
+}
+
+impl ResponseError for ApiError {
+    fn status_code(&self) -> StatusCode {
+        StatusCode::from_u16(self.problem.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR)
+    }
+
+    fn error_response(&self) -> HttpResponse {
+        let mut response = HttpResponse::build(self.status_code());
+        match self.problem.status {
+            503 => {
+                response.insert_header(("Retry-After", "1"));
+            }
+            401 => {
+                response.insert_header(("WWW-Authenticate", "Bearer"));
+            }
+            _ => {}
+        }
+        let body = serde_json::to_string(&self.problem).unwrap_or_default();
+        response.content_type("application/problem+json").body(body)
+    }
+}
+
+impl Responder for ApiError {
+    type Body = actix_web::body::BoxBody;
+
+    fn respond_to(self, _: &HttpRequest) -> HttpResponse {
+        self.error_response()
+    }
+}

@@ -1,0 +1,40 @@
+//! `/healthz` and `/readyz`.
+
+use super::Api;
+use actix_web::{HttpResponse, web};
+use serde::Serialize;
+
+/// The process runs.
+pub(super) async fn healthz() -> HttpResponse {
+    HttpResponse::Ok().content_type("text/plain").body("ok\n")
+}
+
+#[derive(Serialize)]
+struct Readiness {
+    /// Actions can be accepted.
+    ready: bool,
+    /// `ok`, or why not.
+    store: String,
+    draining: bool,
+    actors: Vec<crate::supervision::ActorReport>,
+}
+
+/// Actions can be accepted: the store answers, and all actors run.
+pub(super) async fn readyz(api: web::Data<Api>) -> HttpResponse {
+    let store = match api.store.ping().await {
+        Ok(()) => "ok".to_owned(),
+        Err(error) => {
+            log::warn!(error = error.to_string().as_str(); "not ready: the store does not answer");
+            "not available".to_owned()
+        }
+    };
+    let draining = api.supervision.is_draining();
+    let actors = api.supervision.reports();
+    let ready = store == "ok" && !draining && actors.iter().all(|actor| actor.state == "running");
+    let readiness = Readiness { ready, store, draining, actors };
+    if ready {
+        HttpResponse::Ok().json(readiness)
+    } else {
+        HttpResponse::ServiceUnavailable().insert_header(("Retry-After", "1")).json(readiness)
+    }
+}
