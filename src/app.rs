@@ -355,7 +355,8 @@ fn lock_beside(database: &Path) -> Result<File, AppError> {
         make_private_folder(folder)?;
     }
     let what = format!("the lock {}", path.display());
-    let file = File::options().create(true).write(true).truncate(false).mode(0o600).open(&path).map_err(io_error(&what))?;
+    let file =
+        File::options().create(true).write(true).truncate(false).mode(0o600).open(&path).map_err(io_error(&what))?;
     match file.try_lock() {
         Ok(()) => Ok(file),
         Err(TryLockError::WouldBlock) => Err(AppError::InUse(database.to_owned())),

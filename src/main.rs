@@ -1,5 +1,7 @@
 //! The `odoshi` binary: everything is in [`odoshi::cli`].
 
 fn main() -> std::process::ExitCode {
+    #[cfg(feature = "failpoints")]
+    let _scenario = fail::FailScenario::setup();
     odoshi::cli::main()
 }

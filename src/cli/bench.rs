@@ -60,7 +60,12 @@ pub(super) fn run(command: Command) -> Outcome {
         table.add_row([name.to_owned(), format!("{:.0}", rate(time)), format!("{:.3}", time.as_secs_f64())]);
     }
     println!("{table}");
-    println!("{} commands, median of {} rounds: odoshi/bare = {:.2}", args.agents, args.rounds, rate(ours) / rate(bare));
+    println!(
+        "{} commands, median of {} rounds: odoshi/bare = {:.2}",
+        args.agents,
+        args.rounds,
+        rate(ours) / rate(bare)
+    );
     folder.close()?;
     Ok(ExitCode::SUCCESS)
 }

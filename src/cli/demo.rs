@@ -72,7 +72,12 @@ async fn show(args: &Args, folder: &Path) -> Outcome {
     let roles = "labels.role IN ('web', 'db', 'cache')";
     let actions = [
         ("ping the whole fleet", "TRUE", json!({ "module": "ping", "parameters": { "hello": "fleet" } }), None),
-        ("uptime of web, db and cache", roles, json!({ "module": "exec", "parameters": { "argv": ["uptime"] } }), Some("2s")),
+        (
+            "uptime of web, db and cache",
+            roles,
+            json!({ "module": "exec", "parameters": { "argv": ["uptime"] } }),
+            Some("2s"),
+        ),
     ];
     let mut rows = Vec::new();
     for (name, target, operation, spread) in actions {
@@ -84,10 +89,12 @@ async fn show(args: &Args, folder: &Path) -> Outcome {
     }
     let succeeded = rows.iter().all(|row| row.all_succeeded());
     println!("{}", summary(&rows));
-    fleet.stop();
+    fleet.stop().await?;
     running.drain().await?;
     if succeeded {
-        println!("next: odoshi serve, then drop JSON files like these into odoshi-data/spool/new (README.md has a tour)");
+        println!(
+            "next: odoshi serve, then drop JSON files like these into odoshi-data/spool/new (README.md has a tour)"
+        );
         Ok(ExitCode::SUCCESS)
     } else {
         eprintln!("some commands did not succeed");
@@ -135,10 +142,10 @@ impl Fleet {
         Ok(Self { stop, runtime })
     }
 
-    fn stop(self) {
+    async fn stop(self) -> Result<(), tokio::task::JoinError> {
         self.stop.send_replace(true);
-        // They say goodbye to the server, which is still there, and whoever doesn't in time is cut off.
-        self.runtime.shutdown_background();
+        // They say goodbye to the server, which is still there; whoever doesn't in time is cut off.
+        tokio::task::spawn_blocking(move || self.runtime.shutdown_timeout(Duration::from_secs(2))).await
     }
 }
 
@@ -248,7 +255,7 @@ async fn follow(client: &Client, spool: &Path, mut document: Value) -> Result<Ro
 fn summary(rows: &[Row]) -> Table {
     let states = ["total", "succeeded", "failed", "timed_out", "undeliverable", "expired", "cancelled"];
     let mut table = Table::new();
-    table.load_style(comfy_table::presets::UTF8_HORIZONTAL_ONLY);
+    table.load_style(comfy_table::presets::NOTHING);
     table.set_header(std::iter::once("").chain(rows.iter().map(|row| row.name.as_str())));
     for state in states {
         let counts = rows.iter().map(|row| row.counts[state].to_string());

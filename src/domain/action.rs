@@ -283,19 +283,23 @@ impl Document {
         if self.membership == Membership::Live {
             return Err(invalid("membership", "\"live\" is not available in this version; \"frozen\" is"));
         }
-        let max_deliveries =
-            self.max_deliveries.map(|n| in_range("max_deliveries", n, 1, 1_000_000)).transpose()?;
+        let max_deliveries = self.max_deliveries.map(|n| in_range("max_deliveries", n, 1, 1_000_000)).transpose()?;
         let max_runs = in_range("max_runs", self.max_runs.unwrap_or(1), 1, 1_000)?;
         let priority = in_range("priority", self.priority, -100, 100)?;
         let id = self.id.0.unwrap_or(id);
         let spread = self.spread.unwrap_or_default();
         let json = |what: serde_json::Result<String>| {
-            what.map_err(|error| Problem::new(ProblemKind::InvalidDocument, format!("cannot be written again: {error}")))
+            what.map_err(|error| {
+                Problem::new(ProblemKind::InvalidDocument, format!("cannot be written again: {error}"))
+            })
         };
         let operations = json(serde_json::to_string(&self.operations))?;
         if operations.len() > MAX_OPERATIONS_JSON {
             let length = operations.len();
-            return Err(invalid("operations", format!("{length} bytes as JSON, but {MAX_OPERATIONS_JSON} fit into a frame")));
+            return Err(invalid(
+                "operations",
+                format!("{length} bytes as JSON, but {MAX_OPERATIONS_JSON} fit into a frame"),
+            ));
         }
         let document = json(serde_json::to_string(&Shown {
             id,
@@ -382,11 +386,7 @@ impl Action {
             valid_from: new.valid_from,
             expires_at: new.expires_at,
             spread: new.spread.0,
-            policy: Policy {
-                max_runs: new.max_runs,
-                max_deliveries: new.max_deliveries,
-                timeout: new.timeout.0,
-            },
+            policy: Policy { max_runs: new.max_runs, max_deliveries: new.max_deliveries, timeout: new.timeout.0 },
             priority: new.priority,
             cancelled: AtomicBool::new(cancelled),
         })

@@ -205,7 +205,9 @@ mod tests {
         assert!(Role::Admin.allows(Role::Viewer) && Role::Operator.allows(Role::Viewer));
         assert!(!Role::Viewer.allows(Role::Operator) && !Role::Operator.allows(Role::Admin));
         assert!(Role::Enroll.allows(Role::Enroll) && Role::Admin.allows(Role::Enroll));
-        assert!(!Role::Enroll.allows(Role::Viewer) && !Role::Admin.allows(Role::Agent) && !Role::Agent.allows(Role::Viewer));
+        assert!(
+            !Role::Enroll.allows(Role::Viewer) && !Role::Admin.allows(Role::Agent) && !Role::Agent.allows(Role::Viewer)
+        );
     }
 
     #[test]

@@ -1,12 +1,12 @@
 //! What Odoshi is about, as plain data and pure functions: no runtime, no store, no network.
 
+pub mod action;
+pub mod agent;
+pub mod batch;
+pub mod command;
+pub mod counts;
+pub mod delay;
 pub mod problem;
 pub mod protocol;
 pub mod target;
 pub mod time;
-pub mod action;
-pub mod agent;
-pub mod command;
-pub mod counts;
-pub mod delay;
-pub mod batch;

@@ -38,7 +38,11 @@ impl From<ActionView> for Full {
 }
 
 /// `POST /v1/actions`: `202` once it is durable.
-pub(super) async fn create(request: HttpRequest, payload: web::Payload, api: web::Data<Api>) -> ApiResult<HttpResponse> {
+pub(super) async fn create(
+    request: HttpRequest,
+    payload: web::Payload,
+    api: web::Data<Api>,
+) -> ApiResult<HttpResponse> {
     auth::needs(&api, &request, Role::Operator).await?;
     if api.supervision.is_draining() {
         return Err(ApiError::new(ProblemKind::Unavailable, "the server is stopping; another one takes this"));

@@ -9,7 +9,11 @@ use crate::store::{Enrolled, NewAgent};
 use actix_web::{HttpRequest, HttpResponse, web};
 
 /// `POST /v1/agent/enroll`: a new agent with an `enroll` token, or one that tells its labels and facts again with its own.
-pub(super) async fn enroll(request: HttpRequest, payload: web::Payload, api: web::Data<Api>) -> ApiResult<HttpResponse> {
+pub(super) async fn enroll(
+    request: HttpRequest,
+    payload: web::Payload,
+    api: web::Data<Api>,
+) -> ApiResult<HttpResponse> {
     let token = auth::caller(&api, &request).await?;
     if token.role != Role::Agent && !token.role.allows(Role::Enroll) {
         let detail = format!("this needs the role enroll; the token has {}", token.role.as_str());
@@ -41,7 +45,11 @@ pub(super) async fn enroll(request: HttpRequest, payload: web::Payload, api: web
 }
 
 /// `GET /v1/agent/stream`: the agent's WebSocket.
-pub(super) async fn stream(request: HttpRequest, payload: web::Payload, api: web::Data<Api>) -> ApiResult<HttpResponse> {
+pub(super) async fn stream(
+    request: HttpRequest,
+    payload: web::Payload,
+    api: web::Data<Api>,
+) -> ApiResult<HttpResponse> {
     let agent = auth::agent(&api, &request).await?;
     if api.supervision.is_draining() {
         return Err(ApiError::new(ProblemKind::Unavailable, "the server is stopping; connect to another one"));

@@ -19,7 +19,11 @@ struct NewToken {
 }
 
 /// `POST /v1/tokens`: the token itself is in this answer, and nowhere else ever again.
-pub(super) async fn create(request: HttpRequest, payload: web::Payload, api: web::Data<Api>) -> ApiResult<HttpResponse> {
+pub(super) async fn create(
+    request: HttpRequest,
+    payload: web::Payload,
+    api: web::Data<Api>,
+) -> ApiResult<HttpResponse> {
     auth::needs(&api, &request, Role::Admin).await?;
     let json = body(payload, api.max_body).await?;
     let new: NewToken = serde_json::from_slice(&json).map_err(|error| {

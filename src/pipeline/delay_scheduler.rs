@@ -167,9 +167,7 @@ impl DelayScheduler {
         self.dispatched.extend(entries.iter().map(|entry| (entry.due.action_no, entry.due.agent_no)));
         let deliveries = entries
             .iter()
-            .map(|entry| {
-                (entry.transport.clone(), Delivery { due: entry.due.clone(), action: entry.action.clone() })
-            })
+            .map(|entry| (entry.transport.clone(), Delivery { due: entry.due.clone(), action: entry.action.clone() }))
             .collect();
         self.chunks += 1;
         let answer = self.parts.router.send(Dispatch(deliveries));
@@ -180,7 +178,10 @@ impl DelayScheduler {
             }
             // All of it, if the router itself fell.
             let back = answer.unwrap_or_else(|_| {
-                entries.into_iter().map(|Entry { action, transport, due }| (transport, Delivery { due, action })).collect()
+                entries
+                    .into_iter()
+                    .map(|Entry { action, transport, due }| (transport, Delivery { due, action }))
+                    .collect()
             });
             if !back.is_empty() {
                 log::warn!(commands = back.len(); "due commands came back and are tried again");

@@ -80,4 +80,3 @@ pub struct Touched(pub Vec<i64>);
 #[derive(Clone, Copy, Message)]
 #[rtype(result = "()")]
 pub struct Drain;
-

@@ -10,8 +10,8 @@
 use super::action_book::ActionBook;
 use super::batcher::Put;
 use super::command_store::{CommandSink, CommandStore};
-use super::messages::{Drain, NewPage, Resolve, Touched};
 use super::housekeeper::Housekeeper;
+use super::messages::{Drain, NewPage, Resolve, Touched};
 use crate::domain::action::Action;
 use crate::domain::target::Target;
 use crate::store::{CommandPage, Inserted, Store, StoreError};
@@ -131,8 +131,9 @@ pub async fn run_once(parts: &ResolverParts, no: i64) -> Result<bool, StoreError
         return Ok(true);
     }
     // It was parsed when it was accepted.
-    let target = Target::parse(&action.target)
-        .map_err(|error| StoreError::Corrupt(format!("action {} with the target {:?}: {error}", action.id, action.target)))?;
+    let target = Target::parse(&action.target).map_err(|error| {
+        StoreError::Corrupt(format!("action {} with the target {:?}: {error}", action.id, action.target))
+    })?;
     let resolution = parts.store.action_resolution(no, &target).await?;
     if resolution.done {
         return Ok(true);

@@ -64,7 +64,11 @@ impl Handler<Dispatch> for SenderRouter {
                     taken_over.push(async move {
                         let copy = chunk.clone();
                         let fell = deliver.send(Deliver(chunk)).await.is_err();
-                        if fell { copy.into_iter().map(|delivery| (transport.clone(), delivery)).collect() } else { vec![] }
+                        if fell {
+                            copy.into_iter().map(|delivery| (transport.clone(), delivery)).collect()
+                        } else {
+                            vec![]
+                        }
                     });
                 }
                 None => {

@@ -294,8 +294,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// Open rows `waiting` or `retry` that are due in `(after, horizon]` and whose agent can be reached from this node:
     /// it has a session here, or its transport is not a stream. In order of due time.
-    async fn command_due(&self, after: Timestamp, horizon: Timestamp, limit: usize)
-    -> StoreResult<Vec<(Due, Arc<str>)>>;
+    async fn command_due(
+        &self,
+        after: Timestamp,
+        horizon: Timestamp,
+        limit: usize,
+    ) -> StoreResult<Vec<(Due, Arc<str>)>>;
 
     /// Commands whose agent has them and should have sent a result by `now`: (action, agent).
     async fn command_overdue(&self, now: Timestamp, limit: usize) -> StoreResult<Vec<(i64, i64)>>;

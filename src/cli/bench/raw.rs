@@ -26,7 +26,11 @@ pub(super) fn round(database: &Path, count: u32, batch: usize, life: bool) -> Re
     let result = "x".repeat(120);
     let started = Instant::now();
     for chunk in agents.chunks(batch) {
-        insert(&mut conn, "INSERT INTO commands SELECT 1, value, NULL FROM json_each(?)", &serde_json::to_string(chunk)?)?;
+        insert(
+            &mut conn,
+            "INSERT INTO commands SELECT 1, value, NULL FROM json_each(?)",
+            &serde_json::to_string(chunk)?,
+        )?;
     }
     if life {
         for chunk in agents.chunks(batch) {

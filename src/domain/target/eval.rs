@@ -103,7 +103,6 @@ impl AgentRecord {
         };
         found.map(Datum::Text)
     }
-
 }
 
 /// What is at this path in the facts, as text.

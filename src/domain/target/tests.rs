@@ -1,5 +1,5 @@
-use crate::domain::command::CommandState;
 use super::*;
+use crate::domain::command::CommandState;
 use proptest::prelude::*;
 use serde_json::json;
 

@@ -37,7 +37,8 @@ impl DelayScheduler {
     pub(super) fn take_committed(&mut self, committed: Committed, ctx: &mut Context<Self>) {
         let Committed { action, after, through, commands } = committed;
         let now = self.parts.store.now();
-        let cursor = self.cursors.entry(action.no).or_insert(Cursor { at: 0, behind: None, hinted: false, dispatched: 0 });
+        let cursor =
+            self.cursors.entry(action.no).or_insert(Cursor { at: 0, behind: None, hinted: false, dispatched: 0 });
         if cursor.behind.is_some() || cursor.at != after {
             cursor.hinted = true;
             cursor.behind.get_or_insert(now);

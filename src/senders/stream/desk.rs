@@ -282,7 +282,8 @@ impl Desk {
             })
             .collect();
         let queue = std::mem::take(&mut self.queue);
-        reports.extend(queue.into_values().filter(|q| !q.delivery.due.open).map(|queued| hold_report(&queued.delivery)));
+        reports
+            .extend(queue.into_values().filter(|q| !q.delivery.due.open).map(|queued| hold_report(&queued.delivery)));
         self.runs.clear();
         reports
     }

@@ -88,15 +88,7 @@ pub struct StreamSender {
 impl StreamSender {
     /// With no agent connected.
     pub fn new(context: SenderContext, presence: Presence, sessions: Addr<Sessions>) -> Self {
-        Self {
-            context,
-            presence,
-            sessions,
-            by_agent: HashMap::new(),
-            last_epoch: 0,
-            drained: None,
-            leaving: false,
-        }
+        Self { context, presence, sessions, by_agent: HashMap::new(), last_epoch: 0, drained: None, leaving: false }
     }
 
     /// Grows from connection to connection, and from process to process.

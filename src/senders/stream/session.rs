@@ -23,7 +23,7 @@ use crate::pipeline::messages::{Delivery, DueAgain};
 use crate::senders::SenderContext;
 use crate::store::{Report, Store, StoreError};
 use actix::prelude::*;
-use actix_ws::{AggregatedMessage, AggregatedMessageStream, CloseCode, CloseReason};
+use actix_ws::{AggregatedMessage, AggregatedMessageStream, CloseCode, CloseReason, ProtocolError};
 use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
@@ -188,12 +188,7 @@ impl Session {
         }
     }
 
-    async fn run(
-        &mut self,
-        hello: Hello,
-        socket: &mut actix_ws::Session,
-        stream: &mut AggregatedMessageStream,
-    ) -> End {
+    async fn run(&mut self, hello: Hello, socket: &mut actix_ws::Session, stream: &mut AggregatedMessageStream) -> End {
         let welcome = Welcome { agent: self.agent.name.clone(), server_time: self.parts.store.now() };
         self.push(&ServerFrame::Welcome(welcome));
         if hello.running.is_empty() {
@@ -209,7 +204,8 @@ impl Session {
             }
             let deadline = self.deadline();
             let listening = self.outbox.len() < OUTBOX && self.working.len() < RECORDS && self.parked.is_none();
-            let (next_frame, parked) = (self.outbox.front().cloned(), self.parked.as_ref().map_or(0, |(_, size)| *size));
+            let (next_frame, parked) =
+                (self.outbox.front().cloned(), self.parked.as_ref().map_or(0, |(_, size)| *size));
             let budget = self.parts.budget.clone();
             let end = tokio::select! {
                 sent = socket.text(next_frame.unwrap_or_default()), if !self.outbox.is_empty() => {
@@ -290,7 +286,7 @@ impl Session {
 
     async fn heard(
         &mut self,
-        message: Option<Result<AggregatedMessage, actix_ws::ProtocolError>>,
+        message: Option<Result<AggregatedMessage, ProtocolError>>,
         socket: &mut actix_ws::Session,
     ) -> Option<End> {
         self.last_heard = Instant::now();
@@ -304,7 +300,8 @@ impl Session {
             Some(Ok(AggregatedMessage::Binary(_))) => {
                 Some(End::error(close::MALFORMED, "binary", "frames are JSON text"))
             }
-            Some(Ok(AggregatedMessage::Close(_))) | None => Some(End::with(close::DONE)),
+            // The connection broke: nobody is there to be told.
+            Some(Ok(AggregatedMessage::Close(_)) | Err(ProtocolError::Io(_))) | None => Some(End::with(close::DONE)),
             Some(Err(error)) => Some(End::error(close::MALFORMED, "bad-frame", error.to_string())),
         }
     }
@@ -313,7 +310,9 @@ impl Session {
         let frame = match AgentFrame::parse(text) {
             Ok(Some(frame)) => frame,
             Ok(None) => return None,
-            Err(error) => return Some(End::error(close::MALFORMED, "malformed", format!("not a valid frame: {error}"))),
+            Err(error) => {
+                return Some(End::error(close::MALFORMED, "malformed", format!("not a valid frame: {error}")));
+            }
         };
         match frame {
             AgentFrame::Hello(_) => Some(End::error(close::MALFORMED, "second-hello", "hello was said before")),

@@ -150,11 +150,8 @@ fn counts(conn: &mut SqliteConnection, no: i64, resolved: bool) -> QueryResult<C
 }
 
 pub(super) fn view(conn: &mut SqliteConnection, id: Uuid) -> QueryResult<Option<ActionView>> {
-    let row = actions::table
-        .filter(actions::id.eq(id.to_string()))
-        .select(ViewRow::as_select())
-        .first(conn)
-        .optional()?;
+    let row =
+        actions::table.filter(actions::id.eq(id.to_string())).select(ViewRow::as_select()).first(conn).optional()?;
     row.map(|row| row.view(conn)).transpose()
 }
 
@@ -178,14 +175,12 @@ pub(super) fn list(
         None => query,
         Some(ActionState::Cancelled) => query.filter(actions::cancelled),
         Some(ActionState::Expired) => query.filter(actions::expired.and(actions::cancelled.eq(false))),
-        Some(ActionState::Completed) => query.filter(
-            actions::ended_at.is_not_null().and(actions::cancelled.eq(false)).and(actions::expired.eq(false)),
-        ),
+        Some(ActionState::Completed) => query
+            .filter(actions::ended_at.is_not_null().and(actions::cancelled.eq(false)).and(actions::expired.eq(false))),
         Some(ActionState::Paused) => query.filter(going().and(actions::paused)),
         Some(ActionState::Running) => query.filter(going().and(actions::paused.eq(false)).and(actions::resolved)),
         Some(state @ (ActionState::Resolving | ActionState::Scheduled)) => {
-            let query =
-                query.filter(going().and(actions::paused.eq(false)).and(actions::resolved.eq(false)));
+            let query = query.filter(going().and(actions::paused.eq(false)).and(actions::resolved.eq(false)));
             if state == ActionState::Resolving {
                 query.filter(actions::expected_total.is_not_null())
             } else {
@@ -332,11 +327,9 @@ pub(super) fn resolution(
 
 pub(super) fn cancel(conn: &mut SqliteConnection, id: Uuid) -> QueryResult<Option<ActionView>> {
     // What has ended stays as it ended. With `resolved`, pages that are still on their way are refused.
-    diesel::update(
-        actions::table.filter(actions::id.eq(id.to_string())).filter(actions::ended_at.is_null()),
-    )
-    .set((actions::cancelled.eq(true), actions::resolved.eq(true)))
-    .execute(conn)?;
+    diesel::update(actions::table.filter(actions::id.eq(id.to_string())).filter(actions::ended_at.is_null()))
+        .set((actions::cancelled.eq(true), actions::resolved.eq(true)))
+        .execute(conn)?;
     view(conn, id)
 }
 

@@ -1,0 +1,64 @@
+//! The main way: from a file, or a call, to exact results.
+
+use crate::support::{AgentProcess, Server, ServerOptions, WireAgent};
+use serde_json::json;
+
+#[actix_rt::test]
+async fn a_file_in_the_spool_becomes_results_of_real_agents() {
+    let server = Server::start(ServerOptions::default()).await;
+    let token = server.enroll_token().await;
+    let agents: Vec<AgentProcess> = (0..3)
+        .map(|n| {
+            let role = if n == 0 { "db" } else { "web" };
+            AgentProcess::start(&server.url, &format!("a{n}"), &[("role", role)], server.folder.path(), &token)
+        })
+        .collect();
+    crate::support::eventually("three agents", || async {
+        let id = server.submit(json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "ping" }] })).await;
+        (server.until_status(&id, "completed").await["counts"]["total"] == 3).then_some(())
+    })
+    .await;
+    let id = "018f0000-0000-7000-8000-000000000001";
+    let document = json!({ "id": id, "name": "echo", "target": "labels.role = 'web'",
+        "operations": [{ "module": "exec", "parameters": { "argv": ["sh", "-c", "echo $((6*7))"] } }] });
+    server.drop_file("echo.json", &document.to_string());
+    let view = server.until_status(id, "completed").await;
+    assert_eq!(
+        view["counts"],
+        json!({ "total": 2, "resolved": true, "pending": 0, "sent": 0, "succeeded": 2, "failed": 0,
+        "timed_out": 0, "undeliverable": 0, "expired": 0, "cancelled": 0 })
+    );
+    assert!(server.spool("done").join("echo.json").exists());
+    for (command, name) in server.commands(id).await.iter().zip(["a1", "a2"]) {
+        assert_eq!((&command["agent"], &command["status"]), (&json!(name), &json!("succeeded")));
+        assert_eq!(command["results"][0]["output"]["stdout"], "42\n");
+        assert_eq!((&command["attempts"], &command["runs"]), (&json!(1), &json!(1)));
+    }
+    drop(agents);
+}
+
+#[actix_rt::test]
+async fn a_result_is_stored_before_it_is_acknowledged_and_survives_kill_9() {
+    let mut server = Server::start(ServerOptions::default()).await;
+    let token = server.enroll("wire", json!({})).await;
+    let mut agent = WireAgent::hello(&server.url, &token, 16).await;
+    let id =
+        server.submit(json!({ "name": "n", "target": "name = 'wire'", "operations": [{ "module": "ping" }] })).await;
+    let commands = agent.commands().await;
+    agent.send(json!({ "type": "received", "commands": [{ "action": id, "run": 1 }] })).await;
+    agent.succeed(&commands[0]).await;
+    let stored = agent.expect("stored").await;
+    server.kill();
+    assert_eq!(stored["commands"], json!([{ "action": id, "run": 1 }]));
+    server.restart().await;
+    assert_eq!(server.until_status(&id, "completed").await["counts"]["succeeded"], 1);
+}
+
+#[actix_rt::test]
+async fn sigterm_drains_and_sends_agents_elsewhere() {
+    let mut server = Server::start(ServerOptions::default()).await;
+    let token = server.enroll("wire", json!({})).await;
+    let mut agent = WireAgent::hello(&server.url, &token, 16).await;
+    let status = tokio::join!(server.terminate(), async { assert_eq!(agent.expect_close().await, 1012) }).0;
+    assert!(status.success(), "{status}");
+}

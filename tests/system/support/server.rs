@@ -1,0 +1,300 @@
+//! `odoshi serve` and `odoshi agent` as processes in a temporary folder; stopped when dropped.
+
+use serde_json::{Value, json};
+use std::fs::File;
+use std::net::TcpListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+/// A safety net, not a measure: whatever takes longer hangs.
+pub const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Asks until there is an answer; `what` names it when there is none.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
+    let started = Instant::now();
+    loop {
+        if let Some(answer) = ask().await {
+            return answer;
+        }
+        assert!(started.elapsed() < PATIENCE, "waited in vain for {what}");
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// What a test may choose.
+#[derive(Clone, Default)]
+pub struct ServerOptions {
+    /// `ODOSHI__…` settings and anything else for the environment.
+    pub env: Vec<(String, String)>,
+}
+
+impl ServerOptions {
+    pub fn with(mut self, key: &str, value: &str) -> Self {
+        self.env.push((key.into(), value.into()));
+        self
+    }
+}
+
+/// A server in a process of its own. It keeps its folder and its port over restarts.
+pub struct Server {
+    pub folder: TempDir,
+    pub url: String,
+    options: ServerOptions,
+    port: u16,
+    child: Option<Child>,
+    /// How often it was started.
+    pub starts: usize,
+}
+
+impl Server {
+    pub async fn start(options: ServerOptions) -> Self {
+        // Free a moment ago; nobody else on this machine asks for the same one twice.
+        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let folder = tempfile::Builder::new().prefix("odoshi-test-").tempdir().unwrap();
+        let url = format!("http://127.0.0.1:{port}");
+        let mut server = Self { folder, url, options, port, child: None, starts: 0 };
+        server.spawn();
+        server.ready().await;
+        server
+    }
+
+    pub fn data(&self) -> PathBuf {
+        self.folder.path().join("data")
+    }
+
+    pub fn spool(&self, folder: &str) -> PathBuf {
+        self.data().join("spool").join(folder)
+    }
+
+    /// The log of the `n`th start, from 1.
+    pub fn log(&self, n: usize) -> PathBuf {
+        self.folder.path().join(format!("server-{n}.log"))
+    }
+
+    /// Starts the process, without waiting for anything.
+    pub fn spawn(&mut self) {
+        assert!(self.child.is_none(), "it runs already");
+        self.starts += 1;
+        let log = File::create(self.log(self.starts)).unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_odoshi"));
+        command
+            .arg("serve")
+            .env("ODOSHI__DATA_DIR", self.data())
+            .env("ODOSHI__HTTP__LISTEN", format!("127.0.0.1:{}", self.port))
+            .envs(self.options.env.iter().cloned())
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(log)
+            .process_group(0);
+        self.child = Some(command.spawn().unwrap());
+    }
+
+    pub async fn ready(&mut self) {
+        let http = reqwest::Client::new();
+        let url = format!("{}/readyz", self.url);
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
+                panic!("the server ended with {status}: {}", self.log_text());
+            }
+            if http.get(&url).send().await.is_ok_and(|answer| answer.status() == 200) {
+                return;
+            }
+            assert!(started.elapsed() < PATIENCE, "the server is not ready: {}", self.log_text());
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    }
+
+    pub fn log_text(&self) -> String {
+        std::fs::read_to_string(self.log(self.starts)).unwrap_or_default()
+    }
+
+    pub fn pid(&self) -> i32 {
+        self.child.as_ref().unwrap().id() as i32
+    }
+
+    /// `kill -9`, and waits until it is gone.
+    pub fn kill(&mut self) {
+        let mut child = self.child.take().unwrap();
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+
+    pub async fn restart(&mut self) {
+        self.spawn();
+        self.ready().await;
+    }
+
+    /// SIGTERM, and how it ended.
+    pub async fn terminate(&mut self) -> ExitStatus {
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(self.pid()), nix::sys::signal::Signal::SIGTERM).unwrap();
+        self.wait().await
+    }
+
+    /// Waits until it ends by itself.
+    pub async fn wait(&mut self) -> ExitStatus {
+        let mut child = self.child.take().unwrap();
+        tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap()
+    }
+
+    pub fn admin_token(&self) -> String {
+        std::fs::read_to_string(self.data().join("admin.token")).unwrap().trim().to_owned()
+    }
+
+    /// Calls the API as the admin: status and JSON.
+    pub async fn call(&self, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        self.call_as(&self.admin_token(), method, path, body).await
+    }
+
+    pub async fn call_as(&self, token: &str, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        let method = method.parse().unwrap();
+        let mut request = reqwest::Client::new().request(method, format!("{}{path}", self.url)).bearer_auth(token);
+        if let Some(body) = body {
+            request = request.json(&body);
+        }
+        let answer = request.send().await.unwrap();
+        let status = answer.status().as_u16();
+        (status, answer.json().await.unwrap_or(Value::Null))
+    }
+
+    /// The action, once it is there.
+    pub async fn action(&self, id: &str) -> Value {
+        eventually(&format!("action {id}"), || async {
+            let (status, view) = self.call("GET", &format!("/v1/actions/{id}"), None).await;
+            (status == 200).then_some(view)
+        })
+        .await
+    }
+
+    /// Submits a document by HTTP; answers its id.
+    pub async fn submit(&self, document: Value) -> String {
+        let (status, answer) = self.call("POST", "/v1/actions", Some(document)).await;
+        assert_eq!(status, 202, "{answer}");
+        answer["id"].as_str().unwrap().to_owned()
+    }
+
+    /// Drops a document into the spool.
+    pub fn drop_file(&self, name: &str, content: &str) {
+        let tmp = self.spool("tmp").join(name);
+        std::fs::write(&tmp, content).unwrap();
+        std::fs::rename(tmp, self.spool("new").join(name)).unwrap();
+    }
+
+    /// Waits until the action has this status.
+    pub async fn until_status(&self, id: &str, status: &str) -> Value {
+        eventually(&format!("action {id} to be {status}"), || async {
+            let view = self.action(id).await;
+            (view["status"] == status).then_some(view)
+        })
+        .await
+    }
+
+    /// All commands of an action.
+    pub async fn commands(&self, id: &str) -> Vec<Value> {
+        let mut commands = Vec::new();
+        let mut after = String::new();
+        loop {
+            let (status, page) = self.call("GET", &format!("/v1/actions/{id}/commands?limit=1000{after}"), None).await;
+            assert_eq!(status, 200, "{page}");
+            commands.extend(page["commands"].as_array().unwrap().iter().cloned());
+            match page["next"].as_str() {
+                Some(next) => after = format!("&after={next}"),
+                None => return commands,
+            }
+        }
+    }
+
+    /// A token that lets agents enroll.
+    pub async fn enroll_token(&self) -> String {
+        let (status, made) = self.call("POST", "/v1/tokens", Some(json!({ "role": "enroll" }))).await;
+        assert_eq!(status, 201, "{made}");
+        made["token"].as_str().unwrap().to_owned()
+    }
+
+    /// Enrolls an agent; answers its token.
+    pub async fn enroll(&self, name: &str, labels: Value) -> String {
+        let body = json!({ "name": name, "labels": labels, "facts": {}, "version": "test" });
+        let (status, answer) = self.call_as(&self.enroll_token().await, "POST", "/v1/agent/enroll", Some(body)).await;
+        assert_eq!(status, 201, "{answer}");
+        answer["token"].as_str().unwrap().to_owned()
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        if self.child.is_some() {
+            self.kill();
+        }
+        if std::thread::panicking() {
+            eprintln!("--- the end of the server's log ---");
+            let text = self.log_text();
+            let lines: Vec<&str> = text.lines().collect();
+            lines[lines.len().saturating_sub(40)..].iter().for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+/// The reference agent in a process of its own. It keeps its state folder over restarts.
+pub struct AgentProcess {
+    command: Box<dyn Fn() -> Command + Send>,
+    child: Option<Child>,
+}
+
+impl AgentProcess {
+    /// Starts an agent that may run anything; `token` enrolls it the first time.
+    pub fn start(server: &str, name: &str, labels: &[(&str, &str)], folder: &Path, token: &str) -> Self {
+        let state = folder.join(name);
+        std::fs::create_dir_all(&state).unwrap();
+        let (token_file, config) = (state.join("enroll"), state.join("agent.toml"));
+        std::fs::write(&token_file, token).unwrap();
+        std::fs::write(&config, "[exec]\nallow = [\"*\"]\n[backoff]\nmin = \"20ms\"\nmax = \"500ms\"\n").unwrap();
+        let log = state.join("agent.log");
+        let arguments: Vec<String> = [
+            ["agent", "--server", server, "--name", name].map(str::to_owned).to_vec(),
+            labels.iter().flat_map(|(key, value)| ["--label".to_owned(), format!("{key}={value}")]).collect(),
+        ]
+        .concat();
+        let command = move || {
+            let log = File::options().create(true).append(true).open(&log).unwrap();
+            let mut command = Command::new(env!("CARGO_BIN_EXE_odoshi"));
+            command
+                .args(&arguments)
+                .arg("--token-file")
+                .arg(&token_file)
+                .arg("--config")
+                .arg(&config)
+                .arg("--state-dir")
+                .arg(state.join("state"))
+                .stdin(Stdio::null())
+                .stdout(Stdio::null())
+                .stderr(log)
+                .process_group(0);
+            command
+        };
+        let mut agent = Self { command: Box::new(command), child: None };
+        agent.restart();
+        agent
+    }
+
+    pub fn restart(&mut self) {
+        assert!(self.child.is_none(), "it runs already");
+        self.child = Some((self.command)().spawn().unwrap());
+    }
+
+    /// `kill -9`; what it runs goes on until it ends by itself.
+    pub fn kill(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+}
+
+impl Drop for AgentProcess {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}

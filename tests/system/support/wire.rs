@@ -1,0 +1,91 @@
+//! An agent that says exactly what a test wants it to say.
+
+use super::server::PATIENCE;
+use futures_util::{SinkExt, StreamExt};
+use serde_json::{Value, json};
+use tokio::net::TcpStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
+
+pub struct WireAgent {
+    pub socket: WebSocketStream<MaybeTlsStream<TcpStream>>,
+}
+
+impl WireAgent {
+    /// Connects, without saying anything.
+    pub async fn connect(url: &str, token: &str) -> Self {
+        let url = format!("{}/v1/agent/stream", url.replace("http://", "ws://"));
+        let mut request = url.into_client_request().unwrap();
+        request.headers_mut().insert("Authorization", format!("Bearer {token}").parse().unwrap());
+        Self { socket: connect_async(request).await.unwrap().0 }
+    }
+
+    /// Connects, says `hello` and waits for `welcome`.
+    pub async fn hello(url: &str, token: &str, capacity: u32) -> Self {
+        let mut agent = Self::connect(url, token).await;
+        agent
+            .send(json!({ "type": "hello", "version": "wire", "facts": {}, "capacity": capacity, "running": [] }))
+            .await;
+        agent.expect("welcome").await;
+        agent
+    }
+
+    pub async fn send(&mut self, frame: Value) {
+        self.send_text(&frame.to_string()).await;
+    }
+
+    pub async fn send_text(&mut self, text: &str) {
+        self.socket.send(Message::text(text)).await.unwrap();
+    }
+
+    /// The next frame that isn't a ping; `Err` with the close code (0: none) when the connection is closed.
+    pub async fn next(&mut self) -> Result<Value, u16> {
+        loop {
+            let message = tokio::time::timeout(PATIENCE, self.socket.next()).await.expect("a frame or a close");
+            match message {
+                Some(Ok(Message::Text(text))) => return Ok(serde_json::from_str(&text).unwrap()),
+                Some(Ok(Message::Close(frame))) => return Err(frame.map_or(0, |frame| frame.code.into())),
+                Some(Ok(_)) => {}
+                Some(Err(_)) | None => return Err(0),
+            }
+        }
+    }
+
+    /// The next frame of this type; others are passed over.
+    pub async fn expect(&mut self, kind: &str) -> Value {
+        loop {
+            match self.next().await {
+                Ok(frame) if frame["type"] == kind => return frame,
+                Ok(_) => {}
+                Err(code) => panic!("closed with {code} instead of {kind}"),
+            }
+        }
+    }
+
+    /// The code of the close that must come now; frames before it are passed over.
+    pub async fn expect_close(&mut self) -> u16 {
+        loop {
+            if let Err(code) = self.next().await {
+                return code;
+            }
+        }
+    }
+
+    /// The commands of the next `commands` frame.
+    pub async fn commands(&mut self) -> Vec<Value> {
+        self.expect("commands").await["commands"].as_array().unwrap().clone()
+    }
+
+    /// Says that a command ended well.
+    pub async fn succeed(&mut self, command: &Value) {
+        self.send(json!({ "type": "results", "results": [success(command)] })).await;
+    }
+}
+
+/// A result that says that the command went well.
+pub fn success(command: &Value) -> Value {
+    json!({ "action": command["action"], "run": command["run"], "status": "succeeded",
+        "results": [{ "module": "ping", "ok": true, "output": {} }],
+        "started_at": "2026-01-01T00:00:00.000Z", "finished_at": "2026-01-01T00:00:00.000Z" })
+}
