@@ -261,7 +261,8 @@ fn summary(rows: &[Row]) -> Table {
         let counts = rows.iter().map(|row| row.counts[state].to_string());
         table.add_row(std::iter::once(state.to_owned()).chain(counts));
     }
-    let times: [(&str, fn(&Row) -> i64); 4] = [
+    type Time = fn(&Row) -> i64;
+    let times: [(&str, Time); 4] = [
         ("file → accepted", |row| row.accepted),
         ("file → all commands stored", |row| row.stored),
         ("file → all delivered", |row| row.delivered),

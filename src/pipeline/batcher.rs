@@ -146,18 +146,17 @@ async fn flush<S: Sink>(sink: S, groups: Vec<Group<S>>) {
 /// Writes `items` as one batch; where the store refuses, as two halves, down to the single item at fault.
 async fn write_all<S: Sink>(sink: &S, items: &[S::Item]) -> Vec<Result<S::Answer, Refused>> {
     let mut answers = Vec::with_capacity(items.len());
-    let mut ranges = vec![0..items.len()];
-    while let Some(range) = ranges.pop() {
-        match write_patiently(sink, &items[range.clone()]).await {
+    let mut parts = Vec::from([items]);
+    while let Some(part) = parts.pop() {
+        match write_patiently(sink, part).await {
             Ok(written) => answers.extend(written.into_iter().map(Ok)),
-            Err(error) if range.len() <= 1 => {
+            Err(error) if part.len() <= 1 => {
                 log::error!(actor = S::NAME, error = error.to_string().as_str(); "the store refuses an item");
-                answers.extend(range.map(|_| Err(Refused(error.to_string()))));
+                answers.extend(part.iter().map(|_| Err(Refused(error.to_string()))));
             }
             Err(_) => {
-                let middle = range.start + range.len() / 2;
-                ranges.push(middle..range.end);
-                ranges.push(range.start..middle);
+                let (first, second) = part.split_at(part.len() / 2);
+                parts.extend([second, first]);
             }
         }
     }
