@@ -43,6 +43,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
 use uuid::Uuid;
@@ -51,6 +52,9 @@ use uuid::Uuid;
 const MAILBOX: usize = 4_096;
 /// Bytes of results that all sessions together have in memory.
 const RESULTS_IN_MEMORY: usize = 256 * 1024 * 1024;
+
+/// How long a start waits for another process to let go of the SQLite file.
+const LOCK_WITHIN: Duration = Duration::from_secs(5);
 
 /// Why a server could not be started, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -341,13 +345,13 @@ fn make_private_folder(folder: &Path) -> Result<(), AppError> {
 async fn open_store(config: &Config) -> Result<(Arc<dyn Store>, Option<File>), AppError> {
     let url = config.store_url();
     let lock = match store::sqlite_path(url.expose()) {
-        Some(path) => Some(lock_beside(&path)?),
+        Some(path) => Some(lock_beside(&path).await?),
         None => None,
     };
     Ok((store::open(url.expose(), config.store.pool_size).await?, lock))
 }
 
-fn lock_beside(database: &Path) -> Result<File, AppError> {
+async fn lock_beside(database: &Path) -> Result<File, AppError> {
     let mut path = database.as_os_str().to_owned();
     path.push(".lock");
     let path = PathBuf::from(path);
@@ -357,10 +361,17 @@ fn lock_beside(database: &Path) -> Result<File, AppError> {
     let what = format!("the lock {}", path.display());
     let file =
         File::options().create(true).write(true).truncate(false).mode(0o600).open(&path).map_err(io_error(&what))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(AppError::InUse(database.to_owned())),
-        Err(TryLockError::Error(error)) => Err(io_error(what)(error)),
+    let started = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            // A process that was just killed may not be quite gone.
+            Err(TryLockError::WouldBlock) if started.elapsed() < LOCK_WITHIN => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(TryLockError::WouldBlock) => return Err(AppError::InUse(database.to_owned())),
+            Err(TryLockError::Error(error)) => return Err(io_error(what)(error)),
+        }
     }
 }
 

@@ -56,7 +56,7 @@ pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let quiet = matches!(cli.command, Command::Demo(_) | Command::Bench(_));
     // A demo is for people: its progress is on the screen, and its server's routine isn't.
-    let default = if quiet { "warn" } else { "info" };
+    let default = if quiet { "warn" } else { "info,actix_server=warn" };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default))
         .format_timestamp_millis()
         .init();

@@ -31,6 +31,8 @@ use diesel_async::pooled_connection::deadpool::Pool;
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig};
 use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
+use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicI64, Ordering};
@@ -72,6 +74,9 @@ impl SqliteStore {
         if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
             std::fs::create_dir_all(folder).map_err(|error| unusable(error.to_string()))?;
         }
+        // SQLite gives its journal the mode of the file: results are for the server alone to read.
+        let made = File::options().create(true).append(true).mode(0o600).open(path);
+        drop(made.map_err(|error| unusable(error.to_string()))?);
         let migrated = {
             let file = file.clone();
             tokio::task::spawn_blocking(move || migrate(&file)).await
