@@ -23,7 +23,7 @@ pub(super) fn record(
     now: Timestamp,
 ) -> QueryResult<Vec<Answer>> {
     let mut batch = Batch::default();
-    if reports.iter().all(ends_first_run) {
+    if reports.iter().all(ends_first_run) && are_untouched(conn, reports)? {
         // Each of these is the end of a command of which nothing was written: insert without looking. A key that is
         // there already fails the statement, and then the batch is looked at closely.
         for report in reports {
@@ -59,6 +59,20 @@ pub(super) fn record(
 fn ends_first_run(report: &Report) -> bool {
     let last_run = |end: &RunEnd| end.status == CommandState::Succeeded || report.policy.max_runs == 1;
     report.fresh && matches!(&report.event, Event::Result(end) if end.run == 1 && last_run(end))
+}
+
+/// Whether all are about commands that there are, and none has an open row: an outcome's key says nothing about these, and
+/// a reporter may be wrong about them (the owner holds what an agent's session takes at the same moment).
+fn are_untouched(conn: &mut SqliteConnection, reports: &[Report]) -> QueryResult<bool> {
+    let keys: Vec<Key> = reports.iter().map(|report| (report.action_no, report.agent_no)).collect();
+    let touched = sql_query(
+        "SELECT 1 AS key FROM json_each(?) j WHERE NOT EXISTS (SELECT 1 FROM commands c \
+         WHERE c.action_no = j.value ->> 0 AND c.agent_no = j.value ->> 1) OR EXISTS (SELECT 1 FROM open_commands p \
+         WHERE p.action_no = j.value ->> 0 AND p.agent_no = j.value ->> 1) LIMIT 1",
+    )
+    .bind::<Text, _>(json(&keys)?)
+    .load::<super::agents::Key>(conn)?;
+    Ok(touched.is_empty())
 }
 
 /// What is to be written, gathered in the order in which it happened.
