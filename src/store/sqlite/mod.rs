@@ -44,7 +44,7 @@ const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(10);
 
 /// For every connection. The writer's checkpoint runs each 16 MiB of WAL; a reader's cache stays at 4 MiB.
 const SETUP: &str = "PRAGMA busy_timeout = 5000; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY; \
-     PRAGMA wal_autocheckpoint = 4096; PRAGMA case_sensitive_like = ON; PRAGMA foreign_keys = ON; \
+     PRAGMA wal_autocheckpoint = 4096; PRAGMA foreign_keys = ON; \
      PRAGMA cache_size = -4096;";
 
 type Wrapped = SyncConnectionWrapper<SqliteConnection>;
