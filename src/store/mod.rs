@@ -1,7 +1,7 @@
 //! The store: what is true when nothing is in memory.
 //!
 //! [`Store`] is one trait in the domain's words. A half of it (`sqlite`) is a folder of its own, and the
-//! conformance suite (`tests/store_sqlite.rs`, written against the trait) says what each of its methods promises.
+//! conformance suite (`tests/store_conformance`, written against the trait) says what each of its methods promises.
 //!
 //! What do we store? An *action* is a row that is updated a few times. Its *commands* are rows that are inserted in key
 //! order and never touched again; so are *outcomes*, one for each run that ended, whose key decides who was first. Only
