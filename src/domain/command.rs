@@ -10,6 +10,9 @@ use super::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
+#[cfg(test)]
+mod tests;
+
 /// The first wait after a failed attempt or run; it doubles from there.
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
 /// The longest wait between attempts.
