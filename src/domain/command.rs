@@ -328,9 +328,7 @@ pub fn decide(known: &Known, event: Event, policy: &Policy, now: Timestamp, jitt
             ended(end, policy, now, jitter)
         }
         Event::Result(end) if end.run < current && end.run >= 1 => after_the_end(known, *end),
-        Event::Result(end) => {
-            unchanged(Answer::Rejected(format!("run {} is not due; run {current} is", end.run)))
-        }
+        Event::Result(end) => unchanged(Answer::Rejected(format!("run {} is not due; run {current} is", end.run))),
         // What is reported may be older than what is known: failed attempts are never taken back.
         Event::Sent { run, attempts: failed, at } if run == current => match known.open {
             Some(Open { state: OpenState::Sent, .. }) => unchanged(Answer::Stored),
@@ -404,6 +402,7 @@ fn after_the_end(known: &Known, end: RunEnd) -> Change {
     if end.run < 1 || end.run > ran {
         return unchanged(Answer::Rejected(format!("run {} never was: the command ended with run {ran}", end.run)));
     }
-    let open = if known.current_run().is_none() && known.open.is_some() { OpenChange::Delete } else { OpenChange::Keep };
+    let open =
+        if known.current_run().is_none() && known.open.is_some() { OpenChange::Delete } else { OpenChange::Keep };
     Change { outcome: None, open, late: Some(end), answer: Answer::Stored }
 }

@@ -1,9 +1,9 @@
 //! Agents, their sessions, and this process.
 
+use super::super::{Enrolled, NewAgent};
 use super::filter;
 use super::json;
 use super::schema::{agents, nodes, tokens};
-use super::super::{Enrolled, NewAgent};
 use crate::domain::agent::{AgentRef, Role};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
