@@ -10,6 +10,9 @@ use super::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
+#[cfg(test)]
+mod tests;
+
 /// The first wait after a failed attempt or run; it doubles from there.
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
 /// The longest wait between attempts.
@@ -326,9 +329,11 @@ pub fn decide(known: &Known, event: Event, policy: &Policy, now: Timestamp, jitt
         }
         Event::Result(end) if end.run < current && end.run >= 1 => after_the_end(known, *end),
         Event::Result(end) => unchanged(Answer::Rejected(format!("run {} is not due; run {current} is", end.run))),
-        Event::Sent { run, attempts, at } if run == current => match known.open {
+        // What is reported may be older than what is known: failed attempts are never taken back.
+        Event::Sent { run, attempts: failed, at } if run == current => match known.open {
             Some(Open { state: OpenState::Sent, .. }) => unchanged(Answer::Stored),
             _ => {
+                let attempts = attempts.max(failed);
                 let due_at = at.plus(policy.timeout).plus(GRACE);
                 let open = Open { state: OpenState::Sent, run, attempts, due_at, sent_at: Some(at) };
                 Change { open: OpenChange::Put(open), ..unchanged(Answer::Stored) }
@@ -341,20 +346,23 @@ pub fn decide(known: &Known, event: Event, policy: &Policy, now: Timestamp, jitt
                 Change { open: OpenChange::Put(open), ..unchanged(Answer::Stored) }
             }
         },
-        Event::AttemptFailed { run, attempts, error, retry_after } if run == current => match known.open {
-            Some(Open { state: OpenState::Sent, .. }) => unchanged(Answer::Decided),
-            _ if policy.max_deliveries.is_some_and(|most| attempts >= most) => {
-                let mut change = close(CommandState::Undeliverable, Some(error));
-                if let Some(outcome) = &mut change.outcome {
-                    outcome.end.attempts = attempts;
+        Event::AttemptFailed { run, attempts: failed, error, retry_after } if run == current => {
+            let attempts = attempts.max(failed);
+            match known.open {
+                Some(Open { state: OpenState::Sent, .. }) => unchanged(Answer::Decided),
+                _ if policy.max_deliveries.is_some_and(|most| attempts >= most) => {
+                    let mut change = close(CommandState::Undeliverable, Some(error));
+                    if let Some(outcome) = &mut change.outcome {
+                        outcome.end.attempts = attempts;
+                    }
+                    change
                 }
-                change
+                _ => {
+                    let wait = backoff(attempts, jitter).max(retry_after.unwrap_or_default());
+                    again(None, run, attempts, now.plus(wait))
+                }
             }
-            _ => {
-                let wait = backoff(attempts, jitter).max(retry_after.unwrap_or_default());
-                again(None, run, attempts, now.plus(wait))
-            }
-        },
+        }
         Event::Sent { .. } | Event::AttemptFailed { .. } => unchanged(Answer::Decided),
         Event::Overdue => match known.open {
             Some(Open { state: OpenState::Sent, due_at, .. }) if due_at <= now => {

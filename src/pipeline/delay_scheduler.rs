@@ -27,7 +27,7 @@ use crate::domain::action::Action;
 use crate::domain::command::Event;
 use crate::domain::delay::DelayQueue;
 use crate::domain::time::Timestamp;
-use crate::store::{Due, Report, Store};
+use crate::store::{Due, DuePlace, Report, Store};
 use actix::prelude::*;
 use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
@@ -44,6 +44,9 @@ const HOLDS_AT_A_TIME: usize = 20_000;
 const REST: Duration = Duration::from_millis(200);
 /// Sleep no longer than this: the machine's clock may be set.
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);
+
+/// Before all open rows.
+const FIRST: DuePlace = (Timestamp(0), 0, 0);
 
 /// What the scheduler needs.
 #[derive(Clone)]
@@ -91,9 +94,9 @@ pub struct DelayScheduler {
     queue: DelayQueue<(i64, i64), Entry>,
     cursors: BTreeMap<i64, Cursor>,
     /// Open rows due up to here have been read.
-    open_read_through: Timestamp,
-    /// Where the slow second reading of open rows is.
-    second_reading: Timestamp,
+    open_read_through: DuePlace,
+    /// Where the slow second reading of open rows is, while there is one.
+    second_reading: Option<DuePlace>,
     /// Commands in chunks that the router has.
     dispatched: HashSet<(i64, i64)>,
     chunks: usize,
@@ -110,8 +113,8 @@ impl DelayScheduler {
         Self {
             queue: DelayQueue::new(parts.capacity),
             cursors: BTreeMap::new(),
-            open_read_through: Timestamp(0),
-            second_reading: Timestamp(0),
+            open_read_through: FIRST,
+            second_reading: None,
             dispatched: HashSet::new(),
             chunks: 0,
             holds: 0,

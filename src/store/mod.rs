@@ -1,7 +1,7 @@
 //! The store: what is true when nothing is in memory.
 //!
 //! [`Store`] is one trait in the domain's words. A half of it (`sqlite`) is a folder of its own, and the
-//! conformance suite (`tests/store_sqlite.rs`, written against the trait) says what each of its methods promises.
+//! conformance suite (`tests/store_conformance`, written against the trait) says what each of its methods promises.
 //!
 //! What do we store? An *action* is a row that is updated a few times. Its *commands* are rows that are inserted in key
 //! order and never touched again; so are *outcomes*, one for each run that ended, whose key decides who was first. Only
@@ -131,6 +131,9 @@ pub struct Due {
     /// Whether the store has an open row for it.
     pub open: bool,
 }
+
+/// A place in the order in which open rows fall due: (due time, action, agent).
+pub type DuePlace = (Timestamp, i64, i64);
 
 /// A page of an action's commands that have neither outcome nor open row.
 #[derive(Clone, Debug, Default)]
@@ -292,14 +295,10 @@ pub trait Store: Send + Sync + 'static {
     /// has (`sent`), and of open actions only.
     async fn command_backlog(&self, agent_no: i64, horizon: Timestamp, limit: usize) -> StoreResult<Vec<Due>>;
 
-    /// Open rows `waiting` or `retry` that are due in `(after, horizon]` and whose agent can be reached from this node:
-    /// it has a session here, or its transport is not a stream. In order of due time.
-    async fn command_due(
-        &self,
-        after: Timestamp,
-        horizon: Timestamp,
-        limit: usize,
-    ) -> StoreResult<Vec<(Due, Arc<str>)>>;
+    /// Open rows `waiting` or `retry` after a place in their order and due up to `horizon`, whose agent can be reached from
+    /// this node: it has a session here, or its transport is not a stream. In order of (due time, action, agent).
+    async fn command_due(&self, after: DuePlace, horizon: Timestamp, limit: usize)
+    -> StoreResult<Vec<(Due, Arc<str>)>>;
 
     /// Commands whose agent has them and should have sent a result by `now`: (action, agent).
     async fn command_overdue(&self, now: Timestamp, limit: usize) -> StoreResult<Vec<(i64, i64)>>;

@@ -191,7 +191,7 @@ enum Step {
 
 /// SQL's LIKE with `\` as its escape. Greedy, going back to the last `%` alone, which is enough and keeps it from
 /// taking exponential time.
-fn like(text: &str, pattern: &str, ignore_case: bool) -> bool {
+pub fn like(text: &str, pattern: &str, ignore_case: bool) -> bool {
     let mut letters = pattern.chars();
     let mut steps = Vec::new();
     while let Some(letter) = letters.next() {

@@ -13,7 +13,7 @@ mod parse;
 #[cfg(test)]
 mod tests;
 
-pub use eval::{AgentRecord, MAX_NUMBER, NUMBER_PATTERN, fact_text, number_of};
+pub use eval::{AgentRecord, MAX_NUMBER, NUMBER_PATTERN, fact_text, like, number_of};
 pub use parse::MAX_TEXT;
 
 use super::command::CommandState;

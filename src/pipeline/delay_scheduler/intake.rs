@@ -1,11 +1,11 @@
 //! How commands come into the scheduler: from the command store's hints, and from the store.
 
 use super::super::messages::Committed;
-use super::{Cursor, DelayScheduler, HOLDS_AT_A_TIME};
+use super::{Cursor, DelayScheduler, FIRST, HOLDS_AT_A_TIME};
 use crate::domain::action::Action;
 use crate::domain::agent::STREAM;
 use crate::domain::time::Timestamp;
-use crate::store::{Due, OpenAction, StoreError, UntouchedPage};
+use crate::store::{Due, DuePlace, OpenAction, StoreError, UntouchedPage};
 use actix::prelude::*;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -22,14 +22,14 @@ const PAGE: usize = 5_000;
 enum Next {
     /// The commands of an action from its cursor on.
     Commands(i64, i64),
-    /// Open rows due in this range; `true`: the second reading.
-    Open(Timestamp, Timestamp, bool),
+    /// Open rows from this place on, due up to this time; `true`: the second reading.
+    Open(DuePlace, Timestamp, bool),
 }
 
 /// What a read brought.
 enum Page {
     Commands(i64, Option<Arc<Action>>, UntouchedPage),
-    Open(Vec<(Arc<Action>, Arc<str>, Due)>, Option<Timestamp>, Timestamp, bool),
+    Open(Vec<(Arc<Action>, Arc<str>, Due)>, Option<DuePlace>, Timestamp, bool),
 }
 
 impl DelayScheduler {
@@ -154,7 +154,7 @@ impl DelayScheduler {
                 Next::Open(after, until, second) => {
                     let rows = store.command_due(after, until, limit).await?;
                     let full = rows.len() >= limit;
-                    let last = rows.last().filter(|_| full).map(|(due, _)| due.due_at);
+                    let last = rows.last().filter(|_| full).map(|(due, _)| (due.due_at, due.action_no, due.agent_no));
                     let mut found = Vec::with_capacity(rows.len());
                     for (due, transport) in rows {
                         if let Some(action) = book.get(due.action_no).await? {
@@ -180,11 +180,11 @@ impl DelayScheduler {
 
     fn next_read(&self) -> Option<Next> {
         let (now, horizon) = (self.parts.store.now(), self.horizon());
-        if self.open_read_through < now.plus(self.parts.horizon / 2) {
+        if self.open_read_through.0 < now.plus(self.parts.horizon / 2) {
             return Some(Next::Open(self.open_read_through, horizon, false));
         }
-        if self.second_reading > Timestamp(0) {
-            return Some(Next::Open(Timestamp(self.second_reading.0 - 1), now, true));
+        if let Some(place) = self.second_reading {
+            return Some(Next::Open(place, now, true));
         }
         let behind = |cursor: &Cursor| cursor.behind.is_some_and(|when| when <= now);
         self.cursors.iter().find(|(_, cursor)| behind(cursor)).map(|(no, cursor)| Next::Commands(*no, cursor.at))
@@ -197,9 +197,9 @@ impl DelayScheduler {
                     self.insert(&action, &transport, due);
                 }
                 if second {
-                    self.second_reading = last.map_or(Timestamp(0), |last| Timestamp(last.0 + 1));
+                    self.second_reading = last;
                 } else {
-                    self.open_read_through = last.unwrap_or(until);
+                    self.open_read_through = last.unwrap_or((until, i64::MAX, i64::MAX));
                 }
             }
             Page::Commands(no, Some(action), page) if !action.is_cancelled() => {
@@ -266,9 +266,7 @@ impl DelayScheduler {
             }
             cursor.dispatched = dispatched;
         }
-        if self.second_reading == Timestamp(0) {
-            self.second_reading = Timestamp(1);
-        }
+        self.second_reading.get_or_insert(FIRST);
     }
 }
 

@@ -111,8 +111,12 @@ pub(super) fn refresh(
 }
 
 pub(super) fn get_many(conn: &mut SqliteConnection, nos: &[i64]) -> QueryResult<Vec<AgentRef>> {
+    // One bound list: SQLite allows only so many parameters.
+    let among = diesel::dsl::sql::<diesel::sql_types::Bool>("agents.no IN (SELECT value FROM json_each(")
+        .bind::<Text, _>(json(nos)?)
+        .sql("))");
     let rows = agents::table
-        .filter(agents::no.eq_any(nos))
+        .filter(among)
         .filter(agents::removed_at.is_null())
         .order(agents::no)
         .select((agents::no, agents::name, agents::transport, agents::address, agents::disabled))

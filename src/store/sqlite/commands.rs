@@ -1,6 +1,6 @@
 //! Commands and open commands: written in pages, read by the scheduler, the agents' sessions and the reconcilers.
 
-use super::super::{CommandPage, CommandView, Due, Inserted, Unfinished, UntouchedPage};
+use super::super::{CommandPage, CommandView, Due, DuePlace, Inserted, Unfinished, UntouchedPage};
 use super::actions::Deltas;
 use super::agents::Key;
 use super::{corrupt, json};
@@ -190,10 +190,12 @@ pub(super) fn backlog(
     now: Timestamp,
     limit: usize,
 ) -> QueryResult<Vec<Due>> {
+    // By itself SQLite would go through all that is due in the fleet: without statistics a range of one index looks better
+    // to it than a key of the other.
     let alive = "a.ended_at IS NULL AND NOT a.cancelled AND NOT a.paused AND NOT a.expired AND a.expires_at > ?3";
     let rows = sql_query(format!(
         "SELECT p.action_no, p.agent_no, p.run, p.attempts, p.due_at, a.priority, TRUE AS open, '' AS transport \
-         FROM open_commands p CROSS JOIN actions a ON a.no = p.action_no \
+         FROM open_commands p INDEXED BY open_commands_agent CROSS JOIN actions a ON a.no = p.action_no \
          WHERE p.agent_no = ?1 AND p.state IN ({waiting}, {retry}) AND p.due_at <= ?2 AND {alive} \
          UNION ALL \
          SELECT c.action_no, c.agent_no, 1, 0, coalesce(c.due_at, a.valid_from), a.priority, FALSE, '' \
@@ -214,7 +216,7 @@ pub(super) fn backlog(
 
 pub(super) fn due(
     conn: &mut SqliteConnection,
-    after: Timestamp,
+    (after, after_action, after_agent): DuePlace,
     horizon: Timestamp,
     here: &str,
     limit: usize,
@@ -223,14 +225,15 @@ pub(super) fn due(
         format!(
             "SELECT p.action_no, p.agent_no, p.run, p.attempts, p.due_at, a.priority, TRUE AS open, g.transport \
              FROM open_commands p CROSS JOIN actions a ON a.no = p.action_no CROSS JOIN agents g ON g.no = p.agent_no \
-             WHERE p.state = {} AND p.due_at > ?1 AND p.due_at <= ?2 AND NOT a.cancelled AND NOT a.paused \
+             WHERE p.state = {} AND (p.due_at, p.action_no, p.agent_no) > (?1, ?5, ?6) AND p.due_at <= ?2 \
+             AND a.ended_at IS NULL AND NOT a.cancelled AND NOT a.paused AND NOT a.expired \
              AND (g.transport <> 'stream' OR EXISTS \
              (SELECT 1 FROM agent_sessions s WHERE s.agent_no = g.no AND s.incarnation = ?3))",
             state as i16
         )
     };
     let rows = sql_query(format!(
-        "{} UNION ALL {} ORDER BY due_at, priority DESC, action_no, agent_no LIMIT ?4",
+        "{} UNION ALL {} ORDER BY due_at, action_no, agent_no LIMIT ?4",
         one(OpenState::Waiting),
         one(OpenState::Retry)
     ))
@@ -238,6 +241,8 @@ pub(super) fn due(
     .bind::<BigInt, _>(horizon.0)
     .bind::<Text, _>(here)
     .bind::<BigInt, _>(sql_limit(limit))
+    .bind::<BigInt, _>(after_action)
+    .bind::<BigInt, _>(after_agent)
     .load::<DueRow>(conn)?;
     let mut transports = Transports::default();
     Ok(rows.into_iter().map(|row| (row.due(), transports.share(row.transport))).collect())
@@ -317,32 +322,37 @@ pub(super) fn list(
     after: Option<&str>,
     limit: usize,
 ) -> QueryResult<Vec<CommandView>> {
-    // Per command: its last ended run `o`, its open row `p`. `state` is derived as `Known::state` does.
+    // Per command: its last ended run `o`; its open row `p`, unless it is final; and whether the run that it is in, or
+    // ended with, was `handed` over. The state is derived as `Known::state` does.
     let rows = sql_query(format!(
-        "WITH page AS (SELECT g.name AS agent, \
+        "WITH page AS (SELECT g.name AS agent, o.is_final, o.run AS last_run, o.attempts AS last_attempts, \
+           o.sent_at AS last_sent_at, o.finished_at, o.results, o.error, p.state AS open_state, p.run AS open_run, \
+           p.attempts AS open_attempts, p.sent_at AS open_sent_at, \
            CASE WHEN o.is_final THEN o.status WHEN p.state = {sent} THEN {state_sent} ELSE {state_pending} END AS status, \
-           CASE WHEN p.agent_no IS NOT NULL AND NOT coalesce(o.is_final, FALSE) \
-             THEN p.attempts + (p.state = {sent}) \
-             ELSE coalesce(o.attempts + (o.sent_at IS NOT NULL OR o.results IS NOT NULL), 0) END AS attempts, \
-           max(coalesce(o.run * (o.sent_at IS NOT NULL OR o.results IS NOT NULL OR o.run > 1), 0), \
-             coalesce(CASE WHEN p.state = {sent} THEN p.run ELSE p.run - 1 END, 0)) AS runs, \
-           coalesce(p.due_at * (p.state <> {sent}), 0) AS open_due, coalesce(c.due_at, a.valid_from) AS first_due, \
-           coalesce(CASE WHEN o.is_final THEN o.sent_at END, p.sent_at) AS sent_at, \
-           CASE WHEN o.is_final THEN o.finished_at END AS finished_at, o.results, o.error \
+           CASE WHEN o.is_final THEN o.status IN ({succeeded}, {failed}, {timed_out}) OR o.sent_at IS NOT NULL \
+             ELSE p.state IS {sent} END AS handed, \
+           CASE WHEN p.state <> {sent} THEN p.due_at ELSE coalesce(c.due_at, a.valid_from) END AS due_at \
          FROM actions a CROSS JOIN agents g CROSS JOIN commands c ON c.action_no = a.no AND c.agent_no = g.no \
          LEFT JOIN outcomes o ON o.action_no = a.no AND o.agent_no = g.no AND o.run = (SELECT max(run) FROM outcomes x \
            WHERE x.action_no = a.no AND x.agent_no = g.no) \
-         LEFT JOIN open_commands p ON p.action_no = a.no AND p.agent_no = g.no \
-         WHERE a.id = ?1 AND (?2 IS NULL OR g.name > ?2)) \
-         SELECT agent, CAST(status AS INTEGER) AS status, attempts, runs, \
-           CASE WHEN open_due > 0 THEN open_due ELSE first_due END AS due_at, sent_at, finished_at, results, error \
+         LEFT JOIN open_commands p ON p.action_no = a.no AND p.agent_no = g.no AND o.is_final IS NOT TRUE \
+         WHERE a.id = ?1 AND g.name > ?2) \
+         SELECT agent, CAST(status AS INTEGER) AS status, \
+           handed + coalesce(CASE WHEN is_final THEN last_attempts ELSE open_attempts END, 0) AS attempts, \
+           handed + coalesce(CASE WHEN is_final THEN last_run ELSE open_run END, 1) - 1 AS runs, due_at, \
+           CASE WHEN is_final THEN last_sent_at ELSE open_sent_at END AS sent_at, \
+           CASE WHEN is_final THEN finished_at END AS finished_at, results, error \
          FROM page WHERE (?3 IS NULL OR status = ?3) ORDER BY agent LIMIT ?4",
         sent = OpenState::Sent as i16,
         state_sent = CommandState::Sent as i16,
         state_pending = CommandState::Pending as i16,
+        succeeded = CommandState::Succeeded as i16,
+        failed = CommandState::Failed as i16,
+        timed_out = CommandState::TimedOut as i16,
     ))
     .bind::<Text, _>(action.to_string())
-    .bind::<Nullable<Text>, _>(after)
+    // Every name is greater than no name; and with `OR ?2 IS NULL` each page would begin at the first name.
+    .bind::<Text, _>(after.unwrap_or_default())
     .bind::<Nullable<SmallInt>, _>(state.map(|state| state as i16))
     .bind::<BigInt, _>(sql_limit(limit))
     .load::<ViewRow>(conn)?;

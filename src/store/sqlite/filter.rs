@@ -5,7 +5,7 @@
 //! ([`Target::evaluate`]) and the database run the same code.
 
 use super::schema::agents;
-use crate::domain::target::{Column, CompareOp, Target, Value, fact_text, number_of};
+use crate::domain::target::{Column, CompareOp, Target, Value, fact_text, like, number_of};
 use crate::domain::time::Timestamp;
 use diesel::expression::{AppearsOnTable, Expression, SelectableExpression, ValidGrouping, is_aggregate};
 use diesel::prelude::*;
@@ -21,6 +21,8 @@ extern "SQL" {
     fn odoshi_fact(facts: Text, path: Text) -> Nullable<Text>;
     /// The number that a text is.
     fn odoshi_number(text: Nullable<Text>) -> Nullable<Double>;
+    /// LIKE. SQLite's own takes exponential time over some patterns, refuses long ones, and stops at a NUL.
+    fn odoshi_like(text: Nullable<Text>, pattern: Text, ignore_case: Bool) -> Nullable<Bool>;
 }
 
 /// Makes the functions known to a connection.
@@ -34,7 +36,10 @@ pub(super) fn register(conn: &mut SqliteConnection) -> QueryResult<()> {
         let path: Vec<String> = serde_json::from_str(&path).ok()?;
         fact_text(&facts, &path).map(|text| text.into_owned())
     })?;
-    odoshi_number_utils::register_impl(conn, |text: Option<String>| number_of(&text?))
+    odoshi_number_utils::register_impl(conn, |text: Option<String>| number_of(&text?))?;
+    odoshi_like_utils::register_impl(conn, |text: Option<String>, pattern: String, ignore_case: bool| {
+        Some(like(&text?, &pattern, ignore_case))
+    })
 }
 
 /// The agents that match: neither removed nor disabled, and the condition is true.
@@ -76,23 +81,19 @@ impl Condition {
             Target::Or(parts) => self.joined(parts, " OR "),
             Target::Compare { column, op, value } => self.compare(column, *op, value),
             Target::In { column, values, negated } => {
-                self.sql(if *negated { "NOT (" } else { "(" });
-                for (index, value) in values.iter().enumerate() {
-                    if index > 0 {
-                        self.sql(" OR ");
-                    }
-                    self.compare(column, CompareOp::Equal, value);
-                }
+                self.sql(if *negated { "NOT (FALSE" } else { "(FALSE" });
+                // Numbers and texts are compared in different ways: a list of each.
+                let numbers = |value: &&Value| matches!(value, Value::Number(_));
+                self.any_of(" OR odoshi_number(", column, values.iter().filter(numbers));
+                self.any_of(" OR (", column, values.iter().filter(|value| !numbers(value)));
                 self.sql(")");
             }
             Target::Like { column, pattern, ignore_case, negated } => {
-                // SQLite's lower() knows ASCII letters only, and so does ILIKE here.
-                self.sql(if *ignore_case { "(lower(" } else { "((" });
+                self.sql(if *negated { "NOT odoshi_like(" } else { "odoshi_like(" });
                 self.column(column);
-                self.sql(if *negated { ") NOT LIKE " } else { ") LIKE " });
-                let pattern = if *ignore_case { pattern.to_ascii_lowercase() } else { pattern.clone() };
-                self.pieces.push(Piece::Text(pattern));
-                self.sql(" ESCAPE '\\')");
+                self.sql(", ");
+                self.pieces.push(Piece::Text(pattern.clone()));
+                self.sql(if *ignore_case { ", TRUE)" } else { ", FALSE)" });
             }
             Target::Between { column, low, high, negated } => {
                 self.sql(if *negated { "NOT (" } else { "(" });
@@ -121,15 +122,38 @@ impl Condition {
         }
     }
 
+    /// As a balanced tree: SQLite takes expressions that are up to 1,000 deep, and a chain is as deep as it is long.
     fn joined(&mut self, parts: &[Target], by: &'static str) {
         self.sql("(");
-        for (index, part) in parts.iter().enumerate() {
-            if index > 0 {
+        match parts {
+            [part] => self.target(part),
+            parts => {
+                let (left, right) = parts.split_at(parts.len() / 2);
+                self.joined(left, by);
                 self.sql(by);
+                self.joined(right, by);
             }
-            self.target(part);
         }
         self.sql(")");
+    }
+
+    /// One of these, of which there may be none.
+    fn any_of<'a>(&mut self, or: &'static str, column: &Column, values: impl Iterator<Item = &'a Value>) {
+        let mut begun = false;
+        for value in values {
+            if begun {
+                self.sql(", ");
+            } else {
+                self.sql(or);
+                self.column(column);
+                self.sql(") IN (");
+            }
+            self.value(value);
+            begun = true;
+        }
+        if begun {
+            self.sql(")");
+        }
     }
 
     fn compare(&mut self, column: &Column, op: CompareOp, value: &Value) {
@@ -144,12 +168,16 @@ impl Condition {
             CompareOp::Greater => ") > ",
             CompareOp::GreaterOrEqual => ") >= ",
         });
+        self.value(value);
+        self.sql(")");
+    }
+
+    fn value(&mut self, value: &Value) {
         self.pieces.push(match value {
             Value::Text(text) => Piece::Text(text.clone()),
             Value::Number(number) => Piece::Number(*number),
             Value::Moment(moment) => Piece::Int(moment.when(self.now).0),
         });
-        self.sql(")");
     }
 
     fn column(&mut self, column: &Column) {

@@ -16,8 +16,8 @@ mod schema;
 mod tokens;
 
 use super::{
-    Accepted, ActionView, CommandPage, CommandView, Due, Enrolled, Inserted, NewAgent, OpenAction, Report, Resolution,
-    Store, StoreError, StoreResult, Unfinished, UntouchedPage,
+    Accepted, ActionView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent, OpenAction, Report,
+    Resolution, Store, StoreError, StoreResult, Unfinished, UntouchedPage,
 };
 use crate::domain::action::{Action, ActionState, NewAction};
 use crate::domain::agent::{AgentRef, Token};
@@ -46,7 +46,7 @@ const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(10);
 
 /// For every connection. The writer's checkpoint runs each 16 MiB of WAL; a reader's cache stays at 4 MiB.
 const SETUP: &str = "PRAGMA busy_timeout = 5000; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY; \
-     PRAGMA wal_autocheckpoint = 4096; PRAGMA case_sensitive_like = ON; PRAGMA foreign_keys = ON; \
+     PRAGMA wal_autocheckpoint = 4096; PRAGMA foreign_keys = ON; \
      PRAGMA cache_size = -4096;";
 
 type Wrapped = SyncConnectionWrapper<SqliteConnection>;
@@ -249,7 +249,7 @@ impl Store for SqliteStore {
 
     async fn command_due(
         &self,
-        after: Timestamp,
+        after: DuePlace,
         horizon: Timestamp,
         limit: usize,
     ) -> StoreResult<Vec<(Due, Arc<str>)>> {

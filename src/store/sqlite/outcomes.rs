@@ -23,15 +23,16 @@ pub(super) fn record(
     now: Timestamp,
 ) -> QueryResult<Vec<Answer>> {
     let mut batch = Batch::default();
-    if reports.iter().all(ends_first_run) {
+    if reports.iter().all(ends_first_run) && are_untouched(conn, reports)? {
         // Each of these is the end of a command of which nothing was written: insert without looking. A key that is
-        // there already fails the statement, and then the batch is looked at closely.
+        // there already fails it, and then the batch is looked at closely.
         for report in reports {
             let known = Known { exists: true, open: None, last: None };
             let change = decide(&known, report.event.clone(), &report.policy, now, 0.0);
             batch.apply((report.action_no, report.agent_no), known, change);
         }
-        match batch.insert_outcomes(conn) {
+        // In a savepoint: what was inserted before the row that is there already must go again.
+        match conn.transaction(|conn| batch.insert_outcomes(conn)) {
             Ok(()) => {
                 batch.deltas.write(conn, lane)?;
                 return Ok(batch.answers);
@@ -59,6 +60,20 @@ pub(super) fn record(
 fn ends_first_run(report: &Report) -> bool {
     let last_run = |end: &RunEnd| end.status == CommandState::Succeeded || report.policy.max_runs == 1;
     report.fresh && matches!(&report.event, Event::Result(end) if end.run == 1 && last_run(end))
+}
+
+/// Whether all are about commands that there are, and none has an open row: an outcome's key says nothing about these, and
+/// a reporter may be wrong about them (the owner holds what an agent's session takes at the same moment).
+fn are_untouched(conn: &mut SqliteConnection, reports: &[Report]) -> QueryResult<bool> {
+    let keys: Vec<Key> = reports.iter().map(|report| (report.action_no, report.agent_no)).collect();
+    let touched = sql_query(
+        "SELECT 1 AS key FROM json_each(?) j WHERE NOT EXISTS (SELECT 1 FROM commands c \
+         WHERE c.action_no = j.value ->> 0 AND c.agent_no = j.value ->> 1) OR EXISTS (SELECT 1 FROM open_commands p \
+         WHERE p.action_no = j.value ->> 0 AND p.agent_no = j.value ->> 1) LIMIT 1",
+    )
+    .bind::<Text, _>(json(&keys)?)
+    .load::<super::agents::Key>(conn)?;
+    Ok(touched.is_empty())
 }
 
 /// What is to be written, gathered in the order in which it happened.
@@ -100,30 +115,27 @@ impl Batch {
         after
     }
 
+    /// Row by row through one prepared statement: SQLite would parse a row of a JSON array again for each of its eleven
+    /// columns, results and all, and a batch takes longer that way.
     fn insert_outcomes(&self, conn: &mut SqliteConnection) -> QueryResult<()> {
-        if self.outcomes.is_empty() {
-            return Ok(());
+        use super::schema::outcomes as o;
+        for ((action_no, agent_no), Outcome { end, is_final }) in &self.outcomes {
+            diesel::insert_into(o::table)
+                .values((
+                    o::action_no.eq(action_no),
+                    o::agent_no.eq(agent_no),
+                    o::run.eq(end.run),
+                    o::status.eq(end.status as i16),
+                    o::is_final.eq(is_final),
+                    o::attempts.eq(end.attempts),
+                    o::sent_at.eq(end.sent_at.map(|time| time.0)),
+                    o::started_at.eq(end.started_at.map(|time| time.0)),
+                    o::finished_at.eq(end.finished_at.0),
+                    o::results.eq(end.results.as_deref()),
+                    o::error.eq(end.error.as_deref()),
+                ))
+                .execute(conn)?;
         }
-        let rows: Vec<_> = self
-            .outcomes
-            .iter()
-            .map(|((action_no, agent_no), Outcome { end, is_final })| {
-                let sent_at = end.sent_at.map(|time| time.0);
-                let started_at = end.started_at.map(|time| time.0);
-                (
-                    (action_no, agent_no, end.run, end.status as i16, is_final, end.attempts),
-                    (sent_at, started_at, end.finished_at.0, &end.results, &end.error),
-                )
-            })
-            .collect();
-        sql_query(
-            "INSERT INTO outcomes (action_no, agent_no, run, status, is_final, attempts, sent_at, started_at, \
-             finished_at, results, error) SELECT value ->> '$[0][0]', value ->> '$[0][1]', value ->> '$[0][2]', \
-             value ->> '$[0][3]', value ->> '$[0][4]', value ->> '$[0][5]', value ->> '$[1][0]', value ->> '$[1][1]', \
-             value ->> '$[1][2]', value ->> '$[1][3]', value ->> '$[1][4]' FROM json_each(?)",
-        )
-        .bind::<Text, _>(json(&rows)?)
-        .execute(conn)?;
         Ok(())
     }
 

@@ -94,4 +94,20 @@ diesel::table! {
     }
 }
 
+diesel::table! {
+    outcomes (action_no, agent_no, run) {
+        action_no -> BigInt,
+        agent_no -> BigInt,
+        run -> Integer,
+        status -> SmallInt,
+        is_final -> Bool,
+        attempts -> Integer,
+        sent_at -> Nullable<BigInt>,
+        started_at -> Nullable<BigInt>,
+        finished_at -> BigInt,
+        results -> Nullable<Text>,
+        error -> Nullable<Text>,
+    }
+}
+
 diesel::allow_tables_to_appear_in_same_query!(agents, tokens, agent_sessions, actions, action_counts);

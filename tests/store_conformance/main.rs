@@ -1,0 +1,160 @@
+//! What every [`Store`] promises, as tests against the trait.
+//!
+//! A backend is a file with a [`Backend`] and one line: `conformance!(name, Type)`. The cases know nothing of it but the
+//! trait and the few things a backend shows of its inside ([`Backend::group_by`] and the like), so that what they find
+//! out about the counters doesn't come from the code that keeps them.
+
+#![allow(clippy::unwrap_used)]
+
+mod actions;
+mod agents;
+mod commands;
+mod listing;
+mod model;
+mod outcomes;
+mod sqlite;
+mod support;
+mod targets;
+mod tokens;
+
+use odoshi::domain::counts::Counts;
+use odoshi::store::Store;
+
+/// A store of one kind, empty at first, that is gone when it is dropped.
+#[allow(async_fn_in_trait)]
+pub trait Backend: Sized {
+    /// An empty one of its own.
+    async fn fresh() -> Self;
+
+    /// What is tested.
+    fn store(&self) -> &dyn Store;
+
+    /// Lets go of the store and opens it again, as another process would.
+    async fn reopen(&mut self);
+
+    /// Moves the store's time this far from the machine's, in milliseconds.
+    fn set_offset(&self, millis: i64);
+
+    /// The counts of an action from its commands, outcomes and open rows alone (`resolved` is left false).
+    async fn group_by(&self, action_no: i64) -> Counts;
+
+    /// The runs of a command of which a late result is kept.
+    async fn late_runs(&self, action_no: i64, agent_no: i64) -> Vec<i64>;
+
+    /// The commands of an action that have an open row, as agents' keys in order.
+    async fn open_rows(&self, action_no: i64) -> Vec<i64>;
+
+    /// Whether these bytes are anywhere in what the store keeps.
+    async fn keeps(&self, bytes: &[u8]) -> bool;
+}
+
+/// Runs one case. With a thread of its own for the runtime, so that a property test can block on each of its inputs.
+fn block_on(case: impl Future<Output = ()>) {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+    runtime.block_on(case);
+}
+
+macro_rules! tests {
+    ($name:ident, $backend:ty; $($topic:ident { $($case:ident)* })*) => {
+        mod $name {
+            $(mod $topic {
+                $(#[test]
+                fn $case() {
+                    use crate::Backend as _;
+                    crate::block_on(async { crate::$topic::$case(&mut <$backend>::fresh().await).await });
+                })*
+            })*
+        }
+    };
+}
+
+/// All cases, against one backend.
+macro_rules! conformance {
+    ($name:ident, $backend:ty) => {
+        tests! { $name, $backend;
+            actions {
+                the_same_id_with_the_same_content_is_one_action
+                the_same_id_with_other_content_is_a_conflict
+                an_action_is_read_as_it_was_written
+                pages_are_written_once_and_in_turn
+                a_page_of_another_time_writes_nothing
+                pages_of_one_batch_follow_each_other
+                nothing_is_resolved_after_a_cancel
+                a_cancel_of_what_has_ended_changes_nothing
+                nothing_is_resolved_after_an_action_expired
+                what_is_resolved_does_not_expire
+                expected_agents_are_counted_once
+                resolving_goes_on_after_a_restart
+                an_action_without_agents_completes
+                an_action_completes_when_all_its_commands_are_final_and_not_before
+                open_actions_are_listed_until_they_end
+                unresolved_actions_are_listed_when_their_time_is_near
+                lists_show_every_state_newest_first
+            }
+            commands {
+                untouched_commands_are_paged_in_key_order_with_their_due_times
+                advancing_never_passes_an_untouched_command_and_gets_to_the_end
+                a_backlog_is_ordered_by_priority_and_due_time
+                a_backlog_ends_at_the_horizon
+                a_backlog_leaves_out_what_is_with_the_agent_or_over
+                a_backlog_is_of_open_actions_only
+                a_backlog_finds_what_lies_beyond_the_advanced_key
+                due_rows_are_those_of_agents_that_this_node_reaches
+                due_rows_lie_after_the_first_and_up_to_the_second_time
+                due_rows_of_one_time_are_read_page_by_page due_rows_of_a_cancelled_action_are_left_out
+                overdue_commands_are_found_when_the_timeout_and_the_grace_are_over
+                unfinished_commands_are_paged_with_and_without_what_is_with_the_agent
+            }
+            outcomes {
+                the_first_outcome_of_a_run_wins_and_stays
+                a_repeated_result_is_stored_once
+                a_late_result_is_kept_and_changes_nothing
+                a_result_of_another_agent_is_rejected
+                a_result_of_a_run_that_is_not_due_is_rejected
+                a_failed_run_is_followed_by_another_one
+                failed_hand_overs_make_a_command_undeliverable_at_the_limit
+                attempts_never_decrease_whoever_reports
+                a_report_that_was_wrongly_fresh_is_looked_at
+                one_batch_may_tell_the_whole_life_of_a_command
+                what_a_result_says_comes_back_to_the_letter
+                outcomes_survive_a_restart
+            }
+            listing {
+                commands_are_paged_by_name
+                commands_are_filtered_by_each_state
+                a_command_shows_what_was_done_about_it
+                a_command_cancelled_between_runs_shows_one_run
+                commands_of_an_unknown_action_are_none
+            }
+            model {
+                counts_are_exact_after_every_call_and_states_are_those_of_the_model
+            }
+            agents {
+                a_name_is_enrolled_once
+                an_enrolled_agent_shows_its_token
+                refreshing_changes_what_targets_see
+                many_agents_are_read_at_once
+                a_higher_epoch_wins_a_session
+                closing_an_older_epoch_does_nothing
+                a_start_of_the_node_ends_all_sessions
+                agents_survive_a_restart
+            }
+            targets {
+                long_lists_and_deep_conditions_are_answered
+                a_pattern_takes_no_exponential_time
+                agents_are_found_by_the_state_of_an_earlier_command
+                a_target_means_the_same_in_the_store_and_in_memory
+            }
+            tokens {
+                a_token_is_found_by_its_hash_while_it_is_valid
+                a_revoked_token_is_not_found
+                tokens_are_listed_newest_first_without_those_of_agents
+                the_store_keeps_the_hash_and_never_the_token
+                an_admin_token_is_remembered_even_when_it_is_revoked
+                tokens_survive_a_restart
+            }
+        }
+    };
+}
+
+conformance!(on_sqlite, crate::sqlite::Sqlite);

@@ -1,0 +1,112 @@
+//! SQLite under the conformance suite: a file in a folder of its own.
+
+use crate::Backend;
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, SmallInt};
+use odoshi::domain::command::CommandState;
+use odoshi::domain::counts::Counts;
+use odoshi::store::Store;
+use odoshi::store::sqlite::SqliteStore;
+use std::path::PathBuf;
+use tempfile::TempDir;
+
+/// See [`Backend`].
+pub struct Sqlite {
+    store: Option<SqliteStore>,
+    folder: TempDir,
+}
+
+#[derive(QueryableByName)]
+struct Group {
+    #[diesel(sql_type = SmallInt)]
+    status: i16,
+    #[diesel(sql_type = BigInt)]
+    commands: i64,
+}
+
+#[derive(QueryableByName)]
+struct Number {
+    #[diesel(sql_type = BigInt)]
+    number: i64,
+}
+
+impl Sqlite {
+    fn file(&self) -> PathBuf {
+        self.folder.path().join("odoshi.db")
+    }
+
+    /// A connection beside the store's own.
+    fn aside(&self) -> SqliteConnection {
+        SqliteConnection::establish(self.file().to_str().unwrap()).unwrap()
+    }
+}
+
+impl Backend for Sqlite {
+    async fn fresh() -> Self {
+        let mut fresh = Self { store: None, folder: tempfile::tempdir().unwrap() };
+        fresh.reopen().await;
+        fresh
+    }
+
+    fn store(&self) -> &dyn Store {
+        self.store.as_ref().unwrap()
+    }
+
+    async fn reopen(&mut self) {
+        self.store = None;
+        self.store = Some(SqliteStore::open(&self.file(), 2).await.unwrap());
+    }
+
+    fn set_offset(&self, millis: i64) {
+        self.store.as_ref().unwrap().set_offset(millis);
+    }
+
+    async fn group_by(&self, action_no: i64) -> Counts {
+        let groups: Vec<Group> = sql_query(
+            "SELECT CAST(coalesce((SELECT status FROM outcomes o WHERE o.action_no = c.action_no \
+               AND o.agent_no = c.agent_no AND o.is_final ORDER BY run DESC LIMIT 1), \
+               (SELECT 1 FROM open_commands p WHERE p.action_no = c.action_no AND p.agent_no = c.agent_no \
+               AND p.state = 2), 0) AS INTEGER) AS status, count(*) AS commands \
+             FROM commands c WHERE c.action_no = ? GROUP BY 1",
+        )
+        .bind::<BigInt, _>(action_no)
+        .load(&mut self.aside())
+        .unwrap();
+        let mut counts = Counts::default();
+        for Group { status, commands } in groups {
+            counts.add_new(commands);
+            for _ in 0..commands {
+                counts.move_one(CommandState::Pending, CommandState::from_code(status).unwrap());
+            }
+        }
+        counts
+    }
+
+    async fn late_runs(&self, action_no: i64, agent_no: i64) -> Vec<i64> {
+        let rows: Vec<Number> = sql_query(
+            "SELECT CAST(run AS BIGINT) AS number FROM late_results WHERE action_no = ? AND agent_no = ? ORDER BY run",
+        )
+        .bind::<BigInt, _>(action_no)
+        .bind::<BigInt, _>(agent_no)
+        .load(&mut self.aside())
+        .unwrap();
+        rows.into_iter().map(|row| row.number).collect()
+    }
+
+    async fn open_rows(&self, action_no: i64) -> Vec<i64> {
+        let rows: Vec<Number> =
+            sql_query("SELECT agent_no AS number FROM open_commands WHERE action_no = ? ORDER BY agent_no")
+                .bind::<BigInt, _>(action_no)
+                .load(&mut self.aside())
+                .unwrap();
+        rows.into_iter().map(|row| row.number).collect()
+    }
+
+    async fn keeps(&self, bytes: &[u8]) -> bool {
+        std::fs::read_dir(self.folder.path()).unwrap().any(|entry| {
+            let content = std::fs::read(entry.unwrap().path()).unwrap();
+            content.windows(bytes.len()).any(|window| window == bytes)
+        })
+    }
+}

@@ -1,0 +1,350 @@
+//! Targets: the store's answer is held to the meaning that a target has in memory.
+
+use crate::Backend;
+use crate::support::{Taken, accept, agents, matching, page, property};
+use odoshi::domain::agent::Enrollment;
+use odoshi::domain::command::{CommandState, Event};
+use odoshi::domain::target::{AgentRecord, Column, CompareOp, Moment, Target, Value};
+use odoshi::domain::time::Timestamp;
+use odoshi::store::{NewAgent, Store};
+use proptest::prelude::*;
+use serde_json::{Value as Json, json};
+use std::collections::{BTreeMap, BTreeSet};
+use uuid::Uuid;
+
+const HOUR: i64 = 3_600_000;
+
+pub async fn long_lists_and_deep_conditions_are_answered(backend: &mut impl Backend) {
+    let store = backend.store();
+    let fleet = agents(store, 3).await;
+    let names: Vec<String> = (1..6_000).map(|n| format!("agent-{n:03}")).collect();
+    let list = |names: &[String]| names.iter().map(|name| format!("'{name}'")).collect::<Vec<_>>().join(",");
+    let either = |names: &[String]| names.iter().map(|name| format!("name='{name}'")).collect::<Vec<_>>().join(" OR ");
+    let nested = |times: usize| format!("{}name = 'agent-000'{}", "NOT (".repeat(times), ")".repeat(times));
+    let mut deep = "name = 'agent-000'".to_owned();
+    for _ in 0..30 {
+        deep = format!("(labels.x = 'y' OR ({deep} AND TRUE))");
+    }
+    for (text, expected) in [
+        (format!("name IN ({})", list(&names[..4_000])), &fleet[1..]),
+        (format!("name NOT IN ({})", list(&names[..4_000])), &fleet[..1]),
+        (either(&names[..2_500]), &fleet[1..]),
+        (format!("NOT ({})", either(&names[..2_500])), &fleet[..1]),
+        (vec!["TRUE"; 7_000].join(" AND "), &fleet[..]),
+        (nested(60), &fleet[..1]),
+        (deep, &fleet[..1]),
+    ] {
+        let target = Target::parse(&text).unwrap_or_else(|error| panic!("{error}: {}", &text[..80]));
+        assert_eq!(matching(store, &target).await, expected, "{}", &text[..80]);
+    }
+    // As deep as trees get that were parsed.
+    let mut tree = Target::parse("name = 'agent-000'").unwrap();
+    for _ in 0..200 {
+        tree = Target::Not(Box::new(Target::And(vec![Target::All, tree])));
+    }
+    assert_eq!(matching(store, &tree).await, fleet[..1]);
+}
+
+pub async fn a_pattern_takes_no_exponential_time(backend: &mut impl Backend) {
+    let store = backend.store();
+    let name = "a".repeat(128);
+    store.agent_insert(vec![crate::support::named(&name, "stream")]).await.unwrap();
+    for (text, found) in [("%a".repeat(60) + "b", 0), ("%a".repeat(60), 1), ("%".repeat(60_000), 1)] {
+        let target = Target::parse(&format!("name LIKE '{text}'")).unwrap();
+        assert_eq!(matching(store, &target).await.len(), found);
+    }
+}
+
+/// Brings a command into a state.
+async fn bring(store: &dyn Store, taken: Taken, agent_no: i64, state: CommandState) {
+    let event = match state {
+        CommandState::Pending => Event::Hold { due_at: store.now() },
+        CommandState::Sent => Event::Sent { run: 1, attempts: 0, at: store.now() },
+        CommandState::Expired => Event::Expired,
+        CommandState::Cancelled => Event::Cancelled,
+        CommandState::Undeliverable => Event::Undeliverable { error: "gone".into() },
+        CommandState::Succeeded | CommandState::Failed | CommandState::TimedOut => {
+            Event::Result(Box::new(crate::support::end(1, state, store.now())))
+        }
+    };
+    taken.tell(store, agent_no, event).await;
+}
+
+pub async fn agents_are_found_by_the_state_of_an_earlier_command(backend: &mut impl Backend) {
+    let store = backend.store();
+    let fleet = agents(store, 9).await;
+    let taken = accept(store, json!({})).await;
+    store.command_insert(vec![page(taken.no, 0, &fleet[..8], true)]).await.unwrap();
+    for (agent, state) in fleet.iter().zip(CommandState::ALL) {
+        bring(store, taken, *agent, state).await;
+    }
+    for (agent, state) in fleet.iter().zip(CommandState::ALL) {
+        let target = Target::ActionState { action: taken.id, state };
+        assert_eq!(matching(store, &target).await, [*agent], "{state:?}");
+        assert_eq!(matching(store, &Target::Not(Box::new(target))).await.len(), 8);
+    }
+}
+
+/// Little enough of everything that columns and values often meet.
+fn word() -> impl Strategy<Value = String> {
+    let words = [
+        "a",
+        "role",
+        "os",
+        "Web",
+        "web",
+        "wEB_",
+        "%",
+        "_",
+        "ключ",
+        "КЛЮЧ",
+        "ß",
+        "SS",
+        "é",
+        "e\u{301}",
+        "İ",
+        "5",
+        "5.50",
+        "-3",
+        "1e2",
+        "007",
+        " 5",
+        "+5",
+        "five",
+        "",
+        "a.b",
+        "0",
+        "1",
+        "01",
+        "'",
+        "\"",
+        "\\",
+        "$[0]",
+        "\u{1F38B}",
+        "linux",
+        "a\nb",
+        "null",
+        "true",
+        "[1]",
+        "{\"a\":1}",
+        "\u{FFFD}",
+        "\u{FEFF}a",
+    ];
+    prop_oneof![8 => prop::sample::select(words.to_vec()).prop_map(str::to_owned), 1 => "\\PC{0,3}"]
+}
+
+/// What agents may say and expressions can't.
+fn said() -> impl Strategy<Value = String> {
+    prop_oneof![12 => word(), 1 => Just("web\0".to_owned()), 1 => Just("\0".to_owned())]
+}
+
+fn fact() -> impl Strategy<Value = Json> {
+    let leaf = prop_oneof![
+        Just(Json::Null),
+        any::<bool>().prop_map(Json::from),
+        (-10i64..10).prop_map(Json::from),
+        (-40i32..40).prop_map(|n| Json::from(f64::from(n) / 8.0)),
+        Just(json!(u64::MAX)),
+        Just(json!(i64::MIN)),
+        said().prop_map(Json::from),
+    ];
+    leaf.prop_recursive(3, 12, 3, |inner| {
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..3).prop_map(Json::from),
+            prop::collection::btree_map(said(), inner, 0..3).prop_map(|map| map.into_iter().collect()),
+        ]
+    })
+}
+
+/// An agent, and how many hours ago which was enrolled and, perhaps, seen.
+#[derive(Clone, Debug)]
+struct Drawn {
+    record: AgentRecord,
+    enrolled: i64,
+    seen: Option<i64>,
+    commands: [Option<CommandState>; 2],
+}
+
+fn drawn() -> impl Strategy<Value = Drawn> {
+    let states = || prop::option::of(prop::sample::select(CommandState::ALL.to_vec()));
+    (
+        prop::collection::btree_map(said(), said(), 0..4),
+        prop::collection::btree_map(said(), fact(), 0..5),
+        prop::sample::select(vec!["stream", "webhook", "Smtp"]),
+        prop::option::of(prop::sample::select(vec!["1.2", "1.10", "Web", "5"])),
+        (0i64..4, prop::option::of(0i64..4), any::<bool>()),
+        [states(), states()],
+    )
+        .prop_map(|(labels, facts, transport, version, (enrolled, seen, online), commands)| Drawn {
+            record: AgentRecord {
+                transport: transport.into(),
+                online: online && seen.is_some(),
+                version: version.map(str::to_owned),
+                labels,
+                facts: facts.into_iter().collect(),
+                ..AgentRecord::default()
+            },
+            enrolled,
+            seen,
+            commands,
+        })
+}
+
+fn fleet() -> impl Strategy<Value = Vec<Drawn>> {
+    let name = prop_oneof![
+        "[A-Za-z0-9._-]{1,4}",
+        prop::sample::select(vec!["web", "Web", "web_1", "5"]).prop_map(str::to_owned)
+    ];
+    prop::collection::btree_map(name, drawn(), 1..16).prop_map(|fleet| {
+        fleet
+            .into_iter()
+            .map(|(name, mut drawn)| {
+                drawn.record.name = name;
+                drawn
+            })
+            .collect()
+    })
+}
+
+fn column() -> impl Strategy<Value = Column> {
+    prop_oneof![
+        2 => Just(Column::Name),
+        1 => Just(Column::Transport),
+        1 => Just(Column::Status),
+        1 => Just(Column::Version),
+        1 => Just(Column::QueueLoc),
+        6 => word().prop_map(Column::Label),
+        1 => word().prop_map(Column::Metadata),
+        8 => prop::collection::vec(word(), 1..4).prop_map(Column::Fact),
+    ]
+}
+
+fn value() -> impl Strategy<Value = Value> {
+    let numbers = vec![5.0, 5.5, -3.0, 100.0, 7.0, 0.0, 0.125, 1e15, 18_446_744_073_709_551_615.0];
+    prop_oneof![
+        3 => word().prop_map(Value::Text),
+        1 => prop::sample::select(vec!["stream", "Smtp", "online", "offline", "1.2"]).prop_map(|text| Value::Text(text.into())),
+        2 => prop::sample::select(numbers).prop_map(Value::Number),
+        1 => (-40i32..40).prop_map(|n| Value::Number(f64::from(n) / 8.0)),
+    ]
+}
+
+/// Half an hour beside everything that happened, so that it is the same in both clocks.
+fn moment() -> impl Strategy<Value = Value> {
+    let offset = || (-1i64..5).prop_map(|hours| HOUR / 2 - hours * HOUR);
+    prop_oneof![
+        offset().prop_map(|offset_ms| Moment::Now { offset_ms }),
+        offset()
+            .prop_map(|offset| Moment::At(Timestamp::of_this_machine()).when(Timestamp(0)).0 + offset)
+            .prop_map(|at| Moment::At(Timestamp(at))),
+    ]
+    .prop_map(Value::Moment)
+}
+
+fn pattern() -> impl Strategy<Value = String> {
+    let pieces =
+        ["%", "%", "_", r"\%", r"\_", r"\\", "web", "WEB", "w", "b", "ß", "К", "к", "5", "é", "a", "\u{1F38B}", "\n"];
+    prop::collection::vec(prop::sample::select(pieces.to_vec()), 0..5).prop_map(|pieces| pieces.concat())
+}
+
+fn target() -> impl Strategy<Value = Target> {
+    use CompareOp::{Equal, Greater, GreaterOrEqual, Less, LessOrEqual, NotEqual};
+    let op = || prop::sample::select(vec![Equal, NotEqual, Less, LessOrEqual, Greater, GreaterOrEqual]);
+    let time = || prop_oneof![Just(Column::LastSeen), Just(Column::EnrolledAt)];
+    let against = || prop_oneof![5 => (column(), prop::collection::vec(value(), 2..5)), 1 => (time(), prop::collection::vec(moment(), 2..5))];
+    let leaf = prop_oneof![
+        1 => Just(Target::All),
+        6 => (against(), op()).prop_map(|((column, mut values), op)| Target::Compare { column, op, value: values.remove(0) }),
+        2 => (against(), any::<bool>()).prop_map(|((column, values), negated)| Target::In { column, values, negated }),
+        3 => (column(), pattern(), any::<bool>(), any::<bool>())
+            .prop_map(|(column, pattern, ignore_case, negated)| Target::Like { column, pattern, ignore_case, negated }),
+        2 => (against(), any::<bool>()).prop_map(|((column, mut values), negated)| {
+            let (low, high) = (values.remove(0), values.remove(0));
+            Target::Between { column, low, high, negated }
+        }),
+        2 => (prop_oneof![column(), time()], any::<bool>()).prop_map(|(column, negated)| Target::IsNull { column, negated }),
+        1 => (1..=3u128, prop::sample::select(CommandState::ALL.to_vec()))
+            .prop_map(|(id, state)| Target::ActionState { action: Uuid::from_u128(id), state }),
+    ];
+    leaf.prop_recursive(3, 12, 3, |inner| {
+        prop_oneof![
+            inner.clone().prop_map(|target| Target::Not(Box::new(target))),
+            prop::collection::vec(inner.clone(), 2..4).prop_map(Target::And),
+            prop::collection::vec(inner, 2..4).prop_map(Target::Or),
+        ]
+    })
+}
+
+/// Puts a fleet into an empty store, and answers its agents as they are in memory, by their keys.
+async fn settle<B: Backend>(backend: &B, fleet: &[Drawn]) -> BTreeMap<i64, AgentRecord> {
+    let store = backend.store();
+    let now = store.now();
+    for hours in 0..4 {
+        backend.set_offset(-hours * HOUR);
+        let enrolled = fleet.iter().filter(|drawn| drawn.enrolled == hours).map(|Drawn { record, .. }| NewAgent {
+            enrollment: Enrollment {
+                name: record.name.clone(),
+                labels: record.labels.clone(),
+                facts: record.facts.clone(),
+                version: record.version.clone().unwrap_or_default(),
+            },
+            transport: record.transport.clone(),
+            address: None,
+        });
+        store.agent_insert(enrolled.collect()).await.unwrap();
+    }
+    let keys: Vec<i64> =
+        store.agent_match(&Target::All, 0, 1_000).await.unwrap().into_iter().map(|(no, _)| no).collect();
+    let known = store.agent_get_many(&keys).await.unwrap();
+    let by_name: BTreeMap<&str, i64> = known.iter().map(|agent| (agent.name.as_str(), agent.no)).collect();
+    let mut records = BTreeMap::new();
+    for drawn in fleet {
+        let no = by_name[drawn.record.name.as_str()];
+        if let Some(hours) = drawn.seen {
+            backend.set_offset(-hours * HOUR);
+            store.session_open(&[(no, 1)]).await.unwrap();
+            if !drawn.record.online {
+                store.session_close(&[(no, 1)]).await.unwrap();
+            }
+        }
+        let mut record = drawn.record.clone();
+        record.enrolled_at = Timestamp(now.0 - drawn.enrolled * HOUR);
+        record.last_seen = drawn.seen.map(|hours| Timestamp(now.0 - hours * HOUR));
+        for (id, state) in drawn.commands.iter().enumerate() {
+            record.commands.extend(state.map(|state| (Uuid::from_u128(id as u128 + 1), state)));
+        }
+        records.insert(no, record);
+    }
+    backend.set_offset(0);
+    for id in [1, 2].map(Uuid::from_u128) {
+        let taken = accept(store, json!({"id": id})).await;
+        let with = |no: &i64| records[no].commands.get(&id).copied();
+        let agents: Vec<i64> = keys.iter().copied().filter(|no| with(no).is_some()).collect();
+        store.command_insert(vec![page(taken.no, 0, &agents, true)]).await.unwrap();
+        for no in agents {
+            bring(store, taken, no, with(&no).unwrap()).await;
+        }
+    }
+    records
+}
+
+async fn means_the_same<B: Backend>(fleet: &[Drawn], targets: &[Target]) -> Result<(), TestCaseError> {
+    let backend = B::fresh().await;
+    let agents = settle(&backend, fleet).await;
+    for target in targets {
+        let now = backend.store().now();
+        let found = backend.store().agent_match(target, 0, 1_000).await;
+        prop_assert!(found.is_ok(), "{:?}: {:?}", target, found);
+        let found: BTreeSet<i64> = found.unwrap().into_iter().map(|(no, _)| no).collect();
+        for (no, agent) in &agents {
+            prop_assert_eq!(found.contains(no), target.matches(agent, now), "{:?} for {:?}", target, agent);
+        }
+    }
+    Ok(())
+}
+
+pub async fn a_target_means_the_same_in_the_store_and_in_memory<B: Backend>(_: &mut B) {
+    // A hundred fleets of up to 15 agents and a hundred targets for each: 10,000 targets.
+    let inputs = (fleet(), prop::collection::vec(target(), 100));
+    property(100, inputs, async |(fleet, targets)| means_the_same::<B>(&fleet, &targets).await);
+}
