@@ -166,6 +166,7 @@ impl Handler<Connect> for StreamSender {
     type Result = ResponseFuture<Option<Connected>>;
 
     fn handle(&mut self, Connect { agent_no }: Connect, _: &mut Self::Context) -> Self::Result {
+        crate::fault_point!("stream_sender.connect");
         if self.leaving {
             return Box::pin(async { None });
         }

@@ -460,6 +460,7 @@ impl Session {
         match done {
             Done::Results(None) | Done::Reports(None) => return Some(End::with(close::GOING_AWAY)),
             Done::Results(Some(stored)) => {
+                crate::fault_point!("session.stored");
                 stored.commands.iter().for_each(|run| self.desk.forget(*run));
                 stored.rejected.iter().for_each(|r| self.desk.forget(RunRef { action: r.action, run: r.run }));
                 self.push(&ServerFrame::Stored(stored));
