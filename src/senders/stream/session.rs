@@ -317,9 +317,9 @@ impl Session {
         match frame {
             AgentFrame::Hello(_) => Some(End::error(close::MALFORMED, "second-hello", "hello was said before")),
             AgentFrame::Received { commands } => {
-                let now = self.parts.store.now();
+                let (now, clock) = (self.parts.store.now(), Instant::now());
                 let (known, unknown): (Vec<_>, Vec<_>) =
-                    commands.into_iter().partition(|run| self.desk.received(*run, now));
+                    commands.into_iter().partition(|run| self.desk.received(*run, now, clock));
                 let late = known.into_iter().filter_map(|run| self.desk.late_received(run).map(|r| (Some(run), r)));
                 let late = late.collect();
                 self.record_reports(late);
@@ -469,8 +469,8 @@ impl Session {
                 let mut over = Vec::new();
                 for (run, answer) in answers {
                     match answer {
-                        // Its row says `sent`; its result is awaited.
-                        Answer::Stored => {}
+                        // Its row says `sent`, and its result is awaited; or it is undeliverable.
+                        Answer::Stored => self.desk.settled(run),
                         // An attempt that failed: it comes again through the scheduler.
                         Answer::Again { .. } => self.desk.forget(run),
                         // Decided while the agent was away: nobody waits for its result.
