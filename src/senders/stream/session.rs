@@ -8,7 +8,7 @@
 //! agent comes back with all that was not stored.
 
 use super::desk::{Desk, Offered, QUEUE, result_report};
-use super::{Connect, Connected, Disconnect, StreamSender, ToSession};
+use super::{Connect, Connected, StreamSender, ToSession};
 use crate::domain::action::Action;
 use crate::domain::agent::{AgentRef, facts_fit};
 use crate::domain::command::{Answer, Event};
@@ -365,8 +365,11 @@ impl Session {
                 Some(End::error(close::REPLACED, "replaced", "a newer connection of this agent is here"))
             }
             Some(ToSession::Leave) => Some(End::with(close::GOING_AWAY)),
+            None if self.connected.replaced.load(Ordering::Acquire) => {
+                Some(End::error(close::REPLACED, "replaced", "a newer connection of this agent is here"))
+            }
             None => {
-                // The stream sender was restarted, or a newer connection pushed this one out of a full inbox.
+                // The stream sender was restarted.
                 let again = self.parts.sender.send(Connect { agent_no: self.agent.no });
                 match tokio::time::timeout(Duration::from_secs(10), again).await {
                     Ok(Ok(Some(connected))) => {
@@ -537,7 +540,6 @@ impl Session {
         if !reports.is_empty() && record(&self.parts.context, reports).await.is_none() {
             log::warn!(agent = self.agent.name.as_str(); "what an agent left behind is looked at again later");
         }
-        self.parts.sender.do_send(Disconnect { agent_no: self.agent.no, epoch: self.connected.epoch });
     }
 }
 
