@@ -177,3 +177,14 @@ async fn an_actor_that_restarts_do_not_help_ends_the_server_and_the_next_start_g
         assert_eq!((&view["counts"]["total"], &view["counts"]["succeeded"]), (&json!(1), &json!(1)));
     }
 }
+
+#[actix_rt::test]
+async fn a_fallen_connection_whose_agent_stays_away_does_not_hold_up_the_stop() {
+    let mut server = Server::start(often("session=1*panic")).await;
+    let token = server.enroll("gone", json!({})).await;
+    let mut agent = crate::support::WireAgent::hello(&server.url, &token, 16).await;
+    server.submit(json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "ping" }] })).await;
+    agent.expect_close().await;
+    let ended = tokio::time::timeout(std::time::Duration::from_secs(15), server.terminate()).await;
+    assert!(ended.expect("nobody is left to wait for").success());
+}
