@@ -40,6 +40,7 @@ impl Sink for CommandSink {
     }
 
     async fn written(&self, pages: Vec<NewPage>, answers: &[Result<Inserted, Refused>]) {
+        crate::fault_point!("command_store.written");
         for (NewPage { action, page, commands }, answer) in pages.into_iter().zip(answers) {
             if matches!(answer, Ok(Inserted::Written)) && !commands.is_empty() {
                 let committed = Committed { action, after: page.after, through: page.through, commands };

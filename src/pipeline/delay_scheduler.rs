@@ -175,6 +175,7 @@ impl DelayScheduler {
         self.chunks += 1;
         let answer = self.parts.router.send(Dispatch(deliveries));
         ctx.spawn(answer.into_actor(self).map(move |answer, scheduler, ctx| {
+            crate::fault_point!("delay_scheduler.answered");
             scheduler.chunks -= 1;
             for entry in &entries {
                 scheduler.dispatched.remove(&(entry.due.action_no, entry.due.agent_no));

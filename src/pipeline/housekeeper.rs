@@ -106,6 +106,7 @@ async fn complete(store: &dyn Store, nos: Vec<i64>) -> Result<(), StoreError> {
 pub async fn run_once(parts: &HousekeeperParts) -> Result<(), StoreError> {
     let store = &*parts.store;
     overdue(parts).await?;
+    crate::fault_point!("housekeeper.round");
     let mut after = 0;
     loop {
         let page = store.action_list_open(after, PAGE).await?;

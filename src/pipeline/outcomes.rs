@@ -61,6 +61,7 @@ impl Sink for OutcomeSink {
     }
 
     async fn written(&self, reports: Vec<Report>, answers: &[Result<Answer, Refused>]) {
+        crate::fault_point!("outcomes.written");
         let mut again = Vec::new();
         let mut touched = BTreeSet::new();
         for (report, answer) in reports.iter().zip(answers) {

@@ -139,6 +139,7 @@ pub async fn run_once(parts: &ResolverParts, no: i64) -> Result<bool, StoreError
         return Ok(true);
     }
     log::debug!(action:% = action.id, expected = resolution.expected, through = resolution.through; "resolving an action");
+    crate::fault_point!("resolver.page");
     let (mut after, mut position) = (resolution.through, resolution.written);
     let mut under_way = FuturesOrdered::new();
     let mut last = false;

@@ -80,6 +80,7 @@ impl Handler<Dispatch> for SenderRouter {
         let outcomes = self.outcomes.clone();
         let done = async move {
             let back: Vec<_> = join_all(taken_over).await.into_iter().flatten().collect();
+            crate::fault_point!("sender_router.answered");
             if !unserved.is_empty() && !matches!(outcomes.send(Put::<OutcomeSink>(unserved)).await, Ok(Some(_))) {
                 log::warn!("commands without a sender are looked at again later");
             }

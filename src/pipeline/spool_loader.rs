@@ -117,6 +117,7 @@ impl SpoolLoader {
         let round = run_once(self.spool.clone(), self.store.clone(), keep);
         ctx.spawn(round.into_actor(self).map(|round, loader, ctx| {
             loader.scanning = false;
+            crate::fault_point!("spool_loader.stored");
             if round.stored {
                 loader.resolver.try_send(Resolve).ok();
             }
@@ -307,6 +308,7 @@ impl Handler<Scan> for SpoolLoader {
 
     fn handle(&mut self, _: Scan, ctx: &mut Self::Context) {
         self.notified.store(false, Ordering::Release);
+        crate::fault_point!("spool_loader.notified");
         self.scan(ctx);
     }
 }

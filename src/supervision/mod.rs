@@ -9,8 +9,9 @@
 //! Actix keeps the same actor *value* over a restart, half-changed as the panic left it: `restarting` must set it back
 //! to an empty state, and `started` must fill it from the store.
 //!
-//! More than `max_restarts` of one actor `within` a time means that restarting doesn't help. The [`Supervision`] then
-//! escalates: the process drains and exits with an error, so that the service manager starts it anew.
+//! More than `max_restarts` of one actor `within` a time means that restarting doesn't help. The actor is then left
+//! stopped, so that nobody waits for it, not even the drain; the [`Supervision`] escalates: the process drains and exits
+//! with an error, so that the service manager starts it anew.
 
 mod health;
 
@@ -71,12 +72,14 @@ impl<A: Supervised + Actor<Context = Context<A>> + Unpin> Future for Keeper<A> {
                         return Poll::Ready(());
                     }
                     Err(panic) => {
-                        this.fell(&text_of(&*panic));
-                        continue;
+                        if this.fell(&text_of(&*panic)) {
+                            continue;
+                        }
+                        return Poll::Ready(());
                     }
                 }
             }
-            match catch_unwind(AssertUnwindSafe(|| Pin::new(&mut this.run).poll(cx))) {
+            let restarts = match catch_unwind(AssertUnwindSafe(|| Pin::new(&mut this.run).poll(cx))) {
                 Ok(Poll::Pending) => return Poll::Pending,
                 Ok(Poll::Ready(())) if this.supervision.is_draining() => {
                     this.health.set_stopped();
@@ -84,22 +87,30 @@ impl<A: Supervised + Actor<Context = Context<A>> + Unpin> Future for Keeper<A> {
                 }
                 Ok(Poll::Ready(())) => this.fell("it stopped by itself"),
                 Err(panic) => this.fell(&text_of(&*panic)),
+            };
+            if !restarts {
+                // With this future the mailbox goes: whoever waits for an answer learns that there is none.
+                return Poll::Ready(());
             }
         }
     }
 }
 
 impl<A: Supervised + Actor<Context = Context<A>>> Keeper<A> {
-    /// Counts the fall, and sets the wait before the restart.
-    fn fell(&mut self, cause: &str) {
+    /// Counts the fall, and sets the wait before the restart; false when there is none.
+    fn fell(&mut self, cause: &str) -> bool {
         let recent = self.health.fell(cause, self.supervision.limits().within.0);
         let limits = self.supervision.limits();
-        log::error!(actor = self.name, cause, restarts = recent; "an actor fell and is restarted");
         if recent > limits.max_restarts as usize {
+            log::error!(actor = self.name, cause, falls = recent; "an actor fell too often and is not restarted");
+            self.health.set_stopped();
             self.supervision.escalate(self.name);
+            return false;
         }
+        log::error!(actor = self.name, cause, restarts = recent; "an actor fell and is restarted");
         let wait = restart_wait(recent, limits.backoff_min.0, limits.backoff_max.0, rand::rng().random());
         self.pause = Some(Box::pin(tokio::time::sleep(wait)));
+        true
     }
 }
 
@@ -192,6 +203,8 @@ mod tests {
             assert!(counter.send(Add(13)).await.is_err());
         }
         assert_eq!(supervision.escalated().await, "counter");
+        assert!(counter.send(Add(1)).await.is_err(), "nobody may wait for an actor that is not restarted");
+        assert_eq!(supervision.reports()[0].state, "stopped");
     }
 
     #[test]

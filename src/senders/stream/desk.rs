@@ -4,9 +4,9 @@
 //! time. What a session holds for longer than [`WINDOW`] gets an open row, so that the store knows where it is; most
 //! commands are over before that, and cost their two inserts and nothing else.
 
-use crate::domain::action::Action;
+use crate::domain::action::{Action, GRACE};
 use crate::domain::command::{Event, RunEnd};
-use crate::domain::protocol::{Command, RunRef, RunResult};
+use crate::domain::protocol::{Command, MAX_FRAME, RunRef, RunResult};
 use crate::domain::time::Timestamp;
 use crate::pipeline::messages::Delivery;
 use crate::store::{Due, Report};
@@ -23,6 +23,9 @@ pub const RECEIVED_WITHIN: Duration = Duration::from_secs(30);
 pub const QUEUE: usize = 256;
 /// The most unfinished commands that an agent may take, whatever it says.
 pub const MAX_CAPACITY: usize = 1_000;
+/// Bytes of operations that may be on their way to an agent: an agent that doesn't read them has them in this process's
+/// memory. As much as the largest frame: one that reads says `received` long before that is a bottleneck.
+const IN_TRANSIT: usize = MAX_FRAME;
 
 /// (−priority, due, action): who goes first.
 type Turn = (Reverse<i32>, Timestamp, i64);
@@ -46,6 +49,22 @@ struct Flying {
     received_at: Option<Timestamp>,
     /// Its result is on its way to the store.
     ended: bool,
+    /// `received` did not come: the attempt has failed, and what that means is on its way to the store.
+    given_up: bool,
+    /// From here on nobody waits for its result.
+    until: Option<Instant>,
+}
+
+impl Flying {
+    /// Bytes that are on their way to the agent.
+    fn in_transit(&self) -> usize {
+        if self.received_at.is_some() || self.ended { 0 } else { self.action.operations.get().len() }
+    }
+
+    fn wait_from(&mut self, clock: Instant) {
+        // A second more than the housekeeper waits: what the store says then comes first.
+        self.until.get_or_insert(clock + self.action.policy.timeout + GRACE + Duration::from_secs(1));
+    }
 }
 
 /// What became of an offered command.
@@ -114,7 +133,11 @@ impl Desk {
     /// housekeeper closes it.
     pub fn hand_over(&mut self, now: Timestamp, clock: Instant) -> Vec<Command> {
         let mut commands = Vec::new();
-        while self.flying.len() < self.capacity {
+        if self.queue.is_empty() {
+            return commands;
+        }
+        let mut in_transit: usize = self.flying.values().map(Flying::in_transit).sum();
+        while self.flying.len() < self.capacity && in_transit < IN_TRANSIT {
             let Some((_, Queued { delivery: Delivery { due, action }, .. })) = self.queue.pop_first() else { break };
             if action.is_cancelled() || action.expires_at <= now {
                 self.runs.remove(&action.no);
@@ -138,17 +161,21 @@ impl Desk {
                 handed_at: clock,
                 received_at: None,
                 ended: false,
+                given_up: false,
+                until: None,
                 action,
             };
+            in_transit += flying.in_transit();
             self.flying.insert(RunRef { action: flying.action.id, run: due.run }, flying);
         }
         commands
     }
 
     /// The agent says that it has this run; false if this session didn't hand it over.
-    pub fn received(&mut self, run: RunRef, now: Timestamp) -> bool {
+    pub fn received(&mut self, run: RunRef, now: Timestamp, clock: Instant) -> bool {
         match self.flying.get_mut(&run) {
             Some(flying) => {
+                flying.wait_from(clock);
                 flying.received_at.get_or_insert(now);
                 true
             }
@@ -165,7 +192,7 @@ impl Desk {
         self.forget_action(action.no);
         self.runs.insert(action.no, run);
         let run = RunRef { action: action.id, run };
-        let flying = Flying {
+        let mut flying = Flying {
             fresh: false,
             due_at: action.valid_from,
             attempts: 0,
@@ -173,8 +200,11 @@ impl Desk {
             handed_at: clock,
             received_at: Some(now),
             ended: false,
+            given_up: false,
+            until: None,
             action,
         };
+        flying.wait_from(clock);
         self.flying.insert(run, flying);
     }
 
@@ -196,6 +226,13 @@ impl Desk {
         }
     }
 
+    /// What happened to this run is stored: if that was a hand-over that came to nothing, it takes up no room any more.
+    pub fn settled(&mut self, run: RunRef) {
+        if self.flying.get(&run).is_some_and(|flying| flying.given_up) {
+            self.forget(run);
+        }
+    }
+
     /// Removes all that belongs to actions that were ended by a user; answers which of them the agent has.
     pub fn cancel(&mut self, nos: &[i64]) -> Vec<uuid::Uuid> {
         let here: Vec<uuid::Uuid> = self
@@ -214,7 +251,7 @@ impl Desk {
     pub fn next_deadline(&self) -> Option<Instant> {
         let flying = self.flying.values().filter(|flying| !flying.ended).filter_map(|flying| {
             match (flying.received_at, flying.recorded) {
-                (Some(_), true) => None,
+                (Some(_), true) => flying.until,
                 (None, true) => Some(flying.handed_at + RECEIVED_WITHIN),
                 (_, false) => Some(flying.handed_at + WINDOW),
             }
@@ -226,6 +263,10 @@ impl Desk {
     /// Open rows for what is here for longer than the window, and attempts that came to nothing.
     pub fn look_at_clock(&mut self, clock: Instant) -> Vec<(Option<RunRef>, Report)> {
         let mut reports = Vec::new();
+        // The housekeeper has given these up; the agent kills them by itself.
+        let over = |flying: &Flying| !flying.ended && flying.until.is_some_and(|until| clock >= until);
+        let over: Vec<RunRef> = self.flying.iter().filter(|(_, flying)| over(flying)).map(|(run, _)| *run).collect();
+        over.into_iter().for_each(|run| self.forget(run));
         for (run, flying) in &mut self.flying {
             let age = clock.saturating_duration_since(flying.handed_at);
             if flying.ended {
@@ -233,6 +274,7 @@ impl Desk {
             }
             if flying.received_at.is_none() && age >= RECEIVED_WITHIN {
                 flying.ended = true;
+                flying.given_up = true;
                 let event = Event::AttemptFailed {
                     run: run.run,
                     attempts: flying.attempts + 1,

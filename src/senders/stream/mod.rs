@@ -50,15 +50,31 @@ pub struct Connect {
 
 /// A session's end of its connection to the stream sender.
 pub struct Connected {
-    /// This connection among those of the agent; a later one has a higher epoch.
-    pub epoch: i64,
     /// What is to be done.
     pub inbox: mpsc::Receiver<ToSession>,
     /// Set when something didn't fit into the inbox: the store has more.
     pub more: Arc<AtomicBool>,
+    /// Set when a newer connection of the agent is here, also if the inbox had no room to say so.
+    pub replaced: Arc<AtomicBool>,
+    /// Signs the connection off.
+    _sign_off: SignOff,
 }
 
-/// Session → stream sender: this connection is gone, and all that it held is recorded.
+/// Tells the stream sender that a connection is gone, however it went: its task may have panicked, or may never have
+/// learned that it was signed on.
+struct SignOff {
+    sender: Addr<StreamSender>,
+    agent_no: i64,
+    epoch: i64,
+}
+
+impl Drop for SignOff {
+    fn drop(&mut self) {
+        self.sender.do_send(Disconnect { agent_no: self.agent_no, epoch: self.epoch });
+    }
+}
+
+/// Session → stream sender: this connection is gone, and all that it held is recorded, or is found in the store.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Disconnect {
@@ -72,6 +88,7 @@ struct Handle {
     epoch: i64,
     inbox: mpsc::Sender<ToSession>,
     more: Arc<AtomicBool>,
+    replaced: Arc<AtomicBool>,
 }
 
 /// See the module.
@@ -165,23 +182,27 @@ impl Handler<Cancelled> for StreamSender {
 impl Handler<Connect> for StreamSender {
     type Result = ResponseFuture<Option<Connected>>;
 
-    fn handle(&mut self, Connect { agent_no }: Connect, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, Connect { agent_no }: Connect, ctx: &mut Self::Context) -> Self::Result {
+        crate::fault_point!("stream_sender.connect");
         if self.leaving {
             return Box::pin(async { None });
         }
         let epoch = self.next_epoch();
         let (sender, inbox) = mpsc::channel(TO_SESSION);
         let more = Arc::new(AtomicBool::new(false));
-        let handle = Handle { epoch, inbox: sender, more: more.clone() };
+        let replaced = Arc::new(AtomicBool::new(false));
+        let handle = Handle { epoch, inbox: sender, more: more.clone(), replaced: replaced.clone() };
+        let sign_off = SignOff { sender: ctx.address(), agent_no, epoch };
         if let Some(older) = self.by_agent.insert(agent_no, handle) {
             // If its inbox is full it finds out when it has read it: the channel closes behind it.
+            older.replaced.store(true, Ordering::Release);
             older.inbox.try_send(ToSession::Replaced).ok();
         }
         self.presence.insert(agent_no);
         let stored = self.sessions.send(Put::<SessionSink>(vec![SessionChange::Opened { agent_no, epoch }]));
         Box::pin(async move {
             let stored = stored.await.ok().flatten()?.into_iter().all(|answer| answer.is_ok());
-            stored.then_some(Connected { epoch, inbox, more })
+            stored.then_some(Connected { inbox, more, replaced, _sign_off: sign_off })
         })
     }
 }

@@ -8,7 +8,7 @@
 //! agent comes back with all that was not stored.
 
 use super::desk::{Desk, Offered, QUEUE, result_report};
-use super::{Connect, Connected, Disconnect, StreamSender, ToSession};
+use super::{Connect, Connected, StreamSender, ToSession};
 use crate::domain::action::Action;
 use crate::domain::agent::{AgentRef, facts_fit};
 use crate::domain::command::{Answer, Event};
@@ -317,9 +317,9 @@ impl Session {
         match frame {
             AgentFrame::Hello(_) => Some(End::error(close::MALFORMED, "second-hello", "hello was said before")),
             AgentFrame::Received { commands } => {
-                let now = self.parts.store.now();
+                let (now, clock) = (self.parts.store.now(), Instant::now());
                 let (known, unknown): (Vec<_>, Vec<_>) =
-                    commands.into_iter().partition(|run| self.desk.received(*run, now));
+                    commands.into_iter().partition(|run| self.desk.received(*run, now, clock));
                 let late = known.into_iter().filter_map(|run| self.desk.late_received(run).map(|r| (Some(run), r)));
                 let late = late.collect();
                 self.record_reports(late);
@@ -365,8 +365,11 @@ impl Session {
                 Some(End::error(close::REPLACED, "replaced", "a newer connection of this agent is here"))
             }
             Some(ToSession::Leave) => Some(End::with(close::GOING_AWAY)),
+            None if self.connected.replaced.load(Ordering::Acquire) => {
+                Some(End::error(close::REPLACED, "replaced", "a newer connection of this agent is here"))
+            }
             None => {
-                // The stream sender was restarted, or a newer connection pushed this one out of a full inbox.
+                // The stream sender was restarted.
                 let again = self.parts.sender.send(Connect { agent_no: self.agent.no });
                 match tokio::time::timeout(Duration::from_secs(10), again).await {
                     Ok(Ok(Some(connected))) => {
@@ -460,6 +463,7 @@ impl Session {
         match done {
             Done::Results(None) | Done::Reports(None) => return Some(End::with(close::GOING_AWAY)),
             Done::Results(Some(stored)) => {
+                crate::fault_point!("session.stored");
                 stored.commands.iter().for_each(|run| self.desk.forget(*run));
                 stored.rejected.iter().for_each(|r| self.desk.forget(RunRef { action: r.action, run: r.run }));
                 self.push(&ServerFrame::Stored(stored));
@@ -468,8 +472,8 @@ impl Session {
                 let mut over = Vec::new();
                 for (run, answer) in answers {
                     match answer {
-                        // Its row says `sent`; its result is awaited.
-                        Answer::Stored => {}
+                        // Its row says `sent`, and its result is awaited; or it is undeliverable.
+                        Answer::Stored => self.desk.settled(run),
                         // An attempt that failed: it comes again through the scheduler.
                         Answer::Again { .. } => self.desk.forget(run),
                         // Decided while the agent was away: nobody waits for its result.
@@ -536,7 +540,6 @@ impl Session {
         if !reports.is_empty() && record(&self.parts.context, reports).await.is_none() {
             log::warn!(agent = self.agent.name.as_str(); "what an agent left behind is looked at again later");
         }
-        self.parts.sender.do_send(Disconnect { agent_no: self.agent.no, epoch: self.connected.epoch });
     }
 }
 

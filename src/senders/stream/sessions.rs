@@ -67,5 +67,7 @@ impl Sink for SessionSink {
         Ok(vec![(); changes.len()])
     }
 
-    async fn written(&self, _: Vec<SessionChange>, _: &[Result<(), Refused>]) {}
+    async fn written(&self, _: Vec<SessionChange>, _: &[Result<(), Refused>]) {
+        crate::fault_point!("sessions.written");
+    }
 }

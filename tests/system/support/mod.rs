@@ -1,7 +1,9 @@
-//! A server and agents as processes, and an agent on the wire.
+//! A server and agents as processes, many agents in this process, and an agent on the wire.
 
+mod fleet;
 mod server;
 mod wire;
 
+pub use fleet::Fleet;
 pub use server::{AgentProcess, Server, ServerOptions, eventually};
-pub use wire::WireAgent;
+pub use wire::{WireAgent, success};

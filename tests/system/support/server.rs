@@ -29,11 +29,19 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: i
 pub struct ServerOptions {
     /// `ODOSHI__…` settings and anything else for the environment.
     pub env: Vec<(String, String)>,
+    /// The user and group that the server runs as and owns its folder; else those of the test.
+    pub uid: Option<u32>,
 }
 
 impl ServerOptions {
     pub fn with(mut self, key: &str, value: &str) -> Self {
         self.env.push((key.into(), value.into()));
+        self
+    }
+
+    /// Runs the server as this user. Only root can do so.
+    pub fn as_user(mut self, uid: u32) -> Self {
+        self.uid = Some(uid);
         self
     }
 }
@@ -55,6 +63,9 @@ impl Server {
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let folder = tempfile::Builder::new().prefix("odoshi-test-").tempdir().unwrap();
         let url = format!("http://127.0.0.1:{port}");
+        if let Some(uid) = options.uid {
+            std::os::unix::fs::chown(folder.path(), Some(uid), Some(uid)).unwrap();
+        }
         let mut server = Self { folder, url, options, port, child: None, starts: 0 };
         server.spawn();
         server.ready().await;
@@ -89,7 +100,28 @@ impl Server {
             .stdout(Stdio::null())
             .stderr(log)
             .process_group(0);
+        if let Some(uid) = self.options.uid {
+            command.uid(uid).gid(uid);
+        }
         self.child = Some(command.spawn().unwrap());
+    }
+
+    /// Takes something out of the environment of the next start.
+    pub fn unset(&mut self, key: &str) {
+        self.options.env.retain(|(name, _)| name != key);
+    }
+
+    /// What `/readyz` says, and with which status; `None` when nobody answers.
+    pub async fn readyz(&self) -> Option<(u16, Value)> {
+        let answer = reqwest::get(format!("{}/readyz", self.url)).await.ok()?;
+        Some((answer.status().as_u16(), answer.json().await.ok()?))
+    }
+
+    /// How often this actor was restarted since the server's start.
+    pub async fn restarts(&self, actor: &str) -> u64 {
+        let (_, readiness) = self.readyz().await.unwrap();
+        let actors = readiness["actors"].as_array().unwrap();
+        actors.iter().find(|report| report["name"] == actor).unwrap()["restarts"].as_u64().unwrap()
     }
 
     pub async fn ready(&mut self) {

@@ -1,0 +1,256 @@
+//! How much an agent gets, in which order, and what becomes of what it doesn't answer.
+
+use crate::support::{Server, ServerOptions, WireAgent, success};
+use futures_util::future::join_all;
+use serde_json::{Value, json};
+use std::collections::BTreeSet;
+use std::time::{Duration, Instant};
+
+fn document(extra: Value) -> Value {
+    let mut document = json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "ping" }] });
+    for (key, value) in extra.as_object().unwrap() {
+        document[key] = value.clone();
+    }
+    document
+}
+
+async fn server_with(agent: &str) -> (Server, String) {
+    let server = Server::start(ServerOptions::default()).await;
+    let token = server.enroll(agent, json!({})).await;
+    (server, token)
+}
+
+/// The next command, which must be the only one in its frame.
+async fn one(agent: &mut WireAgent) -> Value {
+    let mut commands = agent.commands().await;
+    assert_eq!(commands.len(), 1, "{commands:?}");
+    commands.remove(0)
+}
+
+fn refer(command: &Value) -> Value {
+    json!({ "action": command["action"], "run": command["run"] })
+}
+
+async fn received(agent: &mut WireAgent, command: &Value) {
+    agent.send(json!({ "type": "received", "commands": [refer(command)] })).await;
+}
+
+#[actix_rt::test]
+async fn an_agent_never_has_more_than_its_capacity_and_the_urgent_goes_first() {
+    const CAPACITY: usize = 3;
+    let (server, token) = server_with("small").await;
+    let mut agent = WireAgent::hello(&server.url, &token, CAPACITY as u32).await;
+    let mut unfinished: Vec<Value> = Vec::new();
+    for n in 0..CAPACITY {
+        server.submit(document(json!({ "name": format!("first {n}") }))).await;
+    }
+    while unfinished.len() < CAPACITY {
+        unfinished.extend(agent.commands().await);
+    }
+    let mut ids = Vec::new();
+    for priority in [0, -100, 5, 100, 5, -1, 0, 99] {
+        let id = server.submit(document(json!({ "priority": priority, "name": format!("p{priority}") }))).await;
+        server.until_status(&id, "running").await;
+        ids.push(id);
+    }
+    // All of them wait at the desk when the store says that they wait.
+    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    let mut order = Vec::new();
+    for _ in 0..ids.len() {
+        let finished = unfinished.remove(0);
+        agent.succeed(&finished).await;
+        let next = one(&mut agent).await;
+        order.push(next["priority"].as_i64().unwrap());
+        unfinished.push(next);
+        assert_eq!(unfinished.len(), CAPACITY);
+    }
+    assert_eq!(order, [100, 99, 5, 5, 0, 0, -1, -100]);
+}
+
+#[actix_rt::test]
+async fn what_an_agent_says_it_runs_is_not_handed_over_again() {
+    let (server, token) = server_with("back").await;
+    let mut agent = WireAgent::hello(&server.url, &token, 16).await;
+    let running = server.submit(document(json!({}))).await;
+    let command = one(&mut agent).await;
+    received(&mut agent, &command).await;
+    drop(agent);
+    let fresh = server.submit(document(json!({}))).await;
+    let mut agent = WireAgent::connect(&server.url, &token).await;
+    let unknown = json!({ "action": "00000000-0000-4000-8000-000000000000", "run": 1 });
+    agent.send(json!({ "type": "hello", "capacity": 16, "running": [refer(&command), unknown] })).await;
+    assert_eq!(
+        agent.expect("cancel").await["actions"],
+        json!([unknown["action"]]),
+        "what nobody knows is to be stopped"
+    );
+    let next = one(&mut agent).await;
+    assert_eq!(next["action"], *fresh, "the other one is the agent's already");
+    agent.succeed(&next).await;
+    agent.succeed(&command).await;
+    for id in [&running, &fresh] {
+        assert_eq!(server.until_status(id, "completed").await["counts"]["succeeded"], 1);
+    }
+}
+
+#[actix_rt::test]
+async fn a_failed_run_is_followed_by_another_up_to_max_runs() {
+    let (server, token) = server_with("clumsy").await;
+    let mut agent = WireAgent::hello(&server.url, &token, 1).await;
+    let id = server.submit(document(json!({ "max_runs": 2 }))).await;
+    for run in 1..=2 {
+        let command = one(&mut agent).await;
+        assert_eq!((&command["action"], &command["run"], &command["attempt"]), (&json!(id), &json!(run), &json!(1)));
+        let mut result = success(&command);
+        result["status"] = "failed".into();
+        agent.send(json!({ "type": "results", "results": [result] })).await;
+        agent.expect("stored").await;
+    }
+    assert_eq!(server.until_status(&id, "completed").await["counts"]["failed"], 1);
+    assert_eq!(server.commands(&id).await[0]["runs"], 2);
+}
+
+#[actix_rt::test]
+async fn a_cancel_reaches_the_agent_and_is_final() {
+    let (server, token) = server_with("told").await;
+    let mut agent = WireAgent::hello(&server.url, &token, 16).await;
+    let id = server.submit(document(json!({}))).await;
+    let command = one(&mut agent).await;
+    received(&mut agent, &command).await;
+    assert_eq!(server.call("POST", &format!("/v1/actions/{id}/cancel"), None).await.0, 200);
+    assert_eq!(agent.expect("cancel").await["actions"], json!([id]));
+    crate::support::eventually("the cancelled outcome", || async {
+        (server.action(&id).await["counts"]["cancelled"] == 1).then_some(())
+    })
+    .await;
+    agent.succeed(&command).await;
+    let stored = agent.expect("stored").await;
+    assert_eq!((&stored["commands"], &stored["rejected"]), (&json!([refer(&command)]), &json!([])), "a late result");
+    let view = server.action(&id).await;
+    assert_eq!((&view["status"], &view["counts"]["succeeded"]), (&json!("cancelled"), &json!(0)));
+    assert_eq!(server.commands(&id).await[0]["status"], "cancelled");
+}
+
+#[actix_rt::test]
+async fn a_command_for_an_agent_that_stays_away_expires_after_the_grace() {
+    let (server, token) = server_with("away").await;
+    let id = server.submit(document(json!({ "expires_after": "1s" }))).await;
+    let view = server.until_status(&id, "completed").await;
+    assert_eq!((&view["counts"]["total"], &view["counts"]["expired"]), (&json!(1), &json!(1)));
+    let mut agent = WireAgent::hello(&server.url, &token, 16).await;
+    let next = server.submit(document(json!({}))).await;
+    assert_eq!(one(&mut agent).await["action"], *next, "never handed over after its expiry");
+}
+
+#[actix_rt::test]
+async fn who_takes_a_command_and_never_answers_has_timed_out_and_gets_the_next_one() {
+    let (server, token) = server_with("silent").await;
+    let mut agent = WireAgent::hello(&server.url, &token, 1).await;
+    let id = server.submit(document(json!({ "timeout": "1s" }))).await;
+    let command = one(&mut agent).await;
+    received(&mut agent, &command).await;
+    let started = Instant::now();
+    let next = server.submit(document(json!({}))).await;
+    let view = server.until_status(&id, "completed").await;
+    assert!(started.elapsed() > Duration::from_secs(10), "the agent's own word gets its grace");
+    assert_eq!(view["counts"]["timed_out"], 1);
+    let soon = tokio::time::timeout(Duration::from_secs(10), one(&mut agent)).await;
+    assert_eq!(soon.expect("its room is free again")["action"], *next);
+}
+
+#[actix_rt::test]
+async fn without_received_a_hand_over_has_failed_and_is_tried_again_up_to_max_deliveries() {
+    let (server, token) = server_with("forgetful").await;
+    let mut agent = WireAgent::hello(&server.url, &token, 2).await;
+    let once = server.submit(document(json!({ "max_deliveries": 1 }))).await;
+    one(&mut agent).await;
+    let twice = server.submit(document(json!({}))).await;
+    one(&mut agent).await;
+    let started = Instant::now();
+    let waits = server.submit(document(json!({}))).await;
+    let waiting_too = server.submit(document(json!({}))).await;
+    let mut seen = BTreeSet::new();
+    while seen.len() < 3 {
+        for command in agent.commands().await {
+            seen.insert((command["action"].as_str().unwrap().to_owned(), command["attempt"].as_i64().unwrap()));
+            agent.succeed(&command).await;
+        }
+    }
+    assert!(started.elapsed() > Duration::from_secs(25), "not before 30 seconds");
+    assert_eq!(seen, [(twice.clone(), 2), (waits.clone(), 1), (waiting_too.clone(), 1)].into());
+    let view = server.until_status(&once, "completed").await;
+    assert_eq!(view["counts"]["undeliverable"], 1);
+    let command = server.commands(&once).await.remove(0);
+    assert!(command["error"].as_str().unwrap().contains("received"), "{command}");
+    for id in [&twice, &waits, &waiting_too] {
+        assert_eq!(server.until_status(id, "completed").await["counts"]["succeeded"], 1);
+    }
+    // The one that was undeliverable takes up no room.
+    let (a, b) = (server.submit(document(json!({}))).await, server.submit(document(json!({}))).await);
+    let mut both = BTreeSet::new();
+    let all = async {
+        while both.len() < 2 {
+            both.extend(agent.commands().await.iter().map(|command| command["action"].as_str().unwrap().to_owned()));
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), all).await.expect("room for two");
+    assert_eq!(both, [a, b].into());
+}
+
+fn resident_mib(pid: i32) -> u64 {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmHWM:")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
+}
+
+#[actix_rt::test]
+async fn agents_that_stop_reading_cost_little_and_are_dropped_and_get_their_commands_later() {
+    const STUCK: usize = 15;
+    const ACTIONS: usize = 30;
+    let server = Server::start(ServerOptions::default()).await;
+    let enroll = join_all((0..STUCK).map(|n| {
+        let server = &server;
+        async move { server.enroll(&format!("stuck-{n}"), json!({ "group": "stuck" })).await }
+    }));
+    let tokens = enroll.await;
+    let reader = server.enroll("reader", json!({ "group": "reader" })).await;
+    let mut stuck = Vec::new();
+    for token in &tokens {
+        stuck.push(WireAgent::hello(&server.url, token, 1_000).await);
+    }
+    let parameters = "x".repeat(1024 * 1024);
+    let large = json!([{ "module": "ping", "parameters": parameters }]);
+    let mut ids = Vec::new();
+    for _ in 0..ACTIONS {
+        let target = "labels.group = 'stuck'";
+        ids.push(server.submit(document(json!({ "target": target, "operations": large, "timeout": "1h" }))).await);
+    }
+    // Others are served meanwhile.
+    let mut reader = WireAgent::hello(&server.url, &reader, 16).await;
+    for _ in 0..20 {
+        let id = server.submit(document(json!({ "target": "name = 'reader'" }))).await;
+        let command = one(&mut reader).await;
+        reader.succeed(&command).await;
+        assert_eq!(server.until_status(&id, "completed").await["counts"]["succeeded"], 1);
+    }
+    crate::support::eventually("the stuck ones to be dropped", || async {
+        (server.log_text().matches("an agent's connection has ended agent=stuck").count() == STUCK).then_some(())
+    })
+    .await;
+    let log = server.log_text();
+    assert_eq!(log.matches("code=4008").count(), STUCK, "too slow: {log}");
+    let peak = resident_mib(server.pid());
+    println!("{STUCK} agents that don't read {ACTIONS} MiB each: the server had {peak} MiB at most");
+    // All frames at once took 700.
+    assert!(peak < 500, "{peak} MiB");
+    drop(stuck);
+    let mut back = WireAgent::hello(&server.url, &tokens[0], 4).await;
+    let mut again = BTreeSet::new();
+    while again.len() < ACTIONS {
+        for command in back.commands().await {
+            again.insert(command["action"].as_str().unwrap().to_owned());
+            back.succeed(&command).await;
+        }
+    }
+    assert_eq!(again, ids.into_iter().collect());
+}
