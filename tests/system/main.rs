@@ -2,4 +2,6 @@
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "these are tests")]
 
 mod basics;
+mod kill;
+mod scale;
 mod support;

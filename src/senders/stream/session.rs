@@ -245,7 +245,7 @@ impl Session {
             return;
         }
         crate::fault_point!("session");
-        log::trace!(agent = self.agent.name.as_str(), commands = commands.len(); "handing commands over");
+        log::trace!(agent = self.agent.no, commands = commands.len(); "handing commands over");
         let size = |command: &Command| command.operations.get().len() + command.name.len() + 256;
         let mut frame: Vec<Command> = Vec::new();
         let mut weight = 0;

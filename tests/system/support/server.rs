@@ -24,11 +24,18 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: i
     }
 }
 
+/// The program under test. `ODOSHI_TEST_PROGRAM` names a copy of it, for when a build goes on beside a test that restarts it.
+pub fn program() -> PathBuf {
+    std::env::var_os("ODOSHI_TEST_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_odoshi").into(), PathBuf::from)
+}
+
 /// What a test may choose.
 #[derive(Clone, Default)]
 pub struct ServerOptions {
     /// `ODOSHI__…` settings and anything else for the environment.
     pub env: Vec<(String, String)>,
+    /// Keep everything in memory, where there is such a folder: a commit waits for no disk, and a kill loses nothing.
+    pub in_memory: bool,
 }
 
 impl ServerOptions {
@@ -53,7 +60,9 @@ impl Server {
     pub async fn start(options: ServerOptions) -> Self {
         // Free a moment ago; nobody else on this machine asks for the same one twice.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let folder = tempfile::Builder::new().prefix("odoshi-test-").tempdir().unwrap();
+        let memory = Some(Path::new("/dev/shm")).filter(|memory| options.in_memory && memory.is_dir());
+        let parent = memory.map_or_else(std::env::temp_dir, Path::to_owned);
+        let folder = tempfile::Builder::new().prefix("odoshi-test-").tempdir_in(parent).unwrap();
         let url = format!("http://127.0.0.1:{port}");
         let mut server = Self { folder, url, options, port, child: None, starts: 0 };
         server.spawn();
@@ -79,7 +88,7 @@ impl Server {
         assert!(self.child.is_none(), "it runs already");
         self.starts += 1;
         let log = File::create(self.log(self.starts)).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_odoshi"));
+        let mut command = Command::new(program());
         command
             .arg("serve")
             .env("ODOSHI__DATA_DIR", self.data())
@@ -259,7 +268,7 @@ impl AgentProcess {
         .concat();
         let command = move || {
             let log = File::options().create(true).append(true).open(&log).unwrap();
-            let mut command = Command::new(env!("CARGO_BIN_EXE_odoshi"));
+            let mut command = Command::new(program());
             command
                 .args(&arguments)
                 .arg("--token-file")
@@ -268,6 +277,8 @@ impl AgentProcess {
                 .arg(&config)
                 .arg("--state-dir")
                 .arg(state.join("state"))
+                // For what it runs, to leave traces in.
+                .env("AGENT_FOLDER", &state)
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(log)
