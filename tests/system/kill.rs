@@ -38,7 +38,7 @@ fn options() -> ServerOptions {
     ServerOptions { in_memory: true, ..ServerOptions::default() }
         .with("RUST_LOG", "odoshi=trace")
         .with("ODOSHI__RESOLVER__PAGE", "4")
-        .with("ODOSHI__STORE__BATCH__MAX_ITEMS", "8")
+        .with("ODOSHI__STORE__BATCH__MAX_ITEMS", "32")
         .with("FAILPOINTS", "agent_match=sleep(4);command_insert=sleep(4);outcome_record=sleep(4)")
 }
 

@@ -58,16 +58,20 @@ pub struct Server {
 
 impl Server {
     pub async fn start(options: ServerOptions) -> Self {
+        let mut server = Self::prepare(options);
+        server.restart().await;
+        server
+    }
+
+    /// A folder and a port, and no process yet.
+    pub fn prepare(options: ServerOptions) -> Self {
         // Free a moment ago; nobody else on this machine asks for the same one twice.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
         let memory = Some(Path::new("/dev/shm")).filter(|memory| options.in_memory && memory.is_dir());
         let parent = memory.map_or_else(std::env::temp_dir, Path::to_owned);
         let folder = tempfile::Builder::new().prefix("odoshi-test-").tempdir_in(parent).unwrap();
         let url = format!("http://127.0.0.1:{port}");
-        let mut server = Self { folder, url, options, port, child: None, starts: 0 };
-        server.spawn();
-        server.ready().await;
-        server
+        Self { folder, url, options, port, child: None, starts: 0 }
     }
 
     pub fn data(&self) -> PathBuf {
@@ -123,6 +127,13 @@ impl Server {
 
     pub fn pid(&self) -> i32 {
         self.child.as_ref().unwrap().id() as i32
+    }
+
+    /// A line of `/proc/PID/status` in kilobytes: `VmRSS`, `VmHWM`.
+    pub fn memory(&self, line: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let value = status.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(':')).unwrap();
+        value.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// `kill -9`, and waits until it is gone.
