@@ -6,5 +6,7 @@ mod agent_input;
 mod basics;
 #[cfg(feature = "failpoints")]
 mod faults;
+mod kill;
+mod scale;
 mod spool_input;
 mod support;

@@ -11,7 +11,7 @@ use crate::domain::time::Timestamp;
 use crate::pipeline::messages::Delivery;
 use crate::store::{Due, Report};
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -21,6 +21,8 @@ pub const WINDOW: Duration = Duration::from_secs(1);
 pub const RECEIVED_WITHIN: Duration = Duration::from_secs(30);
 /// How many commands wait for room; more stay in the store.
 pub const QUEUE: usize = 256;
+/// What was read from the store is offered within this time, or goes to the agent once more, which costs no more than that.
+const STALE: Duration = Duration::from_secs(5);
 /// The most unfinished commands that an agent may take, whatever it says.
 pub const MAX_CAPACITY: usize = 1_000;
 /// Bytes of operations that may be on their way to an agent: an agent that doesn't read them has them in this process's
@@ -68,14 +70,14 @@ impl Flying {
 }
 
 /// What became of an offered command.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Debug)]
 pub enum Offered {
     /// It waits for room.
     Queued,
     /// It is here already.
     Known,
-    /// There is no room: it must stay in the store.
-    Full,
+    /// There is no room for this one, itself or another that it displaced: it must stay in the store.
+    Back(Delivery),
 }
 
 /// See the module.
@@ -87,13 +89,24 @@ pub struct Desk {
     flying: HashMap<RunRef, Flying>,
     /// Which run of an action's command is queued or flying.
     runs: HashMap<i64, i32>,
+    /// Runs that ended here within [`STALE`], and within the one before: a read that began earlier may still bring them.
+    over: [HashSet<(i64, i32)>; 2],
+    over_since: Option<Instant>,
 }
 
 impl Desk {
     /// An empty desk for an agent that takes `capacity` commands at a time.
     pub fn new(agent_no: i64, capacity: u32) -> Self {
         let capacity = usize::try_from(capacity).unwrap_or(MAX_CAPACITY).min(MAX_CAPACITY);
-        Self { agent_no, capacity, queue: BTreeMap::new(), flying: HashMap::new(), runs: HashMap::new() }
+        Self {
+            agent_no,
+            capacity,
+            queue: BTreeMap::new(),
+            flying: HashMap::new(),
+            runs: HashMap::new(),
+            over: Default::default(),
+            over_since: None,
+        }
     }
 
     /// How many commands wait for room.
@@ -106,21 +119,34 @@ impl Desk {
         self.flying.len()
     }
 
-    /// Takes a command that is due, if it isn't here and there is room.
-    pub fn offer(&mut self, delivery: Delivery, now: Instant) -> Offered {
+    /// Takes a command that is due, if it isn't here and there is room. What goes first displaces what goes last. While the
+    /// `store_has_more`, only what goes before the last one here is taken: something that waits in the store may go
+    /// before the rest, and the queue stays the beginning of all that waits.
+    pub fn offer(&mut self, delivery: Delivery, store_has_more: bool, now: Instant) -> Offered {
         let no = delivery.action.no;
+        self.turn_over(now);
+        if self.over.iter().any(|over| over.contains(&(no, delivery.due.run))) {
+            return Offered::Known;
+        }
         match self.runs.get(&no) {
             Some(run) if *run >= delivery.due.run => return Offered::Known,
             Some(_) => self.forget_action(no),
             None => {}
         }
-        if self.queue.len() >= QUEUE {
-            return Offered::Full;
+        let turn = (Reverse(delivery.action.priority), delivery.due.due_at, no);
+        let is_before_last = self.queue.last_key_value().is_some_and(|(last, _)| turn < *last);
+        if !is_before_last && (store_has_more || self.queue.len() >= QUEUE) {
+            return Offered::Back(delivery);
         }
         self.runs.insert(no, delivery.due.run);
-        let turn = (Reverse(delivery.action.priority), delivery.due.due_at, no);
         self.queue.insert(turn, Queued { delivery, since: now });
-        Offered::Queued
+        match self.queue.len() > QUEUE {
+            true => self.queue.pop_last().map_or(Offered::Queued, |((_, _, no), displaced)| {
+                self.runs.remove(&no);
+                Offered::Back(displaced.delivery)
+            }),
+            false => Offered::Queued,
+        }
     }
 
     fn forget_action(&mut self, no: i64) {
@@ -230,6 +256,22 @@ impl Desk {
     pub fn settled(&mut self, run: RunRef) {
         if self.flying.get(&run).is_some_and(|flying| flying.given_up) {
             self.forget(run);
+        }
+    }
+
+    /// The store says that this run is over: it isn't to be handed over again, whatever was read before.
+    pub fn finish(&mut self, run: RunRef, now: Instant) {
+        self.turn_over(now);
+        if let Some(flying) = self.flying.get(&run) {
+            self.over[0].insert((flying.action.no, run.run));
+        }
+        self.forget(run);
+    }
+
+    fn turn_over(&mut self, now: Instant) {
+        if now.saturating_duration_since(*self.over_since.get_or_insert(now)) >= STALE {
+            self.over_since = Some(now);
+            self.over = [HashSet::new(), std::mem::take(&mut self.over[0])];
         }
     }
 
@@ -368,4 +410,60 @@ pub fn result_report(
     };
     let event = Event::Result(Box::new(end));
     Report { action_no: action.no, agent_no, policy: action.policy, event, fresh }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::action::NewAction;
+
+    /// A command of the `no`th action, due when its number says.
+    fn delivery(no: i64, priority: i32) -> Delivery {
+        let document =
+            format!(r#"{{"name":"n","target":"TRUE","operations":[{{"module":"ping"}}],"priority":{priority}}}"#);
+        let new = NewAction::from_json(document.as_bytes(), uuid::Uuid::now_v7(), Timestamp(0)).expect("valid");
+        let action = Arc::new(Action::from_new(no, &new, false).expect("valid"));
+        let due = Due { action_no: no, agent_no: 1, run: 1, attempts: 0, due_at: Timestamp(no), priority, open: true };
+        Delivery { due, action }
+    }
+
+    fn back(offered: Offered) -> Option<i64> {
+        match offered {
+            Offered::Back(delivery) => Some(delivery.action.no),
+            Offered::Queued | Offered::Known => None,
+        }
+    }
+
+    #[test]
+    fn what_goes_first_displaces_what_goes_last_from_a_full_queue() {
+        let (mut desk, now) = (Desk::new(1, 1), Instant::now());
+        let full = QUEUE as i64;
+        assert!((1..=full).all(|no| back(desk.offer(delivery(no, 0), false, now)).is_none()));
+        assert_eq!(back(desk.offer(delivery(full + 1, 0), false, now)), Some(full + 1));
+        assert_eq!(back(desk.offer(delivery(full + 2, 1), false, now)), Some(full));
+        assert_eq!(desk.queued(), QUEUE);
+        assert_eq!(back(desk.offer(delivery(1, 0), false, now)), None, "it is known");
+    }
+
+    #[test]
+    fn what_has_just_ended_is_not_handed_over_again() {
+        let (mut desk, now) = (Desk::new(1, 1), Instant::now());
+        desk.offer(delivery(1, 0), false, now);
+        let command = desk.hand_over(Timestamp(1), now).remove(0);
+        desk.finish(command.run_ref(), now);
+        assert!(matches!(desk.offer(delivery(1, 0), false, now), Offered::Known), "a read that began before");
+        assert!(desk.hand_over(Timestamp(1), now).is_empty());
+        desk.offer(delivery(1, 0), false, now + STALE);
+        assert!(desk.hand_over(Timestamp(1), now).is_empty(), "at least for so long");
+    }
+
+    #[test]
+    fn while_the_store_has_more_only_what_goes_before_the_last_one_is_taken() {
+        let (mut desk, now) = (Desk::new(1, 1), Instant::now());
+        assert_eq!(back(desk.offer(delivery(5, 0), true, now)), Some(5), "nothing is known of the store's order");
+        assert_eq!(back(desk.offer(delivery(5, 0), false, now)), None);
+        assert_eq!(back(desk.offer(delivery(6, 0), true, now)), Some(6));
+        assert_eq!(back(desk.offer(delivery(4, 0), true, now)), None);
+        assert_eq!(back(desk.offer(delivery(7, 9), true, now)), None);
+    }
 }

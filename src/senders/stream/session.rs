@@ -245,7 +245,7 @@ impl Session {
             return;
         }
         crate::fault_point!("session");
-        log::trace!(agent = self.agent.name.as_str(), commands = commands.len(); "handing commands over");
+        log::trace!(agent = self.agent.no, commands = commands.len(); "handing commands over");
         let size = |command: &Command| command.operations.get().len() + command.name.len() + 256;
         let mut frame: Vec<Command> = Vec::new();
         let mut weight = 0;
@@ -263,7 +263,9 @@ impl Session {
     fn deadline(&self) -> Instant {
         let fixed = (self.last_ping + PING_EVERY).min(self.last_heard + SILENCE);
         let stalled = self.stalled.map(|since| since + STALLED);
-        [self.desk.next_deadline(), stalled].into_iter().flatten().fold(fixed, Instant::min)
+        // A backlog that could not be read is read again then.
+        let backlog = Some(self.backlog_after).filter(|at| *at > Instant::now());
+        [self.desk.next_deadline(), stalled, backlog].into_iter().flatten().fold(fixed, Instant::min)
     }
 
     async fn clock(&mut self, socket: &mut actix_ws::Session) -> Option<End> {
@@ -350,7 +352,7 @@ impl Session {
     async fn told(&mut self, input: Option<ToSession>) -> Option<End> {
         match input {
             Some(ToSession::Commands(deliveries)) => {
-                self.offer(deliveries);
+                self.offer(deliveries, false);
                 None
             }
             Some(ToSession::Cancelled(actions)) => {
@@ -384,14 +386,17 @@ impl Session {
     }
 
     /// Takes commands onto the desk; those without room get an open row and are read from the store later.
-    fn offer(&mut self, deliveries: Vec<Delivery>) {
+    fn offer(&mut self, deliveries: Vec<Delivery>, from_backlog: bool) {
         let now = Instant::now();
         let mut held = Vec::new();
         for delivery in deliveries {
-            let report = (!delivery.due.open).then(|| super::desk::hold_report(&delivery));
-            if self.desk.offer(delivery, now) == Offered::Full {
+            // The backlog comes in order; what the scheduler brings may be less urgent than what is still to be read.
+            let store_has_more = !from_backlog && self.connected.more.load(Ordering::Acquire);
+            if let Offered::Back(back) = self.desk.offer(delivery, store_has_more, now) {
                 self.connected.more.store(true, Ordering::Release);
-                held.extend(report.map(|report| (None, report)));
+                if !back.due.open {
+                    held.push((None, super::desk::hold_report(&back)));
+                }
             }
         }
         self.record_reports(held);
@@ -464,7 +469,8 @@ impl Session {
             Done::Results(None) | Done::Reports(None) => return Some(End::with(close::GOING_AWAY)),
             Done::Results(Some(stored)) => {
                 crate::fault_point!("session.stored");
-                stored.commands.iter().for_each(|run| self.desk.forget(*run));
+                let now = Instant::now();
+                stored.commands.iter().for_each(|run| self.desk.finish(*run, now));
                 stored.rejected.iter().for_each(|r| self.desk.forget(RunRef { action: r.action, run: r.run }));
                 self.push(&ServerFrame::Stored(stored));
             }
@@ -478,7 +484,7 @@ impl Session {
                         Answer::Again { .. } => self.desk.forget(run),
                         // Decided while the agent was away: nobody waits for its result.
                         Answer::Decided | Answer::Rejected(_) => {
-                            self.desk.forget(run);
+                            self.desk.finish(run, Instant::now());
                             over.push(run.action);
                         }
                     }
@@ -492,7 +498,7 @@ impl Session {
                 if more {
                     self.connected.more.store(true, Ordering::Release);
                 }
-                self.offer(deliveries);
+                self.offer(deliveries, true);
             }
             Done::Backlog(Err(error)) => {
                 log::warn!(agent = self.agent.name.as_str(), error = error.to_string().as_str();

@@ -110,7 +110,7 @@ impl SqliteStore {
         task: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
     ) -> StoreResult<T> {
         // One snapshot for all statements of a call.
-        Self::run(&self.readers, during, |conn| conn.transaction(task)).await
+        Self::run(&self.readers, during, move |conn| conn.transaction(|conn| then_fault(during, conn, task))).await
     }
 
     async fn write<T: Send + 'static>(
@@ -118,8 +118,20 @@ impl SqliteStore {
         during: &'static str,
         task: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
     ) -> StoreResult<T> {
-        Self::run(&self.writer, during, |conn| conn.immediate_transaction(task)).await
+        Self::run(&self.writer, during, move |conn| conn.immediate_transaction(|conn| then_fault(during, conn, task)))
+            .await
     }
+}
+
+/// Does the task; then a place for faults, named after the call, when everything is done but the commit.
+fn then_fault<T>(
+    _during: &'static str,
+    conn: &mut SqliteConnection,
+    task: impl FnOnce(&mut SqliteConnection) -> QueryResult<T>,
+) -> QueryResult<T> {
+    let done = task(conn)?;
+    crate::fault_point!(_during);
+    Ok(done)
 }
 
 fn migrate(file: &str) -> Result<(), String> {

@@ -261,3 +261,51 @@ impl KnownRow {
         Ok(Known { exists: true, open, last })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use crate::domain::action::{NewAction, Policy};
+    use crate::domain::command::{Answer, CommandState, Event, RunEnd};
+    use crate::domain::target::Target;
+    use crate::domain::time::Timestamp;
+    use crate::store::sqlite::SqliteStore;
+    use crate::store::{CommandPage, NewAgent, Report, Store};
+    use std::time::Duration;
+    use uuid::Uuid;
+
+    /// A `waiting` row may be on its way while the agent connects and reads its backlog without that row.
+    #[tokio::test]
+    async fn a_fresh_result_clears_an_open_row_that_its_reporter_did_not_know() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = SqliteStore::open(&folder.path().join("odoshi.db"), 1).await.expect("a store");
+        let enrollment = crate::domain::agent::Enrollment::from_json(br#"{"name":"a"}"#).expect("valid");
+        let agent = NewAgent { enrollment, transport: "stream".into(), address: None };
+        store.agent_insert(vec![agent]).await.expect("an agent");
+        let document = br#"{"name":"n","target":"TRUE","operations":[{"module":"ping"}]}"#;
+        let action = NewAction::from_json(document, Uuid::nil(), store.now()).expect("valid");
+        store.action_insert(vec![action]).await.expect("an action");
+        store.action_resolution(1, &Target::parse("TRUE").expect("valid")).await.expect("a resolution");
+        let page = CommandPage { action_no: 1, after: 0, through: 1, commands: vec![(1, None)], last: true };
+        store.command_insert(vec![page]).await.expect("a command");
+
+        let policy = Policy { timeout: Duration::from_secs(60), max_runs: 1, max_deliveries: None };
+        let report = |event, fresh| Report { action_no: 1, agent_no: 1, policy, event, fresh };
+        let sent = Event::Sent { run: 1, attempts: 0, at: store.now() };
+        store.outcome_record(&[report(sent, false)]).await.expect("an open row");
+        let end = RunEnd {
+            run: 1,
+            status: CommandState::Succeeded,
+            attempts: 0,
+            sent_at: None,
+            started_at: None,
+            finished_at: Timestamp(1),
+            results: Some("[]".into()),
+            error: None,
+        };
+        let answers = store.outcome_record(&[report(Event::Result(Box::new(end)), true)]).await.expect("an outcome");
+        assert_eq!(answers, [Answer::Stored]);
+        assert_eq!(store.command_overdue(Timestamp(i64::MAX), 10).await.expect("a list"), []);
+        let counts = store.action_view(Uuid::nil()).await.expect("a view").expect("an action").counts;
+        assert_eq!((counts.pending, counts.sent, counts.succeeded), (0, 0, 1));
+    }
+}

@@ -2,8 +2,10 @@
 
 mod fleet;
 mod server;
+mod sql;
 mod wire;
 
 pub use fleet::Fleet;
 pub use server::{AgentProcess, Server, ServerOptions, eventually};
+pub use sql::Sql;
 pub use wire::{WireAgent, success};

@@ -24,6 +24,11 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: i
     }
 }
 
+/// The program under test. `ODOSHI_TEST_PROGRAM` names a copy of it, for when a build goes on beside a test that restarts it.
+pub fn program() -> PathBuf {
+    std::env::var_os("ODOSHI_TEST_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_odoshi").into(), PathBuf::from)
+}
+
 /// What a test may choose.
 #[derive(Clone, Default)]
 pub struct ServerOptions {
@@ -31,6 +36,8 @@ pub struct ServerOptions {
     pub env: Vec<(String, String)>,
     /// The user and group that the server runs as and owns its folder; else those of the test.
     pub uid: Option<u32>,
+    /// Keep everything in memory, where there is such a folder: a commit waits for no disk, and a kill loses nothing.
+    pub in_memory: bool,
 }
 
 impl ServerOptions {
@@ -59,17 +66,23 @@ pub struct Server {
 
 impl Server {
     pub async fn start(options: ServerOptions) -> Self {
+        let mut server = Self::prepare(options);
+        server.restart().await;
+        server
+    }
+
+    /// A folder and a port, and no process yet.
+    pub fn prepare(options: ServerOptions) -> Self {
         // Free a moment ago; nobody else on this machine asks for the same one twice.
         let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let folder = tempfile::Builder::new().prefix("odoshi-test-").tempdir().unwrap();
+        let memory = Some(Path::new("/dev/shm")).filter(|memory| options.in_memory && memory.is_dir());
+        let parent = memory.map_or_else(std::env::temp_dir, Path::to_owned);
+        let folder = tempfile::Builder::new().prefix("odoshi-test-").tempdir_in(parent).unwrap();
         let url = format!("http://127.0.0.1:{port}");
         if let Some(uid) = options.uid {
             std::os::unix::fs::chown(folder.path(), Some(uid), Some(uid)).unwrap();
         }
-        let mut server = Self { folder, url, options, port, child: None, starts: 0 };
-        server.spawn();
-        server.ready().await;
-        server
+        Self { folder, url, options, port, child: None, starts: 0 }
     }
 
     pub fn data(&self) -> PathBuf {
@@ -90,7 +103,7 @@ impl Server {
         assert!(self.child.is_none(), "it runs already");
         self.starts += 1;
         let log = File::create(self.log(self.starts)).unwrap();
-        let mut command = Command::new(env!("CARGO_BIN_EXE_odoshi"));
+        let mut command = Command::new(program());
         command
             .arg("serve")
             .env("ODOSHI__DATA_DIR", self.data())
@@ -146,6 +159,13 @@ impl Server {
 
     pub fn pid(&self) -> i32 {
         self.child.as_ref().unwrap().id() as i32
+    }
+
+    /// A line of `/proc/PID/status` in kilobytes: `VmRSS`, `VmHWM`.
+    pub fn memory(&self, line: &str) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid())).unwrap();
+        let value = status.lines().find_map(|l| l.strip_prefix(line)?.strip_prefix(':')).unwrap();
+        value.trim().trim_end_matches(" kB").parse().unwrap()
     }
 
     /// `kill -9`, and waits until it is gone.
@@ -291,7 +311,7 @@ impl AgentProcess {
         .concat();
         let command = move || {
             let log = File::options().create(true).append(true).open(&log).unwrap();
-            let mut command = Command::new(env!("CARGO_BIN_EXE_odoshi"));
+            let mut command = Command::new(program());
             command
                 .args(&arguments)
                 .arg("--token-file")
@@ -300,6 +320,8 @@ impl AgentProcess {
                 .arg(&config)
                 .arg("--state-dir")
                 .arg(state.join("state"))
+                // For what it runs, to leave traces in.
+                .env("AGENT_FOLDER", &state)
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(log)

@@ -1,0 +1,148 @@
+//! Many agents, many actions: what takes how long, and how much memory.
+
+use crate::support::{Server, ServerOptions, Sql, WireAgent, eventually};
+use odoshi::domain::agent::Enrollment;
+use odoshi::store::{self, NewAgent};
+use serde_json::{Value, json};
+use std::cell::Cell;
+use std::cmp::Reverse;
+use std::time::{Duration, Instant};
+
+const AGENTS: i64 = 100_000;
+/// How much a server may grow while it resolves and files an action for all of them, in kilobytes.
+const GROWTH: u64 = 150 * 1024;
+const ACTION: &str = "018f0000-0000-7000-8000-000000000001";
+
+/// Puts agents that never connect straight into the store of a server that doesn't run.
+async fn put_agents(server: &Server) {
+    std::fs::create_dir_all(server.data()).unwrap();
+    let url = format!("sqlite://{}", server.data().join("odoshi.db").display());
+    let store = store::open(&url, 1).await.unwrap();
+    for chunk in 0..AGENTS / 10_000 {
+        let agent = |n| NewAgent {
+            enrollment: Enrollment::from_json(format!(r#"{{"name":"a{n:06}"}}"#).as_bytes()).unwrap(),
+            transport: "stream".into(),
+            address: None,
+        };
+        store.agent_insert((chunk * 10_000..(chunk + 1) * 10_000).map(agent).collect()).await.unwrap();
+    }
+}
+
+fn counts(state: &str, resolved: bool) -> Value {
+    let mut counts = json!({ "total": AGENTS, "resolved": resolved, "pending": 0, "sent": 0, "succeeded": 0,
+        "failed": 0, "timed_out": 0, "undeliverable": 0, "expired": 0, "cancelled": 0 });
+    counts[state] = AGENTS.into();
+    counts
+}
+
+#[actix_rt::test]
+async fn a_hundred_thousand_commands_are_stored_once_in_bounded_memory_and_cancelled_over_a_kill() {
+    let mut server = Server::prepare(ServerOptions::default());
+    let started = Instant::now();
+    put_agents(&server).await;
+    println!("{AGENTS} agents were put in within {:?}", started.elapsed());
+    server.restart().await;
+    let before = server.memory("VmRSS");
+
+    let (dropped, most) = (Instant::now(), Cell::new(before));
+    let document = json!({ "id": ACTION, "name": "all", "target": "TRUE", "operations": [{ "module": "ping" }] });
+    server.drop_file("all.json", &document.to_string());
+    let mut sql = Sql::open(&server.data());
+    let mut holds = async |what: &str, query: &str| {
+        while sql.number(query) == 0 {
+            most.set(most.get().max(server.memory("VmRSS")));
+            assert!(dropped.elapsed() < Duration::from_secs(60), "waited in vain for {what}");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        println!("{what}: {:?} after the file", dropped.elapsed());
+    };
+    holds("the last commit of commands", "SELECT count(*) AS n FROM actions WHERE resolved").await;
+    let filed = "SELECT count(*) AS n FROM actions WHERE resolved AND dispatched_through = resolved_through";
+    holds("the last open row, and all of it known to be written", filed).await;
+    let peak = server.memory("VmHWM");
+    println!("memory: {before} kB before, {} kB at most when sampled, {peak} kB at its peak", most.get());
+    assert!(peak < before + GROWTH, "it grew by {} kB", peak - before);
+
+    let mut sql = Sql::open(&server.data());
+    assert_eq!(sql.number("SELECT count(*) AS n FROM commands"), AGENTS);
+    assert_eq!(sql.number("SELECT count(DISTINCT agent_no) AS n FROM commands"), AGENTS);
+    assert_eq!(sql.number("SELECT count(*) AS n FROM open_commands"), AGENTS);
+    assert_eq!(server.action(ACTION).await["counts"], counts("pending", true));
+
+    let cancelled = Instant::now();
+    let (status, view) = server.call("POST", &format!("/v1/actions/{ACTION}/cancel"), None).await;
+    assert_eq!((status, &view["status"]), (200, &json!("cancelled")), "{view}");
+    let done = eventually("some of the commands to be cancelled", || async {
+        let done = Sql::open(&server.data()).number("SELECT count(*) AS n FROM outcomes");
+        (done > 0).then_some(done)
+    })
+    .await;
+    server.kill();
+    println!("killed after {done} of {AGENTS} were cancelled, {:?} after the call", cancelled.elapsed());
+    assert!(done < AGENTS, "there was no middle to be hit");
+    server.restart().await;
+    let view = eventually("all commands to be cancelled", || async {
+        let view = server.action(ACTION).await;
+        (view["counts"]["cancelled"] == AGENTS).then_some(view)
+    })
+    .await;
+    println!("all are cancelled {:?} after the call", cancelled.elapsed());
+    assert_eq!((&view["status"], &view["counts"]), (&json!("cancelled"), &counts("cancelled", true)));
+    let mut sql = Sql::open(&server.data());
+    assert_eq!(sql.exceptions(), []);
+    assert_eq!(sql.number("SELECT count(*) AS n FROM outcomes WHERE is_final AND status = 7"), AGENTS);
+    assert_eq!(sql.number("SELECT count(*) AS n FROM open_commands"), 0);
+    eventually("the action to be over", || async {
+        let over = Sql::open(&server.data()).number("SELECT count(*) AS n FROM actions WHERE ended_at IS NOT NULL");
+        (over == 1).then_some(())
+    })
+    .await;
+}
+
+#[actix_rt::test]
+async fn an_agent_that_connects_after_many_actions_gets_all_of_them_in_order_and_soon() {
+    const ACTIONS: i64 = 1_440;
+    let server = Server::start(ServerOptions { in_memory: true, ..ServerOptions::default() }).await;
+    let token = server.enroll("late", json!({})).await;
+    let (started, now) = (Instant::now(), chrono::Utc::now());
+    let order = |n: i64| (n % 3 - 1, now - chrono::Duration::seconds(10 + n * 7_919 % ACTIONS));
+    for n in 0..ACTIONS {
+        let (priority, valid_from) = order(n);
+        let document = json!({ "name": n.to_string(), "target": "TRUE", "operations": [{ "module": "ping" }],
+            "priority": priority, "valid_from": valid_from.to_rfc3339() });
+        server.drop_file(&format!("{n}.json"), &document.to_string());
+    }
+    eventually("all actions to wait for their agent", || async {
+        let waiting = Sql::open(&server.data()).number("SELECT count(*) AS n FROM open_commands WHERE state = 0");
+        (waiting == ACTIONS).then_some(())
+    })
+    .await;
+    println!("{ACTIONS} actions wait {:?} after the first file", started.elapsed());
+
+    let connected = Instant::now();
+    let mut agent = WireAgent::hello(&server.url, &token, 16).await;
+    let mut names: Vec<i64> = Vec::new();
+    while names.len() < ACTIONS as usize {
+        for command in agent.commands().await {
+            if names.is_empty() {
+                println!("the first command came {:?} after hello", connected.elapsed());
+            }
+            names.push(command["name"].as_str().unwrap().parse().unwrap());
+            agent.succeed(&command).await;
+        }
+    }
+    println!("the last command came {:?} after hello", connected.elapsed());
+    let mut sorted: Vec<i64> = (0..ACTIONS).collect();
+    sorted.sort_by_key(|n| (Reverse(order(*n).0), order(*n).1));
+    let wrong = names.iter().zip(&sorted).position(|(came, wanted)| came != wanted);
+    let around = wrong.map(|at| names[at.saturating_sub(3)..].iter().take(8).map(|n| order(*n)).collect::<Vec<_>>());
+    assert_eq!(wrong, None, "out of order: {around:?}");
+    eventually("all actions to be completed", || async {
+        let open = Sql::open(&server.data()).number("SELECT count(*) AS n FROM actions WHERE ended_at IS NULL");
+        (open == 0).then_some(())
+    })
+    .await;
+    println!("all actions were completed {:?} after hello", connected.elapsed());
+    assert!(connected.elapsed() < Duration::from_secs(20));
+    assert_eq!(Sql::open(&server.data()).exceptions(), []);
+}
