@@ -16,7 +16,7 @@ const NOBODY: u32 = 65_534;
 async fn start() -> Server {
     let options = ServerOptions::default().with("ODOSHI__HTTP__MAX_BODY", "4KiB");
     let root = nix::unistd::geteuid().is_root();
-    Server::start(if root { options.as_user(NOBODY) } else { options }).await
+    Server::start(if root { options.run_as(NOBODY) } else { options }).await
 }
 
 fn document(extra: Value) -> String {

@@ -47,7 +47,7 @@ impl ServerOptions {
     }
 
     /// Runs the server as this user. Only root can do so.
-    pub fn as_user(mut self, uid: u32) -> Self {
+    pub fn run_as(mut self, uid: u32) -> Self {
         self.uid = Some(uid);
         self
     }
