@@ -82,7 +82,7 @@ impl Producer {
             let argv = json!(["sh", "-c", script, name, (n % 5 * 2).to_string()]);
             let mut document = json!({ "id": id, "name": name, "target": "TRUE",
                 "operations": [{ "module": "exec", "parameters": { "argv": argv } }] });
-            if n % 4 == 0 {
+            if n.is_multiple_of(4) {
                 document["spread"] = json!("2s");
             }
             match n % 3 {
@@ -195,7 +195,7 @@ async fn kill_9_at_any_moment_loses_nothing_and_repeats_nothing() {
             *hit.entry(phase).or_default() += 1;
         }
         table.push((started.elapsed(), phases));
-        if random.random_range(0..3) == 0 {
+        if random.random_bool(0.5) {
             let victim = &mut agents[random.random_range(0..AGENTS)];
             victim.kill();
             victim.restart();
@@ -223,7 +223,7 @@ async fn kill_9_at_any_moment_loses_nothing_and_repeats_nothing() {
     );
 
     assert_eq!(hit.len(), PHASES.len(), "no kill fell into some phase: {hit:?}");
-    let promised = producer.promised.borrow();
+    let promised = producer.promised.take();
     assert_eq!(promised.len(), producer.dropped.get());
     assert_eq!(actions.keys().collect::<HashSet<_>>(), promised.iter().collect::<HashSet<_>>());
     assert_all_counted(&server, &actions);
