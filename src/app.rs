@@ -25,7 +25,7 @@ use crate::pipeline::housekeeper::{Housekeeper, HousekeeperParts};
 use crate::pipeline::messages::{Deliver, Drain};
 use crate::pipeline::outcomes::{OutcomeSink, Outcomes, Upstream};
 use crate::pipeline::presence::Presence;
-use crate::pipeline::resolver::{Resolver, ResolverParts};
+use crate::pipeline::resolver::{Resolver, ResolverParts, pages_in_memory};
 use crate::pipeline::sender_router::{Route, SenderRouter};
 use crate::pipeline::spool_loader::{SpoolLoader, SpoolSettings};
 use crate::senders::SenderContext;
@@ -187,6 +187,7 @@ impl Builder {
             housekeeper: housekeeper.clone(),
             page: config.resolver.page,
             horizon: config.delay.horizon.0,
+            credits: pages_in_memory(),
         };
         let resolver = supervise("resolver", Resolver::new(parts), MAILBOX, &supervision);
         let settings = SpoolSettings {

@@ -273,8 +273,9 @@ impl Actor for DelayScheduler {
 
 impl Supervised for DelayScheduler {
     fn restarting(&mut self, _: &mut Self::Context) {
-        let (draining, stopped) = (self.draining.take(), self.stopped);
-        *self = Self { draining, stopped, ..Self::new(self.parts.clone()) };
+        // What was in hand is in the store; nothing is left to be drained.
+        self.draining.take().map(|drained| drained.send(()));
+        *self = Self { stopped: self.stopped, ..Self::new(self.parts.clone()) };
     }
 }
 

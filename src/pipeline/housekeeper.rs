@@ -27,6 +27,9 @@ const PAGE: usize = 5_000;
 /// How many commands a round moves one action's `dispatched_through` over, at most.
 const ADVANCE: usize = 50_000;
 
+/// How many actions are moved on in one transaction.
+const ADVANCE_AT_A_TIME: usize = 100;
+
 /// What the housekeeper needs.
 #[derive(Clone)]
 pub struct HousekeeperParts {
@@ -115,8 +118,14 @@ pub async fn run_once(parts: &HousekeeperParts) -> Result<(), StoreError> {
         if !finished.is_empty() {
             complete(store, finished).await?;
         }
-        for action in page.iter().filter(|action| !(action.resolved && action.unfinished == 0)) {
+        let going = || page.iter().filter(|action| !(action.resolved && action.unfinished == 0));
+        for action in going() {
             reconcile(parts, action).await?;
+        }
+        let behind = going().filter(|action| action.dispatched_through < action.resolved_through);
+        let behind: Vec<i64> = behind.map(|action| action.no).collect();
+        for nos in behind.chunks(ADVANCE_AT_A_TIME) {
+            store.action_advance(nos.to_vec(), ADVANCE).await?;
         }
         match page.last() {
             Some(last) if page.len() >= PAGE => after = last.no,
@@ -134,9 +143,6 @@ async fn reconcile(parts: &HousekeeperParts, action: &OpenAction) -> Result<(), 
         parts.store.action_expire(action.no).await?;
     } else if now >= action.expires_at.plus(GRACE) {
         close(parts, action.no, Unfinished::Pending, &Event::Expired).await?;
-    }
-    if action.dispatched_through < action.resolved_through {
-        parts.store.action_advance(action.no, ADVANCE).await?;
     }
     Ok(())
 }

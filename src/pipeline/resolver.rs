@@ -14,21 +14,23 @@ use super::housekeeper::Housekeeper;
 use super::messages::{Drain, NewPage, Resolve, Touched};
 use crate::domain::action::Action;
 use crate::domain::target::Target;
-use crate::store::{CommandPage, Inserted, Store, StoreError};
+use crate::store::{CommandPage, Inserted, Resolution, Store, StoreError};
 use actix::prelude::*;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::oneshot;
+use tokio::sync::{Semaphore, oneshot};
 
 /// How often it looks without being told.
 const PERIOD: Duration = Duration::from_secs(1);
 /// Actions resolved at a time.
-const ACTIONS_AT_A_TIME: usize = 16;
+const ACTIONS_AT_A_TIME: usize = 64;
 /// Pages of one action on their way to the store.
 const PAGES_AT_A_TIME: usize = 3;
+/// Pages of all actions on their way to the store.
+const PAGES_IN_MEMORY: usize = 16;
 
 /// What the resolver needs.
 #[derive(Clone)]
@@ -45,6 +47,13 @@ pub struct ResolverParts {
     pub page: usize,
     /// How long before `valid_from` an action is resolved.
     pub horizon: Duration,
+    /// Pages that may be in memory, see [`pages_in_memory`].
+    pub credits: Arc<Semaphore>,
+}
+
+/// The credits of a resolver.
+pub fn pages_in_memory() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(PAGES_IN_MEMORY))
 }
 
 /// See the module.
@@ -56,17 +65,18 @@ pub struct Resolver {
     looking: bool,
     /// Something came meanwhile.
     again: bool,
+    stopped: bool,
     draining: Option<oneshot::Sender<()>>,
 }
 
 impl Resolver {
     /// With nothing in hand.
     pub fn new(parts: ResolverParts) -> Self {
-        Self { parts, active: HashSet::new(), looking: false, again: false, draining: None }
+        Self { parts, active: HashSet::new(), looking: false, again: false, stopped: false, draining: None }
     }
 
     fn look(&mut self, ctx: &mut Context<Self>) {
-        if self.draining.is_some() || self.active.len() >= ACTIONS_AT_A_TIME {
+        if self.stopped || self.active.len() >= ACTIONS_AT_A_TIME {
             return;
         }
         if self.looking {
@@ -76,15 +86,14 @@ impl Resolver {
         crate::fault_point!("resolver");
         self.looking = true;
         self.again = false;
-        let store = self.parts.store.clone();
-        let horizon = store.now().plus(self.parts.horizon);
-        // Those in hand may be among the oldest.
-        let limit = 2 * ACTIONS_AT_A_TIME;
-        let list = async move { store.action_list_unresolved(horizon, limit).await };
-        ctx.spawn(list.into_actor(self).map(|list, resolver, ctx| {
+        let parts = self.parts.clone();
+        let active = self.active.clone();
+        let begin = async move { begin(&parts, &active).await };
+        ctx.spawn(begin.into_actor(self).map(|begun, resolver, ctx| {
             resolver.looking = false;
-            match list {
-                Ok(list) => list.into_iter().for_each(|no| resolver.take(no, ctx)),
+            match begun {
+                Ok(begun) if !resolver.stopped => begun.into_iter().for_each(|begun| resolver.take(begun, ctx)),
+                Ok(_) => {}
                 Err(error) => log::warn!(error = error.to_string().as_str(); "actions wait to be resolved"),
             }
             if resolver.again {
@@ -93,12 +102,11 @@ impl Resolver {
         }));
     }
 
-    fn take(&mut self, no: i64, ctx: &mut Context<Self>) {
-        if self.active.len() >= ACTIONS_AT_A_TIME || !self.active.insert(no) {
-            return;
-        }
+    fn take(&mut self, begun: Begun, ctx: &mut Context<Self>) {
+        let no = begun.action.no;
+        self.active.insert(no);
         let parts = self.parts.clone();
-        let resolved = async move { run_once(&parts, no).await };
+        let resolved = async move { run_once(&parts, begun).await };
         ctx.spawn(resolved.into_actor(self).map(move |resolved, resolver, ctx| {
             resolver.active.remove(&no);
             match resolved {
@@ -122,22 +130,47 @@ impl Resolver {
     }
 }
 
+/// An action that is to be resolved, and how far it is.
+pub struct Begun {
+    action: Arc<Action>,
+    target: Target,
+    resolution: Resolution,
+}
+
+/// Finds what is to be resolved besides the `active` ones, and how far each is, in one transaction for all.
+pub async fn begin(parts: &ResolverParts, active: &HashSet<i64>) -> Result<Vec<Begun>, StoreError> {
+    let store = &parts.store;
+    let horizon = store.now().plus(parts.horizon);
+    // Those in hand may be among the oldest.
+    let list = store.action_list_unresolved(horizon, ACTIONS_AT_A_TIME + active.len()).await?;
+    let mut actions = Vec::new();
+    for no in list.into_iter().filter(|no| !active.contains(no)).take(ACTIONS_AT_A_TIME - active.len()) {
+        let Some(action) = parts.book.get(no).await? else { continue };
+        if store.now() >= action.expires_at {
+            store.action_expire(no).await?;
+            log::info!(action:% = action.id; "an action expired before it was resolved");
+            continue;
+        }
+        // It was parsed when it was accepted.
+        match Target::parse(&action.target) {
+            Ok(target) => actions.push((action, target)),
+            Err(error) => log::error!(action:% = action.id, error = error.to_string().as_str();
+                "an action's target cannot be read by this version; it stays unresolved until it expires"),
+        }
+    }
+    let asked = actions.iter().map(|(action, target)| (action.no, target.clone())).collect();
+    let resolutions = store.action_resolution(asked).await?;
+    let begun = actions.into_iter().zip(resolutions);
+    Ok(begun
+        .filter(|(_, resolution)| !resolution.done)
+        .map(|((action, target), resolution)| Begun { action, target, resolution })
+        .collect())
+}
+
 /// Resolves one action as far as it goes; true when it is resolved now.
-pub async fn run_once(parts: &ResolverParts, no: i64) -> Result<bool, StoreError> {
-    let Some(action) = parts.book.get(no).await? else { return Ok(false) };
-    if parts.store.now() >= action.expires_at {
-        parts.store.action_expire(no).await?;
-        log::info!(action:% = action.id; "an action expired before it was resolved");
-        return Ok(true);
-    }
-    // It was parsed when it was accepted.
-    let target = Target::parse(&action.target).map_err(|error| {
-        StoreError::Corrupt(format!("action {} with the target {:?}: {error}", action.id, action.target))
-    })?;
-    let resolution = parts.store.action_resolution(no, &target).await?;
-    if resolution.done {
-        return Ok(true);
-    }
+pub async fn run_once(parts: &ResolverParts, begun: Begun) -> Result<bool, StoreError> {
+    let Begun { action, target, resolution } = begun;
+    let no = action.no;
     log::debug!(action:% = action.id, expected = resolution.expected, through = resolution.through; "resolving an action");
     crate::fault_point!("resolver.page");
     let (mut after, mut position) = (resolution.through, resolution.written);
@@ -145,6 +178,15 @@ pub async fn run_once(parts: &ResolverParts, no: i64) -> Result<bool, StoreError
     let mut last = false;
     loop {
         while !last && under_way.len() < PAGES_AT_A_TIME {
+            let credit = match parts.credits.clone().try_acquire_owned() {
+                Ok(credit) => credit,
+                // Those under way give theirs back when they are answered.
+                Err(_) if !under_way.is_empty() => break,
+                Err(_) => match parts.credits.clone().acquire_owned().await {
+                    Ok(credit) => credit,
+                    Err(_) => return Ok(false),
+                },
+            };
             log::trace!(action = no, after; "reading a page of agents");
             let agents = parts.store.agent_match(&target, after, parts.page).await?;
             log::trace!(action = no, after, agents = agents.len(); "page of agents read");
@@ -152,7 +194,12 @@ pub async fn run_once(parts: &ResolverParts, no: i64) -> Result<bool, StoreError
             let page = new_page(&action, agents, after, position, resolution.expected, last);
             after = page.page.through;
             position += i64::try_from(page.commands.len()).unwrap_or(0);
-            under_way.push_back(parts.commands.send(Put::<CommandSink>(vec![page])));
+            let answer = parts.commands.send(Put::<CommandSink>(vec![page]));
+            under_way.push_back(async move {
+                let answer = answer.await;
+                drop(credit);
+                answer
+            });
             if action.is_cancelled() {
                 return Ok(true);
             }
@@ -205,7 +252,10 @@ impl Actor for Resolver {
 
 impl Supervised for Resolver {
     fn restarting(&mut self, _: &mut Self::Context) {
-        *self = Self { draining: self.draining.take(), ..Self::new(self.parts.clone()) };
+        // What was in hand is in the store; nothing is left to be drained.
+        self.draining.take().map(|drained| drained.send(()));
+        self.parts.credits = pages_in_memory();
+        *self = Self { stopped: self.stopped, ..Self::new(self.parts.clone()) };
     }
 }
 
@@ -221,6 +271,7 @@ impl Handler<Drain> for Resolver {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
+        self.stopped = true;
         let (sender, drained) = oneshot::channel();
         self.draining = Some(sender);
         self.finish_drain();

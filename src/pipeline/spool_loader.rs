@@ -24,7 +24,7 @@ use tokio::sync::oneshot;
 
 /// Files per transaction.
 const FILES_AT_A_TIME: usize = 200;
-/// How often `done/` and `failed/` are looked through for what is too old.
+/// How often `done/` and `failed/` are looked through for what is too old, and `cur/` for what was forgotten.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 /// How many old files go at a time.
 const PRUNE_AT_A_TIME: usize = 1_000;
@@ -55,6 +55,7 @@ pub struct SpoolLoader {
     /// Something came while it was scanning.
     again: bool,
     pruned: Option<Instant>,
+    stopped: bool,
     draining: Option<oneshot::Sender<()>>,
 }
 
@@ -75,6 +76,7 @@ impl SpoolLoader {
             scanning: false,
             again: false,
             pruned: None,
+            stopped: false,
             draining: None,
         })
     }
@@ -99,7 +101,7 @@ impl SpoolLoader {
     }
 
     fn scan(&mut self, ctx: &mut Context<Self>) {
-        if self.draining.is_some() {
+        if self.stopped {
             return;
         }
         if self.scanning {
@@ -148,6 +150,11 @@ pub async fn run_once(spool: Arc<Mutex<Spool>>, store: Arc<dyn Store>, prune: Op
             let removed = spool.prune(keep, PRUNE_AT_A_TIME)?;
             if removed > 0 {
                 log::info!(files = removed; "old files removed from the spool");
+            }
+            // What a fall of this actor left behind while its work on the disk went on.
+            let recovered = spool.recover()?;
+            if recovered > 0 {
+                log::warn!(files = recovered; "forgotten spool files are taken again");
             }
         }
         spool.take(FILES_AT_A_TIME)
@@ -288,6 +295,8 @@ impl Supervised for SpoolLoader {
     fn restarting(&mut self, _: &mut Self::Context) {
         self.watcher = None;
         self.notified.store(false, Ordering::Release);
+        // What was in hand lies in the spool; nothing is left to be drained.
+        self.draining.take().map(|drained| drained.send(()));
         self.scanning = false;
         self.again = false;
         match Spool::open(&self.settings.dir, self.settings.max_body) {
@@ -319,11 +328,10 @@ impl Handler<Drain> for SpoolLoader {
     fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
         self.watcher = None;
         let (sender, drained) = oneshot::channel();
+        self.stopped = true;
         if self.scanning {
             self.draining = Some(sender);
         } else {
-            // Nothing is under way, and with this nothing begins.
-            self.scanning = true;
             sender.send(()).ok();
         }
         Box::pin(async move {

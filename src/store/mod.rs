@@ -269,8 +269,9 @@ pub trait Store: Send + Sync + 'static {
     /// Keys of actions that are to be resolved: not resolved, and valid before `horizon`; oldest first.
     async fn action_list_unresolved(&self, horizon: Timestamp, limit: usize) -> StoreResult<Vec<i64>>;
 
-    /// How far an action is resolved; on the first call, counts the agents that `target` picks as `expected`.
-    async fn action_resolution(&self, no: i64, target: &Target) -> StoreResult<Resolution>;
+    /// How far these actions are resolved, in the order given; on the first call for one, counts the agents that its
+    /// target picks as `expected`.
+    async fn action_resolution(&self, actions: Vec<(i64, Target)>) -> StoreResult<Vec<Resolution>>;
 
     /// Ends an action for whatever isn't final; `None` if there is no such action. Nothing is resolved any more from the
     /// commit on; the outcomes follow through [`Store::outcome_record`].
@@ -279,8 +280,9 @@ pub trait Store: Send + Sync + 'static {
     /// Ends the resolving of an action whose time is over; false if it was resolved before.
     async fn action_expire(&self, no: i64) -> StoreResult<bool>;
 
-    /// Moves `dispatched_through` on over commands that have an outcome or an open row, looking at no more than `limit`.
-    async fn action_advance(&self, no: i64, limit: usize) -> StoreResult<i64>;
+    /// Moves `dispatched_through` of these actions on over commands that have an outcome or an open row, looking at no
+    /// more than `limit` of each; answers where they are, in the order given.
+    async fn action_advance(&self, nos: Vec<i64>, limit: usize) -> StoreResult<Vec<i64>>;
 
     /// Ends each of these actions that is resolved and whose commands are all final; answers which.
     async fn action_complete(&self, nos: Vec<i64>) -> StoreResult<Vec<i64>>;

@@ -120,7 +120,7 @@ pub async fn nothing_is_resolved_after_a_cancel(backend: &mut impl Backend) {
     }
     assert!(store.action_get(taken.no).await.unwrap().unwrap().is_cancelled());
     assert!(store.action_list_unresolved(in_secs(store, 60), 10).await.unwrap().is_empty());
-    assert!(store.action_resolution(taken.no, &Target::All).await.unwrap().done);
+    assert!(store.action_resolution(vec![(taken.no, Target::All)]).await.unwrap().remove(0).done);
     assert!(!store.action_expire(taken.no).await.unwrap());
     assert!(store.action_cancel(Uuid::now_v7()).await.unwrap().is_none());
 }
@@ -158,25 +158,25 @@ pub async fn expected_agents_are_counted_once(backend: &mut impl Backend) {
     let store = backend.store();
     let fleet = agents(store, 3).await;
     let taken = accept(store, json!({})).await;
-    let begun = store.action_resolution(taken.no, &Target::All).await.unwrap();
+    let begun = store.action_resolution(vec![(taken.no, Target::All)]).await.unwrap().remove(0);
     assert_eq!(begun, Resolution { through: 0, written: 0, expected: 3, done: false });
     assert_eq!(store.action_view(taken.id).await.unwrap().unwrap().status, ActionState::Resolving);
     store.agent_insert(vec![crate::support::named("newcomer", "stream")]).await.unwrap();
     store.command_insert(vec![page(taken.no, 0, &fleet[..2], false)]).await.unwrap();
-    let later = store.action_resolution(taken.no, &Target::All).await.unwrap();
+    let later = store.action_resolution(vec![(taken.no, Target::All)]).await.unwrap().remove(0);
     assert_eq!(later, Resolution { through: fleet[1], written: 2, expected: 3, done: false });
 }
 
 pub async fn resolving_goes_on_after_a_restart(backend: &mut impl Backend) {
     let fleet = agents(backend.store(), 4).await;
     let taken = accept(backend.store(), json!({})).await;
-    backend.store().action_resolution(taken.no, &Target::All).await.unwrap();
+    backend.store().action_resolution(vec![(taken.no, Target::All)]).await.unwrap().remove(0);
     backend.store().command_insert(vec![page(taken.no, 0, &fleet[..3], false)]).await.unwrap();
     backend.reopen().await;
     let store = backend.store();
     store.node_start("again").await.unwrap();
     assert_eq!(store.action_list_unresolved(store.now(), 10).await.unwrap(), [taken.no]);
-    let found = store.action_resolution(taken.no, &Target::All).await.unwrap();
+    let found = store.action_resolution(vec![(taken.no, Target::All)]).await.unwrap().remove(0);
     assert_eq!(found, Resolution { through: fleet[2], written: 3, expected: 4, done: false });
     let rest: Vec<i64> =
         store.agent_match(&Target::All, found.through, 10).await.unwrap().into_iter().map(|(no, _)| no).collect();
@@ -186,13 +186,13 @@ pub async fn resolving_goes_on_after_a_restart(backend: &mut impl Backend) {
     // Written by two lanes, one of each process.
     let view = store.action_view(taken.id).await.unwrap().unwrap();
     assert_eq!((view.counts.total, view.counts.resolved, view.status), (4, true, ActionState::Running));
-    assert!(store.action_resolution(taken.no, &Target::All).await.unwrap().done);
+    assert!(store.action_resolution(vec![(taken.no, Target::All)]).await.unwrap().remove(0).done);
 }
 
 pub async fn an_action_without_agents_completes(backend: &mut impl Backend) {
     let store = backend.store();
     let taken = accept(store, json!({})).await;
-    assert_eq!(store.action_resolution(taken.no, &Target::All).await.unwrap().expected, 0);
+    assert_eq!(store.action_resolution(vec![(taken.no, Target::All)]).await.unwrap().remove(0).expected, 0);
     assert!(store.action_complete(vec![taken.no]).await.unwrap().is_empty(), "not resolved yet");
     store.command_insert(vec![page(taken.no, 0, &[], true)]).await.unwrap();
     assert_eq!(store.action_complete(vec![taken.no]).await.unwrap(), [taken.no]);
@@ -260,7 +260,7 @@ pub async fn lists_show_every_state_newest_first(backend: &mut impl Backend) {
     for _ in 0..2 {
         expected.push((accept(store, json!({})).await.no, ActionState::Scheduled));
         let resolving = accept(store, json!({})).await;
-        store.action_resolution(resolving.no, &Target::All).await.unwrap();
+        store.action_resolution(vec![(resolving.no, Target::All)]).await.unwrap().remove(0);
         expected.push((resolving.no, ActionState::Resolving));
         expected.push((resolved(store, json!({}), &fleet).await.no, ActionState::Running));
         let completed = resolved(store, json!({}), &[]).await;

@@ -41,7 +41,7 @@ pub async fn advancing_never_passes_an_untouched_command_and_gets_to_the_end(bac
     let fleet = agents(store, 9).await;
     let taken = accept(store, json!({})).await;
     store.command_insert(vec![page(taken.no, 0, &fleet[..8], false)]).await.unwrap();
-    let advance = async |limit| store.action_advance(taken.no, limit).await.unwrap();
+    let advance = async |limit| store.action_advance(vec![taken.no], limit).await.unwrap().remove(0);
     assert!(advance(10).await < fleet[0]);
     taken.ends(store, fleet[0], 1, CommandState::Succeeded).await;
     taken.hold(store, fleet[1]).await;
@@ -156,7 +156,7 @@ pub async fn a_backlog_finds_what_lies_beyond_the_advanced_key(backend: &mut imp
     let taken = resolved(store, json!({}), &fleet).await;
     taken.hold(store, fleet[0]).await;
     taken.ends(store, fleet[1], 1, CommandState::Succeeded).await;
-    store.action_advance(taken.no, 10).await.unwrap();
+    store.action_advance(vec![taken.no], 10).await.unwrap().remove(0);
     for (agent, open) in [(fleet[0], vec![true]), (fleet[1], vec![]), (fleet[2], vec![false])] {
         let backlog = store.command_backlog(agent, in_secs(store, 1), 10).await.unwrap();
         assert_eq!(backlog.iter().map(|due| due.open).collect::<Vec<_>>(), open);

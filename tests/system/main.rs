@@ -4,6 +4,7 @@
 mod agent_flow;
 mod agent_input;
 mod basics;
+mod cli;
 #[cfg(feature = "failpoints")]
 mod faults;
 mod kill;

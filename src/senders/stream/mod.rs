@@ -7,6 +7,8 @@
 //! Dies: the sessions notice that their channel is closed, connect again and read their backlog from the store.
 
 pub mod desk;
+mod greeting;
+mod records;
 pub mod session;
 pub mod sessions;
 

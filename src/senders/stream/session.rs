@@ -7,19 +7,20 @@
 //! Should the store's actors fall, records are tried again a few times; then the connection is closed with 1012, and the
 //! agent comes back with all that was not stored.
 
-use super::desk::{Desk, Offered, QUEUE, result_report};
+use super::desk::{Desk, Offered, QUEUE};
+use super::greeting::{End, greet};
+use super::records::{backlog, record, store_results};
 use super::{Connect, Connected, StreamSender, ToSession};
 use crate::domain::action::Action;
-use crate::domain::agent::{AgentRef, facts_fit};
+use crate::domain::agent::AgentRef;
 use crate::domain::command::{Answer, Event};
 use crate::domain::protocol::{
-    AgentFrame, Command, ErrorFrame, HELLO_WITHIN, Hello, MAX_FRAME, PING_EVERY, Rejected, RunRef, RunResult, SILENCE,
-    ServerFrame, Stored, Welcome, close,
+    AgentFrame, Command, ErrorFrame, Hello, MAX_FRAME, PING_EVERY, RunRef, RunResult, SILENCE, ServerFrame, Stored,
+    Welcome, close,
 };
 use crate::pipeline::action_book::ActionBook;
-use crate::pipeline::batcher::Refused;
 use crate::pipeline::delay_scheduler::DelayScheduler;
-use crate::pipeline::messages::{Delivery, DueAgain};
+use crate::pipeline::messages::Delivery;
 use crate::senders::SenderContext;
 use crate::store::{Report, Store, StoreError};
 use actix::prelude::*;
@@ -39,8 +40,6 @@ const OUTBOX: usize = 64;
 const RECORDS: usize = 16;
 /// How long the socket may take no frame.
 const STALLED: Duration = Duration::from_secs(30);
-/// How often a record is tried before the connection is given up.
-const RECORD_TRIES: u32 = 6;
 /// A frame of commands is closed when it has grown to this, in bytes.
 const FULL_FRAME: usize = MAX_FRAME / 2;
 
@@ -61,23 +60,6 @@ pub struct SessionParts {
     pub budget: Arc<Semaphore>,
     /// How far ahead the backlog is read.
     pub horizon: Duration,
-}
-
-/// Why a session ends.
-struct End {
-    code: u16,
-    /// For an `error` frame before the close.
-    error: Option<(&'static str, String)>,
-}
-
-impl End {
-    fn with(code: u16) -> Self {
-        Self { code, error: None }
-    }
-
-    fn error(code: u16, name: &'static str, message: impl Into<String>) -> Self {
-        Self { code, error: Some((name, message.into())) }
-    }
 }
 
 /// Something that was under way is done.
@@ -120,35 +102,6 @@ pub async fn serve(
     };
     // A peer that doesn't read won't read this either; the socket is dropped then.
     tokio::time::timeout(Duration::from_secs(5), farewell).await.ok();
-}
-
-async fn greet(
-    parts: &SessionParts,
-    agent: &AgentRef,
-    stream: &mut AggregatedMessageStream,
-) -> Result<(Hello, Connected), End> {
-    let hello = match tokio::time::timeout(HELLO_WITHIN, stream.recv()).await {
-        Err(_) => return Err(End::error(close::TOO_SLOW, "no-hello", "no hello within 10 seconds")),
-        Ok(Some(Ok(AggregatedMessage::Text(text)))) => match AgentFrame::parse(&text) {
-            Ok(Some(AgentFrame::Hello(hello))) => hello,
-            _ => return Err(End::error(close::MALFORMED, "no-hello", "the first frame must be a valid hello")),
-        },
-        Ok(Some(Ok(AggregatedMessage::Close(_))) | None) => return Err(End::with(close::DONE)),
-        Ok(_) => return Err(End::error(close::MALFORMED, "no-hello", "the first frame must be a valid hello")),
-    };
-    if agent.disabled {
-        return Err(End::error(close::NOT_ALLOWED, "disabled", "the agent is disabled"));
-    }
-    if !facts_fit(&hello.facts) || hello.version.len() > 128 {
-        return Err(End::error(close::MALFORMED, "facts-too-large", "facts or version are too large"));
-    }
-    let away = |error: StoreError| {
-        log::warn!(agent = agent.name.as_str(), error = error.to_string().as_str(); "an agent must wait for the store");
-        End::with(close::GOING_AWAY)
-    };
-    parts.store.agent_refresh(agent.no, None, &hello.facts, &hello.version).await.map_err(away)?;
-    let connected = parts.sender.send(Connect { agent_no: agent.no }).await.ok().flatten();
-    connected.map(|connected| (hello, connected)).ok_or_else(|| End::with(close::GOING_AWAY))
 }
 
 struct Session {
@@ -547,90 +500,4 @@ impl Session {
             log::warn!(agent = self.agent.name.as_str(); "what an agent left behind is looked at again later");
         }
     }
-}
-
-/// Reads a part of the backlog: what is due now; what is due soon goes to the scheduler.
-async fn backlog(parts: &SessionParts, agent_no: i64, limit: usize) -> Result<(Vec<Delivery>, bool), StoreError> {
-    let now = parts.store.now();
-    let rows = parts.store.command_backlog(agent_no, now.plus(parts.horizon), limit).await?;
-    let more = rows.len() >= limit;
-    let (due, soon): (Vec<_>, Vec<_>) = rows.into_iter().partition(|due| due.due_at <= now);
-    if !soon.is_empty() {
-        parts.scheduler.try_send(DueAgain(soon)).ok();
-    }
-    let mut deliveries = Vec::with_capacity(due.len());
-    for due in due {
-        if let Some(action) = parts.book.get(due.action_no).await? {
-            deliveries.push(Delivery { due, action });
-        }
-    }
-    Ok((deliveries, more))
-}
-
-/// Records results, also those of runs that this session didn't hand over, and says what the agent is to be told.
-async fn store_results(
-    book: &ActionBook,
-    context: &SenderContext,
-    agent_no: i64,
-    results: Vec<(RunRef, Result<Report, RunResult>)>,
-    now: crate::domain::time::Timestamp,
-) -> Option<Stored> {
-    let mut stored = Stored::default();
-    let (mut runs, mut reports) = (Vec::new(), Vec::new());
-    for (run, result) in results {
-        let report = match result {
-            Ok(report) => report,
-            Err(result) => match look_up(book, run).await? {
-                Some(action) => result_report(&action, agent_no, &result, 0, None, false, now),
-                None => {
-                    let reason = "there is no such action".into();
-                    stored.rejected.push(Rejected { action: run.action, run: run.run, reason });
-                    continue;
-                }
-            },
-        };
-        runs.push(run);
-        reports.push(report);
-    }
-    log::trace!(agent = agent_no, results = reports.len(); "recording results");
-    for (run, answer) in runs.into_iter().zip(record(context, reports).await?) {
-        match answer {
-            Ok(Answer::Rejected(reason)) => {
-                stored.rejected.push(Rejected { action: run.action, run: run.run, reason });
-            }
-            Err(error) => {
-                stored.rejected.push(Rejected { action: run.action, run: run.run, reason: error.to_string() });
-            }
-            Ok(_) => stored.commands.push(run),
-        }
-    }
-    log::trace!(agent = agent_no, results = stored.commands.len(); "results recorded");
-    Some(stored)
-}
-
-/// An action by its public id; the outer `None`: the store is away.
-async fn look_up(book: &ActionBook, run: RunRef) -> Option<Option<Arc<Action>>> {
-    for attempt in 0..RECORD_TRIES {
-        match book.get_by_id(run.action).await {
-            Ok(found) => return Some(found),
-            Err(error) => log::warn!(error = error.to_string().as_str(); "a result waits for the store"),
-        }
-        tokio::time::sleep(wait(attempt)).await;
-    }
-    None
-}
-
-/// Records, patiently while the outcomes are being restarted.
-async fn record(context: &SenderContext, reports: Vec<Report>) -> Option<Vec<Result<Answer, Refused>>> {
-    for attempt in 0..RECORD_TRIES {
-        if let Some(answers) = context.record(reports.clone()).await {
-            return Some(answers);
-        }
-        tokio::time::sleep(wait(attempt)).await;
-    }
-    None
-}
-
-fn wait(attempt: u32) -> Duration {
-    Duration::from_millis(50) * (1 << attempt.min(6))
 }

@@ -223,9 +223,12 @@ impl Store for SqliteStore {
         self.read("action_list_unresolved", move |conn| actions::list_unresolved(conn, horizon, limit)).await
     }
 
-    async fn action_resolution(&self, no: i64, target: &Target) -> StoreResult<Resolution> {
-        let (target, owner, now) = (target.clone(), self.incarnation.clone(), self.now());
-        self.write("action_resolution", move |conn| actions::resolution(conn, no, &target, &owner, now)).await
+    async fn action_resolution(&self, actions: Vec<(i64, Target)>) -> StoreResult<Vec<Resolution>> {
+        let (owner, now) = (self.incarnation.clone(), self.now());
+        self.write("action_resolution", move |conn| {
+            actions.iter().map(|(no, target)| actions::resolution(conn, *no, target, &owner, now)).collect()
+        })
+        .await
     }
 
     async fn action_cancel(&self, id: Uuid) -> StoreResult<Option<ActionView>> {
@@ -236,8 +239,9 @@ impl Store for SqliteStore {
         self.write("action_expire", move |conn| actions::expire(conn, no)).await
     }
 
-    async fn action_advance(&self, no: i64, limit: usize) -> StoreResult<i64> {
-        self.write("action_advance", move |conn| actions::advance(conn, no, limit)).await
+    async fn action_advance(&self, nos: Vec<i64>, limit: usize) -> StoreResult<Vec<i64>> {
+        self.write("action_advance", move |conn| nos.iter().map(|no| actions::advance(conn, *no, limit)).collect())
+            .await
     }
 
     async fn action_complete(&self, nos: Vec<i64>) -> StoreResult<Vec<i64>> {

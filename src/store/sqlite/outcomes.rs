@@ -284,7 +284,7 @@ mod tests {
         let document = br#"{"name":"n","target":"TRUE","operations":[{"module":"ping"}]}"#;
         let action = NewAction::from_json(document, Uuid::nil(), store.now()).expect("valid");
         store.action_insert(vec![action]).await.expect("an action");
-        store.action_resolution(1, &Target::parse("TRUE").expect("valid")).await.expect("a resolution");
+        store.action_resolution(vec![(1, Target::All)]).await.expect("a resolution");
         let page = CommandPage { action_no: 1, after: 0, through: 1, commands: vec![(1, None)], last: true };
         store.command_insert(vec![page]).await.expect("a command");
 

@@ -1,0 +1,108 @@
+//! What a session asks of the store: backlogs, and records that are tried again while the outcomes are being restarted.
+
+use super::desk::result_report;
+use super::session::SessionParts;
+use crate::domain::action::Action;
+use crate::domain::command::Answer;
+use crate::domain::protocol::{Rejected, RunRef, RunResult, Stored};
+use crate::domain::time::Timestamp;
+use crate::pipeline::action_book::ActionBook;
+use crate::pipeline::batcher::Refused;
+use crate::pipeline::messages::{Delivery, DueAgain};
+use crate::senders::SenderContext;
+use crate::store::{Report, StoreError};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How often a record is tried before the connection is given up.
+const RECORD_TRIES: u32 = 6;
+
+/// Reads a part of the backlog: what is due now; what is due soon goes to the scheduler.
+pub(super) async fn backlog(
+    parts: &SessionParts,
+    agent_no: i64,
+    limit: usize,
+) -> Result<(Vec<Delivery>, bool), StoreError> {
+    let now = parts.store.now();
+    let rows = parts.store.command_backlog(agent_no, now.plus(parts.horizon), limit).await?;
+    let more = rows.len() >= limit;
+    let (due, soon): (Vec<_>, Vec<_>) = rows.into_iter().partition(|due| due.due_at <= now);
+    if !soon.is_empty() {
+        parts.scheduler.try_send(DueAgain(soon)).ok();
+    }
+    let mut deliveries = Vec::with_capacity(due.len());
+    for due in due {
+        if let Some(action) = parts.book.get(due.action_no).await? {
+            deliveries.push(Delivery { due, action });
+        }
+    }
+    Ok((deliveries, more))
+}
+
+/// Records results, also those of runs that this session didn't hand over, and says what the agent is to be told.
+pub(super) async fn store_results(
+    book: &ActionBook,
+    context: &SenderContext,
+    agent_no: i64,
+    results: Vec<(RunRef, Result<Report, RunResult>)>,
+    now: Timestamp,
+) -> Option<Stored> {
+    let mut stored = Stored::default();
+    let (mut runs, mut reports) = (Vec::new(), Vec::new());
+    for (run, result) in results {
+        let report = match result {
+            Ok(report) => report,
+            Err(result) => match look_up(book, run).await? {
+                Some(action) => result_report(&action, agent_no, &result, 0, None, false, now),
+                None => {
+                    let reason = "there is no such action".into();
+                    stored.rejected.push(Rejected { action: run.action, run: run.run, reason });
+                    continue;
+                }
+            },
+        };
+        runs.push(run);
+        reports.push(report);
+    }
+    log::trace!(agent = agent_no, results = reports.len(); "recording results");
+    for (run, answer) in runs.into_iter().zip(record(context, reports).await?) {
+        match answer {
+            Ok(Answer::Rejected(reason)) => {
+                stored.rejected.push(Rejected { action: run.action, run: run.run, reason });
+            }
+            Err(error) => {
+                stored.rejected.push(Rejected { action: run.action, run: run.run, reason: error.to_string() });
+            }
+            Ok(_) => stored.commands.push(run),
+        }
+    }
+    log::trace!(agent = agent_no, results = stored.commands.len(); "results recorded");
+    Some(stored)
+}
+
+/// An action by its public id; the outer `None`: the store is away.
+async fn look_up(book: &ActionBook, run: RunRef) -> Option<Option<Arc<Action>>> {
+    for attempt in 0..RECORD_TRIES {
+        match book.get_by_id(run.action).await {
+            Ok(found) => return Some(found),
+            Err(error) => log::warn!(error = error.to_string().as_str(); "a result waits for the store"),
+        }
+        tokio::time::sleep(wait(attempt)).await;
+    }
+    None
+}
+
+/// Records, patiently while the outcomes are being restarted.
+pub(super) async fn record(context: &SenderContext, reports: Vec<Report>) -> Option<Vec<Result<Answer, Refused>>> {
+    for attempt in 0..RECORD_TRIES {
+        if let Some(answers) = context.record(reports.clone()).await {
+            return Some(answers);
+        }
+        tokio::time::sleep(wait(attempt)).await;
+    }
+    None
+}
+
+fn wait(attempt: u32) -> Duration {
+    Duration::from_millis(50) * (1 << attempt.min(6))
+}

@@ -1,0 +1,93 @@
+//! The command line, through the built binary.
+
+use crate::support::{Server, ServerOptions};
+use std::process::{Command, Output};
+
+fn odoshi(arguments: &[&str]) -> Output {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_odoshi"));
+    command.args(arguments).current_dir(folder.path()).env_remove("ODOSHI_TOKEN").env_remove("ODOSHI_SERVER");
+    command.output().unwrap()
+}
+
+fn text(bytes: &[u8]) -> String {
+    String::from_utf8_lossy(bytes).into_owned()
+}
+
+#[test]
+fn the_demo_runs_real_actions_and_exits_with_0() {
+    let output = odoshi(&["demo", "--agents", "20"]);
+    let (out, err) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{out}\n{err}");
+    let row = |name: &str| {
+        let line = out.lines().find(|line| line.trim().starts_with(name)).unwrap_or_else(|| panic!("no {name}: {out}"));
+        line.split_whitespace().filter_map(|word| word.parse::<u32>().ok()).collect::<Vec<_>>()
+    };
+    assert_eq!(row("total"), [20, 15]);
+    assert_eq!(row("succeeded"), [20, 15]);
+    assert!(!err.contains("WARN") && !err.contains("ERROR"), "{err}");
+}
+
+#[test]
+fn the_benchmarks_print_their_figures_beside_bare_ones() {
+    for bench in ["create", "life"] {
+        let output = odoshi(&["bench", bench, "--agents", "2000", "--rounds", "1"]);
+        let out = text(&output.stdout);
+        assert_eq!(output.status.code(), Some(0), "{out}{}", text(&output.stderr));
+        assert!(out.contains("odoshi/bare = ") && out.contains("bare:"), "{out}");
+    }
+}
+
+#[test]
+fn wrong_settings_name_their_key_and_wrong_usage_is_2() {
+    let file = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(file.path(), "[http]\nlisten = \"127.0.0.1:0\"\ncolour = 3\n").unwrap();
+    let path = file.path().display().to_string();
+    let output = odoshi(&["config", "check", "--config", &path]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("http.colour"), "{}", text(&output.stderr));
+    assert_eq!(odoshi(&["serve", "--colour"]).status.code(), Some(2));
+    assert_eq!(odoshi(&["demo", "--agents", "0"]).status.code(), Some(2));
+    let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/config/odoshi.toml");
+    assert_eq!(odoshi(&["config", "check", "--config", sample]).status.code(), Some(0));
+}
+
+#[test]
+fn a_server_that_is_not_there_is_3_and_no_token_is_said() {
+    let output = odoshi(&["token", "create", "--role", "viewer"]);
+    assert!(text(&output.stderr).contains("ODOSHI_TOKEN"), "{}", text(&output.stderr));
+    let token = tempfile::NamedTempFile::new().unwrap();
+    std::fs::write(token.path(), "x").unwrap();
+    let token = token.path().display().to_string();
+    let nowhere = ["token", "list", "--server", "http://127.0.0.1:1", "--token-file", &token];
+    assert_eq!(odoshi(&nowhere).status.code(), Some(3));
+}
+
+#[actix_rt::test]
+async fn tokens_are_made_listed_and_revoked() {
+    let server = Server::start(ServerOptions::default()).await;
+    let admin = server.data().join("admin.token").display().to_string();
+    let with = |arguments: &[&str]| {
+        let arguments = [arguments, &["--server", &server.url, "--token-file", &admin]].concat();
+        odoshi(&arguments)
+    };
+    let made = text(&with(&["token", "create", "--role", "viewer", "--name", "probe"]).stdout);
+    let token = made.trim();
+    assert_eq!(made, format!("{token}\n"), "the token alone");
+    assert_eq!(server.call_as(token, "GET", "/v1/actions", None).await.0, 200);
+    let list = text(&with(&["token", "list"]).stdout);
+    assert!(!list.contains(token) && list.contains("probe"), "{list}");
+    let id = list.lines().find(|line| line.contains("probe")).unwrap().split_whitespace().next().unwrap();
+    assert_eq!(with(&["token", "revoke", id]).status.code(), Some(0));
+    assert_eq!(server.call_as(token, "GET", "/v1/actions", None).await.0, 401);
+}
+
+#[actix_rt::test]
+async fn a_second_server_on_the_same_store_is_refused() {
+    let server = Server::start(ServerOptions::default()).await;
+    let mut second = Command::new(env!("CARGO_BIN_EXE_odoshi"));
+    second.arg("serve").env("ODOSHI__DATA_DIR", server.data()).env("ODOSHI__HTTP__LISTEN", "127.0.0.1:0");
+    let output = tokio::task::spawn_blocking(move || second.output().unwrap()).await.unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    assert!(text(&output.stderr).contains("in use by another process"), "{}", text(&output.stderr));
+}
