@@ -75,6 +75,13 @@ pub(super) struct ListQuery {
     after: Option<i64>,
 }
 
+#[derive(Serialize)]
+struct Actions {
+    actions: Vec<Summary>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
 /// `GET /v1/actions`: newest first.
 pub(super) async fn list(
     request: HttpRequest,
@@ -86,12 +93,8 @@ pub(super) async fn list(
     let status = query.status.as_deref().map(parse_status).transpose()?;
     let views = api.store.action_list(status, query.after, limit).await?;
     let next = (views.len() == limit).then(|| views.last().map(|view| view.no)).flatten();
-    let actions: Vec<Summary> = views.into_iter().map(|view| Full::from(view).summary).collect();
-    let mut page = serde_json::json!({ "actions": actions });
-    if let Some(next) = next {
-        page["next"] = next.to_string().into();
-    }
-    Ok(HttpResponse::Ok().json(page))
+    let actions = views.into_iter().map(|view| Full::from(view).summary).collect();
+    Ok(HttpResponse::Ok().json(Actions { actions, next: next.map(|next| next.to_string()) }))
 }
 
 fn parse_status<T: serde::de::DeserializeOwned>(text: &str) -> ApiResult<T> {
