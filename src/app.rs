@@ -188,6 +188,7 @@ impl Builder {
             page: config.resolver.page,
             horizon: config.delay.horizon.0,
             credits: pages_in_memory(),
+            stopping: Arc::default(),
         };
         let resolver = supervise("resolver", Resolver::new(parts), MAILBOX, &supervision);
         let settings = SpoolSettings {

@@ -105,7 +105,17 @@ async fn show(args: &Args, folder: &Path) -> Outcome {
 /// The agents, on a runtime of their own so that the server's threads are the server's.
 struct Fleet {
     stop: watch::Sender<bool>,
-    runtime: tokio::runtime::Runtime,
+    /// `None` when it is shut down.
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl Drop for Fleet {
+    fn drop(&mut self) {
+        // On the way out after an interruption: nobody waits for the agents.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
 }
 
 impl Fleet {
@@ -139,13 +149,16 @@ impl Fleet {
                 }
             });
         }
-        Ok(Self { stop, runtime })
+        Ok(Self { stop, runtime: Some(runtime) })
     }
 
-    async fn stop(self) -> Result<(), tokio::task::JoinError> {
+    async fn stop(mut self) -> Result<(), tokio::task::JoinError> {
         self.stop.send_replace(true);
         // They say goodbye to the server, which is still there; whoever doesn't in time is cut off.
-        tokio::task::spawn_blocking(move || self.runtime.shutdown_timeout(Duration::from_secs(2))).await
+        let runtime = self.runtime.take();
+        tokio::task::spawn_blocking(move || runtime.map(|runtime| runtime.shutdown_timeout(Duration::from_secs(2))))
+            .await?;
+        Ok(())
     }
 }
 

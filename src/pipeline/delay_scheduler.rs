@@ -42,6 +42,8 @@ const CHUNKS_AT_A_TIME: usize = 4;
 const HOLDS_AT_A_TIME: usize = 20_000;
 /// How long a command rests whose chunk the router gave back.
 const REST: Duration = Duration::from_millis(200);
+/// What is due within this is due now, where room is short.
+const NOW: Duration = Duration::from_secs(1);
 /// Sleep no longer than this: the machine's clock may be set.
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);
 
@@ -95,6 +97,11 @@ pub struct DelayScheduler {
     cursors: BTreeMap<i64, Cursor>,
     /// Open rows due up to here have been read.
     open_read_through: DuePlace,
+    /// They didn't all fit: not before this.
+    open_not_before: Timestamp,
+    /// The action whose commands were read last; the next one has its turn.
+    last_read: i64,
+    looks: u32,
     /// Where the slow second reading of open rows is, while there is one.
     second_reading: Option<DuePlace>,
     /// Commands in chunks that the router has.
@@ -114,6 +121,9 @@ impl DelayScheduler {
             queue: DelayQueue::new(parts.capacity),
             cursors: BTreeMap::new(),
             open_read_through: FIRST,
+            open_not_before: Timestamp(0),
+            last_read: 0,
+            looks: 0,
             second_reading: None,
             dispatched: HashSet::new(),
             chunks: 0,
@@ -130,9 +140,12 @@ impl DelayScheduler {
         self.parts.store.now().plus(self.parts.horizon)
     }
 
-    /// Puts one command in; false when there is no room.
+    /// Puts one command in; false when there is no room. The last tenth of the room is for what is due now, so that it is
+    /// never kept out by what has time.
     fn insert(&mut self, action: &Arc<Action>, transport: &Arc<str>, due: Due) -> bool {
-        if self.queue.room() == 0 {
+        let has_time = due.due_at > self.parts.store.now().plus(NOW);
+        let reserve = if has_time { self.parts.capacity / 10 } else { 0 };
+        if self.queue.room() <= reserve {
             return false;
         }
         let key = (due.action_no, due.agent_no);

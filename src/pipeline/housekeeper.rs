@@ -120,7 +120,13 @@ pub async fn run_once(parts: &HousekeeperParts) -> Result<(), StoreError> {
         }
         let going = || page.iter().filter(|action| !(action.resolved && action.unfinished == 0));
         for action in going() {
-            reconcile(parts, action).await?;
+            match reconcile(parts, action).await {
+                // One action that can't be read must not stop the others.
+                Err(error) if !error.is_transient() => {
+                    log::error!(action = action.no, error = error.to_string().as_str(); "an action is passed over");
+                }
+                reconciled => reconciled?,
+            }
         }
         let behind = going().filter(|action| action.dispatched_through < action.resolved_through);
         let behind: Vec<i64> = behind.map(|action| action.no).collect();
@@ -141,7 +147,7 @@ async fn reconcile(parts: &HousekeeperParts, action: &OpenAction) -> Result<(), 
         close(parts, action.no, Unfinished::All, &Event::Cancelled).await?;
     } else if now >= action.expires_at && !action.resolved {
         parts.store.action_expire(action.no).await?;
-    } else if now >= action.expires_at.plus(GRACE) {
+    } else if now >= action.expires_at.plus(GRACE) && action.unfinished > action.sent {
         close(parts, action.no, Unfinished::Pending, &Event::Expired).await?;
     }
     Ok(())
@@ -171,7 +177,14 @@ async fn overdue(parts: &HousekeeperParts) -> Result<(), StoreError> {
             let action = match actions.get(&action_no) {
                 Some(action) => action.clone(),
                 None => {
-                    let action = parts.book.get(action_no).await?;
+                    let action = match parts.book.get(action_no).await {
+                        Err(error) if !error.is_transient() => {
+                            log::error!(action = action_no, error = error.to_string().as_str();
+                                "an action is passed over");
+                            None
+                        }
+                        action => action?,
+                    };
                     actions.insert(action_no, action.clone());
                     action
                 }
@@ -180,9 +193,10 @@ async fn overdue(parts: &HousekeeperParts) -> Result<(), StoreError> {
                 reports.push(report(&action, agent_no, Event::Overdue));
             }
         }
-        if !reports.is_empty() {
-            record(parts, reports).await?;
+        if reports.is_empty() {
+            return Ok(());
         }
+        record(parts, reports).await?;
         if !full {
             return Ok(());
         }

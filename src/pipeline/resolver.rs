@@ -20,6 +20,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{Semaphore, oneshot};
 
@@ -27,6 +28,8 @@ use tokio::sync::{Semaphore, oneshot};
 const PERIOD: Duration = Duration::from_secs(1);
 /// Actions resolved at a time.
 const ACTIONS_AT_A_TIME: usize = 64;
+/// Actions looked at, oldest first, to find those: more, since those in hand and any that can't be read are among them.
+const LOOK_AT: usize = 1_000;
 /// Pages of one action on their way to the store.
 const PAGES_AT_A_TIME: usize = 3;
 /// Pages of all actions on their way to the store.
@@ -49,6 +52,8 @@ pub struct ResolverParts {
     pub horizon: Duration,
     /// Pages that may be in memory, see [`pages_in_memory`].
     pub credits: Arc<Semaphore>,
+    /// Set on the way out.
+    pub stopping: Arc<AtomicBool>,
 }
 
 /// The credits of a resolver.
@@ -141,11 +146,18 @@ pub struct Begun {
 pub async fn begin(parts: &ResolverParts, active: &HashSet<i64>) -> Result<Vec<Begun>, StoreError> {
     let store = &parts.store;
     let horizon = store.now().plus(parts.horizon);
-    // Those in hand may be among the oldest.
-    let list = store.action_list_unresolved(horizon, ACTIONS_AT_A_TIME + active.len()).await?;
+    let list = store.action_list_unresolved(horizon, LOOK_AT).await?;
     let mut actions = Vec::new();
     for no in list.into_iter().filter(|no| !active.contains(no)).take(ACTIONS_AT_A_TIME - active.len()) {
-        let Some(action) = parts.book.get(no).await? else { continue };
+        let action = match parts.book.get(no).await {
+            Ok(Some(action)) => action,
+            Ok(None) => continue,
+            Err(error) if error.is_transient() => return Err(error),
+            Err(error) => {
+                log::error!(action = no, error = error.to_string().as_str(); "an action is passed over");
+                continue;
+            }
+        };
         if store.now() >= action.expires_at {
             store.action_expire(no).await?;
             log::info!(action:% = action.id; "an action expired before it was resolved");
@@ -203,6 +215,8 @@ pub async fn run_once(parts: &ResolverParts, begun: Begun) -> Result<bool, Store
             if action.is_cancelled() {
                 return Ok(true);
             }
+            // What is under way is finished; the rest is for the next start.
+            last |= parts.stopping.load(Ordering::Relaxed);
         }
         let Some(answer) = under_way.next().await else { break };
         match answer.ok().flatten().and_then(|mut answers| answers.pop()) {
@@ -214,6 +228,9 @@ pub async fn run_once(parts: &ResolverParts, begun: Begun) -> Result<bool, Store
                 return Ok(false);
             }
         }
+    }
+    if parts.stopping.load(Ordering::Relaxed) {
+        return Ok(false);
     }
     log::debug!(action:% = action.id, commands = position; "an action is resolved");
     parts.housekeeper.try_send(Touched(vec![no])).ok();
@@ -272,6 +289,7 @@ impl Handler<Drain> for Resolver {
 
     fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
         self.stopped = true;
+        self.parts.stopping.store(true, Ordering::Relaxed);
         let (sender, drained) = oneshot::channel();
         self.draining = Some(sender);
         self.finish_drain();

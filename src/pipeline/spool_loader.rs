@@ -55,6 +55,8 @@ pub struct SpoolLoader {
     /// Something came while it was scanning.
     again: bool,
     pruned: Option<Instant>,
+    /// The store was away: not before this.
+    resting: Option<Instant>,
     stopped: bool,
     draining: Option<oneshot::Sender<()>>,
 }
@@ -76,6 +78,7 @@ impl SpoolLoader {
             scanning: false,
             again: false,
             pruned: None,
+            resting: None,
             stopped: false,
             draining: None,
         })
@@ -83,9 +86,11 @@ impl SpoolLoader {
 
     fn watch(&mut self, ctx: &mut Context<Self>) {
         let (loader, notified) = (ctx.address(), self.notified.clone());
-        let watcher = notify::recommended_watcher(move |_| {
+        let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // Looking into the folder is an event too: answering that one would never end.
+            let looked = event.is_ok_and(|event| event.kind.is_access());
             // Ten thousand files make one message.
-            if !notified.swap(true, Ordering::AcqRel) {
+            if !looked && !notified.swap(true, Ordering::AcqRel) {
                 loader.do_send(Scan);
             }
         })
@@ -101,7 +106,8 @@ impl SpoolLoader {
     }
 
     fn scan(&mut self, ctx: &mut Context<Self>) {
-        if self.stopped {
+        // The period comes back to it.
+        if self.stopped || self.resting.is_some_and(|until| Instant::now() < until) {
             return;
         }
         if self.scanning {
@@ -119,6 +125,8 @@ impl SpoolLoader {
         let round = run_once(self.spool.clone(), self.store.clone(), keep);
         ctx.spawn(round.into_actor(self).map(|round, loader, ctx| {
             loader.scanning = false;
+            // Giving files back is an event as well.
+            loader.resting = round.store_away.then(|| Instant::now() + loader.settings.scan_interval / 2);
             crate::fault_point!("spool_loader.stored");
             if round.stored {
                 loader.resolver.try_send(Resolve).ok();
@@ -299,6 +307,8 @@ impl Supervised for SpoolLoader {
         self.draining.take().map(|drained| drained.send(()));
         self.scanning = false;
         self.again = false;
+        self.pruned = None;
+        self.resting = None;
         match Spool::open(&self.settings.dir, self.settings.max_body) {
             // A fresh one: what the old one held is to be recovered.
             Ok(spool) => self.spool = Arc::new(Mutex::new(spool)),

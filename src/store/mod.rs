@@ -74,6 +74,8 @@ pub struct OpenAction {
     pub dispatched_through: i64,
     /// Commands that are not final.
     pub unfinished: i64,
+    /// Those of them that are with their agents.
+    pub sent: i64,
 }
 
 /// How far an action is resolved.
@@ -293,8 +295,8 @@ pub trait Store: Send + Sync + 'static {
     /// Commands of an action beyond the agent key `after` that have neither outcome nor open row.
     async fn command_untouched(&self, action_no: i64, after: i64, limit: usize) -> StoreResult<UntouchedPage>;
 
-    /// What an agent has to do that is due before `horizon`: highest priority first, then earliest due. Without what it
-    /// has (`sent`), and of open actions only.
+    /// What an agent has to do that is due before `horizon`: what is due now before the rest, then highest priority first,
+    /// then earliest due. Without what it has (`sent`), and of open actions only.
     async fn command_backlog(&self, agent_no: i64, horizon: Timestamp, limit: usize) -> StoreResult<Vec<Due>>;
 
     /// Open rows `waiting` or `retry` after a place in their order and due up to `horizon`, whose agent can be reached from

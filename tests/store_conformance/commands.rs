@@ -85,6 +85,10 @@ pub async fn a_backlog_is_ordered_by_priority_and_due_time(backend: &mut impl Ba
     assert_eq!(order, expected);
     assert!(backlog.iter().all(|due| (due.agent_no, due.run, due.attempts) == (fleet[0], 1, 0)));
     assert_eq!(store.command_backlog(fleet[0], store.now(), 2).await.unwrap(), backlog[..2]);
+    // However urgent, what is due later comes after what is due now.
+    let soon = resolved(store, json!({"valid_from": from(30), "priority": 100}), &fleet).await;
+    let backlog = store.command_backlog(fleet[0], in_secs(store, 60), 10).await.unwrap();
+    assert_eq!((backlog.len(), backlog[5].action_no), (6, soon.no));
 }
 
 pub async fn a_backlog_ends_at_the_horizon(backend: &mut impl Backend) {

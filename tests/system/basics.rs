@@ -62,3 +62,29 @@ async fn sigterm_drains_and_sends_agents_elsewhere() {
     let status = tokio::join!(server.terminate(), async { assert_eq!(agent.expect_close().await, 1012) }).0;
     assert!(status.success(), "{status}");
 }
+
+/// How often the process went to sleep so far, over all its threads.
+fn sleeps(pid: i32) -> u64 {
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).unwrap();
+    let of = |path: std::path::PathBuf| {
+        let status = std::fs::read_to_string(path.join("status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"));
+        line.and_then(|number| number.trim().parse::<u64>().ok()).unwrap_or(0)
+    };
+    threads.map(|thread| of(thread.unwrap().path())).sum()
+}
+
+#[actix_rt::test]
+async fn an_idle_server_sleeps() {
+    let server = Server::start(ServerOptions::default()).await;
+    server.drop_file("bad.json", "{");
+    crate::support::eventually("the file to fail", || async {
+        server.spool("failed").join("bad.json").exists().then_some(())
+    })
+    .await;
+    let before = sleeps(server.pid());
+    // Time itself is what is tested here: what happens while nothing does.
+    tokio::time::sleep(std::time::Duration::from_secs(3)).await;
+    let woken = sleeps(server.pid()) - before;
+    assert!(woken < 3_000, "woken {woken} times in 3 seconds with nothing to do");
+}

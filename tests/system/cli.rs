@@ -91,3 +91,20 @@ async fn a_second_server_on_the_same_store_is_refused() {
     assert_eq!(output.status.code(), Some(1));
     assert!(text(&output.stderr).contains("in use by another process"), "{}", text(&output.stderr));
 }
+
+#[test]
+fn ctrl_c_ends_a_demo_cleanly() {
+    let folder = tempfile::tempdir().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_odoshi"));
+    command.args(["demo", "--agents", "10"]).env("TMPDIR", folder.path()).stdout(std::process::Stdio::piped());
+    command.stderr(std::process::Stdio::piped());
+    let mut demo = command.spawn().unwrap();
+    // It says so when the agents are connected: then the fleet is there to be taken down.
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(demo.stdout.take().unwrap()));
+    assert!(lines.any(|line| line.unwrap().contains("agents enrolled and connected")));
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(demo.id() as i32), nix::sys::signal::Signal::SIGINT).unwrap();
+    let output = demo.wait_with_output().unwrap();
+    assert_eq!(output.status.code(), Some(130), "{}", text(&output.stderr));
+    assert!(!text(&output.stderr).contains("panicked"), "{}", text(&output.stderr));
+    assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "the temporary folder is removed");
+}

@@ -15,6 +15,10 @@ use std::time::Duration;
 pub(super) const READ_AHEAD: Duration = Duration::from_secs(2);
 /// How often all open actions are looked at, for what was lost.
 pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(10);
+/// Every how many looks open rows are read a second time: only what was lost needs it.
+const SECOND_READING: u32 = 6;
+/// How long what doesn't fit waits for room.
+const FOR_ROOM: Duration = Duration::from_secs(1);
 /// Rows per read.
 const PAGE: usize = 5_000;
 
@@ -83,7 +87,7 @@ impl DelayScheduler {
                 let (action_no, priority) = (action.no, action.priority);
                 let due = Due { action_no, agent_no, run: 1, attempts: 0, due_at, priority, open: false };
                 if !self.insert(action, &transport, due) {
-                    stopped = Some(now);
+                    stopped = Some(now.plus(FOR_ROOM));
                     break;
                 }
             }
@@ -142,14 +146,23 @@ impl DelayScheduler {
             return;
         }
         let Some(next) = self.next_read() else { return };
+        if let Next::Commands(no, _) = &next {
+            self.last_read = *no;
+        }
         self.reading = true;
         let (store, book) = (self.parts.store.clone(), self.parts.book.clone());
         let limit = PAGE.min(self.queue.room());
         let read = async move {
             match next {
                 Next::Commands(no, after) => {
-                    let page = store.command_untouched(no, after, limit).await?;
-                    Ok(Page::Commands(no, book.get(no).await?, page))
+                    let action = match book.get(no).await {
+                        Err(error) if !error.is_transient() => {
+                            unreadable(no, &error);
+                            None
+                        }
+                        action => action?,
+                    };
+                    Ok(Page::Commands(no, action, store.command_untouched(no, after, limit).await?))
                 }
                 Next::Open(after, until, second) => {
                     let rows = store.command_due(after, until, limit).await?;
@@ -157,8 +170,11 @@ impl DelayScheduler {
                     let last = rows.last().filter(|_| full).map(|(due, _)| (due.due_at, due.action_no, due.agent_no));
                     let mut found = Vec::with_capacity(rows.len());
                     for (due, transport) in rows {
-                        if let Some(action) = book.get(due.action_no).await? {
-                            found.push((action, transport, due));
+                        match book.get(due.action_no).await {
+                            Ok(Some(action)) => found.push((action, transport, due)),
+                            Ok(None) => {}
+                            Err(error) if error.is_transient() => return Err(error),
+                            Err(error) => unreadable(due.action_no, &error),
                         }
                     }
                     Ok::<_, StoreError>(Page::Open(found, last, until, second))
@@ -180,21 +196,33 @@ impl DelayScheduler {
 
     fn next_read(&self) -> Option<Next> {
         let (now, horizon) = (self.parts.store.now(), self.horizon());
-        if self.open_read_through.0 < now.plus(self.parts.horizon / 2) {
+        if self.open_read_through.0 < now.plus(self.parts.horizon / 2) && self.open_not_before <= now {
             return Some(Next::Open(self.open_read_through, horizon, false));
         }
         if let Some(place) = self.second_reading {
             return Some(Next::Open(place, now, true));
         }
         let behind = |cursor: &Cursor| cursor.behind.is_some_and(|when| when <= now);
-        self.cursors.iter().find(|(_, cursor)| behind(cursor)).map(|(no, cursor)| Next::Commands(*no, cursor.at))
+        let later = self.cursors.range(self.last_read + 1..);
+        later
+            .chain(self.cursors.range(..=self.last_read))
+            .find(|(_, cursor)| behind(cursor))
+            .map(|(no, cursor)| Next::Commands(*no, cursor.at))
     }
 
     fn take_page(&mut self, page: Page, ctx: &mut Context<Self>) {
         match page {
             Page::Open(found, last, until, second) => {
                 for (action, transport, due) in found {
-                    self.insert(&action, &transport, due);
+                    let place = (due.due_at, due.action_no, due.agent_no);
+                    if !self.insert(&action, &transport, due) && !second {
+                        // Up to here; the rest when there is room.
+                        self.open_not_before = self.parts.store.now().plus(FOR_ROOM);
+                        return;
+                    }
+                    if !second {
+                        self.open_read_through = place;
+                    }
                 }
                 if second {
                     self.second_reading = last;
@@ -260,14 +288,24 @@ impl DelayScheduler {
             let dispatched = action.dispatched_through;
             let fresh = Cursor { at: dispatched, behind: Some(now), hinted: false, dispatched };
             let cursor = self.cursors.entry(action.no).or_insert(fresh);
-            if cursor.behind.is_none() && dispatched < action.resolved_through && cursor.dispatched == dispatched {
+            // What is not due yet, and what waits for its time beyond the horizon, is not missing.
+            let waits = action.valid_from > now || cursor.behind.is_some_and(|when| when <= now);
+            if !waits && dispatched < action.resolved_through && cursor.dispatched == dispatched {
                 cursor.at = dispatched;
                 cursor.behind = Some(now);
             }
             cursor.dispatched = dispatched;
         }
-        self.second_reading.get_or_insert(FIRST);
+        if self.looks.is_multiple_of(SECOND_READING) {
+            self.second_reading.get_or_insert(FIRST);
+        }
+        self.looks = self.looks.wrapping_add(1);
     }
+}
+
+/// An action that this version can't read keeps nobody else waiting.
+fn unreadable(no: i64, error: &StoreError) {
+    log::error!(action = no, error = error.to_string().as_str(); "an action is passed over");
 }
 
 /// How much of a page was taken in.

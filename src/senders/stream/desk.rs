@@ -259,6 +259,12 @@ impl Desk {
         }
     }
 
+    /// Whether a command of this action is queued or flying.
+    pub fn has(&self, action: uuid::Uuid) -> bool {
+        self.flying.keys().any(|run| run.action == action)
+            || self.queue.values().any(|queued| queued.delivery.action.id == action)
+    }
+
     /// The store says that this run is over: it isn't to be handed over again, whatever was read before.
     pub fn finish(&mut self, run: RunRef, now: Instant) {
         self.turn_over(now);

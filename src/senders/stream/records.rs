@@ -25,8 +25,10 @@ pub(super) async fn backlog(
 ) -> Result<(Vec<Delivery>, bool), StoreError> {
     let now = parts.store.now();
     let rows = parts.store.command_backlog(agent_no, now.plus(parts.horizon), limit).await?;
-    let more = rows.len() >= limit;
+    let full = rows.len() >= limit;
     let (due, soon): (Vec<_>, Vec<_>) = rows.into_iter().partition(|due| due.due_at <= now);
+    // What is due now comes first: with something of later in the page, there is no more that is due now.
+    let more = full && soon.is_empty();
     if !soon.is_empty() {
         parts.scheduler.try_send(DueAgain(soon)).ok();
     }

@@ -157,6 +157,10 @@ impl Session {
             }
             let deadline = self.deadline();
             let listening = self.outbox.len() < OUTBOX && self.working.len() < RECORDS && self.parked.is_none();
+            if !listening {
+                // Who isn't listened to can't be silent.
+                self.last_heard = Instant::now();
+            }
             let (next_frame, parked) =
                 (self.outbox.front().cloned(), self.parked.as_ref().map_or(0, |(_, size)| *size));
             let budget = self.parts.budget.clone();
@@ -438,7 +442,10 @@ impl Session {
                         // Decided while the agent was away: nobody waits for its result.
                         Answer::Decided | Answer::Rejected(_) => {
                             self.desk.finish(run, Instant::now());
-                            over.push(run.action);
+                            // A later run kills this one by its arrival; a cancel would hit them both.
+                            if !self.desk.has(run.action) {
+                                over.push(run.action);
+                            }
                         }
                     }
                 }

@@ -261,13 +261,16 @@ struct OpenRow {
     dispatched_through: i64,
     #[diesel(sql_type = BigInt)]
     unfinished: i64,
+    #[diesel(sql_type = BigInt)]
+    sent: i64,
 }
 
 pub(super) fn list_open(conn: &mut SqliteConnection, after: i64, limit: usize) -> QueryResult<Vec<OpenAction>> {
     let rows = sql_query(
         "SELECT no, valid_from, expires_at, resolved, cancelled, expired, resolved_through, dispatched_through, \
          (SELECT coalesce(sum(total - succeeded - failed - timed_out - undeliverable - c.expired - c.cancelled), 0) \
-          FROM action_counts c WHERE c.action_no = a.no) AS unfinished \
+          FROM action_counts c WHERE c.action_no = a.no) AS unfinished, \
+         (SELECT coalesce(sum(sent), 0) FROM action_counts c WHERE c.action_no = a.no) AS sent \
          FROM actions a WHERE ended_at IS NULL AND no > ? ORDER BY no LIMIT ?",
     )
     .bind::<BigInt, _>(after)
@@ -285,6 +288,7 @@ pub(super) fn list_open(conn: &mut SqliteConnection, after: i64, limit: usize) -
             resolved_through: row.resolved_through,
             dispatched_through: row.dispatched_through,
             unfinished: row.unfinished,
+            sent: row.sent,
         })
         .collect())
 }
@@ -340,21 +344,25 @@ pub(super) fn expire(conn: &mut SqliteConnection, no: i64) -> QueryResult<bool> 
     Ok(changed > 0)
 }
 
-pub(super) fn advance(conn: &mut SqliteConnection, no: i64, limit: usize) -> QueryResult<i64> {
+/// Where `dispatched_through` of an action can go, if that is further than where it is. Looked up on a reader: what is
+/// touched stays touched.
+pub(super) fn advanced(conn: &mut SqliteConnection, no: i64, limit: usize) -> QueryResult<(i64, Option<i64>)> {
     let (through, resolved_through) = actions::table
         .find(no)
         .select((actions::dispatched_through, actions::resolved_through))
         .first::<(i64, i64)>(conn)?;
-    let page = super::commands::touched(conn, no, through, limit)?;
-    let next = match page.first_untouched {
+    let next = match super::commands::first_untouched(conn, no, through, limit)? {
         Some(untouched) => untouched - 1,
-        None if page.looked_at < limit => resolved_through,
-        None => page.last,
+        None => super::commands::key_after(conn, no, through, limit)?.unwrap_or(resolved_through),
     };
-    if next > through {
-        diesel::update(actions::table.find(no)).set(actions::dispatched_through.eq(next)).execute(conn)?;
-    }
-    Ok(next.max(through))
+    Ok((through, (next > through).then_some(next)))
+}
+
+pub(super) fn advance(conn: &mut SqliteConnection, no: i64, through: i64) -> QueryResult<()> {
+    diesel::update(actions::table.find(no).filter(actions::dispatched_through.lt(through)))
+        .set(actions::dispatched_through.eq(through))
+        .execute(conn)
+        .map(|_| ())
 }
 
 pub(super) fn complete(conn: &mut SqliteConnection, nos: &[i64], now: Timestamp) -> QueryResult<Vec<i64>> {

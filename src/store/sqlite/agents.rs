@@ -93,6 +93,24 @@ pub(super) fn insert(conn: &mut SqliteConnection, agents: &[NewAgent], now: Time
     Ok(())
 }
 
+/// Whether this is what is stored of the agent already.
+pub(super) fn says_the_same(
+    conn: &mut SqliteConnection,
+    agent_no: i64,
+    labels: Option<&str>,
+    facts: &str,
+    version: &str,
+) -> QueryResult<bool> {
+    let stored = agents::table
+        .find(agent_no)
+        .select((agents::labels, agents::facts, agents::version))
+        .first::<(String, String, String)>(conn)
+        .optional()?;
+    Ok(stored.is_some_and(|(old_labels, old_facts, old_version)| {
+        labels.is_none_or(|labels| labels == old_labels) && facts == old_facts && version == old_version
+    }))
+}
+
 pub(super) fn refresh(
     conn: &mut SqliteConnection,
     agent_no: i64,

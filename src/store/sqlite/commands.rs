@@ -69,38 +69,36 @@ fn insert_page(conn: &mut SqliteConnection, page: &CommandPage, deltas: &mut Del
     Ok(Inserted::Written)
 }
 
-/// What the rows after a key look like.
-pub(super) struct Touched {
-    pub(super) first_untouched: Option<i64>,
-    pub(super) looked_at: usize,
-    pub(super) last: i64,
-}
-
-pub(super) fn touched(conn: &mut SqliteConnection, no: i64, after: i64, limit: usize) -> QueryResult<Touched> {
-    #[derive(QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = Nullable<BigInt>)]
-        first_untouched: Option<i64>,
-        #[diesel(sql_type = BigInt)]
-        looked_at: i64,
-        #[diesel(sql_type = Nullable<BigInt>)]
-        last: Option<i64>,
-    }
+/// The first of the `limit` commands after a key that has neither outcome nor open row.
+pub(super) fn first_untouched(
+    conn: &mut SqliteConnection,
+    no: i64,
+    after: i64,
+    limit: usize,
+) -> QueryResult<Option<i64>> {
     let row = sql_query(format!(
-        "WITH page AS MATERIALIZED (SELECT action_no, agent_no FROM commands WHERE action_no = ?1 AND agent_no > ?2 \
-         ORDER BY agent_no LIMIT ?3) \
-         SELECT (SELECT agent_no FROM page c WHERE {UNTOUCHED} ORDER BY agent_no LIMIT 1) AS first_untouched, \
-         (SELECT count(*) FROM page) AS looked_at, (SELECT max(agent_no) FROM page) AS last"
+        "SELECT c.agent_no AS key FROM (SELECT action_no, agent_no FROM commands WHERE action_no = ?1 AND agent_no > ?2 \
+         ORDER BY agent_no LIMIT ?3) c WHERE {UNTOUCHED} LIMIT 1"
     ))
     .bind::<BigInt, _>(no)
     .bind::<BigInt, _>(after)
     .bind::<BigInt, _>(sql_limit(limit))
-    .get_result::<Row>(conn)?;
-    Ok(Touched {
-        first_untouched: row.first_untouched,
-        looked_at: usize::try_from(row.looked_at).unwrap_or(0),
-        last: row.last.unwrap_or(after),
-    })
+    .get_result::<Key>(conn)
+    .optional()?;
+    Ok(row.map(|row| row.key))
+}
+
+/// The agent key of the `count`th command after a key, if there are so many.
+pub(super) fn key_after(conn: &mut SqliteConnection, no: i64, after: i64, count: usize) -> QueryResult<Option<i64>> {
+    let row = sql_query(
+        "SELECT agent_no AS key FROM commands WHERE action_no = ?1 AND agent_no > ?2 ORDER BY agent_no LIMIT 1 OFFSET ?3",
+    )
+    .bind::<BigInt, _>(no)
+    .bind::<BigInt, _>(after)
+    .bind::<BigInt, _>(sql_limit(count.saturating_sub(1)))
+    .get_result::<Key>(conn)
+    .optional()?;
+    Ok(row.map(|row| row.key))
 }
 
 pub(super) fn untouched(
@@ -194,15 +192,16 @@ pub(super) fn backlog(
     // to it than a key of the other.
     let alive = "a.ended_at IS NULL AND NOT a.cancelled AND NOT a.paused AND NOT a.expired AND a.expires_at > ?3";
     let rows = sql_query(format!(
-        "SELECT p.action_no, p.agent_no, p.run, p.attempts, p.due_at, a.priority, TRUE AS open, '' AS transport \
+        "SELECT * FROM (SELECT p.action_no, p.agent_no, p.run, p.attempts, p.due_at, a.priority, TRUE AS open, \
+         '' AS transport \
          FROM open_commands p INDEXED BY open_commands_agent CROSS JOIN actions a ON a.no = p.action_no \
          WHERE p.agent_no = ?1 AND p.state IN ({waiting}, {retry}) AND p.due_at <= ?2 AND {alive} \
          UNION ALL \
          SELECT c.action_no, c.agent_no, 1, 0, coalesce(c.due_at, a.valid_from), a.priority, FALSE, '' \
          FROM actions a CROSS JOIN commands c ON c.action_no = a.no AND c.agent_no = ?1 \
          WHERE a.dispatched_through < ?1 AND a.resolved_through >= ?1 AND {alive} \
-         AND coalesce(c.due_at, a.valid_from) <= ?2 AND {UNTOUCHED} \
-         ORDER BY priority DESC, due_at, action_no LIMIT ?4",
+         AND coalesce(c.due_at, a.valid_from) <= ?2 AND {UNTOUCHED}) \
+         ORDER BY (due_at > ?3), priority DESC, due_at, action_no LIMIT ?4",
         waiting = OpenState::Waiting as i16,
         retry = OpenState::Retry as i16,
     ))

@@ -240,8 +240,20 @@ impl Store for SqliteStore {
     }
 
     async fn action_advance(&self, nos: Vec<i64>, limit: usize) -> StoreResult<Vec<i64>> {
-        self.write("action_advance", move |conn| nos.iter().map(|no| actions::advance(conn, *no, limit)).collect())
-            .await
+        // The one writer isn't kept waiting for the looking.
+        let read = nos.clone();
+        let found: Vec<(i64, Option<i64>)> = self
+            .read("action_advance", move |conn| read.iter().map(|no| actions::advanced(conn, *no, limit)).collect())
+            .await?;
+        let moved: Vec<(i64, i64)> =
+            nos.iter().zip(&found).filter_map(|(no, (_, next))| Some((*no, (*next)?))).collect();
+        if !moved.is_empty() {
+            self.write("action_advance", move |conn| {
+                moved.iter().try_for_each(|(no, through)| actions::advance(conn, *no, *through))
+            })
+            .await?;
+        }
+        Ok(found.into_iter().map(|(through, next)| next.unwrap_or(through)).collect())
     }
 
     async fn action_complete(&self, nos: Vec<i64>) -> StoreResult<Vec<i64>> {
@@ -319,6 +331,14 @@ impl Store for SqliteStore {
         let labels = labels.map(json).transpose().map_err(|error| StoreError::from_diesel(write, error))?;
         let facts = json(facts).map_err(|error| StoreError::from_diesel(write, error))?;
         let (version, now) = (version.to_owned(), self.now());
+        // After a restart every agent says what it said before: that is no reason to write.
+        let said = (labels.clone(), facts.clone(), version.clone());
+        let same = self
+            .read(write, move |conn| agents::says_the_same(conn, agent_no, said.0.as_deref(), &said.1, &said.2))
+            .await?;
+        if same {
+            return Ok(());
+        }
         self.write(write, move |conn| agents::refresh(conn, agent_no, labels, facts, version, now)).await
     }
 
