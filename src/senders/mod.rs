@@ -2,11 +2,9 @@
 //!
 //! A sender is an actor that handles [`Deliver`]. It takes the commands over, hands each to its agent, and records what
 //! becomes of them with the [`SenderContext`]: [`Event::Result`], [`Event::Sent`], [`Event::AttemptFailed`] or
-//! [`Event::Hold`]. To add one, write the actor and register it by the transport that it serves:
-//!
-//! ```ignore
-//! Odoshi::builder(config).sender("slack", |cx| SlackSender::new(cx)).run()
-//! ```
+//! [`Event::Hold`]. To add one, write the actor and register it by the transport that it serves,
+//! `Odoshi::builder(config).sender("slack", |context| SlackSender::new(context))`; agents with that transport then get their
+//! commands from it. `examples/custom_sender.rs` is a whole one.
 //!
 //! [`Event::Result`]: crate::domain::command::Event::Result
 //! [`Event::Sent`]: crate::domain::command::Event::Sent

@@ -1,0 +1,76 @@
+//! A transport of one's own: an actor that handles `Deliver`, and one line that registers it.
+//!
+//! This one writes each command to stdout and calls it a success; a real one would call a chat, a pager or a switch.
+//! `cargo run --example custom_sender`, then drop this into `odoshi-data/spool/new/hello.json`:
+//!
+//! ```json
+//! {"name": "hello", "target": "transport = 'console'", "operations": [{"module": "say", "parameters": "hello"}]}
+//! ```
+#![allow(clippy::print_stdout, reason = "the console is where this sender delivers to")]
+
+use actix::prelude::*;
+use odoshi::Odoshi;
+use odoshi::config::Config;
+use odoshi::domain::agent::Enrollment;
+use odoshi::domain::command::{CommandState, Event, RunEnd};
+use odoshi::pipeline::messages::{Deliver, Delivery};
+use odoshi::senders::{SenderContext, report};
+use odoshi::store::NewAgent;
+
+struct ConsoleSender {
+    context: SenderContext,
+}
+
+impl Actor for ConsoleSender {
+    type Context = Context<Self>;
+}
+
+// After a panic there is nothing to rebuild: what was in hand is still in the store.
+impl Supervised for ConsoleSender {}
+
+impl Handler<Deliver> for ConsoleSender {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, Deliver(deliveries): Deliver, _: &mut Self::Context) -> Self::Result {
+        let context = self.context.clone();
+        Box::pin(async move {
+            let mut reports = Vec::with_capacity(deliveries.len());
+            for delivery in &deliveries {
+                println!("{}: {}", delivery.action.name, delivery.action.operations.get());
+                reports.push(report(delivery, succeeded(delivery, &context)));
+            }
+            // Durable when this is answered. Should the outcomes be restarting, the commands are found again.
+            if context.record(reports).await.is_none() {
+                log::warn!("{} commands go out again", deliveries.len());
+            }
+        })
+    }
+}
+
+fn succeeded(delivery: &Delivery, context: &SenderContext) -> Event {
+    let now = context.store.now();
+    Event::Result(Box::new(RunEnd {
+        run: delivery.due.run,
+        status: CommandState::Succeeded,
+        attempts: delivery.due.attempts,
+        sent_at: Some(now),
+        started_at: None,
+        finished_at: now,
+        results: Some(r#"[{"module":"say","ok":true}]"#.into()),
+        error: None,
+    }))
+}
+
+fn main() -> Result<(), Box<dyn std::error::Error>> {
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    let config = Config::load(None, &[])?;
+    actix_rt::System::new().block_on(async {
+        let odoshi = Odoshi::builder(config).sender("console", |context| ConsoleSender { context });
+        let running = odoshi.start().await?;
+        // An agent that does not connect by itself; a name that is there already is left as it is.
+        let enrollment = Enrollment::from_json(br#"{"name": "my-terminal"}"#)?;
+        let agent = NewAgent { enrollment, transport: "console".into(), address: None };
+        running.store().agent_insert(vec![agent]).await?;
+        Ok(running.run().await?)
+    })
+}
