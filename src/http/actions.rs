@@ -47,12 +47,10 @@ pub(super) async fn create(
     if api.supervision.is_draining() {
         return Err(ApiError::new(ProblemKind::Unavailable, "the server is stopping; another one takes this"));
     }
-    if request.headers().contains_key("Idempotency-Key") {
-        let detail = "Idempotency-Key is not available in this version; an id in the document does the same";
-        return Err(ApiError::bad_request(detail));
-    }
+    let key = idempotency_key(&request)?;
     let document = body(payload, api.max_body).await?;
-    let action = NewAction::from_json(&document, Uuid::now_v7(), api.store.now())?;
+    let mut action = NewAction::from_json(&document, Uuid::now_v7(), api.store.now())?;
+    action.idempotency_key = key;
     let id = action.id;
     match api.store.action_insert(vec![action]).await?.pop() {
         Some(Accepted::Stored { id, .. }) => {
@@ -61,10 +59,23 @@ pub(super) async fn create(
             let status = view.map_or(ActionState::Scheduled, |view| view.status);
             Ok(HttpResponse::Accepted().json(serde_json::json!({ "id": id, "status": status })))
         }
-        _ => {
+        Some(Accepted::KeyMismatch) => {
+            let detail = "Idempotency-Key: it was used for another document";
+            Err(ApiError::new(ProblemKind::IdempotencyMismatch, detail))
+        }
+        Some(Accepted::Conflict) | None => {
             let detail = format!("id: {id} is taken by an action with other content");
             Err(ApiError::new(ProblemKind::Conflict, detail))
         }
+    }
+}
+
+/// What the caller calls this request, 1 to 255 characters.
+fn idempotency_key(request: &HttpRequest) -> ApiResult<Option<String>> {
+    let Some(header) = request.headers().get("Idempotency-Key") else { return Ok(None) };
+    match header.to_str() {
+        Ok(key) if (1..=255).contains(&key.len()) => Ok(Some(key.to_owned())),
+        _ => Err(ApiError::bad_request("Idempotency-Key: 1 to 255 visible ASCII characters are expected")),
     }
 }
 

@@ -244,7 +244,8 @@ pub async fn run_once(spool: Arc<Mutex<Spool>>, store: Arc<dyn Store>, prune: Op
 async fn store_all(store: &dyn Store, actions: Vec<NewAction>) -> Result<Vec<Result<(), Problem>>, StoreError> {
     let verdict = |accepted: Accepted, id: uuid::Uuid| match accepted {
         Accepted::Stored { .. } => Ok(()),
-        Accepted::Conflict => {
+        // Files have no idempotency key.
+        Accepted::Conflict | Accepted::KeyMismatch => {
             Err(Problem::new(ProblemKind::Conflict, format!("id: {id} is taken by an action with other content")))
         }
     };

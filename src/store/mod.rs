@@ -51,6 +51,8 @@ pub enum Accepted {
     },
     /// Another action has this id.
     Conflict,
+    /// Another action was given this idempotency key.
+    KeyMismatch,
 }
 
 /// An action as the reconcilers see it.
@@ -245,7 +247,8 @@ pub trait Store: Send + Sync + 'static {
     /// Makes this process known, and takes over what other processes left behind. On SQLite there can be no other one.
     async fn node_start(&self, name: &str) -> StoreResult<()>;
 
-    /// Writes actions. The same id again is the same action if its digest is the same. Answers are in the order given.
+    /// Writes actions. The same idempotency key, or the same id, again is the same action if its digest is the same.
+    /// Answers are in the order given.
     async fn action_insert(&self, actions: Vec<NewAction>) -> StoreResult<Vec<Accepted>>;
 
     /// An action as users see it.

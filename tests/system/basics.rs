@@ -88,3 +88,24 @@ async fn an_idle_server_sleeps() {
     let woken = sleeps(server.pid()) - before;
     assert!(woken < 3_000, "woken {woken} times in 3 seconds with nothing to do");
 }
+
+#[actix_rt::test]
+async fn one_idempotency_key_is_one_action() {
+    let server = Server::start(ServerOptions::default()).await;
+    let post = async |name: &str, key: &str| {
+        let document = json!({ "name": name, "target": "TRUE", "operations": [{ "module": "ping" }] });
+        let request = reqwest::Client::new().post(format!("{}/v1/actions", server.url));
+        let answer = request.bearer_auth(server.admin_token()).header("Idempotency-Key", key).json(&document).send();
+        let answer = answer.await.unwrap();
+        (answer.status().as_u16(), answer.json::<serde_json::Value>().await.unwrap())
+    };
+    let (first, again, other) = (post("a", "k1").await, post("a", "k1").await, post("a", "k2").await);
+    assert_eq!((first.0, again.0, other.0), (202, 202, 202));
+    assert_eq!(first.1["id"], again.1["id"]);
+    assert_ne!(first.1["id"], other.1["id"]);
+    let (status, problem) = post("b", "k1").await;
+    assert_eq!((status, &problem["type"]), (422, &json!("urn:odoshi:problem:idempotency-mismatch")));
+    assert_eq!(post("a", &"k".repeat(256)).await.0, 400);
+    let (_, list) = server.call("GET", "/v1/actions", None).await;
+    assert_eq!(list["actions"].as_array().unwrap().len(), 2);
+}

@@ -28,9 +28,25 @@ pub(super) fn insert(
 }
 
 fn insert_one(conn: &mut SqliteConnection, new: &NewAction, owner: &str, now: Timestamp) -> QueryResult<Accepted> {
+    if let Some(key) = &new.idempotency_key {
+        let known = actions::table
+            .filter(actions::idempotency_key.eq(key))
+            .select((actions::no, actions::id, actions::digest))
+            .first::<(i64, String, Vec<u8>)>(conn)
+            .optional()?;
+        match known {
+            Some((no, id, digest)) if digest == new.digest => {
+                let id = Uuid::parse_str(&id).map_err(corrupt)?;
+                return Ok(Accepted::Stored { id, no, fresh: false });
+            }
+            Some(_) => return Ok(Accepted::KeyMismatch),
+            None => {}
+        }
+    }
     let inserted = diesel::insert_into(actions::table)
         .values((
             actions::id.eq(new.id.to_string()),
+            actions::idempotency_key.eq(&new.idempotency_key),
             actions::name.eq(&new.name),
             actions::target.eq(&new.target),
             actions::document.eq(&new.document),
@@ -218,6 +234,7 @@ pub(super) fn get(conn: &mut SqliteConnection, no: i64) -> QueryResult<Option<Ac
     row.map(|row| {
         let new = NewAction {
             id: Uuid::parse_str(&row.id).map_err(corrupt)?,
+            idempotency_key: None,
             document: row.document,
             digest: row.digest,
             operations: row.operations,
