@@ -73,9 +73,9 @@ async fn show(args: &Args, folder: &Path) -> Outcome {
     let actions = [
         ("ping the whole fleet", "TRUE", json!({ "module": "ping", "parameters": { "hello": "fleet" } }), None),
         (
-            "uptime of web, db and cache",
+            "kernel of web, db and cache",
             roles,
-            json!({ "module": "exec", "parameters": { "argv": ["uptime"] } }),
+            json!({ "module": "exec", "parameters": { "argv": ["uname", "-sr"] } }),
             Some("2s"),
         ),
     ];
@@ -136,7 +136,7 @@ impl Fleet {
                 name,
                 labels: [("role".to_owned(), role.to_owned())].into(),
                 token: Some(Secret(enroll.to_owned())),
-                exec: ExecConfig { allow: vec!["uptime".to_owned()] },
+                exec: ExecConfig { allow: vec!["uname".to_owned()] },
                 ..AgentConfig::default()
             })?;
             let mut stopped = stop.subscribe();

@@ -6,6 +6,7 @@ use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicU16, Ordering};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -27,6 +28,17 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: i
 /// The program under test. `ODOSHI_TEST_PROGRAM` names a copy of it, for when a build goes on beside a test that restarts it.
 pub fn program() -> PathBuf {
     std::env::var_os("ODOSHI_TEST_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_odoshi").into(), PathBuf::from)
+}
+
+/// A port that is free and stays so over a restart: below those that the system gives to connections. One of them could
+/// take it while the server is down, even connected to itself.
+fn free_port() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let start = 20_000 + (std::process::id() % 100) as u16 * 100;
+    (0..10_000)
+        .map(|_| 20_000 + (start - 20_000 + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000)
+        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
+        .expect("one of ten thousand ports is free")
 }
 
 /// What a test may choose.
@@ -73,8 +85,7 @@ impl Server {
 
     /// A folder and a port, and no process yet.
     pub fn prepare(options: ServerOptions) -> Self {
-        // Free a moment ago; nobody else on this machine asks for the same one twice.
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
+        let port = free_port();
         let memory = Some(Path::new("/dev/shm")).filter(|memory| options.in_memory && memory.is_dir());
         let parent = memory.map_or_else(std::env::temp_dir, Path::to_owned);
         let folder = tempfile::Builder::new().prefix("odoshi-test-").tempdir_in(parent).unwrap();
