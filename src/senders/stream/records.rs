@@ -13,9 +13,22 @@ use crate::senders::SenderContext;
 use crate::store::{Report, StoreError};
 use std::sync::Arc;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// How often a record is tried before the connection is given up.
 const RECORD_TRIES: u32 = 6;
+
+/// Something that was under way is done.
+pub(super) enum Done {
+    /// Results: what the agent is told, or nothing could be recorded.
+    Results(Option<Stored>),
+    /// Other reports, and the answers to those that concern a run at the agent.
+    Reports(Option<Vec<(RunRef, Answer)>>),
+    /// A part of the backlog, and whether the store has more.
+    Backlog(Result<(Vec<Delivery>, bool), StoreError>),
+    /// Runs that the agent has from before.
+    Adopted(Vec<(Arc<Action>, i32)>, Vec<Uuid>),
+}
 
 /// Reads a part of the backlog: what is due now; what is due soon goes to the scheduler.
 pub(super) async fn backlog(

@@ -9,20 +9,19 @@
 
 use super::desk::{Desk, Offered, QUEUE};
 use super::greeting::{End, greet};
-use super::records::{backlog, record, store_results};
+use super::records::{Done, backlog, record, store_results};
 use super::{Connect, Connected, StreamSender, ToSession};
-use crate::domain::action::Action;
 use crate::domain::agent::AgentRef;
 use crate::domain::command::{Answer, Event};
 use crate::domain::protocol::{
-    AgentFrame, Command, ErrorFrame, Hello, MAX_FRAME, PING_EVERY, RunRef, RunResult, SILENCE, ServerFrame, Stored,
-    Welcome, close,
+    AgentFrame, Command, ErrorFrame, Hello, MAX_FRAME, PING_EVERY, RunRef, RunResult, SILENCE, ServerFrame, Welcome,
+    close,
 };
 use crate::pipeline::action_book::ActionBook;
 use crate::pipeline::delay_scheduler::DelayScheduler;
 use crate::pipeline::messages::Delivery;
 use crate::senders::SenderContext;
-use crate::store::{Report, Store, StoreError};
+use crate::store::{Report, Store};
 use actix::prelude::*;
 use actix_ws::{AggregatedMessage, AggregatedMessageStream, CloseCode, CloseReason, ProtocolError};
 use futures_util::StreamExt;
@@ -60,18 +59,6 @@ pub struct SessionParts {
     pub budget: Arc<Semaphore>,
     /// How far ahead the backlog is read.
     pub horizon: Duration,
-}
-
-/// Something that was under way is done.
-enum Done {
-    /// Results: what the agent is told, or nothing could be recorded.
-    Results(Option<Stored>),
-    /// Other reports, and the answers to those that concern a run at the agent.
-    Reports(Option<Vec<(RunRef, Answer)>>),
-    /// A part of the backlog, and whether the store has more.
-    Backlog(Result<(Vec<Delivery>, bool), StoreError>),
-    /// Runs that the agent has from before.
-    Adopted(Vec<(Arc<Action>, i32)>, Vec<uuid::Uuid>),
 }
 
 /// Serves one connection until it ends. `agent` has shown its token.
