@@ -4,7 +4,7 @@
 //! trait and the few things a backend shows of its inside ([`Backend::group_by`] and the like), so that what they find
 //! out about the counters doesn't come from the code that keeps them.
 
-#![allow(clippy::unwrap_used)]
+#![allow(clippy::unwrap_used, reason = "these are tests")]
 
 mod actions;
 mod agents;
@@ -21,7 +21,7 @@ use odoshi::domain::counts::Counts;
 use odoshi::store::Store;
 
 /// A store of one kind, empty at first, that is gone when it is dropped.
-#[allow(async_fn_in_trait)]
+#[allow(async_fn_in_trait, reason = "its callers are in this crate")]
 pub trait Backend: Sized {
     /// An empty one of its own.
     async fn fresh() -> Self;
