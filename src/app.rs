@@ -13,8 +13,10 @@
 //! then each stage finishes what it has, the outcomes last; what isn't done by the deadline is still in the store.
 //! The pipeline lives on one arbiter: a message to another thread costs a wake-up.
 
+mod startup;
+
 use crate::config::{Config, ConfigError};
-use crate::domain::agent::{Role, STREAM, Secret, Token};
+use crate::domain::agent::STREAM;
 use crate::domain::batch::Limits;
 use crate::http::{self, Api};
 use crate::pipeline::action_book::ActionBook;
@@ -32,29 +34,28 @@ use crate::senders::SenderContext;
 use crate::senders::stream::StreamSender;
 use crate::senders::stream::session::SessionParts;
 use crate::senders::stream::sessions::{SessionSink, Sessions};
-use crate::store::{self, Store, StoreError};
+use crate::store::{Store, StoreError};
 use crate::supervision::{Supervision, supervise};
 use actix::prelude::*;
 use actix_web::dev::ServerHandle;
 use std::collections::HashMap;
-use std::fs::{File, TryLockError};
-use std::io::{self, Write};
+use std::fs::File;
+use std::io;
 use std::net::SocketAddr;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
-use uuid::Uuid;
+use tokio::task::JoinHandle;
 
 /// Messages that wait in an actor's mailbox. Senders that await replies have their own bounds; this one is for hints.
 const MAILBOX: usize = 4_096;
 /// Bytes of results that all sessions together have in memory.
 const RESULTS_IN_MEMORY: usize = 256 * 1024 * 1024;
 
-/// How long a start waits for another process to let go of the SQLite file.
-const LOCK_WITHIN: Duration = Duration::from_secs(5);
+/// How long the store may take to be told goodbye.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Why a server could not be started, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -76,12 +77,22 @@ pub enum AppError {
     /// Another process uses the store.
     #[error("{0} is in use by another process")]
     InUse(PathBuf),
+    /// Another node has taken over from this one.
+    #[error("another node has taken over from this one, which was silent for too long; it is to be started anew")]
+    TakenOver,
     /// An actor fell so often that restarting doesn't help.
     #[error("the actor {0} fell too often; the server has stopped so that it can be started anew")]
     Exhausted(&'static str),
     /// The deadline came before everything was finished; what wasn't is in the store.
     #[error("shutdown_timeout passed before everything was finished; what was not is taken up at the next start")]
     Deadline,
+}
+
+impl AppError {
+    /// Whether trying again later can help.
+    fn may_pass(&self) -> bool {
+        matches!(self, Self::Store(error) if error.is_transient())
+    }
 }
 
 fn io_error(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> AppError {
@@ -130,17 +141,25 @@ impl Builder {
         running.run().await
     }
 
-    /// Starts the server.
+    /// Starts the server. A store that is away is waited for while it serves already, see [`Running::ready`].
     ///
     /// # Errors
     /// When the store, the spool or the address can't be used.
     pub async fn start(self) -> Result<Running, AppError> {
         let Self { config, senders } = self;
         config.validate()?;
-        make_private_folder(&config.data_dir)?;
-        let (store, lock) = open_store(&config).await?;
-        store.node_start(&config.node_name()).await?;
-        make_admin_token(&*store, &config.data_dir).await?;
+        startup::make_private_folder(&config.data_dir)?;
+        let (store, lock) = startup::open_store(&config).await?;
+        let preparing = match startup::prepare(&*store, &config).await {
+            Err(error) if error.may_pass() => {
+                log::warn!(error = error.to_string().as_str(); "the server waits for its store");
+                Some(actix_rt::spawn(startup::prepare_patiently(store.clone(), config.clone())))
+            }
+            prepared => {
+                prepared?;
+                None
+            }
+        };
 
         let supervision = Supervision::new(config.supervision.clone());
         let (book, presence, upstream) = (ActionBook::new(store.clone()), Presence::default(), Upstream::default());
@@ -177,7 +196,12 @@ impl Builder {
         upstream.set_scheduler(scheduler.clone());
         let sink = CommandSink { store: store.clone(), scheduler: scheduler.clone() };
         let commands = supervise("command_store", Batcher::new(sink, limits), MAILBOX, &supervision);
-        let parts = HousekeeperParts { store: store.clone(), book: book.clone(), outcomes: outcomes.clone() };
+        let parts = HousekeeperParts {
+            store: store.clone(),
+            book: book.clone(),
+            outcomes: outcomes.clone(),
+            keep: config.retention.actions.0,
+        };
         let housekeeper = supervise("housekeeper", Housekeeper::new(parts), MAILBOX, &supervision);
         upstream.set_housekeeper(housekeeper.clone());
         let parts = ResolverParts {
@@ -224,7 +248,7 @@ impl Builder {
         actix_rt::spawn(server);
         log::info!(address:% = address, store:% = config.store_url(), spool:? = config.spool_dir(); "the server is up");
         let stages = Stages { loader, resolver, commands, scheduler, stream, housekeeper, outcomes, sessions };
-        Ok(Running { config, address, store, supervision, presence, stages, http, _lock: lock })
+        Ok(Running { config, address, store, preparing, supervision, presence, stages, http, _lock: lock })
     }
 }
 
@@ -245,6 +269,8 @@ pub struct Running {
     config: Config,
     address: SocketAddr,
     store: Arc<dyn Store>,
+    /// The store is away, and waited for.
+    preparing: Option<JoinHandle<Result<(), AppError>>>,
     supervision: Supervision,
     presence: Presence,
     stages: Stages,
@@ -278,32 +304,49 @@ impl Running {
         &self.supervision
     }
 
+    /// Waits until the store is there.
+    ///
+    /// # Errors
+    /// When it turns out that it can't be used.
+    pub async fn ready(&mut self) -> Result<(), AppError> {
+        let Some(preparing) = &mut self.preparing else { return Ok(()) };
+        let prepared =
+            preparing.await.unwrap_or_else(|error| Err(AppError::Store(StoreError::Unusable(error.to_string()))));
+        self.preparing = None;
+        prepared
+    }
+
     /// Serves until a signal or a fault, then drains.
     ///
     /// # Errors
-    /// When an actor fell too often, or draining took too long.
-    pub async fn run(self) -> Result<(), AppError> {
+    /// When the store can't be used, another node took over, an actor fell too often, or draining took too long.
+    pub async fn run(mut self) -> Result<(), AppError> {
         let mut terminate = signal(SignalKind::terminate()).map_err(io_error("SIGTERM"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("SIGINT"))?;
-        let exhausted = tokio::select! {
+        let (store, supervision) = (self.store.clone(), self.supervision.clone());
+        let serving = async {
+            match self.ready().await {
+                Ok(()) => std::future::pending().await,
+                Err(error) => error,
+            }
+        };
+        let fault = tokio::select! {
             _ = terminate.recv() => None,
             _ = interrupt.recv() => None,
-            actor = self.supervision.escalated() => Some(actor),
+            actor = supervision.escalated() => Some(AppError::Exhausted(actor)),
+            () = store.node_lost() => Some(AppError::TakenOver),
+            error = serving => Some(error),
         };
-        if let Some(actor) = exhausted {
-            log::error!(actor; "an actor fell too often; the server drains and stops");
-        } else {
-            log::info!("the server drains and stops; a second signal stops it at once");
+        match &fault {
+            Some(fault) => log::error!(error = fault.to_string().as_str(); "the server drains and stops"),
+            None => log::info!("the server drains and stops; a second signal stops it at once"),
         }
         let drained = tokio::select! {
             drained = self.drain() => drained,
             _ = terminate.recv() => Err(AppError::Deadline),
             _ = interrupt.recv() => Err(AppError::Deadline),
         };
-        match exhausted {
-            Some(actor) => Err(AppError::Exhausted(actor)),
-            None => drained,
-        }
+        fault.map_or(drained, Err)
     }
 
     /// Stops intake and finishes what is under way, source first, within `shutdown_timeout`.
@@ -311,8 +354,11 @@ impl Running {
     /// # Errors
     /// When the time was over before; nothing is lost by that.
     pub async fn drain(self) -> Result<(), AppError> {
-        let Self { config, supervision, stages, http, .. } = self;
+        let Self { config, store, preparing, supervision, stages, http, .. } = self;
         supervision.set_draining();
+        if let Some(preparing) = preparing {
+            preparing.abort();
+        }
         let Stages { loader, resolver, commands, scheduler, stream, housekeeper, outcomes, sessions } = stages;
         let drain = async {
             // An actor that is gone has nothing left to drain.
@@ -330,79 +376,12 @@ impl Running {
         if drained.is_err() {
             http.stop(false).await;
         }
+        match tokio::time::timeout(GOODBYE_WITHIN, store.node_stop()).await {
+            Ok(Ok(())) => {}
+            // The others find out by themselves.
+            _ => log::info!("the store could not be told that this node stops"),
+        }
         log::info!(complete = drained.is_ok(); "the server has stopped");
         drained.map_err(|_| AppError::Deadline)
     }
-}
-
-fn make_private_folder(folder: &Path) -> Result<(), AppError> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(folder)
-        .map_err(io_error(format!("data_dir {}", folder.display())))
-}
-
-/// Opens the store that the settings name; a SQLite file also gets locked, for it is for one process.
-async fn open_store(config: &Config) -> Result<(Arc<dyn Store>, Option<File>), AppError> {
-    let url = config.store_url();
-    let lock = match store::sqlite_path(url.expose()) {
-        Some(path) => Some(lock_beside(&path).await?),
-        None => None,
-    };
-    Ok((store::open(url.expose(), config.store.pool_size).await?, lock))
-}
-
-async fn lock_beside(database: &Path) -> Result<File, AppError> {
-    let mut path = database.as_os_str().to_owned();
-    path.push(".lock");
-    let path = PathBuf::from(path);
-    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
-        make_private_folder(folder)?;
-    }
-    let what = format!("the lock {}", path.display());
-    let file =
-        File::options().create(true).write(true).truncate(false).mode(0o600).open(&path).map_err(io_error(&what))?;
-    let started = Instant::now();
-    loop {
-        match file.try_lock() {
-            Ok(()) => return Ok(file),
-            // A process that was just killed may not be quite gone.
-            Err(TryLockError::WouldBlock) if started.elapsed() < LOCK_WITHIN => {
-                tokio::time::sleep(Duration::from_millis(50)).await;
-            }
-            Err(TryLockError::WouldBlock) => return Err(AppError::InUse(database.to_owned())),
-            Err(TryLockError::Error(error)) => return Err(io_error(what)(error)),
-        }
-    }
-}
-
-/// A store without any admin token gets one, which is written to `admin.token` for its owner alone to read.
-async fn make_admin_token(store: &dyn Store, data_dir: &Path) -> Result<(), AppError> {
-    if store.token_any_admin().await? {
-        return Ok(());
-    }
-    let secret = Secret::random();
-    let path = data_dir.join("admin.token");
-    let write = || -> io::Result<()> {
-        // The file first: a token that nobody has would lock everybody out.
-        let mut file = tempfile::Builder::new().prefix(".admin").tempfile_in(data_dir)?;
-        writeln!(file, "{}", secret.reveal())?;
-        file.as_file().sync_all()?;
-        file.persist(&path).map_err(|error| error.error)?;
-        File::open(data_dir)?.sync_all()
-    };
-    write().map_err(io_error(path.display()))?;
-    let token = Token {
-        id: Uuid::now_v7(),
-        role: Role::Admin,
-        name: "the first admin".into(),
-        agent_no: None,
-        created_at: store.now(),
-        expires_at: None,
-        revoked_at: None,
-    };
-    store.token_insert(&token, secret.hash()).await?;
-    log::info!(file:? = path; "an admin token was made");
-    Ok(())
 }

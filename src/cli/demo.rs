@@ -59,7 +59,8 @@ async fn show(args: &Args, folder: &Path) -> Outcome {
     flags.extend(args.store.clone().map(|url| ("store.url".to_owned(), url)));
     let config = Config::load_with(None, std::iter::empty(), &flags)?;
     let (spool, admin) = (config.spool_dir(), config.data_dir.join("admin.token"));
-    let running = Odoshi::builder(config).start().await?;
+    let mut running = Odoshi::builder(config).start().await?;
+    running.ready().await?;
     let server = format!("http://{}", running.address());
     println!("a server on {server}, its spool in {}", spool.display());
     let client = Client::with(&server, read_token(&admin)?)?;

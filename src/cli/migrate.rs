@@ -16,7 +16,7 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> Outcome {
     let config = Config::load(args.config.as_deref(), &[])?;
     let url = config.store_url();
-    actix_rt::System::new().block_on(store::open(url.expose(), 1))?;
+    actix_rt::System::new().block_on(async { store::open(&config).await?.prepare().await })?;
     println!("{url} is up to date");
     Ok(ExitCode::SUCCESS)
 }

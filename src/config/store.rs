@@ -4,12 +4,15 @@ use super::ServiceUrl;
 use super::error::Checks;
 use super::setting::section;
 use crate::domain::time::Span;
+use std::path::PathBuf;
 
 section! {
     /// The database.
     pub struct Store {
         /// Where it is: sqlite://PATH for one node, postgres://… for many. Default: odoshi.db in data_dir.
         url: Option<ServiceUrl> = None, example "sqlite://odoshi-data/odoshi.db";
+        /// A file that holds the password for PostgreSQL, and nothing else. Without it: the URL's, or PGPASSWORD.
+        password_file: Option<PathBuf> = None, example "/etc/odoshi/postgres.password";
         /// How many connections are kept.
         pool_size: usize = 8;
         /// When collected rows are written.

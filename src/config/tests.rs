@@ -225,7 +225,12 @@ fn full() -> Config {
     let url = |text: &str| Some(ServiceUrl::new(text));
     Config {
         http: Http { tls: Tls { cert: Some("c".into()), key: Some("k".into()) }, ..Http::default() },
-        store: Store { url: url("postgres://db/odoshi"), pool_size: 3, batch: Batch::default() },
+        store: Store {
+            url: url("postgres://db/odoshi"),
+            password_file: Some("secret".into()),
+            pool_size: 3,
+            batch: Batch::default(),
+        },
         spool: Spool { dir: Some("s".into()), scan_interval: Span::millis(1500) },
         sender: Sender {
             enabled: vec!["slack".into()],

@@ -3,6 +3,7 @@
 use super::problem::{Problem, ProblemKind};
 use super::protocol::{Operation, Operations};
 use super::target::Target;
+use super::text::has_nul;
 use super::time::{Span, Timestamp};
 use serde::de::{Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -238,6 +239,9 @@ impl Document {
         let length = self.name.chars().count();
         if length == 0 || length > MAX_NAME {
             return Err(invalid("name", format!("{length} characters, but 1 to {MAX_NAME} are allowed")));
+        }
+        if has_nul(&self.name) {
+            return Err(invalid("name", "holds a NUL character"));
         }
         Target::parse(&self.target).map_err(|error| invalid("target", error))?;
         if self.operations.is_empty() || self.operations.len() > MAX_OPERATIONS {

@@ -1,6 +1,7 @@
 //! Agents, and the tokens that agents and people show.
 
 use super::problem::{Problem, ProblemKind};
+use super::text::{has_nul, replace_nul_in};
 use super::time::Timestamp;
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -46,11 +47,19 @@ impl Enrollment {
     /// Reads and checks one.
     pub fn from_json(json: &[u8]) -> Result<Self, Problem> {
         let mut reader = serde_json::Deserializer::from_slice(json);
-        let enrollment: Self = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let mut enrollment: Self = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
             let kind = if error.inner().is_data() { ProblemKind::InvalidDocument } else { ProblemKind::MalformedJson };
             Problem::new(kind, error.to_string())
         })?;
         check_name(&enrollment.name)?;
+        let nul = |key: &str| Problem::new(ProblemKind::InvalidDocument, format!("{key}: holds a NUL character"));
+        if let Some((key, _)) = enrollment.labels.iter().find(|(key, value)| has_nul(key) || has_nul(value)) {
+            return Err(nul(&format!("labels.{}", key.escape_default())));
+        }
+        if has_nul(&enrollment.version) {
+            return Err(nul("version"));
+        }
+        replace_nul_in(&mut enrollment.facts);
         let too_large = |key: &str| {
             let detail = format!("{key}: larger than {MAX_DESCRIPTION} bytes as JSON");
             Problem::new(ProblemKind::InvalidDocument, detail)
@@ -218,6 +227,16 @@ mod tests {
         for bad in ["", "a b", "a/b", "ü", &"x".repeat(129), "a\n"] {
             assert!(check_name(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn an_enrollment_holds_no_nul() {
+        let read = |json: &str| Enrollment::from_json(json.as_bytes());
+        let refused = |json: &str| read(json).expect_err("refused").detail;
+        assert!(refused(r#"{"name":"a","labels":{"role":"we\u0000b"}}"#).starts_with("labels.role: "));
+        assert!(refused(r#"{"name":"a","version":"\u0000"}"#).starts_with("version: "));
+        let facts = read(r#"{"name":"a","facts":{"motd":"x\u0000"}}"#).expect("taken").facts;
+        assert_eq!(facts["motd"], "x\u{FFFD}");
     }
 
     #[test]

@@ -9,4 +9,5 @@ pub mod delay;
 pub mod problem;
 pub mod protocol;
 pub mod target;
+pub mod text;
 pub mod time;

@@ -3,6 +3,7 @@
 use super::{Api, ApiError, ApiResult, auth, body, limit};
 use crate::domain::agent::{Role, Secret, Token};
 use crate::domain::problem::{Problem, ProblemKind};
+use crate::domain::text::has_nul;
 use crate::domain::time::Span;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Deserialize;
@@ -36,6 +37,9 @@ pub(super) async fn create(
     }
     if new.name.chars().count() > 128 {
         return invalid("name: longer than 128 characters");
+    }
+    if has_nul(&new.name) {
+        return invalid("name: holds a NUL character");
     }
     let (secret, now) = (Secret::random(), api.store.now());
     let token = Token {

@@ -2,7 +2,8 @@
 //!
 //! Woken by a period and by [`Touched`]. In each round: actions whose commands are all final are completed; commands of
 //! cancelled actions are closed, those of expired ones after a grace; results that are overdue are given up;
-//! `dispatched_through` moves on. What it decides about commands goes through the outcomes like everything else.
+//! `dispatched_through` moves on. What it decides about commands goes through the outcomes like everything else. Now and
+//! then it deletes what `retention.actions` keeps no longer, in batches small enough to be in nobody's way.
 //!
 //! Dies: nothing; the next round reads the store again.
 
@@ -30,6 +31,13 @@ const ADVANCE: usize = 50_000;
 /// How many actions are moved on in one transaction.
 const ADVANCE_AT_A_TIME: usize = 100;
 
+/// How often it looks for what is kept no longer.
+const PURGE_EVERY: Duration = Duration::from_secs(60);
+/// Rows that are deleted in one transaction.
+const PURGE_AT_A_TIME: usize = 2_000;
+/// The pause between two of these.
+const PURGE_PAUSE: Duration = Duration::from_millis(20);
+
 /// What the housekeeper needs.
 #[derive(Clone)]
 pub struct HousekeeperParts {
@@ -39,6 +47,8 @@ pub struct HousekeeperParts {
     pub book: ActionBook,
     /// Where it records.
     pub outcomes: Addr<Outcomes>,
+    /// How long actions are kept after their end.
+    pub keep: Duration,
 }
 
 /// See the module.
@@ -47,13 +57,14 @@ pub struct Housekeeper {
     touched: BTreeSet<i64>,
     completing: bool,
     rounding: bool,
+    purging: Option<SpawnHandle>,
     stopped: bool,
 }
 
 impl Housekeeper {
     /// With nothing to do.
     pub fn new(parts: HousekeeperParts) -> Self {
-        Self { parts, touched: BTreeSet::new(), completing: false, rounding: false, stopped: false }
+        Self { parts, touched: BTreeSet::new(), completing: false, rounding: false, purging: None, stopped: false }
     }
 
     /// Completes those touched actions that are complete.
@@ -82,6 +93,22 @@ impl Housekeeper {
         }
     }
 
+    fn purge(&mut self, ctx: &mut Context<Self>) {
+        if self.purging.is_some() || self.stopped {
+            return;
+        }
+        let (store, keep) = (self.parts.store.clone(), self.parts.keep);
+        let purged = async move { purge(&*store, keep).await };
+        self.purging = Some(ctx.spawn(purged.into_actor(self).map(|purged, housekeeper, _| {
+            housekeeper.purging = None;
+            match purged {
+                Ok(0) => {}
+                Ok(rows) => log::info!(rows; "actions that are kept no longer are deleted"),
+                Err(error) => log::warn!(error = error.to_string().as_str(); "old actions are deleted later"),
+            }
+        })));
+    }
+
     fn round(&mut self, ctx: &mut Context<Self>) {
         if self.rounding || self.stopped {
             return;
@@ -96,6 +123,16 @@ impl Housekeeper {
             }
         }));
     }
+}
+
+/// Deletes all actions that ended longer ago than they are kept, a batch at a time; answers how many rows that were.
+pub async fn purge(store: &dyn Store, keep: Duration) -> Result<usize, StoreError> {
+    let mut rows = 0;
+    while let Some(deleted) = store.action_purge(store.now().minus(keep), PURGE_AT_A_TIME).await? {
+        rows += deleted;
+        tokio::time::sleep(PURGE_PAUSE).await;
+    }
+    Ok(rows)
 }
 
 async fn complete(store: &dyn Store, nos: Vec<i64>) -> Result<(), StoreError> {
@@ -220,6 +257,8 @@ impl Actor for Housekeeper {
     fn started(&mut self, ctx: &mut Self::Context) {
         self.round(ctx);
         ctx.run_interval(PERIOD, |housekeeper, ctx| housekeeper.round(ctx));
+        self.purge(ctx);
+        ctx.run_interval(PURGE_EVERY, |housekeeper, ctx| housekeeper.purge(ctx));
     }
 }
 
@@ -241,8 +280,9 @@ impl Handler<Touched> for Housekeeper {
 impl Handler<Drain> for Housekeeper {
     type Result = ();
 
-    fn handle(&mut self, _: Drain, _: &mut Self::Context) {
+    fn handle(&mut self, _: Drain, ctx: &mut Self::Context) {
         // Each of its steps is whole in the store; the next process goes on from there.
         self.stopped = true;
+        self.purging.take().map(|purging| ctx.cancel_future(purging));
     }
 }

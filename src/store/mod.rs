@@ -1,7 +1,9 @@
 //! The store: what is true when nothing is in memory.
 //!
-//! [`Store`] is one trait in the domain's words. A half of it (`sqlite`) is a folder of its own, and the
-//! conformance suite (`tests/store_conformance`, written against the trait) says what each of its methods promises.
+//! [`Store`] is one trait in the domain's words. Each half of it is a folder of its own: [`sqlite`], embedded, for one
+//! node, and [`postgres`], for many. What they share is beside them: the rows that come out (`rows`), what a batch of
+//! reports changes (`changes`), and targets as SQL (`filter`). The conformance suite (`tests/store_conformance`, written
+//! against the trait) says what each method promises, and runs on both.
 //!
 //! What do we store? An *action* is a row that is updated a few times. Its *commands* are rows that are inserted in key
 //! order and never touched again; so are *outcomes*, one for each run that ended, whose key decides who was first. Only
@@ -9,23 +11,31 @@
 //! is its last final outcome, else `sent` if its open row says so, else `pending`. Counters are kept in the transaction
 //! of the rows that they count, by lanes that readers sum.
 //!
-//! Every method is one transaction, or none. Methods that take a batch write all of it or nothing.
+//! Every method is one transaction, or none. Methods that take a batch write all of it or nothing. Texts hold no NUL
+//! character, which PostgreSQL can't keep: the domain sees to that where they come in.
 
+mod changes;
 mod error;
+mod filter;
+mod models;
+pub mod postgres;
+mod rows;
+mod schema;
 pub mod sqlite;
 
 pub use error::StoreError;
+pub use models::{
+    Accepted, ActionView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent, OpenAction, Report,
+    Resolution, Unfinished, UntouchedPage,
+};
 
-use crate::domain::action::{Action, ActionState, NewAction, Policy};
-use crate::domain::agent::{AgentRef, Enrollment, Token};
-use crate::domain::command::{Answer, CommandState, Event};
-use crate::domain::counts::Counts;
-use crate::domain::protocol::OperationResult;
+use crate::config::Config;
+use crate::domain::action::{Action, ActionState, NewAction};
+use crate::domain::agent::{AgentRef, Token};
+use crate::domain::command::{Answer, CommandState};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use async_trait::async_trait;
-use serde::Serialize;
-use serde_json::value::RawValue;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
@@ -37,204 +47,6 @@ pub(crate) const CHECK_IN_COUNTS: Duration = Duration::from_secs(120);
 /// What a store method answers.
 pub type StoreResult<T> = Result<T, StoreError>;
 
-/// What became of an action that was handed in.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Accepted {
-    /// It is durable; `fresh` is false when it was there before, the same.
-    Stored {
-        /// The public id.
-        id: Uuid,
-        /// The store's key.
-        no: i64,
-        /// Whether this call wrote it.
-        fresh: bool,
-    },
-    /// Another action has this id.
-    Conflict,
-    /// Another action was given this idempotency key.
-    KeyMismatch,
-}
-
-/// An action as the reconcilers see it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct OpenAction {
-    /// The store's key.
-    pub no: i64,
-    /// Not handed over before this.
-    pub valid_from: Timestamp,
-    /// Not handed over from this on.
-    pub expires_at: Timestamp,
-    /// All its commands are written.
-    pub resolved: bool,
-    /// A user ended it.
-    pub cancelled: bool,
-    /// It expired before it was resolved.
-    pub expired: bool,
-    /// The agent key up to which commands are written.
-    pub resolved_through: i64,
-    /// The agent key up to which every command has an outcome or an open row.
-    pub dispatched_through: i64,
-    /// Commands that are not final.
-    pub unfinished: i64,
-    /// Those of them that are with their agents.
-    pub sent: i64,
-}
-
-/// How far an action is resolved.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Resolution {
-    /// The agent key up to which commands are written.
-    pub through: i64,
-    /// How many that is.
-    pub written: i64,
-    /// How many were expected when it began; spreads are laid out over these.
-    pub expected: i64,
-    /// Nothing more is to be done.
-    pub done: bool,
-}
-
-/// A page of an action's new commands: `command_insert` writes it whole or, if the action has moved on, not at all.
-#[derive(Clone, Debug)]
-pub struct CommandPage {
-    /// The action's key.
-    pub action_no: i64,
-    /// The agent key after which the page begins; must be where the action is.
-    pub after: i64,
-    /// The agent key up to which the action is resolved with this page.
-    pub through: i64,
-    /// Agent and due time (`None`: the action's own), in key order.
-    pub commands: Vec<(i64, Option<Timestamp>)>,
-    /// No page follows.
-    pub last: bool,
-}
-
-/// What became of a page.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Inserted {
-    /// It is written.
-    Written,
-    /// The action is cancelled, expired, or resolved through another key: read how far it is, and go on from there.
-    Moved,
-}
-
-/// A command that is to be handed over.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Due {
-    /// The action's key.
-    pub action_no: i64,
-    /// The agent's key.
-    pub agent_no: i64,
-    /// Which run.
-    pub run: i32,
-    /// Failed hand-overs of this run so far.
-    pub attempts: i32,
-    /// When.
-    pub due_at: Timestamp,
-    /// Higher goes first.
-    pub priority: i32,
-    /// Whether the store has an open row for it.
-    pub open: bool,
-}
-
-/// A place in the order in which open rows fall due: (due time, action, agent).
-pub type DuePlace = (Timestamp, i64, i64);
-
-/// A page of an action's commands that have neither outcome nor open row.
-#[derive(Clone, Debug, Default)]
-pub struct UntouchedPage {
-    /// (agent, transport, due time), in key order.
-    pub commands: Vec<(i64, Arc<str>, Timestamp)>,
-    /// The agent key up to which the page looked; `None`: there is nothing more now.
-    pub through: Option<i64>,
-}
-
-/// Something that happened to a command.
-#[derive(Clone, Debug)]
-pub struct Report {
-    /// The action's key.
-    pub action_no: i64,
-    /// The agent's key.
-    pub agent_no: i64,
-    /// What the action says about runs and attempts.
-    pub policy: Policy,
-    /// What happened.
-    pub event: Event,
-    /// The reporter holds the command, took it as its first run, and has written nothing about it. The store may then
-    /// insert the outcome without looking; should that be wrong, the insert fails and it looks.
-    pub fresh: bool,
-}
-
-/// What is to be closed by [`Store::command_unfinished`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Unfinished {
-    /// Whatever is not final.
-    All,
-    /// What is not with its agent.
-    Pending,
-}
-
-/// An action as users see it.
-#[derive(Clone, Debug)]
-pub struct ActionView {
-    /// The store's key; pages continue after it.
-    pub no: i64,
-    /// The public id.
-    pub id: Uuid,
-    /// For people.
-    pub name: String,
-    /// Derived.
-    pub status: ActionState,
-    /// When it was accepted.
-    pub created_at: Timestamp,
-    /// Exact.
-    pub counts: Counts,
-    /// The document, as JSON.
-    pub document: Box<RawValue>,
-}
-
-/// A command as users see it.
-#[derive(Clone, Debug, Serialize)]
-pub struct CommandView {
-    /// The agent's name.
-    pub agent: String,
-    /// Derived.
-    pub status: CommandState,
-    /// Failed hand-overs of the last run, and the one that worked.
-    pub attempts: i32,
-    /// Runs that were begun.
-    pub runs: i32,
-    /// When it is or was due.
-    pub due_at: Timestamp,
-    /// When the agent said that it has it.
-    pub sent_at: Option<Timestamp>,
-    /// When it ended.
-    pub finished_at: Option<Timestamp>,
-    /// One per operation that was started.
-    pub results: Option<Vec<OperationResult>>,
-    /// Why it did not go well.
-    pub error: Option<String>,
-}
-
-/// An agent to be put into the store without enrolling (benchmarks, agents that don't connect by themselves).
-#[derive(Clone, Debug)]
-pub struct NewAgent {
-    /// What it would say of itself.
-    pub enrollment: Enrollment,
-    /// How commands reach it.
-    pub transport: String,
-    /// Where.
-    pub address: Option<String>,
-}
-
-/// What became of an enrolling.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Enrolled {
-    /// There is such an agent now, with this token.
-    New(AgentRef),
-    /// The name is taken.
-    Taken,
-}
-
 /// Everything that outlives the process. See the module for what is kept, and each method for what it promises.
 #[async_trait]
 pub trait Store: Send + Sync + 'static {
@@ -244,8 +56,19 @@ pub trait Store: Send + Sync + 'static {
     /// Whether the store can be read right now.
     async fn ping(&self) -> StoreResult<()>;
 
-    /// Makes this process known, and takes over what other processes left behind. On SQLite there can be no other one.
+    /// Brings the tables up to date and makes this process known. Until then all other calls are refused as unavailable.
+    /// An error that isn't transient means that it can't be used as it is. On SQLite opening it has done so.
+    async fn prepare(&self) -> StoreResult<()>;
+
+    /// Gives this process its name, and takes over what other processes left behind that are gone. On SQLite there can be
+    /// no other one.
     async fn node_start(&self, name: &str) -> StoreResult<()>;
+
+    /// Says goodbye: what this process held is free at once. Nothing can be written after it.
+    async fn node_stop(&self) -> StoreResult<()>;
+
+    /// Waits until another process has taken over from this one, which can write nothing any more. On SQLite: for ever.
+    async fn node_lost(&self);
 
     /// Writes actions. The same idempotency key, or the same id, again is the same action if its digest is the same.
     /// Answers are in the order given.
@@ -291,6 +114,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// Ends each of these actions that is resolved and whose commands are all final; answers which.
     async fn action_complete(&self, nos: Vec<i64>) -> StoreResult<Vec<i64>>;
+
+    /// Deletes up to `limit` rows of one action that ended before a time, which is out of sight from the first call on, and
+    /// answers how many there were; `None` when there is no such action (left).
+    async fn action_purge(&self, ended_before: Timestamp, limit: usize) -> StoreResult<Option<usize>>;
 
     /// Writes pages of commands in one transaction. Answers are in the order given.
     async fn command_insert(&self, pages: Vec<CommandPage>) -> StoreResult<Vec<Inserted>>;
@@ -378,43 +205,18 @@ pub trait Store: Send + Sync + 'static {
     async fn token_any_admin(&self) -> StoreResult<bool>;
 }
 
-/// Where the action's row is in its life.
-pub(crate) struct ActionFlags {
-    pub resolved: bool,
-    pub paused: bool,
-    pub cancelled: bool,
-    pub expired: bool,
-    pub begun: bool,
-    pub ended: bool,
-}
-
-impl ActionFlags {
-    /// The state that users see.
-    pub(crate) fn state(&self) -> ActionState {
-        match self {
-            Self { cancelled: true, .. } => ActionState::Cancelled,
-            Self { expired: true, .. } => ActionState::Expired,
-            Self { ended: true, .. } => ActionState::Completed,
-            Self { paused: true, .. } => ActionState::Paused,
-            Self { resolved: true, .. } => ActionState::Running,
-            Self { begun: true, .. } => ActionState::Resolving,
-            _ => ActionState::Scheduled,
-        }
-    }
-}
-
 /// The file of a `sqlite://` URL.
 pub fn sqlite_path(url: &str) -> Option<PathBuf> {
     url.strip_prefix("sqlite://").map(PathBuf::from)
 }
 
-/// Opens the store that `url` names, and brings its tables up to date. `connections`: how many read at a time.
+/// Opens the store that the settings name. It is to be [prepared](Store::prepare) before anything else.
 ///
 /// # Errors
-/// When it can't be opened, or this version has no such store.
-pub async fn open(url: &str, connections: usize) -> StoreResult<Arc<dyn Store>> {
-    match sqlite_path(url) {
-        Some(path) => Ok(Arc::new(sqlite::SqliteStore::open(&path, connections).await?)),
-        None => Err(StoreError::Unusable("store.url: this version has SQLite only (sqlite://PATH)".into())),
+/// When it can't be used as it is. A database that is merely away is no error here.
+pub async fn open(settings: &Config) -> StoreResult<Arc<dyn Store>> {
+    match sqlite_path(settings.store_url().expose()) {
+        Some(path) => Ok(Arc::new(sqlite::SqliteStore::open(&path, settings.store.pool_size).await?)),
+        None => Ok(Arc::new(postgres::PostgresStore::new(settings)?)),
     }
 }

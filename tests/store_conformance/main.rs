@@ -1,6 +1,6 @@
 //! What every [`Store`] promises, as tests against the trait.
 //!
-//! A backend is a file with a [`Backend`] and one line: `conformance!(name, Type)`. The cases know nothing of it but the
+//! A backend is a file with a [`Backend`] and one line: `cases!(tests! name, Type)`. The cases know nothing of it but the
 //! trait and the few things a backend shows of its inside ([`Backend::group_by`] and the like), so that what they find
 //! out about the counters doesn't come from the code that keeps them.
 
@@ -8,10 +8,15 @@
 
 mod actions;
 mod agents;
+#[path = "../cluster/mod.rs"]
+mod cluster;
 mod commands;
 mod listing;
 mod model;
+mod mutations;
 mod outcomes;
+mod postgres;
+mod retention;
 mod sqlite;
 mod support;
 mod targets;
@@ -44,8 +49,14 @@ pub trait Backend: Sized {
     /// The commands of an action that have an open row, as agents' keys in order.
     async fn open_rows(&self, action_no: i64) -> Vec<i64>;
 
+    /// How many rows there are of an action beside its own.
+    async fn rows_of(&self, action_no: i64) -> i64;
+
     /// Whether these bytes are anywhere in what the store keeps.
     async fn keeps(&self, bytes: &[u8]) -> bool;
+
+    /// Breaks the database in a way that the suite has to find.
+    async fn sabotage(&self, mutation: mutations::Mutation);
 }
 
 /// Runs one case. With a thread of its own for the runtime, so that a property test can block on each of its inputs.
@@ -68,10 +79,10 @@ macro_rules! tests {
     };
 }
 
-/// All cases, against one backend.
-macro_rules! conformance {
-    ($name:ident, $backend:ty) => {
-        tests! { $name, $backend;
+/// All cases, for another macro that gets them behind its own arguments.
+macro_rules! cases {
+    ($then:ident! $($arguments:tt)*) => {
+        $then! { $($arguments)*;
             actions {
                 the_same_id_with_the_same_content_is_one_action
                 the_same_id_with_other_content_is_a_conflict
@@ -126,6 +137,10 @@ macro_rules! conformance {
                 a_command_cancelled_between_runs_shows_one_run
                 commands_of_an_unknown_action_are_none
             }
+            retention {
+                what_is_kept_no_longer_goes_in_small_batches_and_is_out_of_sight_at_once
+                what_goes_takes_no_late_results
+            }
             model {
                 counts_are_exact_after_every_call_and_states_are_those_of_the_model
             }
@@ -157,4 +172,7 @@ macro_rules! conformance {
     };
 }
 
-conformance!(on_sqlite, crate::sqlite::Sqlite);
+pub(crate) use cases;
+
+cases!(tests! on_sqlite, crate::sqlite::Sqlite);
+cases!(tests! on_postgres, crate::postgres::Postgres);

@@ -1,6 +1,7 @@
 //! SQLite under the conformance suite: a file in a folder of its own.
 
 use crate::Backend;
+use crate::mutations::Mutation;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, SmallInt};
@@ -108,5 +109,32 @@ impl Backend for Sqlite {
             let content = std::fs::read(entry.unwrap().path()).unwrap();
             content.windows(bytes.len()).any(|window| window == bytes)
         })
+    }
+
+    async fn rows_of(&self, action_no: i64) -> i64 {
+        let tables = ["commands", "outcomes", "open_commands", "late_results", "action_counts", "purges"];
+        let counts = tables.map(|table| format!("(SELECT count(*) FROM {table} WHERE action_no = {action_no})"));
+        let query = format!("SELECT {} AS number", counts.join(" + "));
+        sql_query(query).get_result::<Number>(&mut self.aside()).unwrap().number
+    }
+
+    async fn sabotage(&self, mutation: Mutation) {
+        let trigger = match mutation {
+            Mutation::LostRow => {
+                "CREATE TRIGGER sabotage BEFORE INSERT ON commands WHEN NEW.agent_no % 3 = 2 \
+                 BEGIN SELECT RAISE(IGNORE); END"
+            }
+            Mutation::LateOverwrite => {
+                "CREATE TRIGGER sabotage AFTER INSERT ON late_results BEGIN \
+                 UPDATE outcomes SET results = NEW.results, status = NEW.status WHERE action_no = NEW.action_no \
+                 AND agent_no = NEW.agent_no AND run = NEW.run; END"
+            }
+            Mutation::DoubleCount => {
+                "CREATE TRIGGER sabotage AFTER UPDATE ON action_counts BEGIN UPDATE action_counts \
+                 SET succeeded = NEW.succeeded + (NEW.succeeded - OLD.succeeded) \
+                 WHERE action_no = NEW.action_no AND lane = NEW.lane; END"
+            }
+        };
+        sql_query(trigger).execute(&mut self.aside()).unwrap();
     }
 }

@@ -1,6 +1,6 @@
 //! How much an agent gets, in which order, and what becomes of what it doesn't answer.
 
-use crate::support::{Server, ServerOptions, WireAgent, success};
+use crate::support::{On, Server, WireAgent, success};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -14,8 +14,8 @@ fn document(extra: Value) -> Value {
     document
 }
 
-async fn server_with(agent: &str) -> (Server, String) {
-    let server = Server::start(ServerOptions::default()).await;
+async fn server_with(on: On, agent: &str) -> (Server, String) {
+    let server = Server::start(on.options()).await;
     let token = server.enroll(agent, json!({})).await;
     (server, token)
 }
@@ -35,10 +35,9 @@ async fn received(agent: &mut WireAgent, command: &Value) {
     agent.send(json!({ "type": "received", "commands": [refer(command)] })).await;
 }
 
-#[actix_rt::test]
-async fn an_agent_never_has_more_than_its_capacity_and_the_urgent_goes_first() {
+pub async fn an_agent_never_has_more_than_its_capacity_and_the_urgent_goes_first(on: On) {
     const CAPACITY: usize = 3;
-    let (server, token) = server_with("small").await;
+    let (server, token) = server_with(on, "small").await;
     let mut agent = WireAgent::hello(&server.url, &token, CAPACITY as u32).await;
     let mut unfinished: Vec<Value> = Vec::new();
     for n in 0..CAPACITY {
@@ -67,9 +66,8 @@ async fn an_agent_never_has_more_than_its_capacity_and_the_urgent_goes_first() {
     assert_eq!(order, [100, 99, 5, 5, 0, 0, -1, -100]);
 }
 
-#[actix_rt::test]
-async fn what_an_agent_says_it_runs_is_not_handed_over_again() {
-    let (server, token) = server_with("back").await;
+pub async fn what_an_agent_says_it_runs_is_not_handed_over_again(on: On) {
+    let (server, token) = server_with(on, "back").await;
     let mut agent = WireAgent::hello(&server.url, &token, 16).await;
     let running = server.submit(document(json!({}))).await;
     let command = one(&mut agent).await;
@@ -93,9 +91,8 @@ async fn what_an_agent_says_it_runs_is_not_handed_over_again() {
     }
 }
 
-#[actix_rt::test]
-async fn a_failed_run_is_followed_by_another_up_to_max_runs() {
-    let (server, token) = server_with("clumsy").await;
+pub async fn a_failed_run_is_followed_by_another_up_to_max_runs(on: On) {
+    let (server, token) = server_with(on, "clumsy").await;
     let mut agent = WireAgent::hello(&server.url, &token, 1).await;
     let id = server.submit(document(json!({ "max_runs": 2 }))).await;
     for run in 1..=2 {
@@ -110,9 +107,8 @@ async fn a_failed_run_is_followed_by_another_up_to_max_runs() {
     assert_eq!(server.commands(&id).await[0]["runs"], 2);
 }
 
-#[actix_rt::test]
-async fn a_cancel_reaches_the_agent_and_is_final() {
-    let (server, token) = server_with("told").await;
+pub async fn a_cancel_reaches_the_agent_and_is_final(on: On) {
+    let (server, token) = server_with(on, "told").await;
     let mut agent = WireAgent::hello(&server.url, &token, 16).await;
     let id = server.submit(document(json!({}))).await;
     let command = one(&mut agent).await;
@@ -131,9 +127,8 @@ async fn a_cancel_reaches_the_agent_and_is_final() {
     assert_eq!(server.commands(&id).await[0]["status"], "cancelled");
 }
 
-#[actix_rt::test]
-async fn a_command_for_an_agent_that_stays_away_expires_after_the_grace() {
-    let (server, token) = server_with("away").await;
+pub async fn a_command_for_an_agent_that_stays_away_expires_after_the_grace(on: On) {
+    let (server, token) = server_with(on, "away").await;
     let id = server.submit(document(json!({ "expires_after": "1s" }))).await;
     let view = server.until_status(&id, "completed").await;
     assert_eq!((&view["counts"]["total"], &view["counts"]["expired"]), (&json!(1), &json!(1)));
@@ -142,9 +137,8 @@ async fn a_command_for_an_agent_that_stays_away_expires_after_the_grace() {
     assert_eq!(one(&mut agent).await["action"], *next, "never handed over after its expiry");
 }
 
-#[actix_rt::test]
-async fn who_takes_a_command_and_never_answers_has_timed_out_and_gets_the_next_one() {
-    let (server, token) = server_with("silent").await;
+pub async fn who_takes_a_command_and_never_answers_has_timed_out_and_gets_the_next_one(on: On) {
+    let (server, token) = server_with(on, "silent").await;
     let mut agent = WireAgent::hello(&server.url, &token, 1).await;
     let id = server.submit(document(json!({ "timeout": "1s" }))).await;
     let command = one(&mut agent).await;
@@ -158,9 +152,8 @@ async fn who_takes_a_command_and_never_answers_has_timed_out_and_gets_the_next_o
     assert_eq!(soon.expect("its room is free again")["action"], *next);
 }
 
-#[actix_rt::test]
-async fn without_received_a_hand_over_has_failed_and_is_tried_again_up_to_max_deliveries() {
-    let (server, token) = server_with("forgetful").await;
+pub async fn without_received_a_hand_over_has_failed_and_is_tried_again_up_to_max_deliveries(on: On) {
+    let (server, token) = server_with(on, "forgetful").await;
     let mut agent = WireAgent::hello(&server.url, &token, 2).await;
     let once = server.submit(document(json!({ "max_deliveries": 1 }))).await;
     one(&mut agent).await;
@@ -203,11 +196,10 @@ fn resident_mib(pid: i32) -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() / 1024
 }
 
-#[actix_rt::test]
-async fn agents_that_stop_reading_cost_little_and_are_dropped_and_get_their_commands_later() {
+pub async fn agents_that_stop_reading_cost_little_and_are_dropped_and_get_their_commands_later(on: On) {
     const STUCK: usize = 15;
     const ACTIONS: usize = 30;
-    let server = Server::start(ServerOptions::default()).await;
+    let server = Server::start(on.options()).await;
     let enroll = join_all((0..STUCK).map(|n| {
         let server = &server;
         async move { server.enroll(&format!("stuck-{n}"), json!({ "group": "stuck" })).await }

@@ -1,7 +1,7 @@
 //! What agents may say, in whatever order and however wrong: the connection ends with its code or the result is rejected
 //! with its reason, and nobody else notices.
 
-use crate::support::{Server, ServerOptions, WireAgent, success};
+use crate::support::{On, Server, WireAgent, success};
 use futures_util::SinkExt;
 use serde_json::{Value, json};
 use std::time::Duration;
@@ -19,9 +19,8 @@ async fn closed_after(server: &Server, token: &str, message: Message) -> u16 {
     agent.expect_close().await
 }
 
-#[actix_rt::test]
-async fn frames_that_are_none_close_the_connection_and_only_that() {
-    let server = Server::start(ServerOptions::default()).await;
+pub async fn frames_that_are_none_close_the_connection_and_only_that(on: On) {
+    let server = Server::start(on.options()).await;
     let (token, other) = (server.enroll("bad", json!({})).await, server.enroll("good", json!({})).await);
     let mut bystander = WireAgent::hello(&server.url, &other, 16).await;
     let padding = "x".repeat(4 * 1024 * 1024);
@@ -61,9 +60,8 @@ async fn frames_that_are_none_close_the_connection_and_only_that() {
     assert_eq!(server.until_status(&id, "completed").await["counts"]["succeeded"], 2);
 }
 
-#[actix_rt::test]
-async fn who_says_nothing_is_closed_after_ten_seconds() {
-    let server = Server::start(ServerOptions::default()).await;
+pub async fn who_says_nothing_is_closed_after_ten_seconds(on: On) {
+    let server = Server::start(on.options()).await;
     let token = server.enroll("mute", json!({})).await;
     let mut agent = WireAgent::connect(&server.url, &token).await;
     let started = std::time::Instant::now();
@@ -78,9 +76,8 @@ async fn answer(agent: &mut WireAgent, results: Vec<Value>) -> Value {
     agent.expect("stored").await
 }
 
-#[actix_rt::test]
-async fn results_of_what_is_not_ones_own_or_not_due_are_rejected_with_a_reason() {
-    let server = Server::start(ServerOptions::default()).await;
+pub async fn results_of_what_is_not_ones_own_or_not_due_are_rejected_with_a_reason(on: On) {
+    let server = Server::start(on.options()).await;
     let (thief_token, token) = (server.enroll("thief", json!({})).await, server.enroll("owner", json!({})).await);
     let mut thief = WireAgent::hello(&server.url, &thief_token, 16).await;
     let mut owner = WireAgent::hello(&server.url, &token, 16).await;
@@ -127,9 +124,8 @@ async fn results_of_what_is_not_ones_own_or_not_due_are_rejected_with_a_reason()
     assert!(stored["rejected"][0]["reason"].as_str().unwrap().contains("run 2 never was"), "{stored}");
 }
 
-#[actix_rt::test]
-async fn an_agent_whose_clock_is_years_off_is_served_like_any_other() {
-    let server = Server::start(ServerOptions::default()).await;
+pub async fn an_agent_whose_clock_is_years_off_is_served_like_any_other(on: On) {
+    let server = Server::start(on.options()).await;
     let token = server.enroll("lost-in-time", json!({})).await;
     let mut agent = WireAgent::hello(&server.url, &token, 16).await;
     for (started, finished) in
@@ -161,9 +157,8 @@ async fn an_agent_whose_clock_is_years_off_is_served_like_any_other() {
     }
 }
 
-#[actix_rt::test]
-async fn a_newer_connection_of_an_agent_takes_over_and_nothing_is_lost() {
-    let server = Server::start(ServerOptions::default()).await;
+pub async fn a_newer_connection_of_an_agent_takes_over_and_nothing_is_lost(on: On) {
+    let server = Server::start(on.options()).await;
     let token = server.enroll("twin", json!({})).await;
     let mut first = WireAgent::hello(&server.url, &token, 2).await;
     let mut ids = Vec::new();
@@ -191,9 +186,8 @@ async fn a_newer_connection_of_an_agent_takes_over_and_nothing_is_lost() {
     assert_eq!(command["action"], *id, "the newer one is the agent's now");
 }
 
-#[actix_rt::test]
-async fn tokens_open_what_they_are_for_and_nothing_else() {
-    let server = Server::start(ServerOptions::default()).await;
+pub async fn tokens_open_what_they_are_for_and_nothing_else(on: On) {
+    let server = Server::start(on.options()).await;
     let enroll = server.enroll_token().await;
     let body = |name: &str| Some(json!({ "name": name, "labels": {}, "facts": {}, "version": "1" }));
     let own = server.enroll("own", json!({})).await;

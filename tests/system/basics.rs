@@ -1,11 +1,10 @@
 //! The main way: from a file, or a call, to exact results.
 
-use crate::support::{AgentProcess, Server, ServerOptions, WireAgent};
+use crate::support::{AgentProcess, On, Server, WireAgent};
 use serde_json::json;
 
-#[actix_rt::test]
-async fn a_file_in_the_spool_becomes_results_of_real_agents() {
-    let server = Server::start(ServerOptions::default()).await;
+pub async fn a_file_in_the_spool_becomes_results_of_real_agents(on: On) {
+    let server = Server::start(on.options()).await;
     let token = server.enroll_token().await;
     let agents: Vec<AgentProcess> = (0..3)
         .map(|n| {
@@ -37,9 +36,8 @@ async fn a_file_in_the_spool_becomes_results_of_real_agents() {
     drop(agents);
 }
 
-#[actix_rt::test]
-async fn a_result_is_stored_before_it_is_acknowledged_and_survives_kill_9() {
-    let mut server = Server::start(ServerOptions::default()).await;
+pub async fn a_result_is_stored_before_it_is_acknowledged_and_survives_kill_9(on: On) {
+    let mut server = Server::start(on.options()).await;
     let token = server.enroll("wire", json!({})).await;
     let mut agent = WireAgent::hello(&server.url, &token, 16).await;
     let id =
@@ -54,9 +52,8 @@ async fn a_result_is_stored_before_it_is_acknowledged_and_survives_kill_9() {
     assert_eq!(server.until_status(&id, "completed").await["counts"]["succeeded"], 1);
 }
 
-#[actix_rt::test]
-async fn sigterm_drains_and_sends_agents_elsewhere() {
-    let mut server = Server::start(ServerOptions::default()).await;
+pub async fn sigterm_drains_and_sends_agents_elsewhere(on: On) {
+    let mut server = Server::start(on.options()).await;
     let token = server.enroll("wire", json!({})).await;
     let mut agent = WireAgent::hello(&server.url, &token, 16).await;
     let status = tokio::join!(server.terminate(), async { assert_eq!(agent.expect_close().await, 1012) }).0;
@@ -74,9 +71,8 @@ fn sleeps(pid: i32) -> u64 {
     threads.map(|thread| of(thread.unwrap().path())).sum()
 }
 
-#[actix_rt::test]
-async fn an_idle_server_sleeps() {
-    let server = Server::start(ServerOptions::default()).await;
+pub async fn an_idle_server_sleeps(on: On) {
+    let server = Server::start(on.options()).await;
     server.drop_file("bad.json", "{");
     crate::support::eventually("the file to fail", || async {
         server.spool("failed").join("bad.json").exists().then_some(())
@@ -89,9 +85,8 @@ async fn an_idle_server_sleeps() {
     assert!(woken < 3_000, "woken {woken} times in 3 seconds with nothing to do");
 }
 
-#[actix_rt::test]
-async fn one_idempotency_key_is_one_action() {
-    let server = Server::start(ServerOptions::default()).await;
+pub async fn one_idempotency_key_is_one_action(on: On) {
+    let server = Server::start(on.options()).await;
     let post = async |name: &str, key: &str| {
         let document = json!({ "name": name, "target": "TRUE", "operations": [{ "module": "ping" }] });
         let request = reqwest::Client::new().post(format!("{}/v1/actions", server.url));

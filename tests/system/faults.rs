@@ -1,6 +1,6 @@
 //! Every actor panics while there is work, at its entrance and right after its commits; nothing may be lost by that.
 
-use crate::support::{Fleet, Server, ServerOptions, eventually};
+use crate::support::{Fleet, On, Server, ServerOptions, eventually};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -28,8 +28,8 @@ const ACTORS: &[(&str, &str, u64)] = &[
     ("session", "session=2*off->1*panic->9*off->1*panic;session.stored=3*off->1*panic->9*off->1*panic", 4),
 ];
 
-fn often(points: &str) -> ServerOptions {
-    ServerOptions::default()
+fn often(on: On, points: &str) -> ServerOptions {
+    on.options()
         .with("FAILPOINTS", points)
         .with("ODOSHI__SUPERVISION__MAX_RESTARTS", "100")
         .with("ODOSHI__SUPERVISION__BACKOFF_MIN", "5ms")
@@ -60,8 +60,8 @@ async fn submit_wave(server: &Server, wave: usize) -> Vec<(String, &'static str)
     all
 }
 
-async fn whole_is_kept_while_it_panics(actor: &str, points: &str, wanted: u64) {
-    let server = Server::start(often(points)).await;
+async fn whole_is_kept_while_it_panics(on: On, actor: &str, points: &str, wanted: u64) {
+    let server = Server::start(often(on, points)).await;
     let token = server.enroll_token().await;
     let fleet = Fleet::start(AGENTS, &server.url, &token, server.folder.path());
     eventually("all agents", || async {
@@ -111,14 +111,14 @@ async fn whole_is_kept_while_it_panics(actor: &str, points: &str, wanted: u64) {
     println!("{actor}: {} falls in {} actions", falls(&server, actor).await, actions.len());
 }
 
-#[actix_rt::test]
-async fn nothing_is_lost_whichever_actor_panics() {
-    join_all(ACTORS.iter().map(|(actor, points, wanted)| whole_is_kept_while_it_panics(actor, points, *wanted))).await;
+pub async fn nothing_is_lost_whichever_actor_panics(on: On) {
+    join_all(ACTORS.iter().map(|(actor, points, wanted)| whole_is_kept_while_it_panics(on, actor, points, *wanted)))
+        .await;
 }
 
-#[actix_rt::test]
-async fn an_actor_that_restarts_do_not_help_ends_the_server_and_the_next_start_goes_on() {
-    let options = ServerOptions::default()
+pub async fn an_actor_that_restarts_do_not_help_ends_the_server_and_the_next_start_goes_on(on: On) {
+    let options = on
+        .options()
         .with("FAILPOINTS", "resolver=4*off->panic(no luck)")
         .with("ODOSHI__SUPERVISION__MAX_RESTARTS", "3")
         .with("ODOSHI__SUPERVISION__BACKOFF_MIN", "20ms");
@@ -178,9 +178,8 @@ async fn an_actor_that_restarts_do_not_help_ends_the_server_and_the_next_start_g
     }
 }
 
-#[actix_rt::test]
-async fn a_fallen_connection_whose_agent_stays_away_does_not_hold_up_the_stop() {
-    let mut server = Server::start(often("session=1*panic")).await;
+pub async fn a_fallen_connection_whose_agent_stays_away_does_not_hold_up_the_stop(on: On) {
+    let mut server = Server::start(often(on, "session=1*panic")).await;
     let token = server.enroll("gone", json!({})).await;
     let mut agent = crate::support::WireAgent::hello(&server.url, &token, 16).await;
     server.submit(json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "ping" }] })).await;

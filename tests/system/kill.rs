@@ -1,6 +1,6 @@
 //! `kill -9` in the middle of the work, again and again: nothing is lost, nothing is done twice, every count is exact.
 
-use crate::support::{AgentProcess, Server, ServerOptions, Sql, eventually};
+use crate::support::{AgentProcess, On, Server, ServerOptions, eventually};
 use phases::{PHASES, Phases};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -33,9 +33,9 @@ fn seed() -> u64 {
 }
 
 /// Small pages and batches, and transactions that stay open for a while before their commit: many places to be hit in.
-fn options() -> ServerOptions {
+fn options(on: On) -> ServerOptions {
     // 25 agents and a server that sync a disk all the time would measure the disk.
-    ServerOptions { in_memory: true, ..ServerOptions::default() }
+    ServerOptions { in_memory: true, ..on.options() }
         .with("RUST_LOG", "odoshi=trace")
         .with("ODOSHI__RESOLVER__PAGE", "4")
         .with("ODOSHI__STORE__BATCH__MAX_ITEMS", "32")
@@ -141,8 +141,8 @@ async fn until_completed(server: &Server, producer: &Producer) -> BTreeMap<Strin
     let (mut before, mut since) = (-1, Instant::now());
     let mut longest = Duration::ZERO;
     loop {
-        let finished = Sql::open(&server.data()).number("SELECT count(*) AS n FROM outcomes WHERE is_final");
-        let ended = Sql::open(&server.data()).number("SELECT count(*) AS n FROM actions WHERE ended_at IS NOT NULL");
+        let finished = server.sql().number("SELECT count(*) AS n FROM outcomes WHERE is_final");
+        let ended = server.sql().number("SELECT count(*) AS n FROM actions WHERE ended_at IS NOT NULL");
         longest = longest.max(since.elapsed());
         if (finished + ended) != before {
             (before, since) = (finished + ended, Instant::now());
@@ -168,17 +168,16 @@ async fn fleet(server: &Server) -> Vec<AgentProcess> {
         .map(|n| AgentProcess::start(&server.url, &format!("a{n:02}"), &[], server.folder.path(), &token))
         .collect();
     eventually("all agents to be enrolled", || async {
-        let enrolled = Sql::open(&server.data()).number("SELECT count(*) AS n FROM agents");
+        let enrolled = server.sql().number("SELECT count(*) AS n FROM agents");
         (enrolled == AGENTS as i64).then_some(())
     })
     .await;
     agents
 }
 
-#[actix_rt::test]
-async fn kill_9_at_any_moment_loses_nothing_and_repeats_nothing() {
+pub async fn kill_9_at_any_moment_loses_nothing_and_repeats_nothing(on: On) {
     let mut random = StdRng::seed_from_u64(seed());
-    let mut server = Server::start(options()).await;
+    let mut server = Server::start(options(on)).await;
     let mut agents = fleet(&server).await;
     let producer = Rc::new(Producer::new(&server));
     let producing = actix_rt::spawn(producer.clone().run());
@@ -238,7 +237,7 @@ async fn kill_9_at_any_moment_loses_nothing_and_repeats_nothing() {
 
 /// One row, one final outcome, nothing open, and counts that are what SQL counts.
 fn assert_all_counted(server: &Server, actions: &BTreeMap<String, Value>) {
-    let mut sql = Sql::open(&server.data());
+    let mut sql = server.sql();
     assert_eq!(sql.exceptions(), []);
     assert_eq!(sql.number("SELECT count(*) AS n FROM open_commands"), 0);
     let rows = sql.groups(

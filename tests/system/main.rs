@@ -5,9 +5,83 @@ mod agent_flow;
 mod agent_input;
 mod basics;
 mod cli;
+#[path = "../cluster/mod.rs"]
+mod cluster;
 #[cfg(feature = "failpoints")]
 mod faults;
 mod kill;
 mod scale;
 mod spool_input;
 mod support;
+
+/// Runs each case on both stores.
+macro_rules! on_both {
+    ($($topic:ident { $($case:ident)* })*) => {
+        on_both! { on_sqlite, Sqlite; $($topic { $($case)* })* }
+        on_both! { on_postgres, Postgres; $($topic { $($case)* })* }
+    };
+    ($name:ident, $store:ident; $($topic:ident { $($case:ident)* })*) => {
+        mod $name {
+            $(mod $topic {
+                $(#[actix_rt::test]
+                async fn $case() {
+                    crate::$topic::$case(crate::support::On::$store).await;
+                })*
+            })*
+        }
+    };
+}
+
+on_both! {
+    basics {
+        a_file_in_the_spool_becomes_results_of_real_agents
+        a_result_is_stored_before_it_is_acknowledged_and_survives_kill_9
+        sigterm_drains_and_sends_agents_elsewhere
+        an_idle_server_sleeps
+        one_idempotency_key_is_one_action
+    }
+    agent_flow {
+        an_agent_never_has_more_than_its_capacity_and_the_urgent_goes_first
+        what_an_agent_says_it_runs_is_not_handed_over_again
+        a_failed_run_is_followed_by_another_up_to_max_runs
+        a_cancel_reaches_the_agent_and_is_final
+        a_command_for_an_agent_that_stays_away_expires_after_the_grace
+        who_takes_a_command_and_never_answers_has_timed_out_and_gets_the_next_one
+        without_received_a_hand_over_has_failed_and_is_tried_again_up_to_max_deliveries
+        agents_that_stop_reading_cost_little_and_are_dropped_and_get_their_commands_later
+    }
+    agent_input {
+        frames_that_are_none_close_the_connection_and_only_that
+        who_says_nothing_is_closed_after_ten_seconds
+        results_of_what_is_not_ones_own_or_not_due_are_rejected_with_a_reason
+        an_agent_whose_clock_is_years_off_is_served_like_any_other
+        a_newer_connection_of_an_agent_takes_over_and_nothing_is_lost
+        tokens_open_what_they_are_for_and_nothing_else
+    }
+    kill {
+        kill_9_at_any_moment_loses_nothing_and_repeats_nothing
+    }
+    scale {
+        a_hundred_thousand_commands_are_stored_once_in_bounded_memory_and_cancelled_over_a_kill
+        an_agent_that_connects_after_many_actions_gets_all_of_them_in_order_and_soon
+    }
+    spool_input {
+        a_file_that_is_no_action_fails_with_a_problem_that_names_the_place
+        what_is_not_a_regular_readable_file_fails_and_no_link_is_followed
+        one_id_is_one_action_whatever_files_carry_it
+        a_name_that_is_taken_gets_a_suffix_and_nothing_is_overwritten
+        files_that_a_crash_left_in_cur_are_taken_again_and_are_the_same_actions
+        ten_thousand_files_at_once_become_ten_thousand_actions
+    }
+}
+
+#[cfg(feature = "failpoints")]
+mod with_faults {
+    on_both! {
+        faults {
+            nothing_is_lost_whichever_actor_panics
+            an_actor_that_restarts_do_not_help_ends_the_server_and_the_next_start_goes_on
+            a_fallen_connection_whose_agent_stays_away_does_not_hold_up_the_stop
+        }
+    }
+}

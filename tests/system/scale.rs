@@ -1,8 +1,8 @@
 //! Many agents, many actions: what takes how long, and how much memory.
 
-use crate::support::{Server, ServerOptions, Sql, WireAgent, eventually};
+use crate::support::{On, Server, ServerOptions, WireAgent, eventually};
 use odoshi::domain::agent::Enrollment;
-use odoshi::store::{self, NewAgent};
+use odoshi::store::NewAgent;
 use serde_json::{Value, json};
 use std::cell::Cell;
 use std::cmp::Reverse;
@@ -15,9 +15,7 @@ const ACTION: &str = "018f0000-0000-7000-8000-000000000001";
 
 /// Puts agents that never connect straight into the store of a server that doesn't run.
 async fn put_agents(server: &Server) {
-    std::fs::create_dir_all(server.data()).unwrap();
-    let url = format!("sqlite://{}", server.data().join("odoshi.db").display());
-    let store = store::open(&url, 1).await.unwrap();
+    let store = server.store().await;
     for chunk in 0..AGENTS / 10_000 {
         let agent = |n| NewAgent {
             enrollment: Enrollment::from_json(format!(r#"{{"name":"a{n:06}"}}"#).as_bytes()).unwrap(),
@@ -26,6 +24,7 @@ async fn put_agents(server: &Server) {
         };
         store.agent_insert((chunk * 10_000..(chunk + 1) * 10_000).map(agent).collect()).await.unwrap();
     }
+    store.node_stop().await.unwrap();
 }
 
 fn counts(state: &str, resolved: bool) -> Value {
@@ -35,9 +34,8 @@ fn counts(state: &str, resolved: bool) -> Value {
     counts
 }
 
-#[actix_rt::test]
-async fn a_hundred_thousand_commands_are_stored_once_in_bounded_memory_and_cancelled_over_a_kill() {
-    let mut server = Server::prepare(ServerOptions::default());
+pub async fn a_hundred_thousand_commands_are_stored_once_in_bounded_memory_and_cancelled_over_a_kill(on: On) {
+    let mut server = Server::prepare(on.options());
     let started = Instant::now();
     put_agents(&server).await;
     println!("{AGENTS} agents were put in within {:?}", started.elapsed());
@@ -47,7 +45,7 @@ async fn a_hundred_thousand_commands_are_stored_once_in_bounded_memory_and_cance
     let (dropped, most) = (Instant::now(), Cell::new(before));
     let document = json!({ "id": ACTION, "name": "all", "target": "TRUE", "operations": [{ "module": "ping" }] });
     server.drop_file("all.json", &document.to_string());
-    let mut sql = Sql::open(&server.data());
+    let mut sql = server.sql();
     let mut holds = async |what: &str, query: &str| {
         while sql.number(query) == 0 {
             most.set(most.get().max(server.memory("VmRSS")));
@@ -63,7 +61,7 @@ async fn a_hundred_thousand_commands_are_stored_once_in_bounded_memory_and_cance
     println!("memory: {before} kB before, {} kB at most when sampled, {peak} kB at its peak", most.get());
     assert!(peak < before + GROWTH, "it grew by {} kB", peak - before);
 
-    let mut sql = Sql::open(&server.data());
+    let mut sql = server.sql();
     assert_eq!(sql.number("SELECT count(*) AS n FROM commands"), AGENTS);
     assert_eq!(sql.number("SELECT count(DISTINCT agent_no) AS n FROM commands"), AGENTS);
     assert_eq!(sql.number("SELECT count(*) AS n FROM open_commands"), AGENTS);
@@ -73,7 +71,7 @@ async fn a_hundred_thousand_commands_are_stored_once_in_bounded_memory_and_cance
     let (status, view) = server.call("POST", &format!("/v1/actions/{ACTION}/cancel"), None).await;
     assert_eq!((status, &view["status"]), (200, &json!("cancelled")), "{view}");
     let done = eventually("some of the commands to be cancelled", || async {
-        let done = Sql::open(&server.data()).number("SELECT count(*) AS n FROM outcomes");
+        let done = server.sql().number("SELECT count(*) AS n FROM outcomes");
         (done > 0).then_some(done)
     })
     .await;
@@ -88,21 +86,20 @@ async fn a_hundred_thousand_commands_are_stored_once_in_bounded_memory_and_cance
     .await;
     println!("all are cancelled {:?} after the call", cancelled.elapsed());
     assert_eq!((&view["status"], &view["counts"]), (&json!("cancelled"), &counts("cancelled", true)));
-    let mut sql = Sql::open(&server.data());
+    let mut sql = server.sql();
     assert_eq!(sql.exceptions(), []);
     assert_eq!(sql.number("SELECT count(*) AS n FROM outcomes WHERE is_final AND status = 7"), AGENTS);
     assert_eq!(sql.number("SELECT count(*) AS n FROM open_commands"), 0);
     eventually("the action to be over", || async {
-        let over = Sql::open(&server.data()).number("SELECT count(*) AS n FROM actions WHERE ended_at IS NOT NULL");
+        let over = server.sql().number("SELECT count(*) AS n FROM actions WHERE ended_at IS NOT NULL");
         (over == 1).then_some(())
     })
     .await;
 }
 
-#[actix_rt::test]
-async fn an_agent_that_connects_after_many_actions_gets_all_of_them_in_order_and_soon() {
+pub async fn an_agent_that_connects_after_many_actions_gets_all_of_them_in_order_and_soon(on: On) {
     const ACTIONS: i64 = 1_440;
-    let server = Server::start(ServerOptions { in_memory: true, ..ServerOptions::default() }).await;
+    let server = Server::start(ServerOptions { in_memory: true, ..on.options() }).await;
     let token = server.enroll("late", json!({})).await;
     let (started, now) = (Instant::now(), chrono::Utc::now());
     let order = |n: i64| (n % 3 - 1, now - chrono::Duration::seconds(10 + n * 7_919 % ACTIONS));
@@ -113,7 +110,7 @@ async fn an_agent_that_connects_after_many_actions_gets_all_of_them_in_order_and
         server.drop_file(&format!("{n}.json"), &document.to_string());
     }
     eventually("all actions to wait for their agent", || async {
-        let waiting = Sql::open(&server.data()).number("SELECT count(*) AS n FROM open_commands WHERE state = 0");
+        let waiting = server.sql().number("SELECT count(*) AS n FROM open_commands WHERE state = 0");
         (waiting == ACTIONS).then_some(())
     })
     .await;
@@ -138,11 +135,11 @@ async fn an_agent_that_connects_after_many_actions_gets_all_of_them_in_order_and
     let around = wrong.map(|at| names[at.saturating_sub(3)..].iter().take(8).map(|n| order(*n)).collect::<Vec<_>>());
     assert_eq!(wrong, None, "out of order: {around:?}");
     eventually("all actions to be completed", || async {
-        let open = Sql::open(&server.data()).number("SELECT count(*) AS n FROM actions WHERE ended_at IS NULL");
+        let open = server.sql().number("SELECT count(*) AS n FROM actions WHERE ended_at IS NULL");
         (open == 0).then_some(())
     })
     .await;
     println!("all actions were completed {:?} after hello", connected.elapsed());
     assert!(connected.elapsed() < Duration::from_secs(20));
-    assert_eq!(Sql::open(&server.data()).exceptions(), []);
+    assert_eq!(server.sql().exceptions(), []);
 }

@@ -1,7 +1,7 @@
 //! What producers may drop into the spool: each file that is no action lies in `failed/` and says why, and the next one
 //! is taken as if nothing had been.
 
-use crate::support::{Server, ServerOptions, eventually};
+use crate::support::{On, Server, eventually};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::fs;
@@ -13,8 +13,8 @@ use std::time::Instant;
 /// Nobody: what root may do regardless, the server may not.
 const NOBODY: u32 = 65_534;
 
-async fn start() -> Server {
-    let options = ServerOptions::default().with("ODOSHI__HTTP__MAX_BODY", "4KiB");
+async fn start(on: On) -> Server {
+    let options = on.options().with("ODOSHI__HTTP__MAX_BODY", "4KiB");
     let root = nix::unistd::geteuid().is_root();
     Server::start(if root { options.run_as(NOBODY) } else { options }).await
 }
@@ -63,9 +63,8 @@ fn appear(server: &Server, name: &str, make: impl FnOnce(&Path)) {
     fs::rename(tmp, server.spool("new").join(name)).unwrap();
 }
 
-#[actix_rt::test]
-async fn a_file_that_is_no_action_fails_with_a_problem_that_names_the_place() {
-    let server = start().await;
+pub async fn a_file_that_is_no_action_fails_with_a_problem_that_names_the_place(on: On) {
+    let server = start(on).await;
     let bad_target = document(json!({ "target": "labels.role = 'web'\n  AND AND name = 'x'" }));
     let large = document(json!({ "name": "x".repeat(1_900), "description": { "d": "y".repeat(3_000) } }));
     let rows: Vec<(&str, String, &str, u64, Vec<&str>)> = vec![
@@ -107,9 +106,8 @@ async fn a_file_that_is_no_action_fails_with_a_problem_that_names_the_place() {
     assert_eq!(counts, [0, 0, 1, 2 * rows.len()]);
 }
 
-#[actix_rt::test]
-async fn what_is_not_a_regular_readable_file_fails_and_no_link_is_followed() {
-    let server = start().await;
+pub async fn what_is_not_a_regular_readable_file_fails_and_no_link_is_followed(on: On) {
+    let server = start(on).await;
     let id = "00000000-0000-7000-8000-000000000666";
     let outside = server.folder.path().join("outside.json");
     fs::write(&outside, document(json!({ "id": id }))).unwrap();
@@ -147,9 +145,8 @@ async fn what_is_not_a_regular_readable_file_fails_and_no_link_is_followed() {
     assert_eq!((count(&server.spool("new")), count(&server.spool("cur"))), (0, 0));
 }
 
-#[actix_rt::test]
-async fn one_id_is_one_action_whatever_files_carry_it() {
-    let server = start().await;
+pub async fn one_id_is_one_action_whatever_files_carry_it(on: On) {
+    let server = start(on).await;
     let id = "00000000-0000-7000-8000-000000000001";
     for name in ["one.json", "two.json"] {
         goes_on(&server, name, id).await;
@@ -164,9 +161,8 @@ async fn one_id_is_one_action_whatever_files_carry_it() {
     assert_eq!(list["actions"].as_array().unwrap().len(), 1);
 }
 
-#[actix_rt::test]
-async fn a_name_that_is_taken_gets_a_suffix_and_nothing_is_overwritten() {
-    let server = start().await;
+pub async fn a_name_that_is_taken_gets_a_suffix_and_nothing_is_overwritten(on: On) {
+    let server = start(on).await;
     for n in 1..=3 {
         let id = format!("00000000-0000-7000-8000-{n:012}");
         server.drop_file("same.json", &document(json!({ "id": id })));
@@ -192,9 +188,8 @@ async fn a_name_that_is_taken_gets_a_suffix_and_nothing_is_overwritten() {
     there(server.spool("failed").join(OsStr::from_bytes(b"na\xefve.json.error"))).await;
 }
 
-#[actix_rt::test]
-async fn files_that_a_crash_left_in_cur_are_taken_again_and_are_the_same_actions() {
-    let mut server = start().await;
+pub async fn files_that_a_crash_left_in_cur_are_taken_again_and_are_the_same_actions(on: On) {
+    let mut server = start(on).await;
     // Without an id: it is made of name, content and time.
     server.drop_file("same.json", &document(json!({})));
     there(server.spool("done").join("same.json")).await;
@@ -212,10 +207,9 @@ async fn files_that_a_crash_left_in_cur_are_taken_again_and_are_the_same_actions
     assert_eq!(list["actions"].as_array().unwrap().len(), 2, "{list}");
 }
 
-#[actix_rt::test]
-async fn ten_thousand_files_at_once_become_ten_thousand_actions() {
+pub async fn ten_thousand_files_at_once_become_ten_thousand_actions(on: On) {
     const FILES: usize = 10_000;
-    let server = start().await;
+    let server = start(on).await;
     let started = Instant::now();
     for n in 0..FILES {
         let id = format!("00000000-0000-7000-8000-{n:012}");

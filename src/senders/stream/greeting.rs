@@ -4,6 +4,7 @@ use super::session::SessionParts;
 use super::{Connect, Connected};
 use crate::domain::agent::{AgentRef, facts_fit};
 use crate::domain::protocol::{AgentFrame, HELLO_WITHIN, Hello, close};
+use crate::domain::text::{replace_nul, replace_nul_in};
 use crate::store::StoreError;
 use actix_ws::{AggregatedMessage, AggregatedMessageStream};
 
@@ -30,7 +31,7 @@ pub(super) async fn greet(
     agent: &AgentRef,
     stream: &mut AggregatedMessageStream,
 ) -> Result<(Hello, Connected), End> {
-    let hello = match tokio::time::timeout(HELLO_WITHIN, stream.recv()).await {
+    let mut hello = match tokio::time::timeout(HELLO_WITHIN, stream.recv()).await {
         Err(_) => return Err(End::error(close::TOO_SLOW, "no-hello", "no hello within 10 seconds")),
         Ok(Some(Ok(AggregatedMessage::Text(text)))) => match AgentFrame::parse(&text) {
             Ok(Some(AgentFrame::Hello(hello))) => hello,
@@ -42,6 +43,8 @@ pub(super) async fn greet(
     if agent.disabled {
         return Err(End::error(close::NOT_ALLOWED, "disabled", "the agent is disabled"));
     }
+    replace_nul_in(&mut hello.facts);
+    replace_nul(&mut hello.version);
     if !facts_fit(&hello.facts) || hello.version.len() > 128 {
         return Err(End::error(close::MALFORMED, "facts-too-large", "facts or version are too large"));
     }

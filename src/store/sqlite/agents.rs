@@ -1,16 +1,15 @@
 //! Agents, their sessions, and this process.
 
-use super::super::{Enrolled, NewAgent};
-use super::filter;
+use super::super::rows::{Key, Transports, sql_limit};
+use super::super::schema::{agents, nodes, tokens};
+use super::super::{Enrolled, NewAgent, filter};
 use super::json;
-use super::schema::{agents, nodes, tokens};
 use crate::domain::agent::{AgentRef, Role};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Text};
-use std::collections::HashMap;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -35,6 +34,12 @@ pub(super) fn node_start(
     Ok(())
 }
 
+pub(super) fn node_stop(conn: &mut SqliteConnection) -> QueryResult<()> {
+    sql_query("DELETE FROM agent_sessions").execute(conn)?;
+    diesel::delete(nodes::table).execute(conn)?;
+    Ok(())
+}
+
 fn insert_one(conn: &mut SqliteConnection, agent: &NewAgent, now: Timestamp) -> QueryResult<Option<i64>> {
     let said = &agent.enrollment;
     // The unique index leaves removed agents out: their names can be used again.
@@ -52,12 +57,6 @@ fn insert_one(conn: &mut SqliteConnection, agent: &NewAgent, now: Timestamp) -> 
     .get_result::<Key>(conn)
     .optional()
     .map(|row| row.map(|row| row.key))
-}
-
-#[derive(QueryableByName)]
-pub(super) struct Key {
-    #[diesel(sql_type = BigInt)]
-    pub(super) key: i64,
 }
 
 pub(super) fn enroll(
@@ -143,6 +142,11 @@ pub(super) fn get_many(conn: &mut SqliteConnection, nos: &[i64]) -> QueryResult<
     Ok(rows.into_iter().map(agent).collect())
 }
 
+/// How many agents match.
+pub(super) fn count(conn: &mut SqliteConnection, target: &Target, now: Timestamp) -> QueryResult<i64> {
+    agents::table.filter(filter::members(target, now)).select(diesel::dsl::count(agents::no)).first(conn)
+}
+
 pub(super) fn matching(
     conn: &mut SqliteConnection,
     target: &Target,
@@ -150,21 +154,15 @@ pub(super) fn matching(
     after: i64,
     limit: usize,
 ) -> QueryResult<Vec<(i64, Arc<str>)>> {
-    let rows = filter::members(target, now)
+    let rows = agents::table
+        .filter(filter::members(target, now))
         .filter(agents::no.gt(after))
         .order(agents::no)
-        .limit(i64::try_from(limit).unwrap_or(i64::MAX))
+        .limit(sql_limit(limit))
         .select((agents::no, agents::transport))
         .load::<(i64, String)>(conn)?;
-    // A fleet has few transports: one string each, not one per agent.
-    let mut transports: HashMap<String, Arc<str>> = HashMap::new();
-    Ok(rows
-        .into_iter()
-        .map(|(no, transport)| {
-            let shared = transports.entry(transport).or_insert_with_key(|transport| transport.as_str().into());
-            (no, shared.clone())
-        })
-        .collect())
+    let mut transports = Transports::default();
+    Ok(rows.into_iter().map(|(no, transport)| (no, transports.share(transport))).collect())
 }
 
 pub(super) fn session_open(

@@ -1,15 +1,14 @@
 //! Commands and open commands: written in pages, read by the scheduler, the agents' sessions and the reconcilers.
 
+use super::super::changes::Deltas;
+use super::super::rows::{CommandKey, CommandViewRow, DueRow, Key, Transports, UntouchedRow, sql_limit};
 use super::super::{CommandPage, CommandView, Due, DuePlace, Inserted, Unfinished, UntouchedPage};
-use super::actions::Deltas;
-use super::agents::Key;
-use super::{corrupt, json};
+use super::json;
 use crate::domain::command::{CommandState, OpenState};
 use crate::domain::time::Timestamp;
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{BigInt, Bool, Integer, Nullable, SmallInt, Text};
-use std::collections::HashMap;
+use diesel::sql_types::{BigInt, Nullable, SmallInt, Text};
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -17,19 +16,15 @@ use uuid::Uuid;
 const UNTOUCHED: &str = "NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.action_no = c.action_no AND o.agent_no = c.agent_no) \
      AND NOT EXISTS (SELECT 1 FROM open_commands p WHERE p.action_no = c.action_no AND p.agent_no = c.agent_no)";
 
-fn sql_limit(limit: usize) -> i64 {
-    i64::try_from(limit).unwrap_or(i64::MAX)
-}
-
 pub(super) fn insert(conn: &mut SqliteConnection, pages: &[CommandPage], lane: &str) -> QueryResult<Vec<Inserted>> {
     let mut deltas = Deltas::default();
     let inserted = pages.iter().map(|page| insert_page(conn, page, &mut deltas)).collect::<QueryResult<Vec<_>>>()?;
-    deltas.write(conn, lane)?;
+    super::actions::count(conn, deltas, lane)?;
     Ok(inserted)
 }
 
 fn insert_page(conn: &mut SqliteConnection, page: &CommandPage, deltas: &mut Deltas) -> QueryResult<Inserted> {
-    use super::schema::actions;
+    use super::super::schema::actions;
     // Whoever moved the action on (another page, a cancel, a restart) makes this page a thing of the past.
     let moved = diesel::update(
         actions::table
@@ -64,7 +59,7 @@ fn insert_page(conn: &mut SqliteConnection, page: &CommandPage, deltas: &mut Del
         .execute(conn)?
     };
     if written > 0 {
-        deltas.of(page.action_no).add_new(i64::try_from(written).unwrap_or(i64::MAX));
+        deltas.entry(page.action_no).or_default().add_new(i64::try_from(written).unwrap_or(i64::MAX));
     }
     Ok(Inserted::Written)
 }
@@ -107,17 +102,6 @@ pub(super) fn untouched(
     after: i64,
     limit: usize,
 ) -> QueryResult<UntouchedPage> {
-    #[derive(QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = BigInt)]
-        agent_no: i64,
-        #[diesel(sql_type = Text)]
-        transport: String,
-        #[diesel(sql_type = BigInt)]
-        due_at: i64,
-        #[diesel(sql_type = Bool)]
-        untouched: bool,
-    }
     let rows = sql_query(format!(
         "SELECT c.agent_no, g.transport, coalesce(c.due_at, a.valid_from) AS due_at, {UNTOUCHED} AS untouched \
          FROM commands c CROSS JOIN actions a ON a.no = c.action_no CROSS JOIN agents g ON g.no = c.agent_no \
@@ -126,7 +110,7 @@ pub(super) fn untouched(
     .bind::<BigInt, _>(action_no)
     .bind::<BigInt, _>(after)
     .bind::<BigInt, _>(sql_limit(limit))
-    .load::<Row>(conn)?;
+    .load::<UntouchedRow>(conn)?;
     let through = rows.last().map(|row| row.agent_no);
     let mut transports = Transports::default();
     let commands = rows
@@ -135,50 +119,6 @@ pub(super) fn untouched(
         .map(|row| (row.agent_no, transports.share(row.transport), Timestamp(row.due_at)))
         .collect();
     Ok(UntouchedPage { commands, through })
-}
-
-/// A fleet has few transports: one string each, not one per command.
-#[derive(Default)]
-struct Transports(HashMap<String, Arc<str>>);
-
-impl Transports {
-    fn share(&mut self, transport: String) -> Arc<str> {
-        self.0.entry(transport).or_insert_with_key(|transport| transport.as_str().into()).clone()
-    }
-}
-
-#[derive(QueryableByName)]
-struct DueRow {
-    #[diesel(sql_type = BigInt)]
-    action_no: i64,
-    #[diesel(sql_type = BigInt)]
-    agent_no: i64,
-    #[diesel(sql_type = Integer)]
-    run: i32,
-    #[diesel(sql_type = Integer)]
-    attempts: i32,
-    #[diesel(sql_type = BigInt)]
-    due_at: i64,
-    #[diesel(sql_type = Integer)]
-    priority: i32,
-    #[diesel(sql_type = Bool)]
-    open: bool,
-    #[diesel(sql_type = Text)]
-    transport: String,
-}
-
-impl DueRow {
-    fn due(&self) -> Due {
-        Due {
-            action_no: self.action_no,
-            agent_no: self.agent_no,
-            run: self.run,
-            attempts: self.attempts,
-            due_at: Timestamp(self.due_at),
-            priority: self.priority,
-            open: self.open,
-        }
-    }
 }
 
 pub(super) fn backlog(
@@ -248,20 +188,13 @@ pub(super) fn due(
 }
 
 pub(super) fn overdue(conn: &mut SqliteConnection, now: Timestamp, limit: usize) -> QueryResult<Vec<(i64, i64)>> {
-    #[derive(QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = BigInt)]
-        action_no: i64,
-        #[diesel(sql_type = BigInt)]
-        agent_no: i64,
-    }
     let rows = sql_query(format!(
         "SELECT action_no, agent_no FROM open_commands WHERE state = {} AND due_at <= ?1 ORDER BY due_at LIMIT ?2",
         OpenState::Sent as i16
     ))
     .bind::<BigInt, _>(now.0)
     .bind::<BigInt, _>(sql_limit(limit))
-    .load::<Row>(conn)?;
+    .load::<CommandKey>(conn)?;
     Ok(rows.into_iter().map(|row| (row.action_no, row.agent_no)).collect())
 }
 
@@ -290,28 +223,6 @@ pub(super) fn unfinished(
     .bind::<BigInt, _>(sql_limit(limit))
     .load::<Key>(conn)?;
     Ok(rows.into_iter().map(|row| row.key).collect())
-}
-
-#[derive(QueryableByName)]
-struct ViewRow {
-    #[diesel(sql_type = Text)]
-    agent: String,
-    #[diesel(sql_type = SmallInt)]
-    status: i16,
-    #[diesel(sql_type = Integer)]
-    attempts: i32,
-    #[diesel(sql_type = Integer)]
-    runs: i32,
-    #[diesel(sql_type = BigInt)]
-    due_at: i64,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    sent_at: Option<i64>,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    finished_at: Option<i64>,
-    #[diesel(sql_type = Nullable<Text>)]
-    results: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
-    error: Option<String>,
 }
 
 pub(super) fn list(
@@ -354,21 +265,6 @@ pub(super) fn list(
     .bind::<Text, _>(after.unwrap_or_default())
     .bind::<Nullable<SmallInt>, _>(state.map(|state| state as i16))
     .bind::<BigInt, _>(sql_limit(limit))
-    .load::<ViewRow>(conn)?;
-    rows.into_iter()
-        .map(|row| {
-            Ok(CommandView {
-                agent: row.agent,
-                status: CommandState::from_code(row.status)
-                    .ok_or_else(|| corrupt(format!("an unknown state, {}", row.status)))?,
-                attempts: row.attempts,
-                runs: row.runs,
-                due_at: Timestamp(row.due_at),
-                sent_at: row.sent_at.map(Timestamp),
-                finished_at: row.finished_at.map(Timestamp),
-                results: row.results.map(|json| serde_json::from_str(&json)).transpose().map_err(corrupt)?,
-                error: row.error,
-            })
-        })
-        .collect()
+    .load::<CommandViewRow>(conn)?;
+    rows.into_iter().map(CommandViewRow::view).collect()
 }

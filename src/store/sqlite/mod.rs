@@ -10,9 +10,8 @@
 mod actions;
 mod agents;
 mod commands;
-mod filter;
+mod functions;
 mod outcomes;
-mod schema;
 mod tokens;
 
 use super::{
@@ -150,7 +149,7 @@ fn pool(file: &str, setup: &'static str, size: usize) -> Result<Pool<Wrapped>, S
                 let mut conn = SqliteConnection::establish(&file)?;
                 conn.batch_execute(SETUP).map_err(ConnectionError::CouldntSetupConfiguration)?;
                 conn.batch_execute(setup).map_err(ConnectionError::CouldntSetupConfiguration)?;
-                filter::register(&mut conn).map_err(ConnectionError::CouldntSetupConfiguration)?;
+                functions::register(&mut conn).map_err(ConnectionError::CouldntSetupConfiguration)?;
                 Ok(SyncConnectionWrapper::new(conn))
             });
             opened.await.unwrap_or_else(|error| Err(ConnectionError::BadConnection(error.to_string())))
@@ -164,11 +163,6 @@ fn pool(file: &str, setup: &'static str, size: usize) -> Result<Pool<Wrapped>, S
         .map_err(|error| error.to_string())
 }
 
-/// Turns what a row holds into an error that says so.
-fn corrupt(what: impl std::fmt::Display) -> diesel::result::Error {
-    diesel::result::Error::DeserializationError(what.to_string().into())
-}
-
 /// A batch as one JSON array, to be bound and taken apart by `json_each`.
 fn json<T: serde::Serialize + ?Sized>(rows: &T) -> QueryResult<String> {
     serde_json::to_string(rows).map_err(|error| diesel::result::Error::SerializationError(Box::new(error)))
@@ -180,6 +174,10 @@ impl Store for SqliteStore {
         Timestamp(Timestamp::of_this_machine().0 + self.offset.load(Ordering::Relaxed))
     }
 
+    async fn prepare(&self) -> StoreResult<()> {
+        Ok(())
+    }
+
     async fn ping(&self) -> StoreResult<()> {
         self.read("ping", |conn| conn.batch_execute("SELECT 1")).await
     }
@@ -187,6 +185,14 @@ impl Store for SqliteStore {
     async fn node_start(&self, name: &str) -> StoreResult<()> {
         let (name, incarnation, now) = (name.to_owned(), self.incarnation.clone(), self.now());
         self.write("node_start", move |conn| agents::node_start(conn, &name, &incarnation, now)).await
+    }
+
+    async fn node_stop(&self) -> StoreResult<()> {
+        self.write("node_stop", agents::node_stop).await
+    }
+
+    async fn node_lost(&self) {
+        std::future::pending().await
     }
 
     async fn action_insert(&self, actions: Vec<NewAction>) -> StoreResult<Vec<Accepted>> {
@@ -259,6 +265,10 @@ impl Store for SqliteStore {
     async fn action_complete(&self, nos: Vec<i64>) -> StoreResult<Vec<i64>> {
         let now = self.now();
         self.write("action_complete", move |conn| actions::complete(conn, &nos, now)).await
+    }
+
+    async fn action_purge(&self, ended_before: Timestamp, limit: usize) -> StoreResult<Option<usize>> {
+        self.write("action_purge", move |conn| actions::purge(conn, ended_before, limit)).await
     }
 
     async fn command_insert(&self, pages: Vec<CommandPage>) -> StoreResult<Vec<Inserted>> {

@@ -1,20 +1,16 @@
 //! What happened to commands: outcomes, open rows, late results, and the counters, in one transaction per batch.
 
 use super::super::Report;
-use super::actions::Deltas;
+use super::super::changes::{Changes, Key, ends_first_run, keys};
+use super::super::rows::{self, KnownRow};
 use super::json;
-use crate::domain::command::{
-    Answer, Change, CommandState, Event, Known, Open, OpenChange, OpenState, Outcome, RunEnd, decide,
-};
+use crate::domain::command::{Answer, Known, Outcome};
 use crate::domain::time::Timestamp;
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error};
 use diesel::sql_query;
-use diesel::sql_types::{BigInt, Bool, Integer, Nullable, SmallInt, Text};
-use rand::RngExt;
+use diesel::sql_types::Text;
 use std::collections::HashMap;
-
-type Key = (i64, i64);
 
 pub(super) fn record(
     conn: &mut SqliteConnection,
@@ -22,207 +18,122 @@ pub(super) fn record(
     lane: &str,
     now: Timestamp,
 ) -> QueryResult<Vec<Answer>> {
-    let mut batch = Batch::default();
     if reports.iter().all(ends_first_run) && are_untouched(conn, reports)? {
         // Each of these is the end of a command of which nothing was written: insert without looking. A key that is
         // there already fails it, and then the batch is looked at closely.
-        for report in reports {
-            let known = Known { exists: true, open: None, last: None };
-            let change = decide(&known, report.event.clone(), &report.policy, now, 0.0);
-            batch.apply((report.action_no, report.agent_no), known, change);
-        }
+        let changes = Changes::of_untouched(reports, now);
         // In a savepoint: what was inserted before the row that is there already must go again.
-        match conn.transaction(|conn| batch.insert_outcomes(conn)) {
+        match conn.transaction(|conn| insert_outcomes(conn, &changes)) {
             Ok(()) => {
-                batch.deltas.write(conn, lane)?;
-                return Ok(batch.answers);
+                super::actions::count(conn, changes.deltas, lane)?;
+                return Ok(changes.answers);
             }
-            Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => batch = Batch::default(),
+            Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => {}
             Err(error) => return Err(error),
         }
     }
-    let mut known = load(conn, reports)?;
-    let mut rng = rand::rng();
-    for report in reports {
-        let key = (report.action_no, report.agent_no);
-        let before = known.get(&key).copied().unwrap_or_default();
-        let change = decide(&before, report.event.clone(), &report.policy, now, rng.random());
-        known.insert(key, batch.apply(key, before, change));
-    }
-    batch.insert_outcomes(conn)?;
-    batch.write_open(conn)?;
-    batch.insert_late(conn)?;
-    batch.deltas.write(conn, lane)?;
-    Ok(batch.answers)
-}
-
-/// Whether the report ends a command with its first run, and its reporter knows of nothing else about it.
-fn ends_first_run(report: &Report) -> bool {
-    let last_run = |end: &RunEnd| end.status == CommandState::Succeeded || report.policy.max_runs == 1;
-    report.fresh && matches!(&report.event, Event::Result(end) if end.run == 1 && last_run(end))
+    let changes = Changes::of(reports, load(conn, reports)?, now);
+    insert_outcomes(conn, &changes)?;
+    write_open(conn, &changes)?;
+    insert_late(conn, &changes)?;
+    super::actions::count(conn, changes.deltas, lane)?;
+    Ok(changes.answers)
 }
 
 /// Whether all are about commands that there are, and none has an open row: an outcome's key says nothing about these, and
 /// a reporter may be wrong about them (the owner holds what an agent's session takes at the same moment).
 fn are_untouched(conn: &mut SqliteConnection, reports: &[Report]) -> QueryResult<bool> {
-    let keys: Vec<Key> = reports.iter().map(|report| (report.action_no, report.agent_no)).collect();
     let touched = sql_query(
         "SELECT 1 AS key FROM json_each(?) j WHERE NOT EXISTS (SELECT 1 FROM commands c \
          WHERE c.action_no = j.value ->> 0 AND c.agent_no = j.value ->> 1) OR EXISTS (SELECT 1 FROM open_commands p \
          WHERE p.action_no = j.value ->> 0 AND p.agent_no = j.value ->> 1) LIMIT 1",
     )
-    .bind::<Text, _>(json(&keys)?)
-    .load::<super::agents::Key>(conn)?;
+    .bind::<Text, _>(json(&keys(reports))?)
+    .load::<rows::Key>(conn)?;
     Ok(touched.is_empty())
 }
 
-/// What is to be written, gathered in the order in which it happened.
-#[derive(Default)]
-struct Batch {
-    outcomes: Vec<(Key, Outcome)>,
-    open: HashMap<Key, Option<Open>>,
-    late: Vec<(Key, RunEnd)>,
-    deltas: Deltas,
-    answers: Vec<Answer>,
+/// Row by row through one prepared statement: SQLite would parse a row of a JSON array again for each of its eleven
+/// columns, results and all, and a batch takes longer that way.
+fn insert_outcomes(conn: &mut SqliteConnection, changes: &Changes) -> QueryResult<()> {
+    use super::super::schema::outcomes as o;
+    for ((action_no, agent_no), Outcome { end, is_final }) in &changes.outcomes {
+        diesel::insert_into(o::table)
+            .values((
+                o::action_no.eq(action_no),
+                o::agent_no.eq(agent_no),
+                o::run.eq(end.run),
+                o::status.eq(end.status as i16),
+                o::is_final.eq(is_final),
+                o::attempts.eq(end.attempts),
+                o::sent_at.eq(end.sent_at.map(|time| time.0)),
+                o::started_at.eq(end.started_at.map(|time| time.0)),
+                o::finished_at.eq(end.finished_at.0),
+                o::results.eq(end.results.as_deref()),
+                o::error.eq(end.error.as_deref()),
+            ))
+            .execute(conn)?;
+    }
+    Ok(())
 }
 
-impl Batch {
-    /// Takes one change in, and says how the command stands after it.
-    fn apply(&mut self, key: Key, before: Known, change: Change) -> Known {
-        let mut after = before;
-        match change.open {
-            OpenChange::Keep => {}
-            OpenChange::Put(open) => {
-                after.open = Some(open);
-                self.open.insert(key, Some(open));
-            }
-            OpenChange::Delete => {
-                after.open = None;
-                self.open.insert(key, None);
-            }
-        }
-        if let Some(outcome) = change.outcome {
-            after.last = Some((outcome.end.run, outcome.is_final.then_some(outcome.end.status)));
-            self.outcomes.push((key, outcome));
-        }
-        if let Some(end) = change.late {
-            self.late.push((key, end));
-        }
-        if before.state() != after.state() {
-            self.deltas.of(key.0).move_one(before.state(), after.state());
-        }
-        self.answers.push(change.answer);
-        after
-    }
-
-    /// Row by row through one prepared statement: SQLite would parse a row of a JSON array again for each of its eleven
-    /// columns, results and all, and a batch takes longer that way.
-    fn insert_outcomes(&self, conn: &mut SqliteConnection) -> QueryResult<()> {
-        use super::schema::outcomes as o;
-        for ((action_no, agent_no), Outcome { end, is_final }) in &self.outcomes {
-            diesel::insert_into(o::table)
-                .values((
-                    o::action_no.eq(action_no),
-                    o::agent_no.eq(agent_no),
-                    o::run.eq(end.run),
-                    o::status.eq(end.status as i16),
-                    o::is_final.eq(is_final),
-                    o::attempts.eq(end.attempts),
-                    o::sent_at.eq(end.sent_at.map(|time| time.0)),
-                    o::started_at.eq(end.started_at.map(|time| time.0)),
-                    o::finished_at.eq(end.finished_at.0),
-                    o::results.eq(end.results.as_deref()),
-                    o::error.eq(end.error.as_deref()),
-                ))
-                .execute(conn)?;
-        }
-        Ok(())
-    }
-
-    fn write_open(&self, conn: &mut SqliteConnection) -> QueryResult<()> {
-        let gone: Vec<&Key> = self.open.iter().filter(|(_, open)| open.is_none()).map(|(key, _)| key).collect();
-        if !gone.is_empty() {
-            sql_query(
-                "DELETE FROM open_commands WHERE (action_no, agent_no) IN \
-                 (SELECT value ->> 0, value ->> 1 FROM json_each(?))",
-            )
-            .bind::<Text, _>(json(&gone)?)
-            .execute(conn)?;
-        }
-        let mut put: Vec<_> = self
-            .open
-            .iter()
-            .filter_map(|((action_no, agent_no), open)| {
-                let open = (*open)?;
-                let sent_at = open.sent_at.map(|time| time.0);
-                Some((action_no, agent_no, open.state as i16, open.run, open.attempts, open.due_at.0, sent_at))
-            })
-            .collect();
-        put.sort_unstable();
-        if !put.is_empty() {
-            sql_query(
-                "INSERT INTO open_commands (action_no, agent_no, state, run, attempts, due_at, sent_at) \
-                 SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6 \
-                 FROM json_each(?) WHERE TRUE ON CONFLICT (action_no, agent_no) DO UPDATE SET state = excluded.state, \
-                 run = excluded.run, attempts = excluded.attempts, due_at = excluded.due_at, sent_at = excluded.sent_at",
-            )
-            .bind::<Text, _>(json(&put)?)
-            .execute(conn)?;
-        }
-        Ok(())
-    }
-
-    fn insert_late(&self, conn: &mut SqliteConnection) -> QueryResult<()> {
-        if self.late.is_empty() {
-            return Ok(());
-        }
-        let rows: Vec<_> = self
-            .late
-            .iter()
-            .map(|((action_no, agent_no), end)| {
-                (action_no, agent_no, end.run, end.status as i16, end.finished_at.0, &end.results, &end.error)
-            })
-            .collect();
-        // A result that comes again is not another one, and the one that decided the run isn't late.
+fn write_open(conn: &mut SqliteConnection, changes: &Changes) -> QueryResult<()> {
+    let gone: Vec<&Key> = changes.open.iter().filter(|(_, open)| open.is_none()).map(|(key, _)| key).collect();
+    if !gone.is_empty() {
         sql_query(
-            "INSERT INTO late_results (action_no, agent_no, run, status, finished_at, results, error) \
-             SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6 \
-             FROM json_each(?) WHERE NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.action_no = value ->> 0 \
-             AND o.agent_no = value ->> 1 AND o.run = value ->> 2 AND o.results IS NOT NULL) ON CONFLICT DO NOTHING",
+            "DELETE FROM open_commands WHERE (action_no, agent_no) IN \
+             (SELECT value ->> 0, value ->> 1 FROM json_each(?))",
         )
-        .bind::<Text, _>(json(&rows)?)
+        .bind::<Text, _>(json(&gone)?)
         .execute(conn)?;
-        Ok(())
     }
+    let put: Vec<_> = changes
+        .open
+        .iter()
+        .filter_map(|((action_no, agent_no), open)| {
+            let open = (*open)?;
+            let sent_at = open.sent_at.map(|time| time.0);
+            Some((action_no, agent_no, open.state as i16, open.run, open.attempts, open.due_at.0, sent_at))
+        })
+        .collect();
+    if !put.is_empty() {
+        sql_query(
+            "INSERT INTO open_commands (action_no, agent_no, state, run, attempts, due_at, sent_at) \
+             SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6 \
+             FROM json_each(?) WHERE TRUE ON CONFLICT (action_no, agent_no) DO UPDATE SET state = excluded.state, \
+             run = excluded.run, attempts = excluded.attempts, due_at = excluded.due_at, sent_at = excluded.sent_at",
+        )
+        .bind::<Text, _>(json(&put)?)
+        .execute(conn)?;
+    }
+    Ok(())
 }
 
-#[derive(QueryableByName)]
-struct KnownRow {
-    #[diesel(sql_type = BigInt)]
-    action_no: i64,
-    #[diesel(sql_type = BigInt)]
-    agent_no: i64,
-    #[diesel(sql_type = Nullable<Integer>)]
-    last_run: Option<i32>,
-    #[diesel(sql_type = Nullable<SmallInt>)]
-    last_status: Option<i16>,
-    #[diesel(sql_type = Nullable<Bool>)]
-    last_final: Option<bool>,
-    #[diesel(sql_type = Nullable<SmallInt>)]
-    open_state: Option<i16>,
-    #[diesel(sql_type = Nullable<Integer>)]
-    open_run: Option<i32>,
-    #[diesel(sql_type = Nullable<Integer>)]
-    open_attempts: Option<i32>,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    open_due_at: Option<i64>,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    open_sent_at: Option<i64>,
+fn insert_late(conn: &mut SqliteConnection, changes: &Changes) -> QueryResult<()> {
+    if changes.late.is_empty() {
+        return Ok(());
+    }
+    let rows: Vec<_> = changes
+        .late
+        .iter()
+        .map(|((action_no, agent_no), end)| {
+            (action_no, agent_no, end.run, end.status as i16, end.finished_at.0, &end.results, &end.error)
+        })
+        .collect();
+    // A result that comes again is not another one, and the one that decided the run isn't late.
+    sql_query(
+        "INSERT INTO late_results (action_no, agent_no, run, status, finished_at, results, error) \
+         SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6 \
+         FROM json_each(?) WHERE NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.action_no = value ->> 0 \
+         AND o.agent_no = value ->> 1 AND o.run = value ->> 2 AND o.results IS NOT NULL) ON CONFLICT DO NOTHING",
+    )
+    .bind::<Text, _>(json(&rows)?)
+    .execute(conn)?;
+    Ok(())
 }
 
 /// What the store holds of the commands that the reports are about.
 fn load(conn: &mut SqliteConnection, reports: &[Report]) -> QueryResult<HashMap<Key, Known>> {
-    let keys: Vec<Key> = reports.iter().map(|report| (report.action_no, report.agent_no)).collect();
     let rows = sql_query(
         "SELECT c.action_no, c.agent_no, o.run AS last_run, o.status AS last_status, o.is_final AS last_final, \
          p.state AS open_state, p.run AS open_run, p.attempts AS open_attempts, p.due_at AS open_due_at, \
@@ -232,34 +143,9 @@ fn load(conn: &mut SqliteConnection, reports: &[Report]) -> QueryResult<HashMap<
            (SELECT max(run) FROM outcomes x WHERE x.action_no = c.action_no AND x.agent_no = c.agent_no) \
          LEFT JOIN open_commands p ON p.action_no = c.action_no AND p.agent_no = c.agent_no",
     )
-    .bind::<Text, _>(json(&keys)?)
+    .bind::<Text, _>(json(&keys(reports))?)
     .load::<KnownRow>(conn)?;
     rows.into_iter().map(|row| Ok(((row.action_no, row.agent_no), row.known()?))).collect()
-}
-
-impl KnownRow {
-    fn known(&self) -> QueryResult<Known> {
-        let open = match (self.open_state, self.open_run, self.open_attempts, self.open_due_at) {
-            (Some(state), Some(run), Some(attempts), Some(due_at)) => Some(Open {
-                state: OpenState::from_code(state)
-                    .ok_or_else(|| super::corrupt(format!("an unknown open state, {state}")))?,
-                run,
-                attempts,
-                due_at: Timestamp(due_at),
-                sent_at: self.open_sent_at.map(Timestamp),
-            }),
-            _ => None,
-        };
-        let last = match (self.last_run, self.last_status, self.last_final) {
-            (Some(run), Some(status), Some(is_final)) => {
-                let state = CommandState::from_code(status)
-                    .ok_or_else(|| super::corrupt(format!("an unknown state, {status}")))?;
-                Some((run, is_final.then_some(state)))
-            }
-            _ => None,
-        };
-        Ok(Known { exists: true, open, last })
-    }
 }
 
 #[cfg(test)]

@@ -6,6 +6,6 @@ mod sql;
 mod wire;
 
 pub use fleet::Fleet;
-pub use server::{AgentProcess, Server, ServerOptions, eventually};
+pub use server::{AgentProcess, On, Server, ServerOptions, eventually};
 pub use sql::Sql;
 pub use wire::{WireAgent, success};

@@ -1,12 +1,15 @@
 //! `odoshi serve` and `odoshi agent` as processes in a temporary folder; stopped when dropped.
 
+use super::Sql;
+use crate::cluster::{self, free_port};
+use odoshi::config::Config;
+use odoshi::store::{self, Store};
 use serde_json::{Value, json};
 use std::fs::File;
-use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::atomic::{AtomicU16, Ordering};
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -30,15 +33,21 @@ pub fn program() -> PathBuf {
     std::env::var_os("ODOSHI_TEST_PROGRAM").map_or_else(|| env!("CARGO_BIN_EXE_odoshi").into(), PathBuf::from)
 }
 
-/// A port that is free and stays so over a restart: below those that the system gives to connections. One of them could
-/// take it while the server is down, even connected to itself.
-fn free_port() -> u16 {
-    static NEXT: AtomicU16 = AtomicU16::new(0);
-    let start = 20_000 + (std::process::id() % 100) as u16 * 100;
-    (0..10_000)
-        .map(|_| 20_000 + (start - 20_000 + NEXT.fetch_add(1, Ordering::Relaxed)) % 10_000)
-        .find(|port| TcpListener::bind(("127.0.0.1", *port)).is_ok())
-        .expect("one of ten thousand ports is free")
+/// Which store a server uses.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum On {
+    /// A file in its data folder.
+    #[default]
+    Sqlite,
+    /// A database of its own in the PostgreSQL server that the tests of this process share.
+    Postgres,
+}
+
+impl On {
+    /// The defaults, on this store.
+    pub fn options(self) -> ServerOptions {
+        ServerOptions { on: self, ..ServerOptions::default() }
+    }
 }
 
 /// What a test may choose.
@@ -48,6 +57,8 @@ pub struct ServerOptions {
     pub env: Vec<(String, String)>,
     /// The user and group that the server runs as and owns its folder; else those of the test.
     pub uid: Option<u32>,
+    /// The store.
+    pub on: On,
     /// Keep everything in memory, where there is such a folder: a commit waits for no disk, and a kill loses nothing.
     pub in_memory: bool,
 }
@@ -70,6 +81,8 @@ pub struct Server {
     pub folder: TempDir,
     pub url: String,
     options: ServerOptions,
+    /// Its database, if it is one of PostgreSQL.
+    database: Option<String>,
     port: u16,
     child: Option<Child>,
     /// How often it was started.
@@ -86,14 +99,16 @@ impl Server {
     /// A folder and a port, and no process yet.
     pub fn prepare(options: ServerOptions) -> Self {
         let port = free_port();
-        let memory = Some(Path::new("/dev/shm")).filter(|memory| options.in_memory && memory.is_dir());
-        let parent = memory.map_or_else(std::env::temp_dir, Path::to_owned);
-        let folder = tempfile::Builder::new().prefix("odoshi-test-").tempdir_in(parent).unwrap();
+        let folder = match options.in_memory {
+            true => cluster::in_memory("odoshi-test-"),
+            false => tempfile::Builder::new().prefix("odoshi-test-").tempdir().unwrap(),
+        };
+        let database = (options.on == On::Postgres).then(|| cluster::shared().database());
         let url = format!("http://127.0.0.1:{port}");
         if let Some(uid) = options.uid {
             std::os::unix::fs::chown(folder.path(), Some(uid), Some(uid)).unwrap();
         }
-        Self { folder, url, options, port, child: None, starts: 0 }
+        Self { folder, url, options, database, port, child: None, starts: 0 }
     }
 
     pub fn data(&self) -> PathBuf {
@@ -102,6 +117,30 @@ impl Server {
 
     pub fn spool(&self, folder: &str) -> PathBuf {
         self.data().join("spool").join(folder)
+    }
+
+    /// Where its store is.
+    pub fn store_url(&self) -> String {
+        match &self.database {
+            Some(database) => cluster::shared().url(database),
+            None => format!("sqlite://{}", self.data().join("odoshi.db").display()),
+        }
+    }
+
+    /// A look into its database.
+    pub fn sql(&self) -> Sql {
+        match &self.database {
+            Some(database) => Sql::Database(cluster::shared(), database.clone()),
+            None => Sql::open(&self.data().join("odoshi.db")),
+        }
+    }
+
+    /// Its store, for a test that puts something into it while no server runs.
+    pub async fn store(&self) -> Arc<dyn Store> {
+        let flags = [("store.url".to_owned(), self.store_url())];
+        let store = store::open(&Config::load_with(None, std::iter::empty(), &flags).unwrap()).await.unwrap();
+        store.prepare().await.unwrap();
+        store
     }
 
     /// The log of the `n`th start, from 1.
@@ -119,6 +158,7 @@ impl Server {
             .arg("serve")
             .env("ODOSHI__DATA_DIR", self.data())
             .env("ODOSHI__HTTP__LISTEN", format!("127.0.0.1:{}", self.port))
+            .env("ODOSHI__STORE__URL", self.store_url())
             .envs(self.options.env.iter().cloned())
             .stdin(Stdio::null())
             .stdout(Stdio::null())

@@ -1,11 +1,15 @@
-//! A look past the server: the database file itself, read-only.
+//! A look past the server, at the database itself: SQLite's file, read-only, or what PostgreSQL's own client says.
 
+use crate::cluster::Cluster;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Text};
 use std::path::Path;
 
-pub struct Sql(SqliteConnection);
+pub enum Sql {
+    File(SqliteConnection),
+    Database(&'static Cluster, String),
+}
 
 #[derive(QueryableByName)]
 struct Number {
@@ -24,21 +28,37 @@ struct Group {
 }
 
 impl Sql {
-    /// Opens the database in a server's data folder.
-    pub fn open(data: &Path) -> Self {
-        let file = format!("file:{}?mode=ro", data.join("odoshi.db").display());
-        Self(SqliteConnection::establish(&file).unwrap())
+    /// Opens a SQLite file.
+    pub fn open(file: &Path) -> Self {
+        Self::File(SqliteConnection::establish(&format!("file:{}?mode=ro", file.display())).unwrap())
     }
 
     /// The one number `n` that a query answers.
     pub fn number(&mut self, query: &str) -> i64 {
-        sql_query(query).get_result::<Number>(&mut self.0).unwrap().n
+        match self {
+            Self::File(connection) => sql_query(query).get_result::<Number>(connection).unwrap().n,
+            Self::Database(cluster, database) => cluster.psql(database, query).parse().unwrap(),
+        }
     }
 
     /// All rows (`key`, `kind`, `n`) of a query.
     pub fn groups(&mut self, query: &str) -> Vec<(String, i64, i64)> {
-        let rows = sql_query(query).load::<Group>(&mut self.0).unwrap();
-        rows.into_iter().map(|row| (row.key, row.kind, row.n)).collect()
+        match self {
+            Self::File(connection) => {
+                let rows = sql_query(query).load::<Group>(connection).unwrap();
+                rows.into_iter().map(|row| (row.key, row.kind, row.n)).collect()
+            }
+            Self::Database(cluster, database) => {
+                let rows = cluster.psql(database, query);
+                let row = |line: &str| {
+                    let mut columns = line.rsplitn(3, '|');
+                    let mut number = || columns.next().unwrap().parse().unwrap();
+                    let (n, kind) = (number(), number());
+                    (columns.next().unwrap().to_owned(), kind, n)
+                };
+                rows.lines().map(row).collect()
+            }
+        }
     }
 
     /// What must hold of every command at every moment: rows and outcomes fit together. Each is a number of exceptions.

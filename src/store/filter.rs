@@ -1,52 +1,25 @@
 //! Target expressions as SQL: a flat list of pieces, text of this file or values to be bound, never a user's text.
 //!
-//! What is inside JSON (labels, facts), and what counts as a number, is answered by functions of ours that are registered
-//! with each connection. SQLite's own JSON paths can't name every key, and this way the target's reference meaning
-//! ([`Target::evaluate`]) and the database run the same code.
+//! Both databases get the same text but for how a value is bound and how JSON is looked into. What counts as a label, a
+//! number, or like a pattern is answered by functions of ours: on SQLite they are registered with each connection
+//! (`sqlite::functions`), on PostgreSQL the migration makes them. The conformance suite holds both to
+//! [`Target::evaluate`].
 
-use super::schema::agents;
-use crate::domain::target::{Column, CompareOp, Target, Value, fact_text, like, number_of};
+use crate::domain::target::{Column, CompareOp, Target, Value};
 use crate::domain::time::Timestamp;
 use diesel::expression::{AppearsOnTable, Expression, SelectableExpression, ValidGrouping, is_aggregate};
+use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::sql_types::{BigInt, Bool, Double, Nullable, Text};
 use diesel::sqlite::Sqlite;
 
-#[diesel::declare_sql_function]
-extern "SQL" {
-    /// The label with this key.
-    fn odoshi_label(labels: Text, key: Text) -> Nullable<Text>;
-    /// What is at this path (a JSON list of keys) in the facts, as text.
-    fn odoshi_fact(facts: Text, path: Text) -> Nullable<Text>;
-    /// The number that a text is.
-    fn odoshi_number(text: Nullable<Text>) -> Nullable<Double>;
-    /// LIKE. SQLite's own takes exponential time over some patterns, refuses long ones, and stops at a NUL.
-    fn odoshi_like(text: Nullable<Text>, pattern: Text, ignore_case: Bool) -> Nullable<Bool>;
-}
-
-/// Makes the functions known to a connection.
-pub(super) fn register(conn: &mut SqliteConnection) -> QueryResult<()> {
-    odoshi_label_utils::register_impl(conn, |labels: String, key: String| -> Option<String> {
-        let labels: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&labels).ok()?;
-        labels.get(&key)?.as_str().map(str::to_owned)
-    })?;
-    odoshi_fact_utils::register_impl(conn, |facts: String, path: String| -> Option<String> {
-        let facts: serde_json::Map<String, serde_json::Value> = serde_json::from_str(&facts).ok()?;
-        let path: Vec<String> = serde_json::from_str(&path).ok()?;
-        fact_text(&facts, &path).map(|text| text.into_owned())
-    })?;
-    odoshi_number_utils::register_impl(conn, |text: Option<String>| number_of(&text?))?;
-    odoshi_like_utils::register_impl(conn, |text: Option<String>, pattern: String, ignore_case: bool| {
-        Some(like(&text?, &pattern, ignore_case))
-    })
-}
-
-/// The agents that match: neither removed nor disabled, and the condition is true.
-pub(super) fn members(target: &Target, now: Timestamp) -> agents::BoxedQuery<'static, Sqlite> {
+/// The condition, over `agents`, that one matches: it is neither removed nor disabled, and the target is true.
+pub(super) fn members(target: &Target, now: Timestamp) -> Condition {
     let mut condition = Condition { pieces: Vec::new(), now };
+    condition.sql("agents.removed_at IS NULL AND NOT agents.disabled AND ");
     condition.target(target);
-    agents::table.filter(agents::removed_at.is_null()).filter(agents::disabled.eq(false)).filter(condition).into_boxed()
+    condition
 }
 
 #[derive(Debug)]
@@ -55,11 +28,18 @@ enum Piece {
     Text(String),
     Number(f64),
     Int(i64),
+    /// What is at this path in the facts, as text; the path also as a JSON list.
+    Fact {
+        path: Vec<String>,
+        json: String,
+    },
+    /// The newest value of this key, as text.
+    Metadata(String),
 }
 
 /// A boolean SQL expression over `agents`.
 #[derive(Debug)]
-struct Condition {
+pub(super) struct Condition {
     pieces: Vec<Piece>,
     now: Timestamp,
 }
@@ -189,35 +169,31 @@ impl Condition {
                     "CASE WHEN EXISTS (SELECT 1 FROM agent_sessions s WHERE s.agent_no = agents.no) \
                      OR coalesce(agents.checked_in_at, 0) > ",
                 );
-                self.pieces.push(Piece::Int(self.now.minus(super::super::CHECK_IN_COUNTS).0));
+                self.pieces.push(Piece::Int(self.now.minus(super::CHECK_IN_COUNTS).0));
                 self.sql(" THEN 'online' ELSE 'offline' END");
             }
             Column::Version => self.sql("nullif(agents.version, '')"),
             Column::LastSeen => self.sql("agents.last_seen"),
             Column::EnrolledAt => self.sql("agents.enrolled_at"),
-            Column::Label(key) => self.call("odoshi_label(agents.labels, ", key.clone()),
-            Column::Fact(path) => self.call("odoshi_fact(agents.facts, ", path_json(path)),
-            Column::Metadata(key) => {
-                // A list of one, so that the same function takes the value out as text.
-                self.sql("(SELECT odoshi_fact(json_object('v', json(m.value)), '[\"v\"]') FROM agent_metadata m ");
-                self.call("WHERE m.agent_no = agents.no AND m.key = ", key.clone());
+            Column::Label(key) => {
+                self.sql("odoshi_label(agents.labels, ");
+                self.pieces.push(Piece::Text(key.clone()));
+                self.sql(")");
             }
+            Column::Fact(path) => self.fact(path),
+            Column::Metadata(key) => self.pieces.push(Piece::Metadata(key.clone())),
             Column::QueueLoc => {
-                self.call("(odoshi_fact(agents.facts, ", path_json(&["os".to_owned()]));
+                self.sql("(");
+                self.fact(&["os".to_owned()]);
                 self.sql(" || '.' || agents.name)");
             }
         }
     }
 
-    fn call(&mut self, function: &'static str, argument: String) {
-        self.sql(function);
-        self.pieces.push(Piece::Text(argument));
-        self.sql(")");
+    fn fact(&mut self, path: &[String]) {
+        let json = serde_json::Value::from(path).to_string();
+        self.pieces.push(Piece::Fact { path: path.to_vec(), json });
     }
-}
-
-fn path_json(path: &[String]) -> String {
-    serde_json::Value::from(path.to_vec()).to_string()
 }
 
 impl QueryFragment<Sqlite> for Condition {
@@ -231,6 +207,64 @@ impl QueryFragment<Sqlite> for Condition {
                 Piece::Text(text) => out.push_bind_param::<Text, _>(text)?,
                 Piece::Number(number) => out.push_bind_param::<Double, _>(number)?,
                 Piece::Int(number) => out.push_bind_param::<BigInt, _>(number)?,
+                Piece::Fact { json, .. } => {
+                    out.push_sql("odoshi_fact(agents.facts, ");
+                    out.push_bind_param::<Text, _>(json)?;
+                    out.push_sql(")");
+                }
+                Piece::Metadata(key) => {
+                    // A list of one, so that the same function takes the value out as text.
+                    out.push_sql(
+                        "(SELECT odoshi_fact(json_object('v', json(m.value)), '[\"v\"]') FROM agent_metadata m \
+                         WHERE m.agent_no = agents.no AND m.key = ",
+                    );
+                    out.push_bind_param::<Text, _>(key)?;
+                    out.push_sql(")");
+                }
+            }
+        }
+        out.push_sql(")");
+        Ok(())
+    }
+}
+
+impl QueryFragment<Pg> for Condition {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+        out.unsafe_to_cache_prepared();
+        out.push_sql("(");
+        for piece in &self.pieces {
+            match piece {
+                Piece::Sql(text) => out.push_sql(text),
+                Piece::Text(text) => {
+                    out.push_bind_param::<Text, _>(text)?;
+                    // Bytewise, whatever the database's own order is.
+                    out.push_sql(" COLLATE \"C\"");
+                }
+                Piece::Number(number) => out.push_bind_param::<Double, _>(number)?,
+                Piece::Int(number) => out.push_bind_param::<BigInt, _>(number)?,
+                Piece::Fact { path, .. } => {
+                    out.push_sql("(agents.facts");
+                    for (index, key) in path.iter().enumerate() {
+                        let last = index + 1 == path.len();
+                        // A path takes digits for an index too, and a plain arrow doesn't. (It would take " 5" for one.)
+                        if index > 0 && key.bytes().all(|b| b.is_ascii_digit()) {
+                            out.push_sql(if last { " #>> ARRAY[" } else { " #> ARRAY[" });
+                            out.push_bind_param::<Text, _>(key)?;
+                            out.push_sql("]");
+                        } else {
+                            out.push_sql(if last { " ->> " } else { " -> " });
+                            out.push_bind_param::<Text, _>(key)?;
+                        }
+                    }
+                    out.push_sql(")");
+                }
+                Piece::Metadata(key) => {
+                    out.push_sql(
+                        "(SELECT m.value::json #>> '{}' FROM agent_metadata m WHERE m.agent_no = agents.no AND m.key = ",
+                    );
+                    out.push_bind_param::<Text, _>(key)?;
+                    out.push_sql(")");
+                }
             }
         }
         out.push_sql(")");

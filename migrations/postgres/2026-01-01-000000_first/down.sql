@@ -1,0 +1,17 @@
+DROP FUNCTION odoshi_like(TEXT, TEXT, BOOLEAN);
+DROP FUNCTION odoshi_number(TEXT);
+DROP FUNCTION odoshi_label(JSON, TEXT);
+DROP TABLE occurrences;
+DROP TABLE schedules;
+DROP TABLE agent_metadata;
+DROP TABLE late_results;
+DROP TABLE outcomes;
+DROP TABLE open_commands;
+DROP TABLE commands;
+DROP TABLE action_counts;
+DROP TABLE purges;
+DROP TABLE actions;
+DROP TABLE agent_sessions;
+DROP TABLE nodes;
+DROP TABLE tokens;
+DROP TABLE agents;

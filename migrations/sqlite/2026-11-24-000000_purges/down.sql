@@ -1,0 +1,2 @@
+DROP INDEX actions_ended;
+DROP TABLE purges;

@@ -1,0 +1,119 @@
+//! What a server needs before its actors can do anything: its folder, its store, and the first admin token.
+
+use super::{AppError, io_error};
+use crate::config::Config;
+use crate::domain::agent::{Role, Secret, Token};
+use crate::store::{self, Store};
+use std::fs::{File, TryLockError};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+/// How long a start waits for another process to let go of the SQLite file.
+const LOCK_WITHIN: Duration = Duration::from_secs(5);
+/// The first wait for a store that is away.
+const WAIT_MIN: Duration = Duration::from_millis(250);
+/// The longest one.
+const WAIT_MAX: Duration = Duration::from_secs(2);
+
+pub(super) fn make_private_folder(folder: &Path) -> Result<(), AppError> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(folder)
+        .map_err(io_error(format!("data_dir {}", folder.display())))
+}
+
+/// Opens the store that the settings name; a SQLite file also gets locked, for it is for one process.
+pub(super) async fn open_store(config: &Config) -> Result<(Arc<dyn Store>, Option<File>), AppError> {
+    let lock = match store::sqlite_path(config.store_url().expose()) {
+        Some(path) => Some(lock_beside(&path).await?),
+        None => None,
+    };
+    Ok((store::open(config).await?, lock))
+}
+
+/// Makes the store ready to be used, and this process known to it.
+pub(super) async fn prepare(store: &dyn Store, config: &Config) -> Result<(), AppError> {
+    store.prepare().await?;
+    store.node_start(&config.node_name()).await?;
+    make_admin_token(store, &config.data_dir).await
+}
+
+/// Does the same, for as long as the store is away.
+pub(super) async fn prepare_patiently(store: Arc<dyn Store>, config: Config) -> Result<(), AppError> {
+    let mut wait = WAIT_MIN;
+    loop {
+        match prepare(&*store, &config).await {
+            Err(error) if error.may_pass() => {
+                log::warn!(error = error.to_string().as_str(), again_in_ms = wait.as_millis() as u64;
+                    "the server waits for its store");
+                tokio::time::sleep(wait).await;
+                wait = (wait * 2).min(WAIT_MAX);
+            }
+            done => {
+                if done.is_ok() {
+                    log::info!(store:% = config.store_url(); "the store is there; actions are accepted");
+                }
+                return done;
+            }
+        }
+    }
+}
+
+async fn lock_beside(database: &Path) -> Result<File, AppError> {
+    let mut path = database.as_os_str().to_owned();
+    path.push(".lock");
+    let path = PathBuf::from(path);
+    if let Some(folder) = path.parent().filter(|folder| !folder.as_os_str().is_empty()) {
+        make_private_folder(folder)?;
+    }
+    let what = format!("the lock {}", path.display());
+    let file =
+        File::options().create(true).write(true).truncate(false).mode(0o600).open(&path).map_err(io_error(&what))?;
+    let started = Instant::now();
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            // A process that was just killed may not be quite gone.
+            Err(TryLockError::WouldBlock) if started.elapsed() < LOCK_WITHIN => {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+            Err(TryLockError::WouldBlock) => return Err(AppError::InUse(database.to_owned())),
+            Err(TryLockError::Error(error)) => return Err(io_error(what)(error)),
+        }
+    }
+}
+
+/// A store without any admin token gets one, which is written to `admin.token` for its owner alone to read.
+async fn make_admin_token(store: &dyn Store, data_dir: &Path) -> Result<(), AppError> {
+    if store.token_any_admin().await? {
+        return Ok(());
+    }
+    let secret = Secret::random();
+    let path = data_dir.join("admin.token");
+    let write = || -> io::Result<()> {
+        // The file first: a token that nobody has would lock everybody out.
+        let mut file = tempfile::Builder::new().prefix(".admin").tempfile_in(data_dir)?;
+        writeln!(file, "{}", secret.reveal())?;
+        file.as_file().sync_all()?;
+        file.persist(&path).map_err(|error| error.error)?;
+        File::open(data_dir)?.sync_all()
+    };
+    write().map_err(io_error(path.display()))?;
+    let token = Token {
+        id: Uuid::now_v7(),
+        role: Role::Admin,
+        name: "the first admin".into(),
+        agent_no: None,
+        created_at: store.now(),
+        expires_at: None,
+        revoked_at: None,
+    };
+    store.token_insert(&token, secret.hash()).await?;
+    log::info!(file:? = path; "an admin token was made");
+    Ok(())
+}

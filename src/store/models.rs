@@ -1,0 +1,210 @@
+//! What goes into the store's methods and comes out of them.
+
+use crate::domain::action::{ActionState, Policy};
+use crate::domain::agent::{AgentRef, Enrollment};
+use crate::domain::command::{CommandState, Event};
+use crate::domain::counts::Counts;
+use crate::domain::protocol::OperationResult;
+use crate::domain::time::Timestamp;
+use serde::Serialize;
+use serde_json::value::RawValue;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// What became of an action that was handed in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Accepted {
+    /// It is durable; `fresh` is false when it was there before, the same.
+    Stored {
+        /// The public id.
+        id: Uuid,
+        /// The store's key.
+        no: i64,
+        /// Whether this call wrote it.
+        fresh: bool,
+    },
+    /// Another action has this id.
+    Conflict,
+    /// Another action was given this idempotency key.
+    KeyMismatch,
+}
+
+/// An action as the reconcilers see it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OpenAction {
+    /// The store's key.
+    pub no: i64,
+    /// Not handed over before this.
+    pub valid_from: Timestamp,
+    /// Not handed over from this on.
+    pub expires_at: Timestamp,
+    /// All its commands are written.
+    pub resolved: bool,
+    /// A user ended it.
+    pub cancelled: bool,
+    /// It expired before it was resolved.
+    pub expired: bool,
+    /// The agent key up to which commands are written.
+    pub resolved_through: i64,
+    /// The agent key up to which every command has an outcome or an open row.
+    pub dispatched_through: i64,
+    /// Commands that are not final.
+    pub unfinished: i64,
+    /// Those of them that are with their agents.
+    pub sent: i64,
+}
+
+/// How far an action is resolved.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resolution {
+    /// The agent key up to which commands are written.
+    pub through: i64,
+    /// How many that is.
+    pub written: i64,
+    /// How many were expected when it began; spreads are laid out over these.
+    pub expected: i64,
+    /// Nothing more is to be done.
+    pub done: bool,
+}
+
+/// A page of an action's new commands: `command_insert` writes it whole or, if the action has moved on, not at all.
+#[derive(Clone, Debug)]
+pub struct CommandPage {
+    /// The action's key.
+    pub action_no: i64,
+    /// The agent key after which the page begins; must be where the action is.
+    pub after: i64,
+    /// The agent key up to which the action is resolved with this page.
+    pub through: i64,
+    /// Agent and due time (`None`: the action's own), in key order.
+    pub commands: Vec<(i64, Option<Timestamp>)>,
+    /// No page follows.
+    pub last: bool,
+}
+
+/// What became of a page.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Inserted {
+    /// It is written.
+    Written,
+    /// The action is cancelled, expired, or resolved through another key: read how far it is, and go on from there.
+    Moved,
+}
+
+/// A command that is to be handed over.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Due {
+    /// The action's key.
+    pub action_no: i64,
+    /// The agent's key.
+    pub agent_no: i64,
+    /// Which run.
+    pub run: i32,
+    /// Failed hand-overs of this run so far.
+    pub attempts: i32,
+    /// When.
+    pub due_at: Timestamp,
+    /// Higher goes first.
+    pub priority: i32,
+    /// Whether the store has an open row for it.
+    pub open: bool,
+}
+
+/// A place in the order in which open rows fall due: (due time, action, agent).
+pub type DuePlace = (Timestamp, i64, i64);
+
+/// A page of an action's commands that have neither outcome nor open row.
+#[derive(Clone, Debug, Default)]
+pub struct UntouchedPage {
+    /// (agent, transport, due time), in key order.
+    pub commands: Vec<(i64, Arc<str>, Timestamp)>,
+    /// The agent key up to which the page looked; `None`: there is nothing more now.
+    pub through: Option<i64>,
+}
+
+/// Something that happened to a command.
+#[derive(Clone, Debug)]
+pub struct Report {
+    /// The action's key.
+    pub action_no: i64,
+    /// The agent's key.
+    pub agent_no: i64,
+    /// What the action says about runs and attempts.
+    pub policy: Policy,
+    /// What happened.
+    pub event: Event,
+    /// The reporter holds the command, took it as its first run, and has written nothing about it. The store may then
+    /// insert the outcome without looking; should that be wrong, the insert fails and it looks.
+    pub fresh: bool,
+}
+
+/// What is to be closed by [`Store::command_unfinished`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Unfinished {
+    /// Whatever is not final.
+    All,
+    /// What is not with its agent.
+    Pending,
+}
+
+/// An action as users see it.
+#[derive(Clone, Debug)]
+pub struct ActionView {
+    /// The store's key; pages continue after it.
+    pub no: i64,
+    /// The public id.
+    pub id: Uuid,
+    /// For people.
+    pub name: String,
+    /// Derived.
+    pub status: ActionState,
+    /// When it was accepted.
+    pub created_at: Timestamp,
+    /// Exact.
+    pub counts: Counts,
+    /// The document, as JSON.
+    pub document: Box<RawValue>,
+}
+
+/// A command as users see it.
+#[derive(Clone, Debug, Serialize)]
+pub struct CommandView {
+    /// The agent's name.
+    pub agent: String,
+    /// Derived.
+    pub status: CommandState,
+    /// Failed hand-overs of the last run, and the one that worked.
+    pub attempts: i32,
+    /// Runs that were begun.
+    pub runs: i32,
+    /// When it is or was due.
+    pub due_at: Timestamp,
+    /// When the agent said that it has it.
+    pub sent_at: Option<Timestamp>,
+    /// When it ended.
+    pub finished_at: Option<Timestamp>,
+    /// One per operation that was started.
+    pub results: Option<Vec<OperationResult>>,
+    /// Why it did not go well.
+    pub error: Option<String>,
+}
+
+/// An agent to be put into the store without enrolling (benchmarks, agents that don't connect by themselves).
+#[derive(Clone, Debug)]
+pub struct NewAgent {
+    /// What it would say of itself.
+    pub enrollment: Enrollment,
+    /// How commands reach it.
+    pub transport: String,
+    /// Where.
+    pub address: Option<String>,
+}
+
+/// What became of an enrolling.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Enrolled {
+    /// There is such an agent now, with this token.
+    New(AgentRef),
+    /// The name is taken.
+    Taken,
+}

@@ -1,0 +1,377 @@
+//! Actions and their counters.
+
+use super::sql::sql;
+use crate::domain::action::{Action, ActionState, Membership, NewAction};
+use crate::domain::command::CommandState;
+use crate::domain::counts::Counts;
+use crate::domain::target::Target;
+use crate::domain::time::Timestamp;
+use crate::store::changes::Deltas;
+use crate::store::rows::{ActionRow, ActionViewRow, Key, OpenActionRow, Sums, corrupt, in_state, sql_limit};
+use crate::store::{Accepted, ActionView, OpenAction, Resolution};
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Binary, Bool, Nullable, Text};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use uuid::Uuid;
+
+/// Adds up the lanes of an action `a`. One statement reads both, and so both as they were at one moment.
+const SUMS: &str = "CROSS JOIN LATERAL (SELECT coalesce(sum(c.total), 0)::bigint AS n_total, \
+     coalesce(sum(c.sent), 0)::bigint AS n_sent, coalesce(sum(c.succeeded), 0)::bigint AS n_succeeded, \
+     coalesce(sum(c.failed), 0)::bigint AS n_failed, coalesce(sum(c.timed_out), 0)::bigint AS n_timed_out, \
+     coalesce(sum(c.undeliverable), 0)::bigint AS n_undeliverable, coalesce(sum(c.expired), 0)::bigint AS n_expired, \
+     coalesce(sum(c.cancelled), 0)::bigint AS n_cancelled FROM action_counts c WHERE c.action_no = a.no) s";
+
+#[derive(QueryableByName)]
+struct Known {
+    #[diesel(sql_type = BigInt)]
+    no: i64,
+    #[diesel(sql_type = Text)]
+    id: String,
+    #[diesel(sql_type = Binary)]
+    digest: Vec<u8>,
+}
+
+pub(super) async fn insert(
+    conn: &mut AsyncPgConnection,
+    new: &[NewAction],
+    owner: &str,
+    now: Timestamp,
+) -> QueryResult<Vec<Accepted>> {
+    let mut accepted = Vec::with_capacity(new.len());
+    for action in new {
+        accepted.push(insert_one(conn, action, owner, now).await?);
+    }
+    Ok(accepted)
+}
+
+async fn insert_one(
+    conn: &mut AsyncPgConnection,
+    new: &NewAction,
+    owner: &str,
+    now: Timestamp,
+) -> QueryResult<Accepted> {
+    // Whichever of the two unique keys is there already.
+    let inserted = sql(
+        "INSERT INTO actions (id, idempotency_key, name, target, document, operations, digest, created_at, valid_from, \
+         expires_at, spread_ms, timeout_ms, max_deliveries, max_runs, live, priority, owner) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING no AS key",
+    )
+    .bind(new.id.to_string())
+    .bind(new.idempotency_key.clone())
+    .bind(new.name.as_str())
+    .bind(new.target.as_str())
+    .bind(new.document.as_str())
+    .bind(new.operations.as_str())
+    .bind(new.digest.clone())
+    .bind(now.0)
+    .bind(new.valid_from.0)
+    .bind(new.expires_at.0)
+    .bind(new.spread.as_millis())
+    .bind(new.timeout.as_millis())
+    .bind(new.max_deliveries)
+    .bind(new.max_runs)
+    .bind(new.membership == Membership::Live)
+    .bind(new.priority)
+    .bind(owner)
+    .get_result::<Key>(conn)
+    .await
+    .optional()?;
+    if let Some(Key { key: no }) = inserted {
+        return Ok(Accepted::Stored { id: new.id, no, fresh: true });
+    }
+    let by_key = sql("SELECT no, id, digest FROM actions WHERE idempotency_key = ?")
+        .bind(new.idempotency_key.clone())
+        .get_result::<Known>(conn)
+        .await
+        .optional()?;
+    if let Some(known) = by_key {
+        let id = Uuid::parse_str(&known.id).map_err(corrupt)?;
+        let same = known.digest == new.digest;
+        return Ok(if same { Accepted::Stored { id, no: known.no, fresh: false } } else { Accepted::KeyMismatch });
+    }
+    let known = sql("SELECT no, id, digest FROM actions WHERE id = ?")
+        .bind(new.id.to_string())
+        .get_result::<Known>(conn)
+        .await?;
+    let same = known.digest == new.digest;
+    Ok(if same { Accepted::Stored { id: new.id, no: known.no, fresh: false } } else { Accepted::Conflict })
+}
+
+pub(super) async fn view(conn: &mut AsyncPgConnection, id: Uuid) -> QueryResult<Option<ActionView>> {
+    let row = sql(format!("SELECT a.*, s.* FROM actions a {SUMS} WHERE a.id = ?"))
+        .bind(id.to_string())
+        .get_result::<(ActionViewRow, Sums)>(conn)
+        .await
+        .optional()?;
+    row.map(|(row, sums)| row.view(sums)).transpose()
+}
+
+pub(super) async fn list(
+    conn: &mut AsyncPgConnection,
+    state: Option<ActionState>,
+    before: Option<i64>,
+    limit: usize,
+) -> QueryResult<Vec<ActionView>> {
+    let state = state.map_or("TRUE", in_state);
+    let rows: Vec<(ActionViewRow, Sums)> = sql(format!(
+        "SELECT a.*, s.* FROM (SELECT * FROM actions WHERE no < ? AND {state} ORDER BY no DESC LIMIT ?) a {SUMS} \
+         ORDER BY a.no DESC"
+    ))
+    .bind(before.unwrap_or(i64::MAX))
+    .bind(sql_limit(limit))
+    .load(conn)
+    .await?;
+    rows.into_iter().map(|(row, sums)| row.view(sums)).collect()
+}
+
+pub(super) async fn get(conn: &mut AsyncPgConnection, no: i64) -> QueryResult<Option<Action>> {
+    let row = sql("SELECT * FROM actions WHERE no = ?").bind(no).get_result::<ActionRow>(conn).await.optional()?;
+    row.map(ActionRow::action).transpose()
+}
+
+pub(super) async fn no(conn: &mut AsyncPgConnection, id: Uuid) -> QueryResult<Option<i64>> {
+    let row = sql("SELECT no AS key FROM actions WHERE id = ?").bind(id.to_string());
+    Ok(row.get_result::<Key>(conn).await.optional()?.map(|row| row.key))
+}
+
+pub(super) async fn list_open(conn: &mut AsyncPgConnection, after: i64, limit: usize) -> QueryResult<Vec<OpenAction>> {
+    let rows: Vec<OpenActionRow> = sql(format!(
+        "SELECT a.*, n_total - n_succeeded - n_failed - n_timed_out - n_undeliverable - n_expired - n_cancelled \
+         AS unfinished, n_sent AS sent FROM (SELECT no, valid_from, expires_at, resolved, cancelled, expired, \
+         resolved_through, dispatched_through FROM actions WHERE ended_at IS NULL AND no > ? ORDER BY no LIMIT ?) a \
+         {SUMS} ORDER BY a.no"
+    ))
+    .bind(after)
+    .bind(sql_limit(limit))
+    .load(conn)
+    .await?;
+    Ok(rows.into_iter().map(OpenAction::from).collect())
+}
+
+pub(super) async fn list_unresolved(
+    conn: &mut AsyncPgConnection,
+    horizon: Timestamp,
+    limit: usize,
+) -> QueryResult<Vec<i64>> {
+    let rows: Vec<Key> = sql(
+        "SELECT no AS key FROM actions WHERE ended_at IS NULL AND NOT resolved AND valid_from <= ? ORDER BY no LIMIT ?",
+    )
+    .bind(horizon.0)
+    .bind(sql_limit(limit))
+    .load(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| row.key).collect())
+}
+
+/// How far actions are resolved; and of those whose agents were never counted, how many there are.
+pub(super) async fn resolutions(
+    conn: &mut AsyncPgConnection,
+    actions: &[(i64, Target)],
+    now: Timestamp,
+) -> QueryResult<(Vec<Resolution>, Vec<(i64, i64)>)> {
+    let (mut resolutions, mut counted) = (Vec::with_capacity(actions.len()), Vec::new());
+    for (no, target) in actions {
+        let (resolution, expected) = resolution(conn, *no).await?;
+        if !expected {
+            counted.push((*no, super::agents::count(conn, target, now).await?));
+        }
+        resolutions.push(resolution);
+    }
+    Ok((resolutions, counted))
+}
+
+/// How far an action is resolved, and whether its agents were counted.
+async fn resolution(conn: &mut AsyncPgConnection, no: i64) -> QueryResult<(Resolution, bool)> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = BigInt)]
+        resolved_through: i64,
+        #[diesel(sql_type = Nullable<BigInt>)]
+        expected_total: Option<i64>,
+        #[diesel(sql_type = Bool)]
+        resolved: bool,
+    }
+    let (row, sums) = sql(format!(
+        "SELECT a.resolved_through, a.expected_total, a.resolved, s.* FROM actions a {SUMS} WHERE a.no = ?"
+    ))
+    .bind(no)
+    .get_result::<(Row, Sums)>(conn)
+    .await?;
+    let resolution = Resolution {
+        through: row.resolved_through,
+        written: sums.counts(row.resolved).total,
+        expected: row.expected_total.unwrap_or_default(),
+        done: row.resolved,
+    };
+    Ok((resolution, row.expected_total.is_some()))
+}
+
+/// Writes how many agents each action is for, if nobody else has; answers what is written.
+pub(super) async fn expect(conn: &mut AsyncPgConnection, expected: &[(i64, i64)], owner: &str) -> QueryResult<()> {
+    let (nos, totals): (Vec<i64>, Vec<i64>) = expected.iter().copied().unzip();
+    sql("UPDATE actions a SET expected_total = e.total, owner = ? FROM UNNEST(?, ?) AS e (no, total) \
+         WHERE a.no = e.no AND a.expected_total IS NULL")
+    .bind(owner)
+    .bind(nos)
+    .bind(totals)
+    .execute(conn)
+    .await
+    .map(|_| ())
+}
+
+pub(super) async fn cancel(conn: &mut AsyncPgConnection, id: Uuid) -> QueryResult<Option<ActionView>> {
+    // What has ended stays as it ended. With `resolved`, pages that are still on their way are refused.
+    sql("UPDATE actions SET cancelled = TRUE, resolved = TRUE WHERE id = ? AND ended_at IS NULL AND NOT cancelled")
+        .bind(id.to_string())
+        .execute(conn)
+        .await?;
+    view(conn, id).await
+}
+
+pub(super) async fn expire(conn: &mut AsyncPgConnection, no: i64) -> QueryResult<bool> {
+    let changed = sql("UPDATE actions SET expired = TRUE, resolved = TRUE WHERE no = ? AND NOT resolved").bind(no);
+    Ok(changed.execute(conn).await? > 0)
+}
+
+/// Where `dispatched_through` of these actions is, and where it can go, if that is further.
+pub(super) async fn advances(
+    conn: &mut AsyncPgConnection,
+    nos: &[i64],
+    limit: usize,
+) -> QueryResult<Vec<(i64, Option<i64>)>> {
+    let mut found = Vec::with_capacity(nos.len());
+    for no in nos {
+        found.push(advanced(conn, *no, limit).await?);
+    }
+    Ok(found)
+}
+
+/// What is touched stays touched: this may be looked up before it is written.
+async fn advanced(conn: &mut AsyncPgConnection, no: i64, limit: usize) -> QueryResult<(i64, Option<i64>)> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = BigInt)]
+        dispatched_through: i64,
+        #[diesel(sql_type = BigInt)]
+        resolved_through: i64,
+    }
+    let Row { dispatched_through: through, resolved_through } =
+        sql("SELECT dispatched_through, resolved_through FROM actions WHERE no = ?").bind(no).get_result(conn).await?;
+    let next = match super::commands::first_untouched(conn, no, through, limit).await? {
+        Some(untouched) => untouched - 1,
+        None => super::commands::key_after(conn, no, through, limit).await?.unwrap_or(resolved_through),
+    };
+    Ok((through, (next > through).then_some(next)))
+}
+
+pub(super) async fn advance(conn: &mut AsyncPgConnection, moved: &[(i64, i64)]) -> QueryResult<()> {
+    let (nos, throughs): (Vec<i64>, Vec<i64>) = moved.iter().copied().unzip();
+    sql("UPDATE actions a SET dispatched_through = m.through FROM UNNEST(?, ?) AS m (no, through) \
+         WHERE a.no = m.no AND a.dispatched_through < m.through")
+    .bind(nos)
+    .bind(throughs)
+    .execute(conn)
+    .await
+    .map(|_| ())
+}
+
+pub(super) async fn complete(conn: &mut AsyncPgConnection, nos: &[i64], now: Timestamp) -> QueryResult<Vec<i64>> {
+    // First the lock, then, by a statement of its own, the look at the counters: an update that had to wait for the last
+    // page of commands would see its flag `resolved` beside the counters of before.
+    let candidates: Vec<Key> =
+        sql("SELECT no AS key FROM actions WHERE no = ANY(?) AND resolved AND ended_at IS NULL ORDER BY no \
+         FOR NO KEY UPDATE")
+        .bind(nos.to_vec())
+        .load(conn)
+        .await?;
+    if candidates.is_empty() {
+        return Ok(Vec::new());
+    }
+    let ended: Vec<Key> =
+        sql("UPDATE actions a SET ended_at = ? WHERE no = ANY(?) AND NOT EXISTS (SELECT 1 FROM action_counts c \
+         WHERE c.action_no = a.no GROUP BY c.action_no HAVING sum(c.total) <> sum(c.succeeded + c.failed \
+         + c.timed_out + c.undeliverable + c.expired + c.cancelled)) RETURNING no AS key")
+        .bind(now.0)
+        .bind(candidates.into_iter().map(|row| row.key).collect::<Vec<_>>())
+        .load(conn)
+        .await?;
+    let mut ended: Vec<i64> = ended.into_iter().map(|row| row.key).collect();
+    ended.sort_unstable();
+    Ok(ended)
+}
+
+/// Adds to the counters of a lane. Batches that may be under way at the same time have lanes of their own.
+pub(super) async fn count(conn: &mut AsyncPgConnection, deltas: &Deltas, lane: &str) -> QueryResult<()> {
+    if deltas.is_empty() {
+        return Ok(());
+    }
+    let column = |of: &dyn Fn(&Counts) -> i64| deltas.values().map(of).collect::<Vec<i64>>();
+    let state = |state: CommandState| column(&|counts| counts.of(state));
+    sql("INSERT INTO action_counts AS c (action_no, lane, total, sent, succeeded, failed, timed_out, undeliverable, \
+         expired, cancelled) SELECT d.action_no, ?, d.total, d.sent, d.succeeded, d.failed, d.timed_out, \
+         d.undeliverable, d.expired, d.cancelled FROM UNNEST(?, ?, ?, ?, ?, ?, ?, ?, ?) \
+         AS d (action_no, total, sent, succeeded, failed, timed_out, undeliverable, expired, cancelled) \
+         ON CONFLICT (action_no, lane) DO UPDATE SET total = c.total + excluded.total, sent = c.sent + excluded.sent, \
+         succeeded = c.succeeded + excluded.succeeded, failed = c.failed + excluded.failed, \
+         timed_out = c.timed_out + excluded.timed_out, undeliverable = c.undeliverable + excluded.undeliverable, \
+         expired = c.expired + excluded.expired, cancelled = c.cancelled + excluded.cancelled")
+    .bind(lane)
+    .bind(deltas.keys().copied().collect::<Vec<i64>>())
+    .bind(column(&|counts| counts.total))
+    .bind(state(CommandState::Sent))
+    .bind(state(CommandState::Succeeded))
+    .bind(state(CommandState::Failed))
+    .bind(state(CommandState::TimedOut))
+    .bind(state(CommandState::Undeliverable))
+    .bind(state(CommandState::Expired))
+    .bind(state(CommandState::Cancelled))
+    .execute(conn)
+    .await
+    .map(|_| ())
+}
+
+/// Takes out of sight one action that ended before a time: from then on it is known as one to be deleted alone. Answers
+/// its key, or that of one whose deleting was begun before.
+pub(super) async fn begin_purge(conn: &mut AsyncPgConnection, before: Timestamp) -> QueryResult<Option<i64>> {
+    let begun = sql("SELECT action_no AS key FROM purges ORDER BY action_no LIMIT 1 FOR UPDATE SKIP LOCKED")
+        .get_result::<Key>(conn)
+        .await
+        .optional()?;
+    if let Some(row) = begun {
+        return Ok(Some(row.key));
+    }
+    let ended =
+        sql("DELETE FROM actions WHERE no = (SELECT no FROM actions WHERE ended_at < ? ORDER BY ended_at LIMIT 1 \
+         FOR UPDATE SKIP LOCKED) RETURNING no AS key")
+        .bind(before.0)
+        .get_result::<Key>(conn)
+        .await
+        .optional()?;
+    let Some(Key { key: no }) = ended else { return Ok(None) };
+    sql("DELETE FROM action_counts WHERE action_no = ?").bind(no).execute(conn).await?;
+    sql("UPDATE occurrences SET action_no = NULL WHERE action_no = ?").bind(no).execute(conn).await?;
+    sql("INSERT INTO purges (action_no) VALUES (?)").bind(no).execute(conn).await?;
+    Ok(Some(no))
+}
+
+/// Deletes up to `limit` rows of an action that is out of sight; answers how many there were.
+pub(super) async fn purge(conn: &mut AsyncPgConnection, no: i64, limit: usize) -> QueryResult<usize> {
+    let mut deleted = 0;
+    // The commands first: then nothing can be reported about them any more.
+    for table in ["commands", "open_commands", "outcomes", "late_results"] {
+        if deleted >= limit {
+            return Ok(deleted);
+        }
+        deleted += sql(format!(
+            "DELETE FROM {table} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {table} WHERE action_no = ? LIMIT ?))"
+        ))
+        .bind(no)
+        .bind(sql_limit(limit - deleted))
+        .execute(conn)
+        .await?;
+    }
+    if deleted < limit {
+        sql("DELETE FROM purges WHERE action_no = ?").bind(no).execute(conn).await?;
+    }
+    Ok(deleted)
+}

@@ -1,0 +1,213 @@
+//! Agents and their sessions.
+
+use super::sql::sql;
+use crate::domain::agent::{AgentRef, Role};
+use crate::domain::target::Target;
+use crate::domain::time::Timestamp;
+use crate::store::rows::{Key, Transports, sql_limit};
+use crate::store::schema::agents;
+use crate::store::{Enrolled, NewAgent, filter};
+use diesel::prelude::*;
+use diesel::result::Error;
+use diesel::sql_types::{BigInt, Bool, Nullable, Text};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use uuid::Uuid;
+
+fn json<T: serde::Serialize>(what: &T) -> QueryResult<String> {
+    serde_json::to_string(what).map_err(|error| Error::SerializationError(Box::new(error)))
+}
+
+/// Puts agents in, passing over those whose names are taken; answers the keys of the new ones.
+async fn insert_new(conn: &mut AsyncPgConnection, new: &[NewAgent], now: Timestamp) -> QueryResult<Vec<i64>> {
+    let said = || new.iter().map(|agent| &agent.enrollment);
+    // The unique index leaves removed agents out: their names can be used again.
+    let rows: Vec<Key> = sql("INSERT INTO agents (name, transport, address, labels, facts, version, enrolled_at) \
+         SELECT n.name, n.transport, n.address, n.labels::json, n.facts::json, n.version, ? \
+         FROM UNNEST(?, ?, ?, ?, ?, ?) AS n (name, transport, address, labels, facts, version) \
+         ON CONFLICT (name) WHERE removed_at IS NULL DO NOTHING RETURNING no AS key")
+    .bind(now.0)
+    .bind(said().map(|said| said.name.clone()).collect::<Vec<_>>())
+    .bind(new.iter().map(|agent| agent.transport.clone()).collect::<Vec<_>>())
+    .bind(new.iter().map(|agent| agent.address.clone()).collect::<Vec<_>>())
+    .bind(said().map(|said| json(&said.labels)).collect::<QueryResult<Vec<_>>>()?)
+    .bind(said().map(|said| json(&said.facts)).collect::<QueryResult<Vec<_>>>()?)
+    .bind(said().map(|said| said.version.clone()).collect::<Vec<_>>())
+    .load(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| row.key).collect())
+}
+
+pub(super) async fn insert(conn: &mut AsyncPgConnection, new: &[NewAgent], now: Timestamp) -> QueryResult<()> {
+    insert_new(conn, new, now).await.map(|_| ())
+}
+
+pub(super) async fn enroll(
+    conn: &mut AsyncPgConnection,
+    agent: &NewAgent,
+    token_hash: Vec<u8>,
+    now: Timestamp,
+) -> QueryResult<Enrolled> {
+    let Some(no) = insert_new(conn, std::slice::from_ref(agent), now).await?.pop() else { return Ok(Enrolled::Taken) };
+    let name = agent.enrollment.name.clone();
+    sql("INSERT INTO tokens (id, hash, role, name, agent_no, created_at) VALUES (?, ?, ?, ?, ?, ?)")
+        .bind(Uuid::now_v7().to_string())
+        .bind(token_hash)
+        .bind(Role::Agent.as_str())
+        .bind(name.as_str())
+        .bind(no)
+        .bind(now.0)
+        .execute(conn)
+        .await?;
+    let (transport, address) = (agent.transport.clone(), agent.address.clone());
+    Ok(Enrolled::New(AgentRef { no, name, transport, address, disabled: false }))
+}
+
+/// What an agent says of itself, as it is stored.
+pub(super) struct Said {
+    agent_no: i64,
+    labels: Option<String>,
+    facts: String,
+    version: String,
+}
+
+impl Said {
+    pub(super) fn new(
+        agent_no: i64,
+        labels: Option<&BTreeMap<String, String>>,
+        facts: &serde_json::Map<String, serde_json::Value>,
+        version: &str,
+    ) -> QueryResult<Self> {
+        let labels = labels.map(json).transpose()?;
+        Ok(Self { agent_no, labels, facts: json(facts)?, version: version.to_owned() })
+    }
+}
+
+/// Whether this is what is stored of the agent already.
+pub(super) async fn says_the_same(conn: &mut AsyncPgConnection, said: &Said) -> QueryResult<bool> {
+    let same = sql("SELECT 1::bigint AS key FROM agents WHERE no = ? AND labels::text = coalesce(?, labels::text) \
+         AND facts::text = ? AND version = ?")
+    .bind(said.agent_no)
+    .bind(said.labels.clone())
+    .bind(said.facts.as_str())
+    .bind(said.version.as_str());
+    Ok(same.get_result::<Key>(conn).await.optional()?.is_some())
+}
+
+pub(super) async fn refresh(conn: &mut AsyncPgConnection, said: &Said, now: Timestamp) -> QueryResult<()> {
+    sql(
+        "UPDATE agents SET labels = coalesce(?::text::json, labels), facts = ?::text::json, version = ?, last_seen = ? \
+         WHERE no = ?",
+    )
+    .bind(said.labels.clone())
+    .bind(said.facts.as_str())
+    .bind(said.version.as_str())
+    .bind(now.0)
+    .bind(said.agent_no)
+    .execute(conn)
+    .await
+    .map(|_| ())
+}
+
+pub(super) async fn get_many(conn: &mut AsyncPgConnection, nos: &[i64]) -> QueryResult<Vec<AgentRef>> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = BigInt)]
+        no: i64,
+        #[diesel(sql_type = Text)]
+        name: String,
+        #[diesel(sql_type = Text)]
+        transport: String,
+        #[diesel(sql_type = Nullable<Text>)]
+        address: Option<String>,
+        #[diesel(sql_type = Bool)]
+        disabled: bool,
+    }
+    let rows: Vec<Row> = sql(
+        "SELECT no, name, transport, address, disabled FROM agents WHERE no = ANY(?) AND removed_at IS NULL ORDER BY no",
+    )
+    .bind(nos.to_vec())
+    .load(conn)
+    .await?;
+    let agent = |Row { no, name, transport, address, disabled }| AgentRef { no, name, transport, address, disabled };
+    Ok(rows.into_iter().map(agent).collect())
+}
+
+/// How many agents match.
+pub(super) async fn count(conn: &mut AsyncPgConnection, target: &Target, now: Timestamp) -> QueryResult<i64> {
+    agents::table.filter(filter::members(target, now)).select(diesel::dsl::count(agents::no)).first(conn).await
+}
+
+pub(super) async fn matching(
+    conn: &mut AsyncPgConnection,
+    target: &Target,
+    now: Timestamp,
+    after: i64,
+    limit: usize,
+) -> QueryResult<Vec<(i64, Arc<str>)>> {
+    let rows = agents::table
+        .filter(filter::members(target, now))
+        .filter(agents::no.gt(after))
+        .order(agents::no)
+        .limit(sql_limit(limit))
+        .select((agents::no, agents::transport))
+        .load::<(i64, String)>(conn)
+        .await?;
+    let mut transports = Transports::default();
+    Ok(rows.into_iter().map(|(no, transport)| (no, transports.share(transport))).collect())
+}
+
+pub(super) async fn session_open(
+    conn: &mut AsyncPgConnection,
+    sessions: &[(i64, i64)],
+    here: &str,
+    now: Timestamp,
+) -> QueryResult<()> {
+    let (agents, epochs) = sorted(sessions);
+    sql("INSERT INTO agent_sessions AS s (agent_no, incarnation, epoch, connected_at) \
+         SELECT n.agent_no, ?, n.epoch, ? FROM UNNEST(?, ?) AS n (agent_no, epoch) \
+         ON CONFLICT (agent_no) DO UPDATE SET incarnation = excluded.incarnation, epoch = excluded.epoch, \
+         connected_at = excluded.connected_at WHERE excluded.epoch > s.epoch")
+    .bind(here)
+    .bind(now.0)
+    .bind(agents.clone())
+    .bind(epochs)
+    .execute(conn)
+    .await?;
+    seen(conn, agents, now).await
+}
+
+pub(super) async fn session_close(
+    conn: &mut AsyncPgConnection,
+    sessions: &[(i64, i64)],
+    here: &str,
+    now: Timestamp,
+) -> QueryResult<()> {
+    let (agents, epochs) = sorted(sessions);
+    sql("DELETE FROM agent_sessions s USING UNNEST(?, ?) AS n (agent_no, epoch) \
+         WHERE s.agent_no = n.agent_no AND s.epoch = n.epoch AND s.incarnation = ?")
+    .bind(agents.clone())
+    .bind(epochs)
+    .bind(here)
+    .execute(conn)
+    .await?;
+    seen(conn, agents, now).await
+}
+
+/// In the order of their keys, in which nobody waits in a circle.
+fn sorted(sessions: &[(i64, i64)]) -> (Vec<i64>, Vec<i64>) {
+    let mut sessions = sessions.to_vec();
+    sessions.sort_unstable();
+    sessions.into_iter().unzip()
+}
+
+async fn seen(conn: &mut AsyncPgConnection, mut agents: Vec<i64>, now: Timestamp) -> QueryResult<()> {
+    agents.dedup();
+    sql("UPDATE agents a SET last_seen = ? FROM UNNEST(?) AS n (no) WHERE a.no = n.no")
+        .bind(now.0)
+        .bind(agents)
+        .execute(conn)
+        .await
+        .map(|_| ())
+}

@@ -1,0 +1,201 @@
+//! This process among those that share the database: it registers, says that it lives, and takes over from the dead.
+//!
+//! A node is a row in `nodes`, under a name that is new at each start (its *incarnation*). While its process lives it holds
+//! an advisory lock, which goes with its connection: so a node that was killed and started again finds at once that the
+//! one before, of the same name, is gone, and needn't wait for `dead_after`. Both ways of finding somebody dead may be
+//! wrong, about a process that was only slow or cut off; fencing makes that harmless, see [`super::transaction`].
+
+use super::sql::sql;
+use super::{Inner, State};
+use crate::store::rows::Key;
+use diesel::prelude::*;
+use diesel::sql_types::Text;
+use diesel::{ConnectionError, ConnectionResult};
+use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
+use std::sync::Weak;
+use std::time::{Duration, Instant};
+use uuid::Uuid;
+
+/// The database's clock, in whole milliseconds that have passed.
+pub(super) const NOW: &str = "floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
+/// How long the answer to a heartbeat may take before the database counts as away.
+const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+/// How long a start waits for the server to notice that the process before it is gone.
+const GONE_WITHIN: Duration = Duration::from_secs(2);
+
+#[derive(QueryableByName)]
+struct Incarnation {
+    #[diesel(sql_type = Text)]
+    incarnation: String,
+}
+
+/// Makes this process known. Answers the database's time.
+pub(super) async fn register(conn: &mut AsyncPgConnection, incarnation: &str) -> QueryResult<i64> {
+    // Another start of this prepare may have come this far.
+    sql(format!(
+        "INSERT INTO nodes (incarnation, name, started_at, heartbeat) VALUES (?, '', {NOW}, {NOW}) \
+         ON CONFLICT (incarnation) DO UPDATE SET heartbeat = excluded.heartbeat RETURNING heartbeat AS key"
+    ))
+    .bind(incarnation)
+    .get_result::<Key>(conn)
+    .await
+    .map(|row| row.key)
+}
+
+/// Gives the node its name, and takes over from those that are dead.
+pub(super) async fn start(
+    conn: &mut AsyncPgConnection,
+    incarnation: &str,
+    name: &str,
+    dead_after: Duration,
+) -> QueryResult<()> {
+    sql("UPDATE nodes SET name = ? WHERE incarnation = ?").bind(name).bind(incarnation).execute(conn).await?;
+    let started = Instant::now();
+    loop {
+        let namesakes: Vec<Incarnation> = sql("SELECT incarnation FROM nodes WHERE name = ? AND incarnation <> ?")
+            .bind(name)
+            .bind(incarnation)
+            .load(conn)
+            .await?;
+        let mut alive = false;
+        let mut dead = Vec::new();
+        for Incarnation { incarnation } in namesakes {
+            if is_locked(conn, &incarnation).await? {
+                alive = true;
+            } else {
+                dead.push(incarnation);
+            }
+        }
+        take_over(conn, incarnation, dead).await?;
+        if !alive || started.elapsed() >= GONE_WITHIN {
+            break;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let silent = silent(conn, incarnation, dead_after).await?;
+    take_over(conn, incarnation, silent).await
+}
+
+/// Says goodbye: what this node held is free at once.
+pub(super) async fn stop(conn: &mut AsyncPgConnection, incarnation: &str) -> QueryResult<()> {
+    sql("DELETE FROM agent_sessions WHERE incarnation = ?").bind(incarnation).execute(conn).await?;
+    sql("DELETE FROM nodes WHERE incarnation = ?").bind(incarnation).execute(conn).await?;
+    Ok(())
+}
+
+/// The other nodes that have said nothing for too long.
+async fn silent(conn: &mut AsyncPgConnection, incarnation: &str, dead_after: Duration) -> QueryResult<Vec<String>> {
+    let silent: Vec<Incarnation> =
+        sql(format!("SELECT incarnation FROM nodes WHERE incarnation <> ? AND heartbeat < {NOW} - ?"))
+            .bind(incarnation)
+            .bind(i64::try_from(dead_after.as_millis()).unwrap_or(i64::MAX))
+            .load(conn)
+            .await?;
+    Ok(silent.into_iter().map(|node| node.incarnation).collect())
+}
+
+/// Ends other nodes, and takes what they had. Waits for their transactions in flight; later ones fail.
+async fn take_over(conn: &mut AsyncPgConnection, incarnation: &str, dead: Vec<String>) -> QueryResult<()> {
+    if dead.is_empty() {
+        return Ok(());
+    }
+    let (me, gone) = (incarnation.to_owned(), dead.clone());
+    conn.transaction(async move |conn| {
+        sql("DELETE FROM nodes WHERE incarnation = ANY(?)").bind(gone.clone()).execute(conn).await?;
+        sql("DELETE FROM agent_sessions WHERE incarnation = ANY(?)").bind(gone.clone()).execute(conn).await?;
+        sql("UPDATE actions SET owner = ? WHERE ended_at IS NULL AND owner = ANY(?)")
+            .bind(me)
+            .bind(gone)
+            .execute(conn)
+            .await
+    })
+    .await?;
+    log::info!(nodes = dead.len(); "the work of nodes that are gone is taken over");
+    Ok(())
+}
+
+/// The advisory lock that a node holds while it lives.
+fn lock_of(incarnation: &str) -> i64 {
+    let (high, low) = Uuid::parse_str(incarnation).unwrap_or_default().as_u64_pair();
+    i64::from_be_bytes((high ^ low).to_be_bytes())
+}
+
+async fn try_lock(conn: &mut AsyncPgConnection, incarnation: &str) -> QueryResult<bool> {
+    let got = sql("SELECT pg_try_advisory_lock(?)::int::bigint AS key").bind(lock_of(incarnation));
+    Ok(got.get_result::<Key>(conn).await?.key == 1)
+}
+
+async fn is_locked(conn: &mut AsyncPgConnection, incarnation: &str) -> QueryResult<bool> {
+    if !try_lock(conn, incarnation).await? {
+        return Ok(true);
+    }
+    sql("SELECT pg_advisory_unlock(?)::int::bigint AS key").bind(lock_of(incarnation)).execute(conn).await?;
+    Ok(false)
+}
+
+/// Keeps saying on `conn` that this process lives, for as long as somebody else holds `inner`.
+pub(super) async fn heartbeats(inner: Weak<Inner>, conn: AsyncPgConnection, every: Duration, dead_after: Duration) {
+    let mut conn = Some(conn);
+    // Since when all has gone well: after an outage of the database everybody looks dead.
+    let mut well_since = Instant::now();
+    loop {
+        tokio::time::sleep(every).await;
+        let Some(inner) = inner.upgrade() else { return };
+        let beat = tokio::time::timeout(ANSWER_WITHIN, beat(&mut conn, &inner)).await;
+        match beat {
+            Ok(Ok(true)) => inner.set_state(State::Ready),
+            Ok(Ok(false)) => {
+                log::error!(node = inner.incarnation.as_str(); "another node has taken over from this one");
+                inner.set_state(State::Fenced);
+                return;
+            }
+            failed => {
+                conn = None;
+                well_since = Instant::now();
+                let error = match failed {
+                    Ok(Err(error)) => error,
+                    _ => format!("no answer within {} s", ANSWER_WITHIN.as_secs()),
+                };
+                inner.set_away(&error);
+                continue;
+            }
+        }
+        if well_since.elapsed() >= dead_after
+            && let Some(conn) = &mut conn
+            && let Err(error) = bury(conn, &inner, dead_after).await
+        {
+            log::warn!(error = error.to_string().as_str(); "dead nodes are looked for again later");
+        }
+    }
+}
+
+async fn bury(conn: &mut AsyncPgConnection, inner: &Inner, dead_after: Duration) -> QueryResult<()> {
+    let dead = silent(conn, &inner.incarnation, dead_after).await?;
+    take_over(conn, &inner.incarnation, dead).await
+}
+
+/// One heartbeat; false when there is no such node any more.
+async fn beat(conn: &mut Option<AsyncPgConnection>, inner: &Inner) -> Result<bool, String> {
+    let conn = match conn {
+        Some(conn) => conn,
+        None => conn.insert(connect(inner).await.map_err(|error| error.to_string())?),
+    };
+    let asked = Instant::now();
+    let row = sql(format!("UPDATE nodes SET heartbeat = {NOW} WHERE incarnation = ? RETURNING heartbeat AS key"))
+        .bind(inner.incarnation.as_str())
+        .get_result::<Key>(conn)
+        .await
+        .optional()
+        .map_err(|error| error.to_string())?;
+    if let Some(row) = &row {
+        inner.clock.observe(row.key, asked, Instant::now());
+    }
+    Ok(row.is_some())
+}
+
+/// A connection that holds the lock of this node.
+pub(super) async fn connect(inner: &Inner) -> ConnectionResult<AsyncPgConnection> {
+    let mut conn = inner.connector.connect().await?;
+    try_lock(&mut conn, &inner.incarnation).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
+    Ok(conn)
+}

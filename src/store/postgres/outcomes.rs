@@ -1,0 +1,194 @@
+//! What happened to commands: outcomes, open rows, late results, and the counters, in one transaction per batch.
+//!
+//! What becomes of a command is decided from what is stored of it, and so nobody else may change that meanwhile. An
+//! advisory lock per action sees to it: whoever decides takes it for itself, and the batches that need not look (each
+//! report ends a command of which nothing is written) share it. These are guarded by the outcome's key alone: if it is
+//! there already, the batch fails and is looked at closely.
+
+use super::actions::count;
+use super::sql::sql;
+use crate::domain::command::{Answer, Known, Outcome};
+use crate::domain::time::Timestamp;
+use crate::store::Report;
+use crate::store::changes::{Changes, Key, ends_first_run, keys};
+use crate::store::rows::{self, KnownRow};
+use diesel::prelude::*;
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use std::collections::{BTreeSet, HashMap};
+
+/// Records reports that need no look, if these are such; `None`: they are to be looked at closely.
+pub(super) async fn record_fresh(
+    conn: &mut AsyncPgConnection,
+    reports: &[Report],
+    lane: &str,
+    now: Timestamp,
+) -> QueryResult<Option<Vec<Answer>>> {
+    if !reports.iter().all(ends_first_run) {
+        return Ok(None);
+    }
+    lock(conn, reports, "pg_advisory_xact_lock_shared").await?;
+    if !are_untouched(conn, reports).await? {
+        return Ok(None);
+    }
+    let changes = Changes::of_untouched(reports, now);
+    insert_outcomes(conn, changes.outcomes).await?;
+    count(conn, &changes.deltas, lane).await?;
+    Ok(Some(changes.answers))
+}
+
+/// Records reports after a look at what is known of their commands.
+pub(super) async fn record(
+    conn: &mut AsyncPgConnection,
+    reports: &[Report],
+    lane: &str,
+    now: Timestamp,
+) -> QueryResult<Vec<Answer>> {
+    lock(conn, reports, "pg_advisory_xact_lock").await?;
+    let mut changes = Changes::of(reports, load(conn, reports).await?, now);
+    insert_outcomes(conn, std::mem::take(&mut changes.outcomes)).await?;
+    write_open(conn, &changes).await?;
+    insert_late(conn, &changes).await?;
+    count(conn, &changes.deltas, lane).await?;
+    Ok(changes.answers)
+}
+
+/// The two numbers of an advisory lock set these locks apart from a node's, which has one.
+const LOCKS: i32 = 0x6f64;
+
+/// Locks the actions of the reports, in the order of their keys, so that nobody waits in a circle.
+async fn lock(conn: &mut AsyncPgConnection, reports: &[Report], how: &'static str) -> QueryResult<()> {
+    let actions: BTreeSet<i64> = reports.iter().map(|report| report.action_no).collect();
+    // Two actions that share a lock only wait for each other more often than they need.
+    let locks: BTreeSet<i32> = actions.into_iter().map(|no| (no & 0x7fff_ffff) as i32).collect();
+    sql(format!("SELECT count({how}(?, l.l)) FROM (SELECT UNNEST(?) AS l ORDER BY 1) l"))
+        .bind(LOCKS)
+        .bind(locks.into_iter().collect::<Vec<i32>>())
+        .execute(conn)
+        .await
+        .map(|_| ())
+}
+
+/// Whether all are about commands that there are, and none has an open row: an outcome's key says nothing about these, and
+/// a reporter may be wrong about them (the owner holds what an agent's session takes at the same moment).
+async fn are_untouched(conn: &mut AsyncPgConnection, reports: &[Report]) -> QueryResult<bool> {
+    let (actions, agents): (Vec<i64>, Vec<i64>) = keys(reports).into_iter().unzip();
+    let touched = sql(
+        "SELECT 1::bigint AS key FROM UNNEST(?, ?) AS k (action_no, agent_no) WHERE NOT EXISTS (SELECT 1 FROM commands c \
+         WHERE c.action_no = k.action_no AND c.agent_no = k.agent_no) OR EXISTS (SELECT 1 FROM open_commands p \
+         WHERE p.action_no = k.action_no AND p.agent_no = k.agent_no) LIMIT 1",
+    );
+    let touched = touched.bind(actions).bind(agents).get_result::<rows::Key>(conn).await.optional()?;
+    Ok(touched.is_none())
+}
+
+async fn insert_outcomes(conn: &mut AsyncPgConnection, mut outcomes: Vec<(Key, Outcome)>) -> QueryResult<()> {
+    if outcomes.is_empty() {
+        return Ok(());
+    }
+    // In the order of the primary key, which is faster, and in which nobody waits in a circle.
+    outcomes.sort_by_key(|(key, outcome)| (*key, outcome.end.run));
+    let column = |of: &dyn Fn(&(Key, Outcome)) -> i64| outcomes.iter().map(of).collect::<Vec<i64>>();
+    let (actions, agents) = (column(&|row| row.0.0), column(&|row| row.0.1));
+    let finished = column(&|row| row.1.end.finished_at.0);
+    let times = |of: &dyn Fn(&Outcome) -> Option<Timestamp>| {
+        outcomes.iter().map(|(_, outcome)| of(outcome).map(|time| time.0)).collect::<Vec<_>>()
+    };
+    let (sent, started) = (times(&|outcome| outcome.end.sent_at), times(&|outcome| outcome.end.started_at));
+    let runs: Vec<i32> = outcomes.iter().map(|(_, outcome)| outcome.end.run).collect();
+    let attempts: Vec<i32> = outcomes.iter().map(|(_, outcome)| outcome.end.attempts).collect();
+    let states: Vec<i16> = outcomes.iter().map(|(_, outcome)| outcome.end.status as i16).collect();
+    let finals: Vec<bool> = outcomes.iter().map(|(_, outcome)| outcome.is_final).collect();
+    let (results, errors): (Vec<_>, Vec<_>) =
+        outcomes.into_iter().map(|(_, outcome)| (outcome.end.results, outcome.end.error)).unzip();
+    sql(
+        "INSERT INTO outcomes (action_no, agent_no, run, status, is_final, attempts, sent_at, started_at, finished_at, \
+         results, error) SELECT * FROM UNNEST(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
+    )
+    .bind(actions)
+    .bind(agents)
+    .bind(runs)
+    .bind(states)
+    .bind(finals)
+    .bind(attempts)
+    .bind(sent)
+    .bind(started)
+    .bind(finished)
+    .bind(results)
+    .bind(errors)
+    .execute(conn)
+    .await
+    .map(|_| ())
+}
+
+async fn write_open(conn: &mut AsyncPgConnection, changes: &Changes) -> QueryResult<()> {
+    let gone = changes.open.iter().filter(|(_, open)| open.is_none()).map(|(key, _)| *key);
+    let (actions, agents): (Vec<i64>, Vec<i64>) = gone.unzip();
+    if !actions.is_empty() {
+        sql("DELETE FROM open_commands p USING UNNEST(?, ?) AS k (action_no, agent_no) \
+             WHERE p.action_no = k.action_no AND p.agent_no = k.agent_no")
+        .bind(actions)
+        .bind(agents)
+        .execute(conn)
+        .await?;
+    }
+    let put: Vec<_> = changes.open.iter().filter_map(|(key, open)| Some((*key, (*open)?))).collect();
+    if put.is_empty() {
+        return Ok(());
+    }
+    let (actions, agents): (Vec<i64>, Vec<i64>) = put.iter().map(|(key, _)| *key).unzip();
+    sql("INSERT INTO open_commands (action_no, agent_no, state, run, attempts, due_at, sent_at) \
+         SELECT * FROM UNNEST(?, ?, ?, ?, ?, ?, ?) ON CONFLICT (action_no, agent_no) DO UPDATE SET \
+         state = excluded.state, run = excluded.run, attempts = excluded.attempts, due_at = excluded.due_at, \
+         sent_at = excluded.sent_at")
+    .bind(actions)
+    .bind(agents)
+    .bind(put.iter().map(|(_, open)| open.state as i16).collect::<Vec<i16>>())
+    .bind(put.iter().map(|(_, open)| open.run).collect::<Vec<i32>>())
+    .bind(put.iter().map(|(_, open)| open.attempts).collect::<Vec<i32>>())
+    .bind(put.iter().map(|(_, open)| open.due_at.0).collect::<Vec<i64>>())
+    .bind(put.iter().map(|(_, open)| open.sent_at.map(|time| time.0)).collect::<Vec<Option<i64>>>())
+    .execute(conn)
+    .await
+    .map(|_| ())
+}
+
+async fn insert_late(conn: &mut AsyncPgConnection, changes: &Changes) -> QueryResult<()> {
+    if changes.late.is_empty() {
+        return Ok(());
+    }
+    let late = &changes.late;
+    let (actions, agents): (Vec<i64>, Vec<i64>) = late.iter().map(|(key, _)| *key).unzip();
+    // A result that comes again is not another one, and the one that decided the run isn't late.
+    sql("INSERT INTO late_results (action_no, agent_no, run, status, finished_at, results, error) \
+         SELECT * FROM UNNEST(?, ?, ?, ?, ?, ?, ?) AS l (action_no, agent_no, run, status, finished_at, results, error) \
+         WHERE NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.action_no = l.action_no AND o.agent_no = l.agent_no \
+         AND o.run = l.run AND o.results IS NOT NULL) ON CONFLICT DO NOTHING")
+    .bind(actions)
+    .bind(agents)
+    .bind(late.iter().map(|(_, end)| end.run).collect::<Vec<i32>>())
+    .bind(late.iter().map(|(_, end)| end.status as i16).collect::<Vec<i16>>())
+    .bind(late.iter().map(|(_, end)| end.finished_at.0).collect::<Vec<i64>>())
+    .bind(late.iter().map(|(_, end)| end.results.clone()).collect::<Vec<_>>())
+    .bind(late.iter().map(|(_, end)| end.error.clone()).collect::<Vec<_>>())
+    .execute(conn)
+    .await
+    .map(|_| ())
+}
+
+/// What the store holds of the commands that the reports are about.
+async fn load(conn: &mut AsyncPgConnection, reports: &[Report]) -> QueryResult<HashMap<Key, Known>> {
+    let (actions, agents): (Vec<i64>, Vec<i64>) = keys(reports).into_iter().unzip();
+    let rows: Vec<KnownRow> =
+        sql("SELECT c.action_no, c.agent_no, o.run AS last_run, o.status AS last_status, o.is_final AS last_final, \
+         p.state AS open_state, p.run AS open_run, p.attempts AS open_attempts, p.due_at AS open_due_at, \
+         p.sent_at AS open_sent_at FROM UNNEST(?, ?) AS k (action_no, agent_no) \
+         JOIN commands c ON c.action_no = k.action_no AND c.agent_no = k.agent_no \
+         LEFT JOIN LATERAL (SELECT x.run, x.status, x.is_final FROM outcomes x WHERE x.action_no = c.action_no \
+           AND x.agent_no = c.agent_no ORDER BY x.run DESC LIMIT 1) o ON TRUE \
+         LEFT JOIN open_commands p ON p.action_no = c.action_no AND p.agent_no = c.agent_no")
+        .bind(actions)
+        .bind(agents)
+        .load(conn)
+        .await?;
+    rows.into_iter().map(|row| Ok(((row.action_no, row.agent_no), row.known()?))).collect()
+}

@@ -1,0 +1,65 @@
+//! Tokens.
+
+use super::sql::sql;
+use crate::domain::agent::{Role, Token};
+use crate::domain::time::Timestamp;
+use crate::store::rows::{Key, TokenRow, sql_limit};
+use diesel::prelude::*;
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use uuid::Uuid;
+
+const COLUMNS: &str = "id, hash, role, name, agent_no, created_at, expires_at, revoked_at";
+
+pub(super) async fn insert(conn: &mut AsyncPgConnection, token: &Token, hash: Vec<u8>) -> QueryResult<()> {
+    let row = TokenRow::new(token, hash);
+    sql(format!("INSERT INTO tokens ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"))
+        .bind(row.id)
+        .bind(row.hash)
+        .bind(row.role)
+        .bind(row.name)
+        .bind(row.agent_no)
+        .bind(row.created_at)
+        .bind(row.expires_at)
+        .bind(row.revoked_at)
+        .execute(conn)
+        .await
+        .map(|_| ())
+}
+
+pub(super) async fn find(conn: &mut AsyncPgConnection, hash: Vec<u8>, now: Timestamp) -> QueryResult<Option<Token>> {
+    sql(format!(
+        "SELECT {COLUMNS} FROM tokens WHERE hash = ? AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)"
+    ))
+    .bind(hash)
+    .bind(now.0)
+    .get_result::<TokenRow>(conn)
+    .await
+    .optional()?
+    .map(TokenRow::token)
+    .transpose()
+}
+
+pub(super) async fn list(conn: &mut AsyncPgConnection, after: Option<Uuid>, limit: usize) -> QueryResult<Vec<Token>> {
+    // Ids are UUIDs of version 7: their order is the order of their making.
+    let rows: Vec<TokenRow> =
+        sql(format!("SELECT {COLUMNS} FROM tokens WHERE agent_no IS NULL AND id < ? ORDER BY id DESC LIMIT ?"))
+            .bind(after.map_or_else(|| "g".to_owned(), |after| after.to_string()))
+            .bind(sql_limit(limit))
+            .load(conn)
+            .await?;
+    rows.into_iter().map(TokenRow::token).collect()
+}
+
+pub(super) async fn revoke(conn: &mut AsyncPgConnection, id: Uuid, now: Timestamp) -> QueryResult<bool> {
+    let changed = sql("UPDATE tokens SET revoked_at = coalesce(revoked_at, ?) WHERE id = ?")
+        .bind(now.0)
+        .bind(id.to_string())
+        .execute(conn)
+        .await?;
+    Ok(changed > 0)
+}
+
+pub(super) async fn any_admin(conn: &mut AsyncPgConnection) -> QueryResult<bool> {
+    let found = sql("SELECT 1::bigint AS key FROM tokens WHERE role = ? LIMIT 1").bind(Role::Admin.as_str());
+    Ok(found.get_result::<Key>(conn).await.optional()?.is_some())
+}

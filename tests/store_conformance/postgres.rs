@@ -1,0 +1,176 @@
+//! PostgreSQL under the conformance suite: a database of its own in the server that the suite's process shares.
+
+use crate::Backend;
+use crate::cluster::{self, Cluster};
+use crate::mutations::Mutation;
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, SmallInt};
+use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use odoshi::config::Config;
+use odoshi::domain::command::CommandState;
+use odoshi::domain::counts::Counts;
+use odoshi::store::Store;
+use odoshi::store::postgres::PostgresStore;
+use tokio::sync::{Mutex, OnceCell};
+
+/// See [`Backend`].
+pub struct Postgres {
+    cluster: &'static Cluster,
+    database: String,
+    store: Option<PostgresStore>,
+    /// A connection beside the store's own.
+    aside: Mutex<AsyncPgConnection>,
+}
+
+#[derive(QueryableByName)]
+struct Group {
+    #[diesel(sql_type = SmallInt)]
+    status: i16,
+    #[diesel(sql_type = BigInt)]
+    commands: i64,
+}
+
+#[derive(QueryableByName)]
+struct Number {
+    #[diesel(sql_type = BigInt)]
+    number: i64,
+}
+
+/// A store on a database of the shared server, ready to be used.
+pub async fn open(url: &str) -> PostgresStore {
+    let flags = [("store.url".to_owned(), url.to_owned()), ("store.pool_size".to_owned(), "4".to_owned())];
+    let settings = Config::load_with(None, std::iter::empty(), &flags).unwrap();
+    let store = PostgresStore::new(&settings).unwrap();
+    store.prepare().await.unwrap();
+    store
+}
+
+/// A database with all tables, and nothing in them.
+async fn template(cluster: &'static Cluster) -> &'static str {
+    static TEMPLATE: OnceCell<String> = OnceCell::const_new();
+    TEMPLATE
+        .get_or_init(|| async {
+            let database = cluster.database();
+            open(&cluster.url(&database)).await.node_stop().await.unwrap();
+            // The server may not have noticed yet that the store is closed.
+            let gone =
+                format!("SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE datname = '{database}'");
+            while cluster.psql("postgres", &gone) != "0" {}
+            database
+        })
+        .await
+}
+
+impl Postgres {
+    async fn numbers(&self, query: &str) -> Vec<i64> {
+        let rows: Vec<Number> = sql_query(query).load(&mut *self.aside.lock().await).await.unwrap();
+        rows.into_iter().map(|row| row.number).collect()
+    }
+}
+
+impl Backend for Postgres {
+    async fn fresh() -> Self {
+        let cluster = tokio::task::spawn_blocking(cluster::shared).await.unwrap();
+        let template = template(cluster).await;
+        let database = tokio::task::spawn_blocking(|| cluster.database_like(template)).await.unwrap();
+        let aside = Mutex::new(AsyncPgConnection::establish(&cluster.url(&database)).await.unwrap());
+        let mut fresh = Self { cluster, database, store: None, aside };
+        fresh.reopen().await;
+        fresh
+    }
+
+    fn store(&self) -> &dyn Store {
+        self.store.as_ref().unwrap()
+    }
+
+    async fn reopen(&mut self) {
+        self.store = None;
+        self.store = Some(open(&self.cluster.url(&self.database)).await);
+    }
+
+    fn set_offset(&self, millis: i64) {
+        self.store.as_ref().unwrap().set_offset(millis);
+    }
+
+    async fn group_by(&self, action_no: i64) -> Counts {
+        let groups: Vec<Group> = sql_query(format!(
+            "SELECT coalesce((SELECT status FROM outcomes o WHERE o.action_no = c.action_no \
+               AND o.agent_no = c.agent_no AND o.is_final ORDER BY run DESC LIMIT 1), \
+               (SELECT 1 FROM open_commands p WHERE p.action_no = c.action_no AND p.agent_no = c.agent_no \
+               AND p.state = 2), 0)::smallint AS status, count(*) AS commands \
+             FROM commands c WHERE c.action_no = {action_no} GROUP BY 1"
+        ))
+        .load(&mut *self.aside.lock().await)
+        .await
+        .unwrap();
+        let mut counts = Counts::default();
+        for group in groups {
+            counts.add_new(group.commands);
+            for _ in 0..group.commands {
+                counts.move_one(CommandState::Pending, CommandState::from_code(group.status).unwrap());
+            }
+        }
+        counts
+    }
+
+    async fn late_runs(&self, action_no: i64, agent_no: i64) -> Vec<i64> {
+        self.numbers(&format!(
+            "SELECT run::bigint AS number FROM late_results WHERE action_no = {action_no} AND agent_no = {agent_no} \
+             ORDER BY run"
+        ))
+        .await
+    }
+
+    async fn open_rows(&self, action_no: i64) -> Vec<i64> {
+        let query = "SELECT agent_no AS number FROM open_commands WHERE action_no =";
+        self.numbers(&format!("{query} {action_no} ORDER BY agent_no")).await
+    }
+
+    async fn rows_of(&self, action_no: i64) -> i64 {
+        let tables = ["commands", "outcomes", "open_commands", "late_results", "action_counts", "purges"];
+        let counts = tables.map(|table| format!("(SELECT count(*) FROM {table} WHERE action_no = {action_no})"));
+        self.numbers(&format!("SELECT {} AS number", counts.join(" + "))).await[0]
+    }
+
+    async fn keeps(&self, bytes: &[u8]) -> bool {
+        let dump = self.cluster.client("pg_dump", &self.database).output().unwrap();
+        assert!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));
+        let hex: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+        let has = |what: &[u8]| dump.stdout.windows(what.len()).any(|window| window == what);
+        has(bytes) || has(hex.as_bytes())
+    }
+
+    async fn sabotage(&self, mutation: Mutation) {
+        let trigger = match mutation {
+            Mutation::LostRow => {
+                "CREATE FUNCTION sabotage() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+                 IF NEW.agent_no % 3 = 2 THEN RETURN NULL; END IF; RETURN NEW; END $$; \
+                 CREATE TRIGGER sabotage BEFORE INSERT ON commands FOR EACH ROW EXECUTE FUNCTION sabotage()"
+            }
+            Mutation::LateOverwrite => {
+                "CREATE FUNCTION sabotage() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+                 UPDATE outcomes SET results = NEW.results, status = NEW.status WHERE action_no = NEW.action_no \
+                 AND agent_no = NEW.agent_no AND run = NEW.run; RETURN NEW; END $$; \
+                 CREATE TRIGGER sabotage AFTER INSERT ON late_results FOR EACH ROW EXECUTE FUNCTION sabotage()"
+            }
+            Mutation::DoubleCount => {
+                "CREATE FUNCTION sabotage() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+                 NEW.succeeded := 2 * NEW.succeeded; RETURN NEW; END $$; \
+                 CREATE TRIGGER sabotage BEFORE INSERT ON action_counts FOR EACH ROW EXECUTE FUNCTION sabotage()"
+            }
+        };
+        self.aside.lock().await.batch_execute(trigger).await.unwrap();
+    }
+}
+
+impl Drop for Postgres {
+    fn drop(&mut self) {
+        self.store = None;
+        // Hundreds of them would fill the disk.
+        let query = format!("DROP DATABASE {} WITH (FORCE)", self.database);
+        if let Err(error) = self.cluster.try_psql("postgres", &query) {
+            eprintln!("a test's database stays: {error}");
+        }
+    }
+}

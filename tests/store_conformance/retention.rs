@@ -1,0 +1,81 @@
+//! Actions that are kept no longer.
+
+use crate::Backend;
+use crate::support::{accept, agents, in_secs, page, resolved};
+use odoshi::domain::command::{Answer, CommandState, Event};
+use serde_json::json;
+
+/// An action that has ended, with something in every table.
+async fn ended(backend: &impl Backend, fleet: &[i64]) -> crate::support::Taken {
+    let store = backend.store();
+    let taken = resolved(store, json!({"max_runs": 2}), fleet).await;
+    taken.ends(store, fleet[0], 1, CommandState::Failed).await;
+    taken.tell(store, fleet[0], Event::Cancelled).await;
+    taken.ends(store, fleet[0], 2, CommandState::Succeeded).await;
+    for agent in &fleet[1..] {
+        taken.ends(store, *agent, 1, CommandState::Succeeded).await;
+    }
+    assert_eq!(store.action_complete(vec![taken.no]).await.unwrap(), [taken.no]);
+    taken
+}
+
+pub async fn what_is_kept_no_longer_goes_in_small_batches_and_is_out_of_sight_at_once(backend: &mut impl Backend) {
+    let fleet = agents(backend.store(), 7).await;
+    let old = ended(backend, &fleet).await;
+    backend.set_offset(60_000);
+    let store = backend.store();
+    let young = ended(backend, &fleet).await;
+    let open = resolved(store, json!({}), &fleet).await;
+    let unresolved = accept(store, json!({})).await;
+    store.command_insert(vec![page(unresolved.no, 0, &fleet[..2], false)]).await.unwrap();
+    assert_eq!(store.action_purge(in_secs(store, -90), 100).await.unwrap(), None);
+
+    let (before, rows) = (in_secs(store, -30), backend.rows_of(old.no).await);
+    let first = store.action_purge(before, 3).await.unwrap();
+    assert_eq!(first, Some(3));
+    assert!(store.action_view(old.id).await.unwrap().is_none());
+    assert_eq!(store.action_no(old.id).await.unwrap(), None);
+    assert_eq!(store.action_list(None, None, 10).await.unwrap().len(), 3);
+    assert!(old.list(store).await.is_empty());
+    // What was begun goes on, also when it is asked for what is older.
+    backend.reopen().await;
+    backend.set_offset(60_000);
+    let store = backend.store();
+    let mut left = backend.rows_of(old.no).await;
+    assert!(left > 0 && left < rows, "{left} of {rows}");
+    while let Some(deleted) = store.action_purge(in_secs(store, -90), 4).await.unwrap() {
+        assert!(deleted <= 4);
+        let now = backend.rows_of(old.no).await;
+        assert!(now < left, "no progress at {now}");
+        left = now;
+    }
+    assert_eq!(left, 0);
+    assert_eq!(store.action_purge(before, 100).await.unwrap(), None);
+
+    for (taken, total) in [(young, 7), (open, 7), (unresolved, 2)] {
+        let view = store.action_view(taken.id).await.unwrap().unwrap();
+        assert_eq!((view.counts.total, backend.group_by(taken.no).await.total), (total, total));
+    }
+    assert_eq!(young.list(store).await.len(), 7);
+    // The id can be used again.
+    let again = crate::support::action(store, json!({"id": old.id}));
+    assert!(matches!(
+        store.action_insert(vec![again]).await.unwrap()[..],
+        [odoshi::store::Accepted::Stored { fresh: true, .. }]
+    ));
+}
+
+pub async fn what_goes_takes_no_late_results(backend: &mut impl Backend) {
+    let fleet = agents(backend.store(), 3).await;
+    let old = ended(backend, &fleet).await;
+    backend.set_offset(60_000);
+    let store = backend.store();
+    // All its commands, and nothing else yet.
+    assert_eq!(store.action_purge(store.now(), 3).await.unwrap(), Some(3));
+    for agent in &fleet {
+        let answer = old.ends(store, *agent, 1, CommandState::Failed).await;
+        assert!(matches!(answer, Answer::Rejected(_)), "{answer:?}");
+    }
+    while store.action_purge(store.now(), 3).await.unwrap().is_some() {}
+    assert_eq!(backend.rows_of(old.no).await, 0);
+}
