@@ -6,7 +6,10 @@ mod fleet;
 mod raw;
 
 use super::Outcome;
+use super::place::Place;
 use comfy_table::Table;
+use std::error::Error;
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::Duration;
 
@@ -26,6 +29,12 @@ pub(super) struct Args {
     /// Rounds; the median counts
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
+    /// The database, in which it uses a schema of its own; without it, SQLite in a temporary folder
+    #[arg(long, value_name = "URL")]
+    store: Option<String>,
+    /// Every round also while somebody else holds a transaction open (PostgreSQL)
+    #[arg(long, requires = "store")]
+    held_transaction: bool,
 }
 
 pub(super) fn run(command: Command) -> Outcome {
@@ -34,40 +43,77 @@ pub(super) fn run(command: Command) -> Outcome {
         Command::Life(args) => (args, true),
     };
     let folder = tempfile::Builder::new().prefix("odoshi-bench-").tempdir()?;
-    let (mut ours, mut bare) = (Vec::new(), Vec::new());
-    actix_rt::System::new().block_on(async {
-        let fleet = fleet::Fleet::start(folder.path(), args.agents).await?;
-        for round in 0..args.rounds {
-            // One after the other in each round, so that both see the same machine.
-            ours.push(fleet.round(life).await?);
-            let database = folder.path().join(format!("bare-{round}.db"));
-            let (agents, batch) = (args.agents, fleet.batch());
-            let raw = tokio::task::spawn_blocking(move || raw::round(&database, agents, batch, life));
-            bare.push(raw.await?.map_err(|error| error as Box<dyn std::error::Error>)?);
-        }
-        fleet.stop().await
+    let times = actix_rt::System::new().block_on(async {
+        let place = Place::at(args.store.as_deref()).await?;
+        let times = measure(&args, life, &place, folder.path()).await;
+        place.leave().await?;
+        times
     })?;
-    let (ours, bare) = (median(ours), median(bare));
+    folder.close()?;
+    print(&args, life, times);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// What the rounds took.
+#[derive(Default)]
+struct Times {
+    ours: Vec<Duration>,
+    /// Beside a transaction that is held open.
+    held: Vec<Duration>,
+    bare: Vec<Duration>,
+}
+
+async fn measure(args: &Args, life: bool, place: &Place, folder: &Path) -> Result<Times, Box<dyn Error>> {
+    let mut times = Times::default();
+    let fleet = fleet::Fleet::start(folder, place.url(), args.agents).await?;
+    // One after the other in each round, so that all see the same machine.
+    for round in 0..args.rounds {
+        times.ours.push(fleet.round(life).await?);
+        if let (true, Place::Schema(scratch)) = (args.held_transaction, place) {
+            let mut other = scratch.connect().await?;
+            let begin = "SET idle_in_transaction_session_timeout = 0; BEGIN ISOLATION LEVEL REPEATABLE READ; \
+                         SELECT pg_current_xact_id()";
+            scratch.execute(&mut other, begin).await?;
+            times.held.push(fleet.round(life).await?);
+            scratch.execute(&mut other, "COMMIT").await?;
+        }
+        let (agents, batch) = (args.agents, fleet.batch());
+        times.bare.push(match place {
+            Place::Schema(scratch) => raw::postgres::round(scratch, agents, batch, life).await?,
+            Place::File(_) => {
+                let database = folder.join(format!("bare-{round}.db"));
+                let raw = tokio::task::spawn_blocking(move || raw::sqlite::round(&database, agents, batch, life));
+                raw.await?.map_err(|error| error as Box<dyn Error>)?
+            }
+        });
+    }
+    fleet.stop().await?;
+    Ok(times)
+}
+
+fn print(args: &Args, life: bool, times: Times) {
+    let (ours, bare) = (median(times.ours), median(times.bare));
     let rate = |time: Duration| f64::from(args.agents) / time.as_secs_f64();
+    let (what, raw) = match life {
+        true => ("odoshi: accepted → completed", "bare: both inserts, in batches"),
+        false => ("odoshi: accepted → all stored", "bare: the same rows, in batches"),
+    };
+    let mut rows = vec![(what, ours), (raw, bare)];
+    let held = (!times.held.is_empty()).then(|| median(times.held));
+    if let Some(held) = held {
+        rows.insert(1, ("the same, beside a held transaction", held));
+    }
     let mut table = Table::new();
     table.load_style(comfy_table::presets::NOTHING).set_header(["", "commands/s", "seconds"]);
-    let rows = if life {
-        [("odoshi: accepted → completed", ours), ("bare: both inserts, in batches", bare)]
-    } else {
-        [("odoshi: accepted → all stored", ours), ("bare: the same rows, in batches", bare)]
-    };
     for (name, time) in rows {
         table.add_row([name.to_owned(), format!("{:.0}", rate(time)), format!("{:.3}", time.as_secs_f64())]);
     }
     println!("{table}");
-    println!(
-        "{} commands, median of {} rounds: odoshi/bare = {:.2}",
-        args.agents,
-        args.rounds,
-        rate(ours) / rate(bare)
-    );
-    folder.close()?;
-    Ok(ExitCode::SUCCESS)
+    let (agents, rounds) = (args.agents, args.rounds);
+    println!("{agents} commands, median of {rounds} rounds: odoshi/bare = {:.2}", rate(ours) / rate(bare));
+    if let Some(held) = held {
+        println!("beside a held transaction/without = {:.2}", rate(held) / rate(ours));
+    }
 }
 
 fn median(mut times: Vec<Duration>) -> Duration {

@@ -5,6 +5,7 @@
 
 use super::Outcome;
 use super::client::{Client, read_token};
+use super::place::Place;
 use crate::Odoshi;
 use crate::agent::{Agent, AgentConfig, ExecConfig, Secret};
 use crate::app::Running;
@@ -30,7 +31,7 @@ pub(super) struct Args {
     /// How many agents
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=9_000))]
     agents: u32,
-    /// The database; without it, SQLite in the temporary folder
+    /// The database, in which it uses a schema of its own; without it, SQLite in the temporary folder
     #[arg(long, value_name = "URL")]
     store: Option<String>,
 }
@@ -39,24 +40,27 @@ pub(super) fn run(args: Args) -> Outcome {
     super::limits::raise_open_files();
     let folder = tempfile::Builder::new().prefix("odoshi-demo-").tempdir()?;
     let outcome = actix_rt::System::new().block_on(async {
-        tokio::select! {
-            outcome = show(&args, folder.path()) => outcome,
+        let place = Place::at(args.store.as_deref()).await?;
+        let outcome = tokio::select! {
+            outcome = show(&args, place.url(), folder.path()) => outcome,
             _ = tokio::signal::ctrl_c() => {
                 eprintln!("\ninterrupted; the temporary folder is removed");
                 Ok(ExitCode::from(130))
             }
-        }
+        };
+        place.leave().await?;
+        outcome
     });
     folder.close()?;
     outcome
 }
 
-async fn show(args: &Args, folder: &Path) -> Outcome {
+async fn show(args: &Args, store: Option<&str>, folder: &Path) -> Outcome {
     let mut flags = vec![
         ("data_dir".to_owned(), folder.join("server").display().to_string()),
         ("http.listen".to_owned(), "127.0.0.1:0".to_owned()),
     ];
-    flags.extend(args.store.clone().map(|url| ("store.url".to_owned(), url)));
+    flags.extend(store.map(|url| ("store.url".to_owned(), url.to_owned())));
     let config = Config::load_with(None, std::iter::empty(), &flags)?;
     let (spool, admin) = (config.spool_dir(), config.data_dir.join("admin.token"));
     let mut running = Odoshi::builder(config).start().await?;
@@ -259,7 +263,8 @@ async fn follow(client: &Client, spool: &Path, mut document: Value) -> Result<Ro
     Ok(Row {
         name,
         counts: view["counts"].clone(),
-        accepted: accepted.0 - dropped.0,
+        // The store's clock may be a round trip behind this machine's.
+        accepted: (accepted.0 - dropped.0).max(0),
         stored: stored.unwrap_or_default(),
         delivered: delivered.0 - dropped.0,
         done: done.0 - dropped.0,

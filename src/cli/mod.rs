@@ -8,6 +8,7 @@ mod config;
 mod demo;
 mod limits;
 mod migrate;
+mod place;
 mod serve;
 mod token;
 

@@ -36,17 +36,19 @@ pub(super) struct Fleet {
 
 impl Fleet {
     /// Starts a server in `folder`, and puts `count` agents into its store.
-    pub(super) async fn start(folder: &Path, count: u32) -> Result<Self, Box<dyn Error>> {
-        let flags = [
+    pub(super) async fn start(folder: &Path, store: Option<&str>, count: u32) -> Result<Self, Box<dyn Error>> {
+        let mut flags = vec![
             ("data_dir".to_owned(), folder.join("server").display().to_string()),
             ("http.listen".to_owned(), "127.0.0.1:0".to_owned()),
         ];
+        flags.extend(store.map(|url| ("store.url".to_owned(), url.to_owned())));
         let config = Config::load_with(None, std::iter::empty(), &flags)?;
         let batch = config.store.batch.max_items;
         let answering = Arc::new(AtomicBool::new(false));
         let shared = answering.clone();
         let make = move |context| BenchSender { context, answering: shared };
-        let running = Odoshi::builder(config).sender(TRANSPORT, make).start().await?;
+        let mut running = Odoshi::builder(config).sender(TRANSPORT, make).start().await?;
+        running.ready().await?;
         for start in (0..count).step_by(10_000) {
             let agents = (start..count.min(start + 10_000)).map(|number| NewAgent {
                 enrollment: Enrollment {

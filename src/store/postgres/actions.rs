@@ -210,10 +210,11 @@ async fn resolution(conn: &mut AsyncPgConnection, no: i64) -> QueryResult<(Resol
 pub(super) async fn expect(conn: &mut AsyncPgConnection, expected: &[(i64, i64)], owner: &str) -> QueryResult<()> {
     let (nos, totals): (Vec<i64>, Vec<i64>) = expected.iter().copied().unzip();
     sql("UPDATE actions a SET expected_total = e.total, owner = ? FROM UNNEST(?, ?) AS e (no, total) \
-         WHERE a.no = e.no AND a.expected_total IS NULL")
+         WHERE a.no = ANY(?) AND a.no = e.no AND a.expected_total IS NULL")
     .bind(owner)
-    .bind(nos)
+    .bind(nos.clone())
     .bind(totals)
+    .bind(nos)
     .execute(conn)
     .await
     .map(|_| ())
@@ -267,9 +268,10 @@ async fn advanced(conn: &mut AsyncPgConnection, no: i64, limit: usize) -> QueryR
 pub(super) async fn advance(conn: &mut AsyncPgConnection, moved: &[(i64, i64)]) -> QueryResult<()> {
     let (nos, throughs): (Vec<i64>, Vec<i64>) = moved.iter().copied().unzip();
     sql("UPDATE actions a SET dispatched_through = m.through FROM UNNEST(?, ?) AS m (no, through) \
-         WHERE a.no = m.no AND a.dispatched_through < m.through")
-    .bind(nos)
+         WHERE a.no = ANY(?) AND a.no = m.no AND a.dispatched_through < m.through")
+    .bind(nos.clone())
     .bind(throughs)
+    .bind(nos)
     .execute(conn)
     .await
     .map(|_| ())

@@ -186,9 +186,10 @@ pub(super) async fn session_close(
 ) -> QueryResult<()> {
     let (agents, epochs) = sorted(sessions);
     sql("DELETE FROM agent_sessions s USING UNNEST(?, ?) AS n (agent_no, epoch) \
-         WHERE s.agent_no = n.agent_no AND s.epoch = n.epoch AND s.incarnation = ?")
+         WHERE s.agent_no = ANY(?) AND s.agent_no = n.agent_no AND s.epoch = n.epoch AND s.incarnation = ?")
     .bind(agents.clone())
     .bind(epochs)
+    .bind(agents.clone())
     .bind(here)
     .execute(conn)
     .await?;
@@ -202,12 +203,6 @@ fn sorted(sessions: &[(i64, i64)]) -> (Vec<i64>, Vec<i64>) {
     sessions.into_iter().unzip()
 }
 
-async fn seen(conn: &mut AsyncPgConnection, mut agents: Vec<i64>, now: Timestamp) -> QueryResult<()> {
-    agents.dedup();
-    sql("UPDATE agents a SET last_seen = ? FROM UNNEST(?) AS n (no) WHERE a.no = n.no")
-        .bind(now.0)
-        .bind(agents)
-        .execute(conn)
-        .await
-        .map(|_| ())
+async fn seen(conn: &mut AsyncPgConnection, agents: Vec<i64>, now: Timestamp) -> QueryResult<()> {
+    sql("UPDATE agents SET last_seen = ? WHERE no = ANY(?)").bind(now.0).bind(agents).execute(conn).await.map(|_| ())
 }

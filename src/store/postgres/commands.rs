@@ -14,8 +14,16 @@ use std::sync::Arc;
 use uuid::Uuid;
 
 /// Neither outcome nor open row, of a command `c`.
-const UNTOUCHED: &str = "NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.action_no = c.action_no AND o.agent_no = c.agent_no) \
-     AND NOT EXISTS (SELECT 1 FROM open_commands p WHERE p.action_no = c.action_no AND p.agent_no = c.agent_no)";
+const UNTOUCHED: &str = "NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.action_no = c.action_no AND o.agent_no = c.agent_no \
+     OFFSET 0) AND NOT EXISTS (SELECT 1 FROM open_commands p WHERE p.action_no = c.action_no \
+     AND p.agent_no = c.agent_no OFFSET 0)";
+
+/// The action of what is called `p`, if it goes on.
+const GOING_OF_P: &str = "CROSS JOIN LATERAL (SELECT x.priority FROM actions x WHERE x.no = p.action_no \
+     AND x.ended_at IS NULL AND NOT x.cancelled AND NOT x.paused AND NOT x.expired OFFSET 0) a";
+
+/// An action with no more commands than this is listed by sorting them all.
+const SMALL: i64 = 2_000;
 
 /// Whether commands that are there already are passed over, or make the insert fail, which is faster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -104,12 +112,13 @@ async fn move_on(conn: &mut AsyncPgConnection, pages: impl Iterator<Item = &Comm
     let moved: Vec<Key> = sql(
         "UPDATE actions a SET resolved_through = p.through, resolved = p.last \
          FROM UNNEST(?, ?, ?, ?) AS p (no, after, through, last) \
-         WHERE a.no = p.no AND a.resolved_through = p.after AND NOT a.resolved AND NOT a.cancelled RETURNING a.no AS key",
+         WHERE a.no = ANY(?) AND a.no = p.no AND a.resolved_through = p.after AND NOT a.resolved AND NOT a.cancelled RETURNING a.no AS key",
     )
-    .bind(nos)
+    .bind(nos.clone())
     .bind(afters)
     .bind(throughs)
     .bind(lasts)
+    .bind(nos)
     .load(conn)
     .await?;
     Ok(moved.into_iter().map(|row| row.key).collect())
@@ -163,7 +172,8 @@ pub(super) async fn untouched(
     let rows: Vec<UntouchedRow> = sql(format!(
         "SELECT c.agent_no, g.transport, coalesce(c.due_at, a.valid_from) AS due_at, {UNTOUCHED} AS untouched \
          FROM (SELECT * FROM commands WHERE action_no = ? AND agent_no > ? ORDER BY agent_no LIMIT ?) c \
-         JOIN actions a ON a.no = c.action_no JOIN agents g ON g.no = c.agent_no ORDER BY c.agent_no"
+         CROSS JOIN LATERAL (SELECT valid_from FROM actions x WHERE x.no = c.action_no OFFSET 0) a \
+         CROSS JOIN LATERAL (SELECT transport FROM agents x WHERE x.no = c.agent_no OFFSET 0) g ORDER BY c.agent_no"
     ))
     .bind(action_no)
     .bind(after)
@@ -188,16 +198,18 @@ pub(super) async fn backlog(
     limit: usize,
 ) -> QueryResult<Vec<Due>> {
     // Bound once, and named; `now` is also what the order needs.
-    let alive = "a.ended_at IS NULL AND NOT a.cancelled AND NOT a.paused AND NOT a.expired AND a.expires_at > v.now";
+    let alive = "x.ended_at IS NULL AND NOT x.cancelled AND NOT x.paused AND NOT x.expired AND x.expires_at > v.now";
     let rows: Vec<DueRow> = sql(format!(
         "WITH v AS MATERIALIZED (SELECT ?::bigint AS agent, ?::bigint AS horizon, ?::bigint AS now) \
          SELECT d.* FROM (SELECT p.action_no, p.agent_no, p.run, p.attempts, p.due_at, a.priority, TRUE AS open, \
-         '' AS transport FROM v JOIN open_commands p ON p.agent_no = v.agent JOIN actions a ON a.no = p.action_no \
-         WHERE p.state IN ({waiting}, {retry}) AND p.due_at <= v.horizon AND {alive} \
+         '' AS transport FROM v CROSS JOIN LATERAL (SELECT * FROM open_commands x WHERE x.agent_no = v.agent \
+         AND x.state IN ({waiting}, {retry}) AND x.due_at <= v.horizon OFFSET 0) p \
+         CROSS JOIN LATERAL (SELECT priority FROM actions x WHERE x.no = p.action_no AND {alive} OFFSET 0) a \
          UNION ALL \
          SELECT c.action_no, c.agent_no, 1, 0, coalesce(c.due_at, a.valid_from), a.priority, FALSE, '' \
-         FROM v JOIN actions a ON a.dispatched_through < v.agent AND a.resolved_through >= v.agent AND {alive} \
-         JOIN commands c ON c.action_no = a.no AND c.agent_no = v.agent \
+         FROM v CROSS JOIN LATERAL (SELECT no, valid_from, priority FROM actions x \
+         WHERE x.dispatched_through < v.agent AND x.resolved_through >= v.agent AND {alive} OFFSET 0) a \
+         CROSS JOIN LATERAL (SELECT * FROM commands x WHERE x.action_no = a.no AND x.agent_no = v.agent OFFSET 0) c \
          WHERE coalesce(c.due_at, a.valid_from) <= v.horizon AND {UNTOUCHED}) d CROSS JOIN v \
          ORDER BY (d.due_at > v.now), d.priority DESC, d.due_at, d.action_no LIMIT ?",
         waiting = OpenState::Waiting as i16,
@@ -223,11 +235,11 @@ pub(super) async fn due(
     let one = |state: OpenState| {
         format!(
             "(SELECT p.action_no, p.agent_no, p.run, p.attempts, p.due_at, a.priority, TRUE AS open, g.transport \
-             FROM open_commands p JOIN actions a ON a.no = p.action_no JOIN agents g ON g.no = p.agent_no \
+             FROM open_commands p {GOING_OF_P} \
+             CROSS JOIN LATERAL (SELECT no, transport FROM agents x WHERE x.no = p.agent_no OFFSET 0) g \
              WHERE p.state = {} AND (p.due_at, p.action_no, p.agent_no) > (?, ?, ?) AND p.due_at <= ? \
-             AND a.ended_at IS NULL AND NOT a.cancelled AND NOT a.paused AND NOT a.expired \
              AND (g.transport <> 'stream' OR EXISTS \
-             (SELECT 1 FROM agent_sessions s WHERE s.agent_no = g.no AND s.incarnation = ?)) \
+             (SELECT 1 FROM agent_sessions s WHERE s.agent_no = g.no AND s.incarnation = ? OFFSET 0)) \
              ORDER BY p.due_at, p.action_no, p.agent_no LIMIT ?)",
             state as i16
         )
@@ -273,13 +285,14 @@ pub(super) async fn unfinished(
         Unfinished::All => String::new(),
         Unfinished::Pending => format!(
             " AND NOT EXISTS (SELECT 1 FROM open_commands p WHERE p.action_no = c.action_no \
-             AND p.agent_no = c.agent_no AND p.state = {})",
+             AND p.agent_no = c.agent_no AND p.state = {} OFFSET 0)",
             OpenState::Sent as i16
         ),
     };
     let rows: Vec<Key> = sql(format!(
         "SELECT c.agent_no AS key FROM commands c WHERE c.action_no = ? AND c.agent_no > ? AND NOT EXISTS \
-         (SELECT 1 FROM outcomes o WHERE o.action_no = c.action_no AND o.agent_no = c.agent_no AND o.is_final){not_sent} \
+         (SELECT 1 FROM outcomes o WHERE o.action_no = c.action_no AND o.agent_no = c.agent_no AND o.is_final \
+         OFFSET 0){not_sent} \
          ORDER BY c.agent_no LIMIT ?"
     ))
     .bind(action_no)
@@ -297,6 +310,17 @@ pub(super) async fn list(
     after: Option<&str>,
     limit: usize,
 ) -> QueryResult<Vec<CommandView>> {
+    // A large action is read by its agents' names, in their order; a small one among a large fleet by its commands.
+    let total = sql("SELECT coalesce(sum(c.total), 0)::bigint AS key FROM actions a JOIN action_counts c \
+                     ON c.action_no = a.no WHERE a.id = ?");
+    let small = total.bind(action.to_string()).get_result::<Key>(conn).await?.key <= SMALL;
+    let of_agents = if small {
+        "LATERAL (SELECT * FROM commands x WHERE x.action_no = a.no OFFSET 0) c \
+         CROSS JOIN LATERAL (SELECT no, name FROM agents x WHERE x.no = c.agent_no OFFSET 0) g"
+    } else {
+        "agents g CROSS JOIN LATERAL \
+         (SELECT * FROM commands x WHERE x.action_no = a.no AND x.agent_no = g.no OFFSET 0) c"
+    };
     // Per command: its last ended run `o`; its open row `p`, unless it is final; and whether the run that it is in, or
     // ended with, was `handed` over. The state is derived as `Known::state` does.
     let rows: Vec<CommandViewRow> = sql(format!(
@@ -307,10 +331,11 @@ pub(super) async fn list(
            (CASE WHEN o.is_final THEN o.status IN ({succeeded}, {failed}, {timed_out}) OR o.sent_at IS NOT NULL \
              ELSE p.state IS NOT DISTINCT FROM {sent} END)::int AS handed, \
            CASE WHEN p.state <> {sent} THEN p.due_at ELSE coalesce(c.due_at, a.valid_from) END AS due_at \
-         FROM actions a CROSS JOIN agents g JOIN commands c ON c.action_no = a.no AND c.agent_no = g.no \
+         FROM actions a CROSS JOIN {of_agents} \
          LEFT JOIN LATERAL (SELECT * FROM outcomes x WHERE x.action_no = a.no AND x.agent_no = g.no \
            ORDER BY x.run DESC LIMIT 1) o ON TRUE \
-         LEFT JOIN open_commands p ON p.action_no = a.no AND p.agent_no = g.no AND o.is_final IS NOT TRUE \
+         LEFT JOIN LATERAL (SELECT * FROM open_commands x WHERE x.action_no = a.no AND x.agent_no = g.no \
+           AND o.is_final IS NOT TRUE OFFSET 0) p ON TRUE \
          WHERE a.id = ? AND g.name > ?) \
          SELECT agent, status::smallint AS status, \
            handed + coalesce(CASE WHEN is_final THEN last_attempts ELSE open_attempts END, 0) AS attempts, \

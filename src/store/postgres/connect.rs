@@ -128,7 +128,9 @@ fn is_hopeless(error: &tokio_postgres::Error) -> bool {
 /// How a session is set up.
 ///
 /// Every statement of this store is made to walk an index from the row in hand. The tables grow by a million rows
-/// between two looks of the statistics, and then a planner that trusts them reads whole tables: so it isn't asked.
+/// between two looks of the statistics, and then a planner that trusts them reads whole tables: so it isn't asked. Where
+/// it still had a choice, of which side of a join to begin with, or of a scan by half a key, the inner side is a
+/// subquery with `OFFSET 0`, which is run for each row of the outer one as it stands.
 /// A process that stops in the middle of a transaction is cut off before others count it dead, or it would hold them up.
 fn setup(dead_after: Duration) -> String {
     format!(

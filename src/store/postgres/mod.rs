@@ -16,10 +16,13 @@ mod connect;
 mod error;
 mod node;
 mod outcomes;
+mod scratch;
 mod sql;
 mod tls;
 mod tokens;
 mod transaction;
+
+pub use scratch::Scratch;
 
 use super::{
     Accepted, ActionView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent, OpenAction, Report,

@@ -74,8 +74,8 @@ async fn are_untouched(conn: &mut AsyncPgConnection, reports: &[Report]) -> Quer
     let (actions, agents): (Vec<i64>, Vec<i64>) = keys(reports).into_iter().unzip();
     let touched = sql(
         "SELECT 1::bigint AS key FROM UNNEST(?, ?) AS k (action_no, agent_no) WHERE NOT EXISTS (SELECT 1 FROM commands c \
-         WHERE c.action_no = k.action_no AND c.agent_no = k.agent_no) OR EXISTS (SELECT 1 FROM open_commands p \
-         WHERE p.action_no = k.action_no AND p.agent_no = k.agent_no) LIMIT 1",
+         WHERE c.action_no = k.action_no AND c.agent_no = k.agent_no OFFSET 0) OR EXISTS (SELECT 1 \
+         FROM open_commands p WHERE p.action_no = k.action_no AND p.agent_no = k.agent_no OFFSET 0) LIMIT 1",
     );
     let touched = touched.bind(actions).bind(agents).get_result::<rows::Key>(conn).await.optional()?;
     Ok(touched.is_none())
@@ -124,8 +124,9 @@ async fn write_open(conn: &mut AsyncPgConnection, changes: &Changes) -> QueryRes
     let gone = changes.open.iter().filter(|(_, open)| open.is_none()).map(|(key, _)| *key);
     let (actions, agents): (Vec<i64>, Vec<i64>) = gone.unzip();
     if !actions.is_empty() {
-        sql("DELETE FROM open_commands p USING UNNEST(?, ?) AS k (action_no, agent_no) \
-             WHERE p.action_no = k.action_no AND p.agent_no = k.agent_no")
+        sql("DELETE FROM open_commands WHERE ctid = ANY(ARRAY(SELECT p.ctid FROM UNNEST(?, ?) AS k (action_no, agent_no) \
+             CROSS JOIN LATERAL (SELECT x.ctid FROM open_commands x WHERE x.action_no = k.action_no \
+             AND x.agent_no = k.agent_no OFFSET 0) p))")
         .bind(actions)
         .bind(agents)
         .execute(conn)
@@ -162,7 +163,7 @@ async fn insert_late(conn: &mut AsyncPgConnection, changes: &Changes) -> QueryRe
     sql("INSERT INTO late_results (action_no, agent_no, run, status, finished_at, results, error) \
          SELECT * FROM UNNEST(?, ?, ?, ?, ?, ?, ?) AS l (action_no, agent_no, run, status, finished_at, results, error) \
          WHERE NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.action_no = l.action_no AND o.agent_no = l.agent_no \
-         AND o.run = l.run AND o.results IS NOT NULL) ON CONFLICT DO NOTHING")
+         AND o.run = l.run AND o.results IS NOT NULL OFFSET 0) ON CONFLICT DO NOTHING")
     .bind(actions)
     .bind(agents)
     .bind(late.iter().map(|(_, end)| end.run).collect::<Vec<i32>>())
@@ -182,10 +183,12 @@ async fn load(conn: &mut AsyncPgConnection, reports: &[Report]) -> QueryResult<H
         sql("SELECT c.action_no, c.agent_no, o.run AS last_run, o.status AS last_status, o.is_final AS last_final, \
          p.state AS open_state, p.run AS open_run, p.attempts AS open_attempts, p.due_at AS open_due_at, \
          p.sent_at AS open_sent_at FROM UNNEST(?, ?) AS k (action_no, agent_no) \
-         JOIN commands c ON c.action_no = k.action_no AND c.agent_no = k.agent_no \
+         CROSS JOIN LATERAL (SELECT * FROM commands x WHERE x.action_no = k.action_no AND x.agent_no = k.agent_no \
+           OFFSET 0) c \
          LEFT JOIN LATERAL (SELECT x.run, x.status, x.is_final FROM outcomes x WHERE x.action_no = c.action_no \
            AND x.agent_no = c.agent_no ORDER BY x.run DESC LIMIT 1) o ON TRUE \
-         LEFT JOIN open_commands p ON p.action_no = c.action_no AND p.agent_no = c.agent_no")
+         LEFT JOIN LATERAL (SELECT * FROM open_commands x WHERE x.action_no = k.action_no AND x.agent_no = k.agent_no \
+           OFFSET 0) p ON TRUE")
         .bind(actions)
         .bind(agents)
         .load(conn)

@@ -67,7 +67,7 @@ impl Sql {
             (
                 "commands with more than one final outcome",
                 "SELECT count(*) AS n FROM (SELECT 1 FROM outcomes \
-              WHERE is_final GROUP BY action_no, agent_no HAVING count(*) > 1)",
+              WHERE is_final GROUP BY action_no, agent_no HAVING count(*) > 1) twice",
             ),
             (
                 "outcomes without a command",

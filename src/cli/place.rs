@@ -1,0 +1,38 @@
+//! Where a demo or a benchmark keeps what it stores: nowhere that matters to anybody.
+
+use crate::store::postgres::Scratch;
+use crate::store::{StoreResult, sqlite_path};
+
+/// See the module.
+pub(super) enum Place {
+    /// A file in the temporary folder, or one that the user named.
+    File(Option<String>),
+    /// A schema of its own in a database.
+    Schema(Box<Scratch>),
+}
+
+impl Place {
+    /// At this URL, or in the temporary folder.
+    pub(super) async fn at(url: Option<&str>) -> StoreResult<Self> {
+        match url {
+            Some(url) if sqlite_path(url).is_none() => Ok(Self::Schema(Box::new(Scratch::create(url).await?))),
+            url => Ok(Self::File(url.map(str::to_owned))),
+        }
+    }
+
+    /// What a server's `store.url` is to be, if not the default.
+    pub(super) fn url(&self) -> Option<&str> {
+        match self {
+            Self::File(url) => url.as_deref(),
+            Self::Schema(scratch) => Some(scratch.url().expose()),
+        }
+    }
+
+    /// Takes away what was made.
+    pub(super) async fn leave(self) -> StoreResult<()> {
+        match self {
+            Self::File(_) => Ok(()),
+            Self::Schema(scratch) => scratch.remove().await,
+        }
+    }
+}
