@@ -11,8 +11,8 @@ use std::net::TcpListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU16, AtomicUsize, Ordering};
+use std::sync::{Mutex, OnceLock};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -65,7 +65,7 @@ fn programs() -> PathBuf {
 pub struct Cluster {
     folder: PathBuf,
     pub port: u16,
-    watch: Option<Child>,
+    watch: Mutex<Option<Child>>,
 }
 
 impl Cluster {
@@ -77,7 +77,7 @@ impl Cluster {
     /// The same, with its folder in this one.
     pub fn start_in(parent: &Path, settings: &[&str]) -> Self {
         let folder = tempfile::Builder::new().prefix("odoshi-postgres-").tempdir_in(parent).unwrap().keep();
-        let mut cluster = Self { folder, port: free_port(), watch: None };
+        let cluster = Self { folder, port: free_port(), watch: Mutex::default() };
         cluster.make(settings);
         cluster.resume();
         cluster
@@ -144,8 +144,9 @@ impl Cluster {
     }
 
     /// Starts it, if it is stopped, and waits until it can be used.
-    pub fn resume(&mut self) {
-        if self.watch.is_some() {
+    pub fn resume(&self) {
+        let mut running = self.watch.lock().unwrap();
+        if running.is_some() {
             return;
         }
         let mut watch = Command::new("sh");
@@ -155,7 +156,7 @@ impl Cluster {
         watch.args(["-c", WATCH, "watch"]).arg(programs().join("postgres")).arg(self.data());
         watch.arg(self.folder.join("log")).arg(&self.folder).current_dir("/").process_group(0);
         watch.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
-        self.watch = Some(watch.spawn().unwrap());
+        *running = Some(watch.spawn().unwrap());
         let started = Instant::now();
         let port = self.port.to_string();
         while !self.program("pg_isready").args(["-q", "-h", "127.0.0.1", "-p", &port]).status().unwrap().success() {
@@ -165,12 +166,12 @@ impl Cluster {
     }
 
     /// Stops it as an operator does: connections are ended, nothing is lost.
-    pub fn stop(&mut self) {
+    pub fn stop(&self) {
         self.end("keep\n");
     }
 
-    fn end(&mut self, last_words: &str) {
-        let Some(mut watch) = self.watch.take() else { return };
+    fn end(&self, last_words: &str) {
+        let Some(mut watch) = self.watch.lock().unwrap().take() else { return };
         let mut input = watch.stdin.take().unwrap();
         std::io::Write::write_all(&mut input, last_words.as_bytes()).unwrap();
         drop(input);
@@ -178,7 +179,7 @@ impl Cluster {
     }
 
     /// `kill -9` on the server and all that belongs to it; it can be resumed.
-    pub fn kill(&mut self) {
+    pub fn kill(&self) {
         let pid = fs::read_to_string(self.data().join("postmaster.pid")).unwrap();
         let pid: i32 = pid.lines().next().unwrap().trim().parse().unwrap();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
@@ -234,11 +235,16 @@ impl Cluster {
 
 impl Drop for Cluster {
     fn drop(&mut self) {
-        if self.watch.is_none() {
+        if self.watch.lock().unwrap().is_none() {
             fs::remove_dir_all(&self.folder).ok();
         }
         self.end("\n");
     }
+}
+
+/// One of a test's own, which it may stop. It goes with the process.
+pub fn own(settings: &[&str]) -> &'static Cluster {
+    Box::leak(Box::new(Cluster::start(settings)))
 }
 
 /// The one that all tests of this process share.

@@ -12,6 +12,7 @@ mod faults;
 mod kill;
 mod scale;
 mod spool_input;
+mod store_faults;
 mod support;
 
 /// Runs each case on both stores.

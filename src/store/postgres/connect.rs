@@ -127,7 +127,7 @@ fn is_hopeless(error: &tokio_postgres::Error) -> bool {
 
 /// How a session is set up.
 ///
-/// Every statement of this store is made to walk an index from the row in hand. The tables grow by a million rows
+/// Every statement of this store is made to walk an index, in its order, from the row in hand. The tables grow by a million rows
 /// between two looks of the statistics, and then a planner that trusts them reads whole tables: so it isn't asked. Where
 /// it still had a choice, of which side of a join to begin with, or of a scan by half a key, the inner side is a
 /// subquery with `OFFSET 0`, which is run for each row of the outer one as it stands.
@@ -136,7 +136,8 @@ fn setup(dead_after: Duration) -> String {
     format!(
         "SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = {}; \
          SET default_transaction_isolation = 'read committed'; \
-         SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off; SET jit = off; \
+         SET enable_hashjoin = off; SET enable_mergejoin = off; SET enable_seqscan = off; SET enable_bitmapscan = off; \
+         SET enable_sort = off; SET jit = off; \
          SET max_parallel_workers_per_gather = 0; \
          SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'",
         STATEMENT_WITHIN.as_millis(),

@@ -73,6 +73,8 @@ enum State {
     Away,
     /// A node no more: another one took over.
     Fenced,
+    /// A node no more: it said goodbye.
+    Gone,
 }
 
 /// See the module.
@@ -102,13 +104,15 @@ impl Inner {
             State::Unprepared => "the database has not answered yet",
             State::Away => "the database does not answer",
             State::Fenced => "another node has taken over from this one",
+            State::Gone => "this node has said goodbye",
         };
         Err(StoreError::Unavailable(format!("{during}: {why}")))
     }
 
     fn set_state(&self, new: State) {
         self.state.send_if_modified(|state| {
-            let changed = *state != new && *state != State::Fenced;
+            let changed = *state != new && !matches!(*state, State::Fenced | State::Gone);
+
             if changed {
                 if *state == State::Away && new == State::Ready {
                     log::info!("the database answers again");
@@ -245,7 +249,7 @@ fn is_duplicate(error: &StoreError) -> bool {
 
 /// What a call does, which may be done several times: what it needs is cloned for each.
 macro_rules! body {
-    ([$($needed:ident),*] |$conn:ident| $work:expr) => {{
+    ([$($needed:ident),*] $conn:ident => $work:expr) => {{
         $(let $needed = $needed.clone();)*
         transaction::body(move |$conn| {
             $(let $needed = $needed.clone();)*
@@ -281,7 +285,7 @@ impl Store for PostgresStore {
     }
 
     async fn ping(&self) -> StoreResult<()> {
-        let answer = self.read("ping", body!([] | conn | conn.batch_execute("SELECT 1")));
+        let answer = self.read("ping", body!([] conn => conn.batch_execute("SELECT 1")));
         match tokio::time::timeout(PING_WITHIN, answer).await {
             Ok(answer) => answer,
             Err(_) => Err(StoreError::Unavailable(format!("ping: no answer within {} s", PING_WITHIN.as_secs()))),
@@ -290,13 +294,15 @@ impl Store for PostgresStore {
 
     async fn node_start(&self, name: &str) -> StoreResult<()> {
         let (name, incarnation, dead_after) = (name.to_owned(), self.inner.incarnation.clone(), self.dead_after);
-        let start = body!([name, incarnation] | conn | node::start(conn, &incarnation, &name, dead_after));
+        let start = body!([name, incarnation] conn => node::start(conn, &incarnation, &name, dead_after));
         self.read("node_start", start).await
     }
 
     async fn node_stop(&self) -> StoreResult<()> {
         let incarnation = self.inner.incarnation.clone();
-        self.write("node_stop", body!([incarnation] | conn | node::stop(conn, &incarnation))).await
+        self.write("node_stop", body!([incarnation] conn => node::stop(conn, &incarnation))).await?;
+        self.inner.set_state(State::Gone);
+        Ok(())
     }
 
     async fn node_lost(&self) {
@@ -307,12 +313,12 @@ impl Store for PostgresStore {
 
     async fn action_insert(&self, actions: Vec<NewAction>) -> StoreResult<Vec<Accepted>> {
         let (actions, owner, now) = (Arc::new(actions), self.inner.incarnation.clone(), self.now());
-        let insert = body!([actions, owner] | conn | actions::insert(conn, &actions, &owner, now));
+        let insert = body!([actions, owner] conn => actions::insert(conn, &actions, &owner, now));
         self.write("action_insert", insert).await
     }
 
     async fn action_view(&self, id: Uuid) -> StoreResult<Option<ActionView>> {
-        self.read("action_view", body!([] | conn | actions::view(conn, id))).await
+        self.read("action_view", body!([] conn => actions::view(conn, id))).await
     }
 
     async fn action_list(
@@ -321,69 +327,69 @@ impl Store for PostgresStore {
         before: Option<i64>,
         limit: usize,
     ) -> StoreResult<Vec<ActionView>> {
-        self.read("action_list", body!([] | conn | actions::list(conn, state, before, limit))).await
+        self.read("action_list", body!([] conn => actions::list(conn, state, before, limit))).await
     }
 
     async fn action_get(&self, no: i64) -> StoreResult<Option<Action>> {
-        self.read("action_get", body!([] | conn | actions::get(conn, no))).await
+        self.read("action_get", body!([] conn => actions::get(conn, no))).await
     }
 
     async fn action_no(&self, id: Uuid) -> StoreResult<Option<i64>> {
-        self.read("action_no", body!([] | conn | actions::no(conn, id))).await
+        self.read("action_no", body!([] conn => actions::no(conn, id))).await
     }
 
     async fn action_list_open(&self, after: i64, limit: usize) -> StoreResult<Vec<OpenAction>> {
-        self.read("action_list_open", body!([] | conn | actions::list_open(conn, after, limit))).await
+        self.read("action_list_open", body!([] conn => actions::list_open(conn, after, limit))).await
     }
 
     async fn action_list_unresolved(&self, horizon: Timestamp, limit: usize) -> StoreResult<Vec<i64>> {
-        self.read("action_list_unresolved", body!([] | conn | actions::list_unresolved(conn, horizon, limit))).await
+        self.read("action_list_unresolved", body!([] conn => actions::list_unresolved(conn, horizon, limit))).await
     }
 
     async fn action_resolution(&self, actions: Vec<(i64, Target)>) -> StoreResult<Vec<Resolution>> {
         let (actions, owner, now) = (Arc::new(actions), self.inner.incarnation.clone(), self.now());
         // Counting a million agents takes a while: not in a transaction that writes.
-        let look = body!([actions] | conn | actions::resolutions(conn, &actions, now));
+        let look = body!([actions] conn => actions::resolutions(conn, &actions, now));
         let (resolutions, counted) = self.read("action_resolution", look).await?;
         if counted.is_empty() {
             return Ok(resolutions);
         }
         let counted = Arc::new(counted);
-        self.write("action_resolution", body!([counted, owner] | conn | actions::expect(conn, &counted, &owner)))
+        self.write("action_resolution", body!([counted, owner] conn => actions::expect(conn, &counted, &owner)))
             .await?;
         // Another node may have counted too, and been faster.
-        Ok(self.read("action_resolution", body!([actions] | conn | actions::resolutions(conn, &actions, now))).await?.0)
+        Ok(self.read("action_resolution", body!([actions] conn => actions::resolutions(conn, &actions, now))).await?.0)
     }
 
     async fn action_cancel(&self, id: Uuid) -> StoreResult<Option<ActionView>> {
-        self.write("action_cancel", body!([] | conn | actions::cancel(conn, id))).await
+        self.write("action_cancel", body!([] conn => actions::cancel(conn, id))).await
     }
 
     async fn action_expire(&self, no: i64) -> StoreResult<bool> {
-        self.write("action_expire", body!([] | conn | actions::expire(conn, no))).await
+        self.write("action_expire", body!([] conn => actions::expire(conn, no))).await
     }
 
     async fn action_advance(&self, nos: Vec<i64>, limit: usize) -> StoreResult<Vec<i64>> {
         let nos = Arc::new(nos);
-        let found = self.read("action_advance", body!([nos] | conn | actions::advances(conn, &nos, limit))).await?;
+        let found = self.read("action_advance", body!([nos] conn => actions::advances(conn, &nos, limit))).await?;
         let moved: Vec<(i64, i64)> =
             nos.iter().zip(&found).filter_map(|(no, (_, next))| Some((*no, (*next)?))).collect();
         if !moved.is_empty() {
             let moved = Arc::new(moved);
-            self.write("action_advance", body!([moved] | conn | actions::advance(conn, &moved))).await?;
+            self.write("action_advance", body!([moved] conn => actions::advance(conn, &moved))).await?;
         }
         Ok(found.into_iter().map(|(through, next)| next.unwrap_or(through)).collect())
     }
 
     async fn action_complete(&self, nos: Vec<i64>) -> StoreResult<Vec<i64>> {
         let (nos, now) = (Arc::new(nos), self.now());
-        self.write("action_complete", body!([nos] | conn | actions::complete(conn, &nos, now))).await
+        self.write("action_complete", body!([nos] conn => actions::complete(conn, &nos, now))).await
     }
 
     async fn action_purge(&self, ended_before: Timestamp, limit: usize) -> StoreResult<Option<usize>> {
-        let begin = body!([] | conn | actions::begin_purge(conn, ended_before));
+        let begin = body!([] conn => actions::begin_purge(conn, ended_before));
         match self.write("action_purge", begin).await? {
-            Some(no) => self.write("action_purge", body!([] | conn | actions::purge(conn, no, limit))).await.map(Some),
+            Some(no) => self.write("action_purge", body!([] conn => actions::purge(conn, no, limit))).await.map(Some),
             None => Ok(None),
         }
     }
@@ -391,7 +397,7 @@ impl Store for PostgresStore {
     async fn command_insert(&self, pages: Vec<CommandPage>) -> StoreResult<Vec<Inserted>> {
         let (pages, lane) = (Arc::new(pages), self.inner.lane("commands"));
         for duplicates in [Duplicates::Fail, Duplicates::PassOver] {
-            let insert = body!([pages, lane] | conn | commands::insert(conn, &pages, &lane, duplicates));
+            let insert = body!([pages, lane] conn => commands::insert(conn, &pages, &lane, duplicates));
             match self.write("command_insert", insert).await {
                 Err(error) if is_duplicate(&error) && duplicates == Duplicates::Fail => {}
                 done => return done,
@@ -401,12 +407,12 @@ impl Store for PostgresStore {
     }
 
     async fn command_untouched(&self, action_no: i64, after: i64, limit: usize) -> StoreResult<UntouchedPage> {
-        self.read("command_untouched", body!([] | conn | commands::untouched(conn, action_no, after, limit))).await
+        self.read("command_untouched", body!([] conn => commands::untouched(conn, action_no, after, limit))).await
     }
 
     async fn command_backlog(&self, agent_no: i64, horizon: Timestamp, limit: usize) -> StoreResult<Vec<Due>> {
         let now = self.now();
-        self.read("command_backlog", body!([] | conn | commands::backlog(conn, agent_no, horizon, now, limit))).await
+        self.read("command_backlog", body!([] conn => commands::backlog(conn, agent_no, horizon, now, limit))).await
     }
 
     async fn command_due(
@@ -416,11 +422,11 @@ impl Store for PostgresStore {
         limit: usize,
     ) -> StoreResult<Vec<(Due, Arc<str>)>> {
         let here = self.inner.incarnation.clone();
-        self.read("command_due", body!([here] | conn | commands::due(conn, after, horizon, &here, limit))).await
+        self.read("command_due", body!([here] conn => commands::due(conn, after, horizon, &here, limit))).await
     }
 
     async fn command_overdue(&self, now: Timestamp, limit: usize) -> StoreResult<Vec<(i64, i64)>> {
-        self.read("command_overdue", body!([] | conn | commands::overdue(conn, now, limit))).await
+        self.read("command_overdue", body!([] conn => commands::overdue(conn, now, limit))).await
     }
 
     async fn command_unfinished(
@@ -430,7 +436,7 @@ impl Store for PostgresStore {
         after: i64,
         limit: usize,
     ) -> StoreResult<Vec<i64>> {
-        let look = body!([] | conn | commands::unfinished(conn, action_no, which, after, limit));
+        let look = body!([] conn => commands::unfinished(conn, action_no, which, after, limit));
         self.read("command_unfinished", look).await
     }
 
@@ -442,25 +448,25 @@ impl Store for PostgresStore {
         limit: usize,
     ) -> StoreResult<Vec<CommandView>> {
         let after = after.map(str::to_owned);
-        let list = body!([after] | conn | commands::list(conn, action, state, after.as_deref(), limit));
+        let list = body!([after] conn => commands::list(conn, action, state, after.as_deref(), limit));
         self.read("command_list", list).await
     }
 
     async fn outcome_record(&self, reports: &[Report]) -> StoreResult<Vec<Answer>> {
         let (reports, lane, now) = (Arc::new(reports.to_vec()), self.inner.lane("outcomes"), self.now());
-        let fresh = body!([reports, lane] | conn | outcomes::record_fresh(conn, &reports, &lane, now));
+        let fresh = body!([reports, lane] conn => outcomes::record_fresh(conn, &reports, &lane, now));
         match self.write("outcome_record", fresh).await {
             Ok(Some(answers)) => return Ok(answers),
             Ok(None) => {}
             Err(error) if is_duplicate(&error) => {}
             Err(error) => return Err(error),
         }
-        self.write("outcome_record", body!([reports, lane] | conn | outcomes::record(conn, &reports, &lane, now))).await
+        self.write("outcome_record", body!([reports, lane] conn => outcomes::record(conn, &reports, &lane, now))).await
     }
 
     async fn agent_enroll(&self, agent: &NewAgent, token_hash: Vec<u8>) -> StoreResult<Enrolled> {
         let (agent, now) = (Arc::new(agent.clone()), self.now());
-        self.write("agent_enroll", body!([agent, token_hash] | conn | agents::enroll(conn, &agent, token_hash, now)))
+        self.write("agent_enroll", body!([agent, token_hash] conn => agents::enroll(conn, &agent, token_hash, now)))
             .await
     }
 
@@ -475,15 +481,15 @@ impl Store for PostgresStore {
         let said = agents::Said::new(agent_no, labels, facts, version).map_err(|error| error::sort(write, error))?;
         let (said, now) = (Arc::new(said), self.now());
         // After a restart every agent says what it said before: that is no reason to write.
-        if self.read(write, body!([said] | conn | agents::says_the_same(conn, &said))).await? {
+        if self.read(write, body!([said] conn => agents::says_the_same(conn, &said))).await? {
             return Ok(());
         }
-        self.write(write, body!([said] | conn | agents::refresh(conn, &said, now))).await
+        self.write(write, body!([said] conn => agents::refresh(conn, &said, now))).await
     }
 
     async fn agent_insert(&self, agents: Vec<NewAgent>) -> StoreResult<()> {
         let (agents, now) = (Arc::new(agents), self.now());
-        self.write("agent_insert", body!([agents] | conn | agents::insert(conn, &agents, now))).await
+        self.write("agent_insert", body!([agents] conn => agents::insert(conn, &agents, now))).await
     }
 
     async fn agent_get(&self, agent_no: i64) -> StoreResult<Option<AgentRef>> {
@@ -492,46 +498,46 @@ impl Store for PostgresStore {
 
     async fn agent_get_many(&self, agent_nos: &[i64]) -> StoreResult<Vec<AgentRef>> {
         let agent_nos = Arc::new(agent_nos.to_vec());
-        self.read("agent_get_many", body!([agent_nos] | conn | agents::get_many(conn, &agent_nos))).await
+        self.read("agent_get_many", body!([agent_nos] conn => agents::get_many(conn, &agent_nos))).await
     }
 
     async fn agent_match(&self, target: &Target, after: i64, limit: usize) -> StoreResult<Vec<(i64, Arc<str>)>> {
         let (target, now) = (Arc::new(target.clone()), self.now());
-        self.read("agent_match", body!([target] | conn | agents::matching(conn, &target, now, after, limit))).await
+        self.read("agent_match", body!([target] conn => agents::matching(conn, &target, now, after, limit))).await
     }
 
     async fn session_open(&self, sessions: &[(i64, i64)]) -> StoreResult<()> {
         let (sessions, here, now) = (Arc::new(sessions.to_vec()), self.inner.incarnation.clone(), self.now());
-        let open = body!([sessions, here] | conn | agents::session_open(conn, &sessions, &here, now));
+        let open = body!([sessions, here] conn => agents::session_open(conn, &sessions, &here, now));
         self.write("session_open", open).await
     }
 
     async fn session_close(&self, sessions: &[(i64, i64)]) -> StoreResult<()> {
         let (sessions, here, now) = (Arc::new(sessions.to_vec()), self.inner.incarnation.clone(), self.now());
-        let close = body!([sessions, here] | conn | agents::session_close(conn, &sessions, &here, now));
+        let close = body!([sessions, here] conn => agents::session_close(conn, &sessions, &here, now));
         self.write("session_close", close).await
     }
 
     async fn token_insert(&self, token: &Token, hash: Vec<u8>) -> StoreResult<()> {
         let token = Arc::new(token.clone());
-        self.write("token_insert", body!([token, hash] | conn | tokens::insert(conn, &token, hash))).await
+        self.write("token_insert", body!([token, hash] conn => tokens::insert(conn, &token, hash))).await
     }
 
     async fn token_find(&self, hash: &[u8]) -> StoreResult<Option<Token>> {
         let (hash, now) = (hash.to_vec(), self.now());
-        self.read("token_find", body!([hash] | conn | tokens::find(conn, hash, now))).await
+        self.read("token_find", body!([hash] conn => tokens::find(conn, hash, now))).await
     }
 
     async fn token_list(&self, after: Option<Uuid>, limit: usize) -> StoreResult<Vec<Token>> {
-        self.read("token_list", body!([] | conn | tokens::list(conn, after, limit))).await
+        self.read("token_list", body!([] conn => tokens::list(conn, after, limit))).await
     }
 
     async fn token_revoke(&self, id: Uuid) -> StoreResult<bool> {
         let now = self.now();
-        self.write("token_revoke", body!([] | conn | tokens::revoke(conn, id, now))).await
+        self.write("token_revoke", body!([] conn => tokens::revoke(conn, id, now))).await
     }
 
     async fn token_any_admin(&self) -> StoreResult<bool> {
-        self.read("token_any_admin", body!([] | conn | tokens::any_admin(conn))).await
+        self.read("token_any_admin", body!([] conn => tokens::any_admin(conn))).await
     }
 }

@@ -141,6 +141,10 @@ pub(super) async fn heartbeats(inner: Weak<Inner>, conn: AsyncPgConnection, ever
     loop {
         tokio::time::sleep(every).await;
         let Some(inner) = inner.upgrade() else { return };
+        if matches!(*inner.state.borrow(), State::Gone | State::Fenced) {
+            return;
+        }
+
         let beat = tokio::time::timeout(ANSWER_WITHIN, beat(&mut conn, &inner)).await;
         match beat {
             Ok(Ok(true)) => inner.set_state(State::Ready),

@@ -1,11 +1,13 @@
 //! A server and agents as processes, many agents in this process, and an agent on the wire.
 
 mod fleet;
+mod proxy;
 mod server;
 mod sql;
 mod wire;
 
 pub use fleet::Fleet;
-pub use server::{AgentProcess, On, Server, ServerOptions, eventually};
+pub use proxy::{Line, Proxy};
+pub use server::{AgentProcess, On, Server, ServerOptions, eventually, program};
 pub use sql::Sql;
 pub use wire::{WireAgent, success};

@@ -1,7 +1,7 @@
 //! `odoshi serve` and `odoshi agent` as processes in a temporary folder; stopped when dropped.
 
 use super::Sql;
-use crate::cluster::{self, free_port};
+use crate::cluster::{self, Cluster, free_port};
 use odoshi::config::Config;
 use odoshi::store::{self, Store};
 use serde_json::{Value, json};
@@ -59,6 +59,8 @@ pub struct ServerOptions {
     pub uid: Option<u32>,
     /// The store.
     pub on: On,
+    /// The PostgreSQL server that it is in, if it isn't the shared one.
+    pub cluster: Option<&'static Cluster>,
     /// Keep everything in memory, where there is such a folder: a commit waits for no disk, and a kill loses nothing.
     pub in_memory: bool,
 }
@@ -82,7 +84,7 @@ pub struct Server {
     pub url: String,
     options: ServerOptions,
     /// Its database, if it is one of PostgreSQL.
-    database: Option<String>,
+    database: Option<(&'static Cluster, String)>,
     port: u16,
     child: Option<Child>,
     /// How often it was started.
@@ -103,7 +105,10 @@ impl Server {
             true => cluster::in_memory("odoshi-test-"),
             false => tempfile::Builder::new().prefix("odoshi-test-").tempdir().unwrap(),
         };
-        let database = (options.on == On::Postgres).then(|| cluster::shared().database());
+        let database = (options.on == On::Postgres).then(|| {
+            let cluster = options.cluster.unwrap_or_else(cluster::shared);
+            (cluster, cluster.database())
+        });
         let url = format!("http://127.0.0.1:{port}");
         if let Some(uid) = options.uid {
             std::os::unix::fs::chown(folder.path(), Some(uid), Some(uid)).unwrap();
@@ -122,7 +127,7 @@ impl Server {
     /// Where its store is.
     pub fn store_url(&self) -> String {
         match &self.database {
-            Some(database) => cluster::shared().url(database),
+            Some((cluster, database)) => cluster.url(database),
             None => format!("sqlite://{}", self.data().join("odoshi.db").display()),
         }
     }
@@ -130,9 +135,14 @@ impl Server {
     /// A look into its database.
     pub fn sql(&self) -> Sql {
         match &self.database {
-            Some(database) => Sql::Database(cluster::shared(), database.clone()),
+            Some((cluster, database)) => Sql::Database(cluster, database.clone()),
             None => Sql::open(&self.data().join("odoshi.db")),
         }
+    }
+
+    /// The name of its database.
+    pub fn database(&self) -> &str {
+        &self.database.as_ref().expect("it is on PostgreSQL").1
     }
 
     /// Its store, for a test that puts something into it while no server runs.
@@ -168,6 +178,11 @@ impl Server {
             command.uid(uid).gid(uid);
         }
         self.child = Some(command.spawn().unwrap());
+    }
+
+    /// Puts something into the environment of the next start.
+    pub fn set(&mut self, key: &str, value: &str) {
+        self.options.env.push((key.into(), value.into()));
     }
 
     /// Takes something out of the environment of the next start.
