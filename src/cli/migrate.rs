@@ -16,7 +16,13 @@ pub(super) struct Args {
 pub(super) fn run(args: Args) -> Outcome {
     let config = Config::load(args.config.as_deref(), &[])?;
     let url = config.store_url();
-    actix_rt::System::new().block_on(async { store::open(&config).await?.prepare().await })?;
+    actix_rt::System::new().block_on(async {
+        let store = store::open(&config).await?;
+        store.prepare().await?;
+        // It serves nobody.
+        store.node_stop().await
+    })?;
+
     println!("{url} is up to date");
     Ok(ExitCode::SUCCESS)
 }

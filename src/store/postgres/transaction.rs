@@ -7,7 +7,10 @@
 //! deletes that row, and so waits for transactions in flight; later ones find nothing here and fail.
 //!
 //! **Unknown commits.** When the answer to a COMMIT is lost, the transaction's number says what became of it
-//! (`pg_xact_status`): that is asked, on another connection, before anything is done again.
+//! (`pg_xact_status`): that is asked, on another connection, before anything is done again. A server that was started
+//! anew meanwhile may have given the number to another transaction, and so its word doesn't count. Then the call is done
+//! again; every call that writes finds what it wrote the first time, by an id, a key or a place in an order.
+
 //!
 //! **Again.** Deadlocks, locks that took too long and connections that broke are tried again a few times right here;
 //! nothing of a failed transaction remains. What still fails then is for the caller, who waits longer.
@@ -56,13 +59,16 @@ enum Tried<T> {
     Done(T),
     Failed(Error),
     /// The answer to the commit of this transaction was lost; the result, should it have come about.
-    Unknown(String, T, Error),
+    Unknown(Transaction, T, Error),
 }
 
-#[derive(QueryableByName)]
+/// A transaction, and the run of the server that it was in.
+#[derive(Debug, QueryableByName)]
 struct Transaction {
     #[diesel(sql_type = Text)]
     xid: String,
+    #[diesel(sql_type = Text)]
+    run: String,
 }
 
 #[derive(QueryableByName)]
@@ -110,10 +116,10 @@ impl Inner {
                     }
                     error
                 }
-                Tried::Unknown(xid, done, error) => {
+                Tried::Unknown(transaction, done, error) => {
                     self.discard(conn);
                     log::warn!(during, error = error.to_string().as_str(); "the answer to a commit was lost");
-                    if self.is_committed(during, &xid).await? {
+                    if self.is_committed(during, &transaction).await? {
                         return Ok(done);
                     }
                     error
@@ -139,20 +145,20 @@ impl Inner {
             return Tried::Failed(error);
         }
         let done = async {
-            let fence = "SELECT pg_current_xact_id()::text AS xid FROM nodes WHERE incarnation = ? FOR KEY SHARE";
-            let Some(Transaction { xid }) =
-                sql(fence).bind(self.incarnation.as_str()).get_result(conn).await.optional()?
+            let fence = "SELECT pg_current_xact_id()::text AS xid, pg_postmaster_start_time()::text AS run FROM nodes \
+                         WHERE incarnation = ? FOR KEY SHARE";
+            let Some(transaction) = sql(fence).bind(self.incarnation.as_str()).get_result(conn).await.optional()?
             else {
                 return Ok(None);
             };
             let done = body(conn).await?;
             crate::fault_point!(_during);
-            Ok(Some((xid, done)))
+            Ok(Some((transaction, done)))
         };
         match done.await {
-            Ok(Some((xid, done))) => match AnsiTransactionManager::commit_transaction(conn).await {
+            Ok(Some((transaction, done))) => match AnsiTransactionManager::commit_transaction(conn).await {
                 Ok(()) => Tried::Done(done),
-                Err(error) => Tried::Unknown(xid, done, error),
+                Err(error) => Tried::Unknown(transaction, done, error),
             },
             Ok(None) => {
                 self.set_state(State::Fenced);
@@ -173,13 +179,17 @@ impl Inner {
         self.pool.retain(|_, _| false);
     }
 
-    /// What became of a transaction whose COMMIT was sent.
-    async fn is_committed(&self, during: &'static str, xid: &str) -> StoreResult<bool> {
+    /// What became of a transaction whose COMMIT was sent. False if it can't be told any more.
+    async fn is_committed(&self, during: &'static str, transaction: &Transaction) -> StoreResult<bool> {
         let started = Instant::now();
         loop {
             let fate = async {
                 let mut conn = self.pool.get().await.map_err(|error| error.to_string())?;
-                let asked = sql("SELECT pg_xact_status(?::text::xid8) AS fate").bind(xid);
+                let asked =
+                    sql("SELECT CASE WHEN pg_postmaster_start_time()::text = ? THEN pg_xact_status(?::text::xid8) \
+                                 ELSE 'another run' END AS fate")
+                    .bind(transaction.run.as_str())
+                    .bind(transaction.xid.as_str());
                 let answer = asked.get_result::<Fate>(&mut conn).await;
                 if answer.as_ref().is_err_and(is_broken) {
                     self.discard(conn);
@@ -189,7 +199,7 @@ impl Inner {
             let fate = tokio::time::timeout(FATE_WITHIN, fate).await.unwrap_or_else(|_| Err("no answer".into()));
             match fate.as_ref().map(Option::as_deref) {
                 Ok(Some("committed")) => return Ok(true),
-                Ok(Some("aborted")) => return Ok(false),
+                Ok(Some("aborted" | "another run")) => return Ok(false),
                 // The server hasn't noticed yet that its client is gone.
                 _ if started.elapsed() < FATE_WITHIN => tokio::time::sleep(Duration::from_millis(50)).await,
                 unknown => {
