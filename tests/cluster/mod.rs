@@ -88,7 +88,8 @@ impl Cluster {
         if let Some((uid, gid)) = unprivileged() {
             command.uid(uid).gid(gid);
         }
-        command.current_dir(&self.folder).stdin(Stdio::null());
+        // Programs that look for a user's own files find none.
+        command.current_dir(&self.folder).env("HOME", &self.folder).stdin(Stdio::null());
         command
     }
 

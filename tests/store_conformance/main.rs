@@ -14,6 +14,7 @@ mod commands;
 mod listing;
 mod model;
 mod mutations;
+mod on_postgres_alone;
 mod outcomes;
 mod postgres;
 mod retention;

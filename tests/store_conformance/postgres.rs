@@ -12,6 +12,9 @@ use odoshi::domain::command::CommandState;
 use odoshi::domain::counts::Counts;
 use odoshi::store::Store;
 use odoshi::store::postgres::PostgresStore;
+use std::io::Write;
+use std::process::{Child, Stdio};
+use std::time::{Duration, Instant};
 use tokio::sync::{Mutex, OnceCell};
 
 /// See [`Backend`].
@@ -66,6 +69,58 @@ impl Postgres {
     async fn numbers(&self, query: &str) -> Vec<i64> {
         let rows: Vec<Number> = sql_query(query).load(&mut *self.aside.lock().await).await.unwrap();
         rows.into_iter().map(|row| row.number).collect()
+    }
+
+    /// Where its database is.
+    pub fn url(&self) -> String {
+        self.cluster.url(&self.database)
+    }
+
+    /// What the server has written to its log.
+    pub fn log(&self) -> String {
+        self.cluster.log()
+    }
+
+    /// Does something to its database.
+    pub async fn execute(&self, statements: &str) {
+        self.aside.lock().await.batch_execute(statements).await.unwrap();
+    }
+
+    /// The one number that a query answers.
+    pub async fn number(&self, query: &str) -> i64 {
+        self.numbers(&format!("SELECT ({query})::bigint AS number")).await[0]
+    }
+
+    /// Waits until a query answers this number.
+    pub async fn until(&self, query: &str, wanted: i64) {
+        let started = Instant::now();
+        while self.number(query).await != wanted {
+            assert!(started.elapsed() < Duration::from_secs(30), "{query} is never {wanted}");
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    }
+
+    /// Somebody else at the same database, who does what they are told and doesn't wait.
+    pub fn session(&self) -> Session {
+        let mut psql = self.cluster.client("psql", &self.database);
+        psql.args(["-X", "-q"]).stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        Session(psql.spawn().unwrap())
+    }
+}
+
+/// See [`Postgres::session`].
+pub struct Session(Child);
+
+impl Session {
+    pub fn say(&mut self, statements: &str) {
+        writeln!(self.0.stdin.as_mut().unwrap(), "{statements}").unwrap();
+    }
+}
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        self.0.kill().ok();
+        self.0.wait().ok();
     }
 }
 

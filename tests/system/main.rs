@@ -10,8 +10,11 @@ mod cluster;
 #[cfg(feature = "failpoints")]
 mod faults;
 mod kill;
+mod postgres_access;
+mod retention;
 mod scale;
 mod spool_input;
+mod sqlite_faults;
 mod store_faults;
 mod support;
 
@@ -61,6 +64,9 @@ on_both! {
     }
     kill {
         kill_9_at_any_moment_loses_nothing_and_repeats_nothing
+    }
+        retention {
+        actions_go_when_they_have_been_over_for_long_enough
     }
     scale {
         a_hundred_thousand_commands_are_stored_once_in_bounded_memory_and_cancelled_over_a_kill

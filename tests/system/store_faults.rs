@@ -90,7 +90,7 @@ async fn server_through(cluster: &'static Cluster, port: u16) -> Server {
 }
 
 /// Loads the server, lets the outage happen, and holds it to what is promised.
-async fn survives(what: &str, server: &Server, outage: impl Future<Output = ()>) {
+pub async fn survives(what: &str, server: &Server, outage: impl Future<Output = ()>) {
     let fleet = Fleet::start(AGENTS, &server.url, &server.enroll_token().await, server.folder.path());
     eventually("all agents to be enrolled", || async {
         (server.sql().number("SELECT count(*) AS n FROM agents") == AGENTS as i64).then_some(())

@@ -8,6 +8,6 @@ mod wire;
 
 pub use fleet::Fleet;
 pub use proxy::{Line, Proxy};
-pub use server::{AgentProcess, On, Server, ServerOptions, eventually, program};
+pub use server::{AgentProcess, On, Server, ServerOptions, SmallDisk, eventually, program};
 pub use sql::Sql;
 pub use wire::{WireAgent, success};

@@ -50,6 +50,15 @@ impl On {
     }
 }
 
+/// A disk of its own for a folder in the server's data folder, which the server alone sees there.
+#[derive(Clone, Copy, Debug)]
+pub struct SmallDisk {
+    /// `store`, where the SQLite file is then, or `spool`.
+    pub folder: &'static str,
+    /// As `mount` takes it.
+    pub size: &'static str,
+}
+
 /// What a test may choose.
 #[derive(Clone, Default)]
 pub struct ServerOptions {
@@ -61,6 +70,8 @@ pub struct ServerOptions {
     pub on: On,
     /// The PostgreSQL server that it is in, if it isn't the shared one.
     pub cluster: Option<&'static Cluster>,
+    /// A disk that can be filled.
+    pub disk: Option<SmallDisk>,
     /// Keep everything in memory, where there is such a folder: a commit waits for no disk, and a kill loses nothing.
     pub in_memory: bool,
 }
@@ -128,15 +139,32 @@ impl Server {
     pub fn store_url(&self) -> String {
         match &self.database {
             Some((cluster, database)) => cluster.url(database),
-            None => format!("sqlite://{}", self.data().join("odoshi.db").display()),
+            None => format!("sqlite://{}", self.file().display()),
         }
+    }
+
+    /// Its SQLite file, as the server sees it.
+    fn file(&self) -> PathBuf {
+        match self.options.disk {
+            Some(SmallDisk { folder: "store", .. }) => self.data().join("store/odoshi.db"),
+            _ => self.data().join("odoshi.db"),
+        }
+    }
+
+    /// Its small disk, as others see it.
+    pub fn small_disk(&self) -> PathBuf {
+        let folder = self.data().join(self.options.disk.expect("it has one").folder);
+        Path::new(&format!("/proc/{}/root", self.pid())).join(folder.strip_prefix("/").unwrap())
     }
 
     /// A look into its database.
     pub fn sql(&self) -> Sql {
         match &self.database {
             Some((cluster, database)) => Sql::Database(cluster, database.clone()),
-            None => Sql::open(&self.data().join("odoshi.db")),
+            None => match self.options.disk {
+                Some(SmallDisk { folder: "store", .. }) => Sql::open_within(self.pid(), &self.file()),
+                _ => Sql::open(&self.file()),
+            },
         }
     }
 
@@ -163,7 +191,19 @@ impl Server {
         assert!(self.child.is_none(), "it runs already");
         self.starts += 1;
         let log = File::create(self.log(self.starts)).unwrap();
-        let mut command = Command::new(program());
+        let mut command = match self.options.disk {
+            None => Command::new(program()),
+            Some(SmallDisk { folder, size }) => {
+                let folder = self.data().join(folder);
+                std::fs::create_dir_all(&folder).unwrap();
+                // In a view of the file systems that goes with the process; who isn't root makes himself root in it.
+                let mut unshare = Command::new("unshare");
+                unshare.arg(if nix::unistd::geteuid().is_root() { "-m" } else { "-rm" }).args(["sh", "-c"]);
+                unshare.arg(r#"mount -t tmpfs -o "size=$1" none "$2" && shift 2 && exec "$@""#).args(["sh", size]);
+                unshare.arg(folder).arg(program());
+                unshare
+            }
+        };
         command
             .arg("serve")
             .env("ODOSHI__DATA_DIR", self.data())

@@ -4,6 +4,7 @@ use crate::cluster::Cluster;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Text};
+use nix::sched::{CloneFlags, setns, unshare};
 use std::path::Path;
 
 pub enum Sql {
@@ -31,6 +32,20 @@ impl Sql {
     /// Opens a SQLite file.
     pub fn open(file: &Path) -> Self {
         Self::File(SqliteConnection::establish(&format!("file:{}?mode=ro", file.display())).unwrap())
+    }
+
+    /// Opens a SQLite file as a process sees it that has a view of the file systems of its own. SQLite follows no way
+    /// through `/proc`, and so a thread goes there to open it; what is open stays open.
+    pub fn open_within(pid: i32, file: &Path) -> Self {
+        let file = file.to_owned();
+        let there = std::thread::spawn(move || {
+            unshare(CloneFlags::CLONE_FS).unwrap();
+            setns(std::fs::File::open(format!("/proc/{pid}/ns/mnt")).unwrap(), CloneFlags::CLONE_NEWNS).unwrap();
+            let mut sql = Self::open(&file);
+            sql.number("SELECT count(*) AS n FROM sqlite_schema");
+            sql
+        });
+        there.join().unwrap()
     }
 
     /// The one number `n` that a query answers.

@@ -1,0 +1,144 @@
+//! What only PostgreSQL can do to a store: deadlocks, serialization failures, other nodes.
+
+use crate::Backend;
+use crate::block_on;
+use crate::postgres::{Postgres, open};
+use crate::support::{accept, action, agents, matching, named, page, resolved};
+use odoshi::domain::command::CommandState;
+use odoshi::domain::target::Target;
+use odoshi::store::{Inserted, Store};
+use serde_json::json;
+use std::time::Duration;
+
+/// Long enough for what must not happen to have happened.
+const A_WHILE: Duration = Duration::from_millis(300);
+
+#[test]
+fn a_deadlock_is_tried_again() {
+    block_on(async {
+        let backend = Postgres::fresh().await;
+        let store = backend.store();
+        let fleet = agents(store, 2).await;
+        let [one, two] = [resolved(store, json!({}), &fleet).await, resolved(store, json!({}), &fleet).await];
+        for taken in [one, two] {
+            taken.ends(store, fleet[0], 1, CommandState::Succeeded).await;
+        }
+        // Somebody locks the second action, and the first one when the store waits for the second. They find out last.
+        let mut other = backend.session();
+        other.say("SET deadlock_timeout = '60s'; BEGIN;");
+        other.say(&format!("UPDATE actions SET name = 'x' WHERE no = {};", two.no));
+        let in_database = "FROM pg_stat_activity WHERE datname = current_database()";
+        backend.until(&format!("SELECT count(*) {in_database} AND state = 'idle in transaction'"), 1).await;
+        let advance = store.action_advance(vec![one.no, two.no], 10);
+        let cross = async {
+            backend.until(&format!("SELECT count(*) {in_database} AND wait_event_type = 'Lock'"), 1).await;
+            other.say(&format!("UPDATE actions SET name = 'x' WHERE no = {}; COMMIT;", one.no));
+        };
+        let (advanced, ()) = tokio::join!(advance, cross);
+        assert_eq!(advanced.unwrap(), [fleet[0], fleet[0]]);
+        let deadlocks = backend.log().matches("deadlock detected").count();
+        assert!(deadlocks >= 1, "there was no deadlock");
+        let open = store.action_list_open(0, 10).await.unwrap();
+        assert!(open.iter().all(|action| action.dispatched_through == fleet[0]), "{open:?}");
+    });
+}
+
+#[test]
+fn a_serialization_failure_is_tried_again() {
+    block_on(async {
+        let backend = Postgres::fresh().await;
+        backend
+            .execute(
+                "CREATE SEQUENCE tries; CREATE FUNCTION fail_twice() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+                 IF nextval('tries') <= 2 THEN RAISE 'could not serialize' USING ERRCODE = '40001'; END IF; \
+                 RETURN NEW; END $$; \
+                 CREATE TRIGGER fail_twice BEFORE INSERT ON actions FOR EACH ROW EXECUTE FUNCTION fail_twice()",
+            )
+            .await;
+        accept(backend.store(), json!({})).await;
+        assert_eq!(backend.number("SELECT last_value FROM tries").await, 3);
+        assert_eq!(backend.number("SELECT count(*) FROM actions").await, 1);
+    });
+}
+
+#[test]
+fn a_page_that_meets_a_command_writes_the_others_and_counts_what_it_wrote() {
+    block_on(async {
+        let backend = Postgres::fresh().await;
+        let store = backend.store();
+        let fleet = agents(store, 4).await;
+        let taken = accept(store, json!({})).await;
+        // Nothing but another node's early page could have done so, and it would have counted it.
+        backend.execute(&format!("INSERT INTO commands VALUES ({}, {}, NULL)", taken.no, fleet[1])).await;
+        let inserted = store.command_insert(vec![page(taken.no, 0, &fleet, true)]).await.unwrap();
+        assert_eq!(inserted, [Inserted::Written]);
+        assert_eq!(backend.group_by(taken.no).await.total, 4);
+        assert_eq!(store.action_view(taken.id).await.unwrap().unwrap().counts.total, 3);
+    });
+}
+
+#[test]
+fn a_value_that_the_database_cannot_keep_is_refused_and_not_tried_for_ever() {
+    block_on(async {
+        let backend = Postgres::fresh().await;
+        let mut agent = named("a", "stream");
+        agent.enrollment.version = "\0".into();
+        let refused = backend.store().agent_insert(vec![agent]).await.unwrap_err();
+        assert!(!refused.is_transient(), "{refused}");
+    });
+}
+
+#[test]
+fn who_takes_over_waits_for_a_writer_in_flight_and_later_ones_write_nothing() {
+    block_on(async {
+        let backend = Postgres::fresh().await;
+        let store = backend.store();
+        store.node_start("one").await.unwrap();
+        let fleet = agents(store, 2).await;
+        store.session_open(&[(fleet[0], 1)]).await.unwrap();
+        let taken = accept(store, json!({})).await;
+        let online = Target::parse("status = 'online'").unwrap();
+        // A transaction of the first node that has locked its row and goes on for a while.
+        let mut writer = backend.session();
+        writer.say("BEGIN; SELECT 1 FROM nodes WHERE name = 'one' FOR KEY SHARE;");
+        backend
+            .until("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'", 1)
+            .await;
+        // The first node falls silent.
+        backend.execute("UPDATE nodes SET heartbeat = 0 WHERE name = 'one'").await;
+        let second = open(&backend.url()).await;
+        let take_over = second.node_start("two");
+        tokio::pin!(take_over);
+        assert!(tokio::time::timeout(A_WHILE, &mut take_over).await.is_err(), "it must wait for the writer");
+        assert_eq!(matching(store, &online).await, fleet[..1]);
+        writer.say("COMMIT;");
+        take_over.await.unwrap();
+        assert!(matching(&second, &online).await.is_empty(), "its sessions went with it");
+
+        let late = store.action_insert(vec![action(store, json!({}))]).await.unwrap_err();
+        assert!(late.is_transient() && late.to_string().contains("taken over"), "{late}");
+        assert!(store.session_open(&[(fleet[0], 9)]).await.is_err());
+        tokio::time::timeout(Duration::from_secs(10), store.node_lost()).await.expect("it learns of it");
+        assert_eq!(second.action_list_unresolved(second.now(), 10).await.unwrap(), [taken.no]);
+        assert_eq!(backend.number("SELECT count(*) FROM actions").await, 1);
+    });
+}
+
+#[test]
+fn a_node_that_was_started_anew_does_not_wait_for_the_one_before() {
+    block_on(async {
+        let mut backend = Postgres::fresh().await;
+        backend.store().node_start("one").await.unwrap();
+        let fleet = agents(backend.store(), 1).await;
+        backend.store().session_open(&[(fleet[0], 1)]).await.unwrap();
+        // A namesake that lives is left alone.
+        let second = open(&backend.url()).await;
+        second.node_start("one").await.unwrap();
+        assert_eq!(backend.number("SELECT count(*) FROM nodes").await, 2);
+        second.node_stop().await.unwrap();
+        backend.reopen().await;
+        backend.store().node_start("one").await.unwrap();
+        assert_eq!(backend.number("SELECT count(*) FROM nodes").await, 1);
+        assert_eq!(backend.number("SELECT count(*) FROM agent_sessions").await, 0);
+    });
+}
