@@ -55,7 +55,7 @@ pub struct SpoolLoader {
     /// Something came while it was scanning.
     again: bool,
     pruned: Option<Instant>,
-    /// The store was away: not before this.
+    /// Files went back: not before this.
     resting: Option<Instant>,
     stopped: bool,
     draining: Option<oneshot::Sender<()>>,
@@ -126,14 +126,14 @@ impl SpoolLoader {
         ctx.spawn(round.into_actor(self).map(|round, loader, ctx| {
             loader.scanning = false;
             // Giving files back is an event as well.
-            loader.resting = round.store_away.then(|| Instant::now() + loader.settings.scan_interval / 2);
+            loader.resting = round.must_rest.then(|| Instant::now() + loader.settings.scan_interval / 2);
             crate::fault_point!("spool_loader.stored");
             if round.stored {
                 loader.resolver.try_send(Resolve).ok();
             }
             if let Some(drained) = loader.draining.take() {
                 drained.send(()).ok();
-            } else if (round.full || loader.again) && !round.store_away {
+            } else if (round.full || loader.again) && !round.must_rest {
                 ctx.address().do_send(Scan);
             }
         }));
@@ -147,8 +147,8 @@ pub struct Round {
     pub stored: bool,
     /// There may be more files.
     pub full: bool,
-    /// The files went back.
-    pub store_away: bool,
+    /// Files went back, since the store is away or the disk is full.
+    pub must_rest: bool,
 }
 
 /// Takes files, stores their actions, and moves the files to where they belong.
@@ -210,15 +210,15 @@ pub async fn run_once(spool: Arc<Mutex<Spool>>, store: Arc<dyn Store>, prune: Op
         }
         Err(error) => {
             log::warn!(files = sources.len(), error = error.to_string().as_str(); "spool files wait for the store");
-            round.store_away = true;
+            round.must_rest = true;
             let back = on_disk(&spool, move |spool| sources.iter().try_for_each(|name| spool.give_back(name))).await;
             if let Err(error) = back {
                 log::error!(error = error.to_string().as_str(); "spool files stay in cur/ until the next start");
             }
         }
     }
-    let moved = on_disk(&spool, move |spool| {
-        let mut first_error = None;
+    let stuck = on_disk(&spool, move |spool| {
+        let mut stuck = Vec::new();
         for (name, fate) in &moves {
             let moved = match fate {
                 Ok(()) => spool.done(name),
@@ -228,14 +228,22 @@ pub async fn run_once(spool: Arc<Mutex<Spool>>, store: Arc<dyn Store>, prune: Op
                 }
             };
             if let Err(error) = moved {
-                first_error.get_or_insert(error);
+                // It comes again: as the same action if it was stored, and with the same problem if it is none.
+                let back = spool.give_back(name);
+                stuck.push((name.clone(), back.err().unwrap_or(error)));
             }
         }
-        first_error.map_or(Ok(()), Err)
+        Ok(stuck)
     })
     .await;
-    if let Err(error) = moved {
-        log::error!(error = error.to_string().as_str(); "a spool file stays in cur/ until the next start");
+    match stuck {
+        Ok(stuck) => {
+            for (name, error) in stuck {
+                log::error!(file:? = name, error = error.to_string().as_str(); "a spool file cannot be put away now");
+                round.must_rest = true;
+            }
+        }
+        Err(error) => log::error!(error = error.to_string().as_str(); "spool files stay in cur/ until the next start"),
     }
     round
 }

@@ -100,7 +100,8 @@ async fn a_full_disk_under_the_spool_loses_no_file() {
     agent.succeed(&commands[0]).await;
     eventually("the good file to be done", || async { spool.join("done/good.json").exists().then_some(()) }).await;
     // What isn't waits for room for the word on why.
-    eventually("the server to say so", || async { server.log_text().contains("stays in cur/").then_some(()) }).await;
+    eventually("the server to say so", || async { server.log_text().contains("cannot be put away now").then_some(()) })
+        .await;
     assert!(!spool.join("failed/bad.json").exists());
     fs::remove_file(spool.join("filler")).unwrap();
     eventually("the bad file to fail", || async {
