@@ -1,5 +1,6 @@
 //! The command line, through the built binary.
 
+use crate::cluster;
 use crate::support::{Server, ServerOptions};
 use std::process::{Command, Output};
 
@@ -26,6 +27,28 @@ fn the_demo_runs_real_actions_and_exits_with_0() {
     assert_eq!(row("total"), [20, 15]);
     assert_eq!(row("succeeded"), [20, 15]);
     assert!(!err.contains("ERROR") && !err.contains("panicked"), "{err}");
+}
+
+#[test]
+fn a_demo_and_benchmarks_on_postgresql_leave_nothing_behind() {
+    let cluster = cluster::shared();
+    let database = cluster.database();
+    let url = cluster.url(&database);
+    let demo = odoshi(&["demo", "--agents", "20", "--store", &url]);
+    let (out, err) = (text(&demo.stdout), text(&demo.stderr));
+    assert_eq!(demo.status.code(), Some(0), "{out}\n{err}");
+    assert!(out.contains("succeeded") && !err.contains("ERROR") && !err.contains("panicked"), "{out}\n{err}");
+    for bench in ["create", "life"] {
+        let arguments = ["bench", bench, "--agents", "2000", "--rounds", "1", "--held-transaction", "--store", &url];
+        let output = odoshi(&arguments);
+        let (out, err) = (text(&output.stdout), text(&output.stderr));
+        assert_eq!(output.status.code(), Some(0), "{out}\n{err}");
+        assert!(out.contains("odoshi/bare = ") && out.contains("held transaction/without = "), "{out}");
+        assert!(!err.contains("WARN") && !err.contains("ERROR"), "{err}");
+    }
+    let schemas = "SELECT count(*) FROM pg_namespace WHERE nspname LIKE 'odoshi%'";
+    let tables = "SELECT count(*) FROM pg_tables WHERE schemaname = 'public'";
+    assert_eq!((cluster.psql(&database, schemas).as_str(), cluster.psql(&database, tables).as_str()), ("0", "0"));
 }
 
 #[test]
