@@ -53,12 +53,17 @@ fn unprivileged() -> Option<(u32, u32)> {
     Some((user.uid.as_raw(), user.gid.as_raw()))
 }
 
-/// The newest PostgreSQL's programs.
-fn programs() -> PathBuf {
+/// The newest PostgreSQL's programs, and its version.
+fn installed() -> (PathBuf, u32) {
     let version = |path: &Path| path.file_name().and_then(OsStr::to_str).and_then(|name| name.parse::<u32>().ok());
     let installed = fs::read_dir("/usr/lib/postgresql").into_iter().flatten().flatten().map(|entry| entry.path());
     let newest = installed.filter(|path| path.join("bin/postgres").exists()).max_by_key(|path| version(path));
-    newest.expect("PostgreSQL is installed (scripts/test does it)").join("bin")
+    let newest = newest.expect("PostgreSQL is installed (scripts/test does it)");
+    (newest.join("bin"), version(&newest).unwrap_or_default())
+}
+
+fn programs() -> PathBuf {
+    installed().0
 }
 
 /// A server, and how it is reached. It is stopped, and its folder removed, when it is dropped.
@@ -104,12 +109,16 @@ impl Cluster {
         // Its own order of texts is a language's: that texts are compared bytewise must not depend on it.
         let mut initdb = self.program("initdb");
         initdb.arg("-D").arg(self.data()).args(["-U", "odoshi", "-A", "scram-sha-256", "--no-sync", "-E", "UTF8"]);
-        initdb.args(["--locale=C.UTF-8", "--locale-provider=icu", "--icu-locale=en-US", "--pwfile"]).arg(&password);
+        if installed().1 >= 15 {
+            initdb.args(["--locale-provider=icu", "--icu-locale=en-US"]);
+        }
+        initdb.args(["--locale=C.UTF-8", "--pwfile"]).arg(&password);
         let made = initdb.output().unwrap();
         assert!(made.status.success(), "initdb: {}", String::from_utf8_lossy(&made.stderr));
         // A process that is killed needs no disk to have written its pages: only a machine that falls does.
         let mut text = format!(
             "listen_addresses = '127.0.0.1'\nport = {}\nunix_socket_directories = '{}'\nmax_connections = 300\n\
+             max_locks_per_transaction = 10\n\
              fsync = off\nfull_page_writes = off\nshared_buffers = 256MB\nmax_wal_size = 4GB\n",
             self.port,
             self.folder.display()

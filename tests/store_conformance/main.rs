@@ -128,6 +128,7 @@ macro_rules! cases {
                 attempts_never_decrease_whoever_reports
                 a_report_that_was_wrongly_fresh_is_looked_at
                 one_batch_may_tell_the_whole_life_of_a_command
+                one_batch_may_be_about_thousands_of_actions
                 what_a_result_says_comes_back_to_the_letter
                 outcomes_survive_a_restart
             }

@@ -5,7 +5,7 @@ use crate::support::{accept, agents, end, page, resolved};
 use odoshi::domain::command::{Answer, CommandState, Event, RunEnd};
 use odoshi::domain::counts::Counts;
 use odoshi::domain::time::Timestamp;
-use odoshi::store::Report;
+use odoshi::store::{Accepted, Inserted, Report};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -210,6 +210,29 @@ pub async fn one_batch_may_tell_the_whole_life_of_a_command(backend: &mut impl B
     let counts = counts(backend, taken.id).await;
     assert_eq!((counts.total, counts.pending, counts.succeeded), (2, 1, 1));
     assert!(store.outcome_record(&[]).await.unwrap().is_empty());
+}
+
+pub async fn one_batch_may_be_about_thousands_of_actions(backend: &mut impl Backend) {
+    const ACTIONS: usize = 4_000;
+    let store = backend.store();
+    let fleet = agents(store, 2).await;
+    let new = (0..ACTIONS).map(|_| crate::support::action(store, json!({}))).collect();
+    let accepted = store.action_insert(new).await.unwrap();
+    let no = |accepted: &Accepted| match accepted {
+        Accepted::Stored { no, .. } => *no,
+        other => panic!("{other:?}"),
+    };
+    let nos: Vec<i64> = accepted.iter().map(no).collect();
+    let pages = nos.iter().map(|no| page(*no, 0, &fleet, true)).collect();
+    assert_eq!(store.command_insert(pages).await.unwrap(), vec![Inserted::Written; ACTIONS]);
+    let policy = store.action_get(nos[0]).await.unwrap().unwrap().policy;
+    for (agent, fresh) in [(fleet[0], true), (fleet[1], false)] {
+        let event = || Event::Result(Box::new(end(1, Succeeded, store.now())));
+        let report = |no: &i64| Report { action_no: *no, agent_no: agent, policy, event: event(), fresh };
+        let reports: Vec<Report> = nos.iter().map(report).collect();
+        assert_eq!(store.outcome_record(&reports).await.unwrap(), vec![Answer::Stored; ACTIONS]);
+    }
+    assert_eq!(store.action_complete(nos.clone()).await.unwrap(), nos);
 }
 
 pub async fn what_a_result_says_comes_back_to_the_letter(backend: &mut impl Backend) {

@@ -1,6 +1,6 @@
 //! Commands and open commands: written in pages, read by the scheduler, the agents' sessions and the reconcilers.
 
-use super::actions::count;
+use super::counts::count;
 use super::sql::sql;
 use crate::domain::command::{CommandState, OpenState};
 use crate::domain::time::Timestamp;

@@ -2,7 +2,7 @@
 //!
 //! Batches go in by `INSERT … SELECT FROM UNNEST` of one array per column: one statement whatever their size. Commands and
 //! outcomes are inserted plainly, in the order of their primary key, which is their only index; a batch that meets a
-//! duplicate is done again the careful way. See [`transaction`] for what every call goes through, [`outcomes`] for how
+//! duplicate is done again the careful way. [`calls`] is the list of what it does; see [`transaction`] for what every call goes through, [`outcomes`] for how
 //! nodes stay out of each other's way, [`node`] for who is alive, and [`connect`] for how a session is set up.
 //!
 //! Connections are driven, and calls run, on a runtime of the store's own: an arbiter that is busy, or goes away, holds
@@ -10,9 +10,11 @@
 
 mod actions;
 mod agents;
+mod calls;
 mod clock;
 mod commands;
 mod connect;
+mod counts;
 mod error;
 mod node;
 mod outcomes;
@@ -24,22 +26,11 @@ mod transaction;
 
 pub use scratch::Scratch;
 
-use super::{
-    Accepted, ActionView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent, OpenAction, Report,
-    Resolution, Store, StoreError, StoreResult, Unfinished, UntouchedPage,
-};
+use super::{StoreError, StoreResult};
 use crate::config::Config;
-use crate::domain::action::{Action, ActionState, NewAction};
-use crate::domain::agent::{AgentRef, Token};
-use crate::domain::command::{Answer, CommandState};
-use crate::domain::target::Target;
-use crate::domain::time::Timestamp;
-use async_trait::async_trait;
 use clock::Clock;
-use commands::Duplicates;
 use connect::Connector;
 use diesel::ConnectionError;
-use diesel::result::{DatabaseErrorKind, Error};
 use diesel_async::async_connection_wrapper::AsyncConnectionWrapper;
 use diesel_async::pooled_connection::deadpool::Pool;
 use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
@@ -47,7 +38,7 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use sql::sql;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::{Mutex, watch};
 use transaction::{Access, Body};
@@ -238,306 +229,5 @@ async fn migrate(mut conn: AsyncPgConnection) -> StoreResult<()> {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => Err(StoreError::Unusable(format!("its tables cannot be brought up to date: {error}"))),
         Err(error) => Err(StoreError::Unusable(error.to_string())),
-    }
-}
-
-/// Whether a write was refused since something is there already.
-fn is_duplicate(error: &StoreError) -> bool {
-    let unique = DatabaseErrorKind::UniqueViolation;
-    matches!(error, StoreError::Refused { source: Error::DatabaseError(kind, _), .. } if *kind == unique)
-}
-
-/// What a call does, which may be done several times: what it needs is cloned for each.
-macro_rules! body {
-    ([$($needed:ident),*] $conn:ident => $work:expr) => {{
-        $(let $needed = $needed.clone();)*
-        transaction::body(move |$conn| {
-            $(let $needed = $needed.clone();)*
-            Box::pin(async move { $work.await })
-        })
-    }};
-}
-
-#[async_trait]
-impl Store for PostgresStore {
-    fn now(&self) -> Timestamp {
-        self.inner.clock.now()
-    }
-
-    async fn prepare(&self) -> StoreResult<()> {
-        let _one_at_a_time = self.preparing.lock().await;
-        if *self.inner.state.borrow() != State::Unprepared {
-            return Ok(());
-        }
-        let (inner, heartbeat, dead_after) = (self.inner.clone(), self.heartbeat, self.dead_after);
-        self.run(async move {
-            migrate(inner.connector.connect().await.map_err(not_connected)?).await?;
-            let mut conn = node::connect(&inner).await.map_err(not_connected)?;
-            let asked = Instant::now();
-            let time = node::register(&mut conn, &inner.incarnation).await;
-            let time = time.map_err(|error| error::sort("prepare", error))?;
-            inner.clock.observe(time, asked, Instant::now());
-            inner.set_state(State::Ready);
-            tokio::spawn(node::heartbeats(Arc::downgrade(&inner), conn, heartbeat, dead_after));
-            Ok(())
-        })
-        .await
-    }
-
-    async fn ping(&self) -> StoreResult<()> {
-        let answer = self.read("ping", body!([] conn => conn.batch_execute("SELECT 1")));
-        match tokio::time::timeout(PING_WITHIN, answer).await {
-            Ok(answer) => answer,
-            Err(_) => Err(StoreError::Unavailable(format!("ping: no answer within {} s", PING_WITHIN.as_secs()))),
-        }
-    }
-
-    async fn node_start(&self, name: &str) -> StoreResult<()> {
-        let (name, incarnation, dead_after) = (name.to_owned(), self.inner.incarnation.clone(), self.dead_after);
-        let start = body!([name, incarnation] conn => node::start(conn, &incarnation, &name, dead_after));
-        self.read("node_start", start).await
-    }
-
-    async fn node_stop(&self) -> StoreResult<()> {
-        let incarnation = self.inner.incarnation.clone();
-        self.write("node_stop", body!([incarnation] conn => node::stop(conn, &incarnation))).await?;
-        self.inner.set_state(State::Gone);
-        Ok(())
-    }
-
-    async fn node_lost(&self) {
-        let mut state = self.inner.state.subscribe();
-        // The sender is in `self`: this waits for as long as the store is there.
-        state.wait_for(|state| *state == State::Fenced).await.ok();
-    }
-
-    async fn action_insert(&self, actions: Vec<NewAction>) -> StoreResult<Vec<Accepted>> {
-        let (actions, owner, now) = (Arc::new(actions), self.inner.incarnation.clone(), self.now());
-        let insert = body!([actions, owner] conn => actions::insert(conn, &actions, &owner, now));
-        self.write("action_insert", insert).await
-    }
-
-    async fn action_view(&self, id: Uuid) -> StoreResult<Option<ActionView>> {
-        self.read("action_view", body!([] conn => actions::view(conn, id))).await
-    }
-
-    async fn action_list(
-        &self,
-        state: Option<ActionState>,
-        before: Option<i64>,
-        limit: usize,
-    ) -> StoreResult<Vec<ActionView>> {
-        self.read("action_list", body!([] conn => actions::list(conn, state, before, limit))).await
-    }
-
-    async fn action_get(&self, no: i64) -> StoreResult<Option<Action>> {
-        self.read("action_get", body!([] conn => actions::get(conn, no))).await
-    }
-
-    async fn action_no(&self, id: Uuid) -> StoreResult<Option<i64>> {
-        self.read("action_no", body!([] conn => actions::no(conn, id))).await
-    }
-
-    async fn action_list_open(&self, after: i64, limit: usize) -> StoreResult<Vec<OpenAction>> {
-        self.read("action_list_open", body!([] conn => actions::list_open(conn, after, limit))).await
-    }
-
-    async fn action_list_unresolved(&self, horizon: Timestamp, limit: usize) -> StoreResult<Vec<i64>> {
-        self.read("action_list_unresolved", body!([] conn => actions::list_unresolved(conn, horizon, limit))).await
-    }
-
-    async fn action_resolution(&self, actions: Vec<(i64, Target)>) -> StoreResult<Vec<Resolution>> {
-        let (actions, owner, now) = (Arc::new(actions), self.inner.incarnation.clone(), self.now());
-        // Counting a million agents takes a while: not in a transaction that writes.
-        let look = body!([actions] conn => actions::resolutions(conn, &actions, now));
-        let (resolutions, counted) = self.read("action_resolution", look).await?;
-        if counted.is_empty() {
-            return Ok(resolutions);
-        }
-        let counted = Arc::new(counted);
-        self.write("action_resolution", body!([counted, owner] conn => actions::expect(conn, &counted, &owner)))
-            .await?;
-        // Another node may have counted too, and been faster.
-        Ok(self.read("action_resolution", body!([actions] conn => actions::resolutions(conn, &actions, now))).await?.0)
-    }
-
-    async fn action_cancel(&self, id: Uuid) -> StoreResult<Option<ActionView>> {
-        self.write("action_cancel", body!([] conn => actions::cancel(conn, id))).await
-    }
-
-    async fn action_expire(&self, no: i64) -> StoreResult<bool> {
-        self.write("action_expire", body!([] conn => actions::expire(conn, no))).await
-    }
-
-    async fn action_advance(&self, nos: Vec<i64>, limit: usize) -> StoreResult<Vec<i64>> {
-        let nos = Arc::new(nos);
-        let found = self.read("action_advance", body!([nos] conn => actions::advances(conn, &nos, limit))).await?;
-        let moved: Vec<(i64, i64)> =
-            nos.iter().zip(&found).filter_map(|(no, (_, next))| Some((*no, (*next)?))).collect();
-        if !moved.is_empty() {
-            let moved = Arc::new(moved);
-            self.write("action_advance", body!([moved] conn => actions::advance(conn, &moved))).await?;
-        }
-        Ok(found.into_iter().map(|(through, next)| next.unwrap_or(through)).collect())
-    }
-
-    async fn action_complete(&self, nos: Vec<i64>) -> StoreResult<Vec<i64>> {
-        let (nos, now) = (Arc::new(nos), self.now());
-        self.write("action_complete", body!([nos] conn => actions::complete(conn, &nos, now))).await
-    }
-
-    async fn action_purge(&self, ended_before: Timestamp, limit: usize) -> StoreResult<Option<usize>> {
-        let begin = body!([] conn => actions::begin_purge(conn, ended_before));
-        match self.write("action_purge", begin).await? {
-            Some(no) => self.write("action_purge", body!([] conn => actions::purge(conn, no, limit))).await.map(Some),
-            None => Ok(None),
-        }
-    }
-
-    async fn command_insert(&self, pages: Vec<CommandPage>) -> StoreResult<Vec<Inserted>> {
-        let (pages, lane) = (Arc::new(pages), self.inner.lane("commands"));
-        for duplicates in [Duplicates::Fail, Duplicates::PassOver] {
-            let insert = body!([pages, lane] conn => commands::insert(conn, &pages, &lane, duplicates));
-            match self.write("command_insert", insert).await {
-                Err(error) if is_duplicate(&error) && duplicates == Duplicates::Fail => {}
-                done => return done,
-            }
-        }
-        Ok(Vec::new())
-    }
-
-    async fn command_untouched(&self, action_no: i64, after: i64, limit: usize) -> StoreResult<UntouchedPage> {
-        self.read("command_untouched", body!([] conn => commands::untouched(conn, action_no, after, limit))).await
-    }
-
-    async fn command_backlog(&self, agent_no: i64, horizon: Timestamp, limit: usize) -> StoreResult<Vec<Due>> {
-        let now = self.now();
-        self.read("command_backlog", body!([] conn => commands::backlog(conn, agent_no, horizon, now, limit))).await
-    }
-
-    async fn command_due(
-        &self,
-        after: DuePlace,
-        horizon: Timestamp,
-        limit: usize,
-    ) -> StoreResult<Vec<(Due, Arc<str>)>> {
-        let here = self.inner.incarnation.clone();
-        self.read("command_due", body!([here] conn => commands::due(conn, after, horizon, &here, limit))).await
-    }
-
-    async fn command_overdue(&self, now: Timestamp, limit: usize) -> StoreResult<Vec<(i64, i64)>> {
-        self.read("command_overdue", body!([] conn => commands::overdue(conn, now, limit))).await
-    }
-
-    async fn command_unfinished(
-        &self,
-        action_no: i64,
-        which: Unfinished,
-        after: i64,
-        limit: usize,
-    ) -> StoreResult<Vec<i64>> {
-        let look = body!([] conn => commands::unfinished(conn, action_no, which, after, limit));
-        self.read("command_unfinished", look).await
-    }
-
-    async fn command_list(
-        &self,
-        action: Uuid,
-        state: Option<CommandState>,
-        after: Option<&str>,
-        limit: usize,
-    ) -> StoreResult<Vec<CommandView>> {
-        let after = after.map(str::to_owned);
-        let list = body!([after] conn => commands::list(conn, action, state, after.as_deref(), limit));
-        self.read("command_list", list).await
-    }
-
-    async fn outcome_record(&self, reports: &[Report]) -> StoreResult<Vec<Answer>> {
-        let (reports, lane, now) = (Arc::new(reports.to_vec()), self.inner.lane("outcomes"), self.now());
-        let fresh = body!([reports, lane] conn => outcomes::record_fresh(conn, &reports, &lane, now));
-        match self.write("outcome_record", fresh).await {
-            Ok(Some(answers)) => return Ok(answers),
-            Ok(None) => {}
-            Err(error) if is_duplicate(&error) => {}
-            Err(error) => return Err(error),
-        }
-        self.write("outcome_record", body!([reports, lane] conn => outcomes::record(conn, &reports, &lane, now))).await
-    }
-
-    async fn agent_enroll(&self, agent: &NewAgent, token_hash: Vec<u8>) -> StoreResult<Enrolled> {
-        let (agent, now) = (Arc::new(agent.clone()), self.now());
-        self.write("agent_enroll", body!([agent, token_hash] conn => agents::enroll(conn, &agent, token_hash, now)))
-            .await
-    }
-
-    async fn agent_refresh(
-        &self,
-        agent_no: i64,
-        labels: Option<&std::collections::BTreeMap<String, String>>,
-        facts: &serde_json::Map<String, serde_json::Value>,
-        version: &str,
-    ) -> StoreResult<()> {
-        let write = "agent_refresh";
-        let said = agents::Said::new(agent_no, labels, facts, version).map_err(|error| error::sort(write, error))?;
-        let (said, now) = (Arc::new(said), self.now());
-        // After a restart every agent says what it said before: that is no reason to write.
-        if self.read(write, body!([said] conn => agents::says_the_same(conn, &said))).await? {
-            return Ok(());
-        }
-        self.write(write, body!([said] conn => agents::refresh(conn, &said, now))).await
-    }
-
-    async fn agent_insert(&self, agents: Vec<NewAgent>) -> StoreResult<()> {
-        let (agents, now) = (Arc::new(agents), self.now());
-        self.write("agent_insert", body!([agents] conn => agents::insert(conn, &agents, now))).await
-    }
-
-    async fn agent_get(&self, agent_no: i64) -> StoreResult<Option<AgentRef>> {
-        self.agent_get_many(&[agent_no]).await.map(|mut agents| agents.pop())
-    }
-
-    async fn agent_get_many(&self, agent_nos: &[i64]) -> StoreResult<Vec<AgentRef>> {
-        let agent_nos = Arc::new(agent_nos.to_vec());
-        self.read("agent_get_many", body!([agent_nos] conn => agents::get_many(conn, &agent_nos))).await
-    }
-
-    async fn agent_match(&self, target: &Target, after: i64, limit: usize) -> StoreResult<Vec<(i64, Arc<str>)>> {
-        let (target, now) = (Arc::new(target.clone()), self.now());
-        self.read("agent_match", body!([target] conn => agents::matching(conn, &target, now, after, limit))).await
-    }
-
-    async fn session_open(&self, sessions: &[(i64, i64)]) -> StoreResult<()> {
-        let (sessions, here, now) = (Arc::new(sessions.to_vec()), self.inner.incarnation.clone(), self.now());
-        let open = body!([sessions, here] conn => agents::session_open(conn, &sessions, &here, now));
-        self.write("session_open", open).await
-    }
-
-    async fn session_close(&self, sessions: &[(i64, i64)]) -> StoreResult<()> {
-        let (sessions, here, now) = (Arc::new(sessions.to_vec()), self.inner.incarnation.clone(), self.now());
-        let close = body!([sessions, here] conn => agents::session_close(conn, &sessions, &here, now));
-        self.write("session_close", close).await
-    }
-
-    async fn token_insert(&self, token: &Token, hash: Vec<u8>) -> StoreResult<()> {
-        let token = Arc::new(token.clone());
-        self.write("token_insert", body!([token, hash] conn => tokens::insert(conn, &token, hash))).await
-    }
-
-    async fn token_find(&self, hash: &[u8]) -> StoreResult<Option<Token>> {
-        let (hash, now) = (hash.to_vec(), self.now());
-        self.read("token_find", body!([hash] conn => tokens::find(conn, hash, now))).await
-    }
-
-    async fn token_list(&self, after: Option<Uuid>, limit: usize) -> StoreResult<Vec<Token>> {
-        self.read("token_list", body!([] conn => tokens::list(conn, after, limit))).await
-    }
-
-    async fn token_revoke(&self, id: Uuid) -> StoreResult<bool> {
-        let now = self.now();
-        self.write("token_revoke", body!([] conn => tokens::revoke(conn, id, now))).await
-    }
-
-    async fn token_any_admin(&self) -> StoreResult<bool> {
-        self.read("token_any_admin", body!([] conn => tokens::any_admin(conn))).await
     }
 }

@@ -5,7 +5,7 @@
 //! report ends a command of which nothing is written) share it. These are guarded by the outcome's key alone: if it is
 //! there already, the batch fails and is looked at closely.
 
-use super::actions::count;
+use super::counts::count;
 use super::sql::sql;
 use crate::domain::command::{Answer, Known, Outcome};
 use crate::domain::time::Timestamp;
@@ -54,12 +54,13 @@ pub(super) async fn record(
 
 /// The two numbers of an advisory lock set these locks apart from a node's, which has one.
 const LOCKS: i32 = 0x6f64;
+/// So many locks are shared by all actions: a batch may be about thousands of them, and the server has room for a few
+/// thousand locks in all. Actions that share one only wait for each other more often than they need.
+const SLOTS: i64 = 128;
 
-/// Locks the actions of the reports, in the order of their keys, so that nobody waits in a circle.
+/// Locks the actions of the reports, always in the same order, so that nobody waits in a circle.
 async fn lock(conn: &mut AsyncPgConnection, reports: &[Report], how: &'static str) -> QueryResult<()> {
-    let actions: BTreeSet<i64> = reports.iter().map(|report| report.action_no).collect();
-    // Two actions that share a lock only wait for each other more often than they need.
-    let locks: BTreeSet<i32> = actions.into_iter().map(|no| (no & 0x7fff_ffff) as i32).collect();
+    let locks: BTreeSet<i32> = reports.iter().map(|report| (report.action_no % SLOTS) as i32).collect();
     sql(format!("SELECT count({how}(?, l.l)) FROM (SELECT UNNEST(?) AS l ORDER BY 1) l"))
         .bind(LOCKS)
         .bind(locks.into_iter().collect::<Vec<i32>>())

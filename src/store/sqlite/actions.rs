@@ -1,18 +1,16 @@
 //! Actions and their counters.
 
-use super::super::changes::Deltas;
-use super::super::rows::{ActionRow, ActionViewRow, Key, OpenActionRow, Sums, corrupt, in_state, sql_limit};
-use super::super::schema::{action_counts, actions};
+use super::super::rows::{ActionRow, ActionViewRow, Key, OpenActionRow, corrupt, in_state, sql_limit};
+use super::super::schema::actions;
 use super::super::{Accepted, ActionView, OpenAction, Resolution};
+use super::counts::sums;
 use super::json;
 use crate::domain::action::{Action, ActionState, Membership, NewAction};
-use crate::domain::command::CommandState;
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Bool, Text};
-use diesel::upsert::excluded;
 use uuid::Uuid;
 
 pub(super) fn insert(
@@ -74,19 +72,6 @@ fn insert_one(conn: &mut SqliteConnection, new: &NewAction, owner: &str, now: Ti
         .first::<(i64, Vec<u8>)>(conn)?;
     let same = digest == new.digest;
     Ok(if same { Accepted::Stored { id: new.id, no, fresh: false } } else { Accepted::Conflict })
-}
-
-/// The sum over the lanes.
-fn sums(conn: &mut SqliteConnection, no: i64) -> QueryResult<Sums> {
-    sql_query(
-        "SELECT coalesce(sum(total), 0) AS n_total, coalesce(sum(sent), 0) AS n_sent, \
-         coalesce(sum(succeeded), 0) AS n_succeeded, coalesce(sum(failed), 0) AS n_failed, \
-         coalesce(sum(timed_out), 0) AS n_timed_out, coalesce(sum(undeliverable), 0) AS n_undeliverable, \
-         coalesce(sum(expired), 0) AS n_expired, coalesce(sum(cancelled), 0) AS n_cancelled \
-         FROM action_counts WHERE action_no = ?",
-    )
-    .bind::<BigInt, _>(no)
-    .get_result(conn)
 }
 
 fn with_sums(conn: &mut SqliteConnection, row: ActionViewRow) -> QueryResult<ActionView> {
@@ -274,38 +259,4 @@ pub(super) fn purge(conn: &mut SqliteConnection, before: Timestamp, limit: usize
         sql_query("DELETE FROM purges WHERE action_no = ?").bind::<BigInt, _>(no).execute(conn)?;
     }
     Ok(Some(deleted))
-}
-
-/// Adds to the counters of this process's lane.
-pub(super) fn count(conn: &mut SqliteConnection, deltas: Deltas, lane: &str) -> QueryResult<()> {
-    use action_counts as c;
-    for (action_no, delta) in deltas {
-        diesel::insert_into(c::table)
-            .values((
-                c::action_no.eq(action_no),
-                c::lane.eq(lane),
-                c::total.eq(delta.total),
-                c::sent.eq(delta.of(CommandState::Sent)),
-                c::succeeded.eq(delta.of(CommandState::Succeeded)),
-                c::failed.eq(delta.of(CommandState::Failed)),
-                c::timed_out.eq(delta.of(CommandState::TimedOut)),
-                c::undeliverable.eq(delta.of(CommandState::Undeliverable)),
-                c::expired.eq(delta.of(CommandState::Expired)),
-                c::cancelled.eq(delta.of(CommandState::Cancelled)),
-            ))
-            .on_conflict((c::action_no, c::lane))
-            .do_update()
-            .set((
-                c::total.eq(c::total + excluded(c::total)),
-                c::sent.eq(c::sent + excluded(c::sent)),
-                c::succeeded.eq(c::succeeded + excluded(c::succeeded)),
-                c::failed.eq(c::failed + excluded(c::failed)),
-                c::timed_out.eq(c::timed_out + excluded(c::timed_out)),
-                c::undeliverable.eq(c::undeliverable + excluded(c::undeliverable)),
-                c::expired.eq(c::expired + excluded(c::expired)),
-                c::cancelled.eq(c::cancelled + excluded(c::cancelled)),
-            ))
-            .execute(conn)?;
-    }
-    Ok(())
 }

@@ -19,7 +19,7 @@ const UNTOUCHED: &str = "NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.action_no 
 pub(super) fn insert(conn: &mut SqliteConnection, pages: &[CommandPage], lane: &str) -> QueryResult<Vec<Inserted>> {
     let mut deltas = Deltas::default();
     let inserted = pages.iter().map(|page| insert_page(conn, page, &mut deltas)).collect::<QueryResult<Vec<_>>>()?;
-    super::actions::count(conn, deltas, lane)?;
+    super::counts::count(conn, deltas, lane)?;
     Ok(inserted)
 }
 

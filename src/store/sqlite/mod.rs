@@ -10,6 +10,7 @@
 mod actions;
 mod agents;
 mod commands;
+mod counts;
 mod functions;
 mod outcomes;
 mod tokens;

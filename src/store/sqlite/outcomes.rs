@@ -25,7 +25,7 @@ pub(super) fn record(
         // In a savepoint: what was inserted before the row that is there already must go again.
         match conn.transaction(|conn| insert_outcomes(conn, &changes)) {
             Ok(()) => {
-                super::actions::count(conn, changes.deltas, lane)?;
+                super::counts::count(conn, changes.deltas, lane)?;
                 return Ok(changes.answers);
             }
             Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => {}
@@ -36,7 +36,7 @@ pub(super) fn record(
     insert_outcomes(conn, &changes)?;
     write_open(conn, &changes)?;
     insert_late(conn, &changes)?;
-    super::actions::count(conn, changes.deltas, lane)?;
+    super::counts::count(conn, changes.deltas, lane)?;
     Ok(changes.answers)
 }
 
