@@ -379,11 +379,13 @@ pub struct Action {
     pub priority: i32,
     /// A user ended it. Set as soon as this node hears of it; the store is the truth.
     cancelled: AtomicBool,
+    /// A user paused it: nothing of it is handed over. Set like `cancelled`.
+    paused: AtomicBool,
 }
 
 impl Action {
     /// Puts one together from what the store holds.
-    pub fn from_new(no: i64, new: &NewAction, cancelled: bool) -> Result<Self, serde_json::Error> {
+    pub fn from_new(no: i64, new: &NewAction, cancelled: bool, paused: bool) -> Result<Self, serde_json::Error> {
         Ok(Self {
             no,
             id: new.id,
@@ -396,6 +398,7 @@ impl Action {
             policy: Policy { max_runs: new.max_runs, max_deliveries: new.max_deliveries, timeout: new.timeout.0 },
             priority: new.priority,
             cancelled: AtomicBool::new(cancelled),
+            paused: AtomicBool::new(paused),
         })
     }
 
@@ -418,6 +421,16 @@ impl Action {
     /// Says that a user ended it.
     pub fn set_cancelled(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether nothing of it is to be handed over for the time being.
+    pub fn is_paused(&self) -> bool {
+        self.paused.load(Ordering::Relaxed)
+    }
+
+    /// Marks it as paused, or as going on, for all who hold it.
+    pub fn set_paused(&self, paused: bool) {
+        self.paused.store(paused, Ordering::Relaxed);
     }
 }
 

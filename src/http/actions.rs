@@ -6,8 +6,8 @@ use crate::domain::agent::Role;
 use crate::domain::command::CommandState;
 use crate::domain::counts::Counts;
 use crate::domain::problem::ProblemKind;
-use crate::domain::time::Timestamp;
-use crate::pipeline::messages::{Cancelled, Resolve, Touched};
+use crate::domain::time::{Span, Timestamp};
+use crate::pipeline::messages::{Cancelled, Resolve, Resumed, Touched};
 use crate::store::{Accepted, ActionView, CommandView};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Serialize};
@@ -49,7 +49,12 @@ pub(super) async fn create(
     }
     let key = idempotency_key(&request)?;
     let document = body(payload, api.max_body).await?;
-    let mut action = NewAction::from_json(&document, Uuid::now_v7(), api.store.now())?;
+    submit(&api, &document, key).await
+}
+
+/// Stores a document as an action.
+async fn submit(api: &Api, document: &[u8], key: Option<String>) -> ApiResult<HttpResponse> {
+    let mut action = NewAction::from_json(document, Uuid::now_v7(), api.store.now())?;
     action.idempotency_key = key;
     let id = action.id;
     match api.store.action_insert(vec![action]).await?.pop() {
@@ -160,4 +165,62 @@ pub(super) async fn cancel(request: HttpRequest, id: web::Path<Uuid>, api: web::
     api.scheduler.try_send(Cancelled(vec![(view.no, view.id)])).ok();
     api.housekeeper.try_send(Touched(vec![view.no])).ok();
     Ok(HttpResponse::Ok().json(Full::from(view)))
+}
+
+/// `POST /v1/actions/{id}/pause`: nothing of it is handed over until it is resumed; all else goes on. Idempotent.
+pub(super) async fn pause(request: HttpRequest, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
+    set_paused(request, *id, api, true).await
+}
+
+/// `POST /v1/actions/{id}/resume`. Idempotent.
+pub(super) async fn resume(request: HttpRequest, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
+    set_paused(request, *id, api, false).await
+}
+
+async fn set_paused(request: HttpRequest, id: Uuid, api: web::Data<Api>, paused: bool) -> ApiResult<HttpResponse> {
+    auth::needs(&api, &request, Role::Operator).await?;
+    let view =
+        api.store.action_pause(id, paused).await?.ok_or_else(|| ApiError::not_found(format!("no action {id}")))?;
+    api.book.pause(view.no, view.status == ActionState::Paused);
+    if !paused {
+        api.scheduler.try_send(Resumed(vec![view.no])).ok();
+    }
+    Ok(HttpResponse::Ok().json(Full::from(view)))
+}
+
+#[derive(Deserialize)]
+pub(super) struct RetryQuery {
+    status: Option<String>,
+}
+
+/// The states that are tried again when the caller names none.
+const RETRIED: &str = "failed,timed_out,undeliverable,expired";
+
+/// `POST /v1/actions/{id}/retry`: a new action, the same but for its time, for the agents whose command is in one of these
+/// states now.
+pub(super) async fn retry(
+    request: HttpRequest,
+    id: web::Path<Uuid>,
+    query: web::Query<RetryQuery>,
+    api: web::Data<Api>,
+) -> ApiResult<HttpResponse> {
+    auth::needs(&api, &request, Role::Operator).await?;
+    let key = idempotency_key(&request)?;
+    let states = query.status.as_deref().unwrap_or(RETRIED).split(',').map(|name| {
+        let state = CommandState::from_name(name.trim()).filter(|state| state.is_final());
+        state.ok_or_else(|| ApiError::bad_request(format!("status: {name:?} is not a final state of a command")))
+    });
+    let states = states.collect::<ApiResult<Vec<_>>>()?;
+    let view = api.store.action_view(*id).await?.ok_or_else(|| ApiError::not_found(format!("no action {id}")))?;
+    let mut document: serde_json::Map<String, serde_json::Value> = serde_json::from_str(view.document.get())
+        .map_err(|error| ApiError::new(ProblemKind::Internal, error.to_string()))?;
+    let time = |key: &str| document.get(key)?.as_str().and_then(|text| Timestamp::parse(text).ok());
+    let lasts = time("expires_at").zip(time("valid_from")).map(|(end, start)| Span(end.since(start)));
+    ["id", "valid_from", "expires_at"].into_iter().for_each(|key| drop(document.remove(key)));
+    if let Some(lasts) = lasts {
+        document.insert("expires_after".into(), lasts.to_string().into());
+    }
+    let of = states.into_iter().map(|state| format!("action('{id}') = '{}'", state.as_str()));
+    document.insert("target".into(), of.collect::<Vec<_>>().join(" OR ").into());
+    submit(&api, serde_json::Value::from(document).to_string().as_bytes(), key).await
 }

@@ -71,6 +71,13 @@ impl ActionBook {
         }
     }
 
+    /// Marks an action as paused by a user, or as going on, for all who hold it.
+    pub fn pause(&self, no: i64, paused: bool) {
+        if let Some(action) = self.in_memory(no) {
+            action.set_paused(paused);
+        }
+    }
+
     fn in_memory(&self, no: i64) -> Option<Arc<Action>> {
         self.kept.get(&no).or_else(|| {
             let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);

@@ -9,6 +9,8 @@
 //! - now and then everything that should have gone out long ago is read again: a hint that was lost costs latency, and
 //!   nothing else.
 //!
+//! What is paused is passed over when it is due, and read again when it goes on.
+//!
 //! Commands of agents that have no connection here get an open row `waiting`, and are found when the agent connects.
 //! What is due goes to the sender router in order of (due time, priority, arrival), in chunks, a few at a time.
 //!
@@ -19,7 +21,7 @@ mod intake;
 
 use super::action_book::ActionBook;
 use super::batcher::Put;
-use super::messages::{Cancelled, Committed, Delivery, Dispatch, Drain, DueAgain};
+use super::messages::{Cancelled, Committed, Delivery, Dispatch, Drain, DueAgain, Resumed};
 use super::outcomes::{OutcomeSink, Outcomes};
 use super::presence::Presence;
 use super::sender_router::SenderRouter;
@@ -167,8 +169,9 @@ impl DelayScheduler {
             if due.is_empty() {
                 break;
             }
-            // What a user ended or what expired gets its outcome from the housekeeper.
-            due.retain(|(_, entry)| !entry.action.is_cancelled() && entry.action.expires_at > now);
+            // What a user ended or what expired gets its outcome from the housekeeper; what is paused is read again.
+            let goes_on = |action: &Action| !action.is_cancelled() && !action.is_paused() && action.expires_at > now;
+            due.retain(|(_, entry)| goes_on(&entry.action));
             let entries: Vec<Entry> = due.into_iter().map(|(_, entry)| entry).collect();
             self.hand_over(entries, ctx);
         }
@@ -321,6 +324,23 @@ impl Handler<Cancelled> for DelayScheduler {
         self.queue.remove_where(|(action_no, _), _| nos.contains(action_no));
         self.cursors.retain(|no, _| !nos.contains(no));
         self.parts.router.try_send(cancelled).ok();
+    }
+}
+
+impl Handler<Resumed> for DelayScheduler {
+    type Result = ();
+
+    fn handle(&mut self, Resumed(nos): Resumed, ctx: &mut Self::Context) {
+        let now = self.parts.store.now();
+        for no in nos {
+            if let Some(cursor) = self.cursors.get_mut(&no) {
+                cursor.at = cursor.dispatched;
+                cursor.behind = Some(now);
+            }
+        }
+        // Those with an open row.
+        self.second_reading = Some(FIRST);
+        self.look_again(ctx);
     }
 }
 

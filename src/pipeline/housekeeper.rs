@@ -179,6 +179,8 @@ pub async fn run_once(parts: &HousekeeperParts) -> Result<(), StoreError> {
 
 async fn reconcile(parts: &HousekeeperParts, action: &OpenAction) -> Result<(), StoreError> {
     let now = parts.store.now();
+    // Whoever reads an action while it is paused, or goes on, may have read it as it was before.
+    parts.book.pause(action.no, action.paused);
     if action.cancelled {
         parts.book.cancel(action.no);
         close(parts, action.no, Unfinished::All, &Event::Cancelled).await?;

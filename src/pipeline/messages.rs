@@ -71,6 +71,11 @@ pub struct Deliver(pub Vec<Delivery>);
 #[rtype(result = "()")]
 pub struct Cancelled(pub Vec<(i64, Uuid)>);
 
+/// HTTP → delay scheduler: these actions go on after a pause; what was passed over is to be read again.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Resumed(pub Vec<i64>);
+
 /// Outcomes, HTTP → housekeeper: these actions have changed. A hint; it also looks by itself.
 #[derive(Message)]
 #[rtype(result = "()")]

@@ -105,6 +105,9 @@ pub trait Store: Send + Sync + 'static {
     /// commit on; the outcomes follow through [`Store::outcome_record`].
     async fn action_cancel(&self, id: Uuid) -> StoreResult<Option<ActionView>>;
 
+    /// Pauses an action, or lets it go on, unless it has ended; `None` if there is no such action.
+    async fn action_pause(&self, id: Uuid, paused: bool) -> StoreResult<Option<ActionView>>;
+
     /// Ends the resolving of an action whose time is over; false if it was resolved before.
     async fn action_expire(&self, no: i64) -> StoreResult<bool>;
 

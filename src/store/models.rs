@@ -42,6 +42,8 @@ pub struct OpenAction {
     pub resolved: bool,
     /// A user ended it.
     pub cancelled: bool,
+    /// A user paused it.
+    pub paused: bool,
     /// It expired before it was resolved.
     pub expired: bool,
     /// The agent key up to which commands are written.

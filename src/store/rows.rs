@@ -164,6 +164,7 @@ pub(super) struct ActionRow {
     live: bool,
     priority: i32,
     cancelled: bool,
+    paused: bool,
 }
 
 impl ActionRow {
@@ -186,7 +187,7 @@ impl ActionRow {
             membership: if self.live { Membership::Live } else { Membership::Frozen },
             priority: self.priority,
         };
-        Action::from_new(self.no, &new, self.cancelled).map_err(corrupt)
+        Action::from_new(self.no, &new, self.cancelled, self.paused).map_err(corrupt)
     }
 }
 
@@ -203,6 +204,8 @@ pub(super) struct OpenActionRow {
     resolved: bool,
     #[diesel(sql_type = Bool)]
     cancelled: bool,
+    #[diesel(sql_type = Bool)]
+    paused: bool,
     #[diesel(sql_type = Bool)]
     expired: bool,
     #[diesel(sql_type = BigInt)]
@@ -223,6 +226,7 @@ impl From<OpenActionRow> for OpenAction {
             expires_at: Timestamp(row.expires_at),
             resolved: row.resolved,
             cancelled: row.cancelled,
+            paused: row.paused,
             expired: row.expired,
             resolved_through: row.resolved_through,
             dispatched_through: row.dispatched_through,

@@ -221,6 +221,32 @@ pub async fn an_action_completes_when_all_its_commands_are_final_and_not_before(
     assert_eq!((view.status, view.counts.succeeded, view.counts.failed), (ActionState::Completed, 1, 1));
 }
 
+pub async fn a_pause_is_of_what_goes_on_alone(backend: &mut impl Backend) {
+    let store = backend.store();
+    let fleet = agents(store, 1).await;
+    let going = resolved(store, json!({}), &fleet).await;
+    let over = resolved(store, json!({}), &[]).await;
+    store.action_complete(vec![over.no]).await.unwrap();
+    let pause = async |taken: crate::support::Taken, paused| {
+        store.action_pause(taken.id, paused).await.unwrap().unwrap().status
+    };
+    for _ in 0..2 {
+        assert_eq!(pause(going, true).await, ActionState::Paused);
+    }
+    assert!(store.action_get(going.no).await.unwrap().unwrap().is_paused());
+    assert!(store.action_list_open(0, 10).await.unwrap()[0].paused);
+    assert!(store.command_backlog(fleet[0], in_secs(store, 60), 10).await.unwrap().is_empty());
+    assert_eq!(pause(over, true).await, ActionState::Completed);
+    for _ in 0..2 {
+        assert_eq!(pause(going, false).await, ActionState::Running);
+    }
+    assert_eq!(store.command_backlog(fleet[0], in_secs(store, 60), 10).await.unwrap().len(), 1);
+    pause(going, true).await;
+    store.action_cancel(going.id).await.unwrap();
+    assert_eq!(pause(going, false).await, ActionState::Cancelled);
+    assert!(store.action_pause(Uuid::now_v7(), true).await.unwrap().is_none());
+}
+
 pub async fn open_actions_are_listed_until_they_end(backend: &mut impl Backend) {
     let store = backend.store();
     let fleet = agents(store, 3).await;

@@ -99,6 +99,7 @@ macro_rules! cases {
                 resolving_goes_on_after_a_restart
                 an_action_without_agents_completes
                 an_action_completes_when_all_its_commands_are_final_and_not_before
+                a_pause_is_of_what_goes_on_alone
                 open_actions_are_listed_until_they_end
                 unresolved_actions_are_listed_when_their_time_is_near
                 lists_show_every_state_newest_first

@@ -246,3 +246,96 @@ pub async fn agents_that_stop_reading_cost_little_and_are_dropped_and_get_their_
     }
     assert_eq!(again, ids.into_iter().collect());
 }
+
+/// Whether the agent gets any command within a while.
+async fn gets_something(agent: &mut WireAgent) -> bool {
+    tokio::time::timeout(Duration::from_millis(1_500), agent.commands()).await.is_ok()
+}
+
+pub async fn a_paused_action_hands_nothing_over_until_it_is_resumed(on: On) {
+    let mut server = Server::start(on.options()).await;
+    let here = server.enroll("here", json!({})).await;
+    let away = server.enroll("away", json!({})).await;
+    let mut agent = WireAgent::hello(&server.url, &here, 16).await;
+    let soon = (chrono::Utc::now() + chrono::Duration::seconds(2)).to_rfc3339();
+    let document = json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "ping" }], "valid_from": soon });
+    let id = server.submit(document).await;
+    let call = async |server: &Server, what: &str| server.call("POST", &format!("/v1/actions/{id}/{what}"), None).await;
+    for _ in 0..2 {
+        let (status, view) = call(&server, "pause").await;
+        assert_eq!((status, &view["status"]), (200, &json!("paused")));
+    }
+    crate::support::eventually("its commands to be written all the same", || async {
+        (server.action(&id).await["counts"]["total"] == 2).then_some(())
+    })
+    .await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(!gets_something(&mut agent).await, "it is paused");
+    // Others go on.
+    let other = server.submit(json!({ "name": "o", "target": "TRUE", "operations": [{ "module": "ping" }] })).await;
+    let command = one(&mut agent).await;
+    assert_eq!(command["action"], other.as_str());
+    agent.succeed(&command).await;
+    agent.expect("stored").await;
+    // Over a crash too, and for an agent that comes meanwhile.
+    server.kill();
+    server.restart().await;
+    let mut agent = WireAgent::hello(&server.url, &here, 16).await;
+    let mut late = WireAgent::hello(&server.url, &away, 16).await;
+    let command = one(&mut late).await;
+    assert_eq!(command["action"], other.as_str());
+    late.succeed(&command).await;
+    assert!(!gets_something(&mut agent).await && !gets_something(&mut late).await, "it is paused");
+    assert_eq!(server.until_status(&other, "completed").await["counts"]["succeeded"], 2);
+
+    for _ in 0..2 {
+        let (status, view) = call(&server, "resume").await;
+        assert_eq!((status, &view["status"]), (200, &json!("running")));
+    }
+    for agent in [&mut agent, &mut late] {
+        let command = one(agent).await;
+        assert_eq!(command["action"], id.as_str());
+        agent.succeed(&command).await;
+    }
+    server.until_status(&id, "completed").await;
+    assert_eq!(call(&server, "pause").await.1["status"], "completed", "what has ended stays as it ended");
+    assert_eq!(server.call("POST", &format!("/v1/actions/{}/pause", uuid::Uuid::now_v7()), None).await.0, 404);
+}
+
+pub async fn a_retry_is_a_new_action_over_those_that_failed(on: On) {
+    let server = Server::start(on.options()).await;
+    let mut agents = Vec::new();
+    for name in ["good", "bad"] {
+        let token = server.enroll(name, json!({})).await;
+        agents.push(WireAgent::hello(&server.url, &token, 16).await);
+    }
+    let operations = json!([{ "module": "exec", "parameters": { "argv": ["true"] } }]);
+    let document =
+        json!({ "name": "n", "target": "TRUE", "operations": operations, "expires_after": "2h", "priority": 7 });
+    let id = server.submit(document).await;
+    let commands = [one(&mut agents[0]).await, one(&mut agents[1]).await];
+    agents[0].succeed(&commands[0]).await;
+    let mut failed = success(&commands[1]);
+    failed["status"] = "failed".into();
+    agents[1].send(json!({ "type": "results", "results": [failed] })).await;
+    server.until_status(&id, "completed").await;
+
+    let path = format!("/v1/actions/{id}/retry");
+    let (status, again) = server.call("POST", &path, None).await;
+    assert_eq!(status, 202, "{again}");
+    let again = again["id"].as_str().unwrap();
+    assert_ne!(again, id);
+    let command = one(&mut agents[1]).await;
+    assert_eq!((&command["action"], &command["operations"]), (&json!(again), &operations));
+    agents[1].succeed(&command).await;
+    let view = server.until_status(again, "completed").await;
+    assert_eq!((&view["counts"]["total"], &view["action"]["priority"]), (&json!(1), &json!(7)));
+    let parse = |key: &str| chrono::DateTime::parse_from_rfc3339(view["action"][key].as_str().unwrap()).unwrap();
+    assert_eq!(parse("expires_at") - parse("valid_from"), chrono::Duration::hours(2));
+
+    let (status, none) = server.call("POST", &format!("{path}?status=cancelled,undeliverable"), None).await;
+    assert_eq!(status, 202);
+    assert_eq!(server.until_status(none["id"].as_str().unwrap(), "completed").await["counts"]["total"], 0);
+    assert_eq!(server.call("POST", &format!("{path}?status=pending"), None).await.0, 400);
+    assert_eq!(server.call("POST", &format!("/v1/actions/{}/retry", uuid::Uuid::now_v7()), None).await.0, 404);
+}

@@ -53,6 +53,8 @@ on_both! {
         who_takes_a_command_and_never_answers_has_timed_out_and_gets_the_next_one
         without_received_a_hand_over_has_failed_and_is_tried_again_up_to_max_deliveries
         agents_that_stop_reading_cost_little_and_are_dropped_and_get_their_commands_later
+        a_paused_action_hands_nothing_over_until_it_is_resumed
+        a_retry_is_a_new_action_over_those_that_failed
     }
     agent_input {
         frames_that_are_none_close_the_connection_and_only_that

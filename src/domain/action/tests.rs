@@ -77,7 +77,7 @@ fn the_digest_minds_content_and_not_layout() {
 #[test]
 fn due_times_grow_with_the_position_over_the_whole_spread() {
     let new = with(r#""spread":"10s""#).expect("valid");
-    let action = Action::from_new(1, &new, false).expect("valid");
+    let action = Action::from_new(1, &new, false, false).expect("valid");
     let dues: Vec<i64> = (0..4).map(|n| action.due_at(n, 4).0 - NOW.0).collect();
     assert_eq!(dues, [0, 2_500, 5_000, 7_500]);
     assert_eq!(action.due_at(9, 4).0 - NOW.0, 10_000);

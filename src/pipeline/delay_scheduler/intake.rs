@@ -19,6 +19,8 @@ pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(10);
 const SECOND_READING: u32 = 6;
 /// How long what doesn't fit waits for room.
 const FOR_ROOM: Duration = Duration::from_secs(1);
+/// How long a paused action is left alone; it is looked at at once when it goes on.
+const PAUSED: Duration = Duration::from_secs(60);
 /// Rows per read.
 const PAGE: usize = 5_000;
 
@@ -68,6 +70,9 @@ impl DelayScheduler {
         ctx: &mut Context<Self>,
     ) -> Taken {
         let (now, horizon) = (self.parts.store.now(), self.horizon());
+        if action.is_paused() && !commands.is_empty() {
+            return Taken::Until(0, now.plus(PAUSED));
+        }
         let mut away = Vec::new();
         let mut at = 0;
         let mut stopped = None;
@@ -131,7 +136,7 @@ impl DelayScheduler {
         };
         ctx.spawn(looked_up.into_actor(self).map(|found, scheduler, ctx| match found {
             Ok(found) => {
-                for (action, transport, due) in found {
+                for (action, transport, due) in found.into_iter().filter(|(action, ..)| !action.is_paused()) {
                     scheduler.insert(&action, &transport, due);
                 }
                 scheduler.dispatch(ctx);

@@ -92,6 +92,8 @@ pub struct Desk {
     /// Runs that ended here within [`STALE`], and within the one before: a read that began earlier may still bring them.
     over: [HashSet<(i64, i32)>; 2],
     over_since: Option<Instant>,
+    /// Reports about commands that were put back since their action is paused.
+    put_back: Vec<Report>,
 }
 
 impl Desk {
@@ -106,6 +108,7 @@ impl Desk {
             runs: HashMap::new(),
             over: Default::default(),
             over_since: None,
+            put_back: Vec::new(),
         }
     }
 
@@ -155,8 +158,13 @@ impl Desk {
         self.flying.retain(|_, flying| flying.action.no != no);
     }
 
+    /// What is to be recorded of commands that [`hand_over`](Self::hand_over) put back.
+    pub fn take_put_back(&mut self) -> Vec<Report> {
+        std::mem::take(&mut self.put_back)
+    }
+
     /// The commands to hand over now, while the agent has room. What was cancelled or has expired is dropped: the
-    /// housekeeper closes it.
+    /// housekeeper closes it. What is paused goes back to the store.
     pub fn hand_over(&mut self, now: Timestamp, clock: Instant) -> Vec<Command> {
         let mut commands = Vec::new();
         if self.queue.is_empty() {
@@ -164,7 +172,13 @@ impl Desk {
         }
         let mut in_transit: usize = self.flying.values().map(Flying::in_transit).sum();
         while self.flying.len() < self.capacity && in_transit < IN_TRANSIT {
-            let Some((_, Queued { delivery: Delivery { due, action }, .. })) = self.queue.pop_first() else { break };
+            let Some((_, Queued { delivery, .. })) = self.queue.pop_first() else { break };
+            if delivery.action.is_paused() && !delivery.action.is_cancelled() {
+                self.runs.remove(&delivery.action.no);
+                self.put_back.extend((!delivery.due.open).then(|| hold_report(&delivery)));
+                continue;
+            }
+            let Delivery { due, action } = delivery;
             if action.is_cancelled() || action.expires_at <= now {
                 self.runs.remove(&action.no);
                 continue;
@@ -428,7 +442,7 @@ mod tests {
         let document =
             format!(r#"{{"name":"n","target":"TRUE","operations":[{{"module":"ping"}}],"priority":{priority}}}"#);
         let new = NewAction::from_json(document.as_bytes(), uuid::Uuid::now_v7(), Timestamp(0)).expect("valid");
-        let action = Arc::new(Action::from_new(no, &new, false).expect("valid"));
+        let action = Arc::new(Action::from_new(no, &new, false, false).expect("valid"));
         let due = Due { action_no: no, agent_no: 1, run: 1, attempts: 0, due_at: Timestamp(no), priority, open: true };
         Delivery { due, action }
     }

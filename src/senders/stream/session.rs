@@ -185,6 +185,9 @@ impl Session {
             return;
         }
         let commands = self.desk.hand_over(self.parts.store.now(), Instant::now());
+        let put_back = self.desk.take_put_back();
+        self.record_reports(put_back.into_iter().map(|report| (None, report)).collect());
+
         if commands.is_empty() {
             return;
         }

@@ -128,7 +128,7 @@ pub(super) async fn no(conn: &mut AsyncPgConnection, id: Uuid) -> QueryResult<Op
 pub(super) async fn list_open(conn: &mut AsyncPgConnection, after: i64, limit: usize) -> QueryResult<Vec<OpenAction>> {
     let rows: Vec<OpenActionRow> = sql(format!(
         "SELECT a.*, n_total - n_succeeded - n_failed - n_timed_out - n_undeliverable - n_expired - n_cancelled \
-         AS unfinished, n_sent AS sent FROM (SELECT no, valid_from, expires_at, resolved, cancelled, expired, \
+         AS unfinished, n_sent AS sent FROM (SELECT no, valid_from, expires_at, resolved, cancelled, paused, expired, \
          resolved_through, dispatched_through FROM actions WHERE ended_at IS NULL AND no > ? ORDER BY no LIMIT ?) a \
          {SUMS} ORDER BY a.no"
     ))
@@ -215,6 +215,16 @@ pub(super) async fn cancel(conn: &mut AsyncPgConnection, id: Uuid) -> QueryResul
     // What has ended stays as it ended. With `resolved`, pages that are still on their way are refused.
     sql("UPDATE actions SET cancelled = TRUE, resolved = TRUE WHERE id = ? AND ended_at IS NULL AND NOT cancelled")
         .bind(id.to_string())
+        .execute(conn)
+        .await?;
+    view(conn, id).await
+}
+
+pub(super) async fn pause(conn: &mut AsyncPgConnection, id: Uuid, paused: bool) -> QueryResult<Option<ActionView>> {
+    sql("UPDATE actions SET paused = ? WHERE id = ? AND paused <> ? AND ended_at IS NULL AND NOT cancelled AND NOT expired")
+        .bind(paused)
+        .bind(id.to_string())
+        .bind(paused)
         .execute(conn)
         .await?;
     view(conn, id).await

@@ -143,6 +143,10 @@ impl Store for PostgresStore {
         self.write("action_cancel", body!([] conn => actions::cancel(conn, id))).await
     }
 
+    async fn action_pause(&self, id: Uuid, paused: bool) -> StoreResult<Option<ActionView>> {
+        self.write("action_pause", body!([] conn => actions::pause(conn, id, paused))).await
+    }
+
     async fn action_expire(&self, no: i64) -> StoreResult<bool> {
         self.write("action_expire", body!([] conn => actions::expire(conn, no))).await
     }

@@ -119,7 +119,7 @@ pub(super) fn no(conn: &mut SqliteConnection, id: Uuid) -> QueryResult<Option<i6
 
 pub(super) fn list_open(conn: &mut SqliteConnection, after: i64, limit: usize) -> QueryResult<Vec<OpenAction>> {
     let rows = sql_query(
-        "SELECT no, valid_from, expires_at, resolved, cancelled, expired, resolved_through, dispatched_through, \
+        "SELECT no, valid_from, expires_at, resolved, cancelled, paused, expired, resolved_through, dispatched_through, \
          (SELECT coalesce(sum(total - succeeded - failed - timed_out - undeliverable - c.expired - c.cancelled), 0) \
           FROM action_counts c WHERE c.action_no = a.no) AS unfinished, \
          (SELECT coalesce(sum(sent), 0) FROM action_counts c WHERE c.action_no = a.no) AS sent \
@@ -171,6 +171,14 @@ pub(super) fn cancel(conn: &mut SqliteConnection, id: Uuid) -> QueryResult<Optio
     // What has ended stays as it ended. With `resolved`, pages that are still on their way are refused.
     diesel::update(actions::table.filter(actions::id.eq(id.to_string())).filter(actions::ended_at.is_null()))
         .set((actions::cancelled.eq(true), actions::resolved.eq(true)))
+        .execute(conn)?;
+    view(conn, id)
+}
+
+pub(super) fn pause(conn: &mut SqliteConnection, id: Uuid, paused: bool) -> QueryResult<Option<ActionView>> {
+    let goes_on = actions::ended_at.is_null().and(actions::cancelled.eq(false)).and(actions::expired.eq(false));
+    diesel::update(actions::table.filter(actions::id.eq(id.to_string())).filter(goes_on))
+        .set(actions::paused.eq(paused))
         .execute(conn)?;
     view(conn, id)
 }

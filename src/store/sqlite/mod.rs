@@ -242,6 +242,10 @@ impl Store for SqliteStore {
         self.write("action_cancel", move |conn| actions::cancel(conn, id)).await
     }
 
+    async fn action_pause(&self, id: Uuid, paused: bool) -> StoreResult<Option<ActionView>> {
+        self.write("action_pause", move |conn| actions::pause(conn, id, paused)).await
+    }
+
     async fn action_expire(&self, no: i64) -> StoreResult<bool> {
         self.write("action_expire", move |conn| actions::expire(conn, no)).await
     }
