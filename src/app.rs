@@ -25,6 +25,7 @@ use crate::pipeline::command_store::{CommandSink, CommandStore};
 use crate::pipeline::delay_scheduler::{DelayScheduler, SchedulerParts};
 use crate::pipeline::housekeeper::{Housekeeper, HousekeeperParts};
 use crate::pipeline::messages::{Deliver, Drain};
+use crate::pipeline::notifier::Notifier;
 use crate::pipeline::outcomes::{OutcomeSink, Outcomes, Upstream};
 use crate::pipeline::presence::Presence;
 use crate::pipeline::resolver::{Resolver, ResolverParts, pages_in_memory};
@@ -167,7 +168,8 @@ impl Builder {
         let limits = Limits { max_items: batch.max_items, max_wait: batch.max_wait.0, idle: batch.idle.0 };
 
         // Sink first.
-        let sink = OutcomeSink { store: store.clone(), upstream: upstream.clone() };
+        let notifier = Notifier::default();
+        let sink = OutcomeSink { store: store.clone(), upstream: upstream.clone(), notifier: notifier.clone() };
         let outcomes = supervise("outcomes", Batcher::new(sink, limits), MAILBOX, &supervision);
         let sink = SessionSink { store: store.clone() };
         let sessions = supervise("sessions", Batcher::new(sink, limits), MAILBOX, &supervision);
@@ -194,13 +196,14 @@ impl Builder {
         };
         let scheduler = supervise("delay_scheduler", DelayScheduler::new(parts), MAILBOX, &supervision);
         upstream.set_scheduler(scheduler.clone());
-        let sink = CommandSink { store: store.clone(), scheduler: scheduler.clone() };
+        let sink = CommandSink { store: store.clone(), scheduler: scheduler.clone(), notifier: notifier.clone() };
         let commands = supervise("command_store", Batcher::new(sink, limits), MAILBOX, &supervision);
         let parts = HousekeeperParts {
             store: store.clone(),
             book: book.clone(),
             outcomes: outcomes.clone(),
             keep: config.retention.actions.0,
+            notifier: notifier.clone(),
         };
         let housekeeper = supervise("housekeeper", Housekeeper::new(parts), MAILBOX, &supervision);
         upstream.set_housekeeper(housekeeper.clone());
@@ -230,6 +233,8 @@ impl Builder {
             resolver: resolver.clone(),
             scheduler: scheduler.clone(),
             housekeeper: housekeeper.clone(),
+            notifier,
+            watchers: http::watchers(),
             sessions: SessionParts {
                 store: store.clone(),
                 book,

@@ -37,6 +37,9 @@ pub(super) enum ClientError {
         /// The HTTP status.
         status: StatusCode,
     },
+    /// What was to be printed can't be.
+    #[error("the output cannot be written: {0}")]
+    Output(std::io::Error),
     /// There is no token.
     #[error("no token: give --token-file, or set ODOSHI_TOKEN")]
     NoToken,
@@ -73,7 +76,8 @@ impl Client {
     pub(super) fn with(server: &str, token: String) -> Result<Self, ClientError> {
         let server = server.trim_end_matches('/').to_owned();
         let http = reqwest::Client::builder()
-            .timeout(Duration::from_secs(30))
+            .connect_timeout(Duration::from_secs(10))
+            .read_timeout(Duration::from_secs(30))
             .build()
             .map_err(|source| ClientError::Unreachable { server: server.clone(), source })?;
         Ok(Self { http, server, token })
@@ -96,15 +100,60 @@ impl Client {
             }
             return serde_json::from_str(&text).map_err(|_| ClientError::Strange { status });
         }
-        Err(match serde_json::from_str::<Problem>(&text) {
-            Ok(problem) => ClientError::Refused(Box::new(problem)),
-            Err(_) => ClientError::Strange { status },
-        })
+        Err(refusal(status, &text))
+    }
+
+    /// Copies a list that the server streams to `out`, as it comes.
+    pub(super) async fn copy(
+        &self,
+        path: &str,
+        accept: &str,
+        out: &mut impl std::io::Write,
+    ) -> Result<(), ClientError> {
+        let request = self.http.get(format!("{}{path}", self.server)).bearer_auth(self.token.trim());
+        let unreachable = |source| ClientError::Unreachable { server: self.server.clone(), source };
+        let mut response = request.header("Accept", accept).send().await.map_err(unreachable)?;
+        let status = response.status();
+        if !status.is_success() {
+            let text = response.text().await.map_err(unreachable)?;
+            return Err(refusal(status, &text));
+        }
+        while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+            out.write_all(&chunk).map_err(ClientError::Output)?;
+        }
+        out.flush().map_err(ClientError::Output)
+    }
+
+    /// Reads all pages of a list, the items under `key`.
+    pub(super) async fn all(&self, path: &str, query: &str, key: &str) -> Result<Vec<Value>, ClientError> {
+        let (mut items, mut after) = (Vec::new(), String::new());
+        loop {
+            let mut page = self.get(&format!("{path}?limit=1000&{query}{after}")).await?;
+            if let Some(Value::Array(more)) = page.get_mut(key).map(Value::take) {
+                items.extend(more);
+            }
+            match page["next"].as_str() {
+                Some(next) => after = format!("&after={}", encoded(next)),
+                None => return Ok(items),
+            }
+        }
     }
 
     /// Reads.
     pub(super) async fn get(&self, path: &str) -> Result<Value, ClientError> {
         self.call(Method::GET, path, None).await
+    }
+}
+
+/// A text as a part of a URL.
+pub(super) fn encoded(text: &str) -> String {
+    percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
+}
+
+fn refusal(status: StatusCode, text: &str) -> ClientError {
+    match serde_json::from_str::<Problem>(text) {
+        Ok(problem) => ClientError::Refused(Box::new(problem)),
+        Err(_) => ClientError::Strange { status },
     }
 }
 

@@ -1,14 +1,20 @@
 //! The command line: one file per subcommand. Results go to stdout, everything else to stderr.
 #![allow(clippy::print_stdout, reason = "printing is what a command line does")]
 
+mod actions;
 mod agent;
+mod agents;
 mod bench;
 mod client;
 mod config;
 mod demo;
+mod follow;
 mod limits;
 mod migrate;
+mod output;
 mod place;
+mod preview;
+mod run;
 mod serve;
 mod token;
 
@@ -31,6 +37,16 @@ enum Command {
     Serve(serve::Args),
     /// Run the reference agent
     Agent(agent::Args),
+    /// Submit an action, follow it to its end, and show what came of it
+    Run(run::Args),
+    /// How many agents a target picks, and some of them
+    Preview(preview::Args),
+    /// List, show, follow and steer actions
+    #[command(subcommand)]
+    Actions(actions::Command),
+    /// List and show agents
+    #[command(subcommand)]
+    Agents(agents::Command),
     /// Make, list and revoke tokens
     #[command(subcommand)]
     Token(token::Command),
@@ -55,8 +71,8 @@ type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
 /// Runs the command line; answers the process's exit code.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let quiet = matches!(cli.command, Command::Demo(_) | Command::Bench(_));
-    // A demo is for people: its progress is on the screen, and its server's routine isn't.
+    let quiet = !matches!(cli.command, Command::Serve(_) | Command::Agent(_));
+    // What people look at is on the screen, and a demo's server's routine isn't.
     let default = if quiet { "warn" } else { "info,actix_server=warn" };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default))
         .format_timestamp_millis()
@@ -65,6 +81,10 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(args),
         Command::Serve(args) => serve::run(args),
         Command::Agent(args) => agent::run(args),
+        Command::Run(args) => run::run(args),
+        Command::Preview(args) => preview::run(args),
+        Command::Actions(command) => actions::run(command),
+        Command::Agents(command) => agents::run(command),
         Command::Token(command) => token::run(command),
         Command::Config(command) => config::run(command),
         Command::Migrate(args) => migrate::run(args),
@@ -80,10 +100,11 @@ pub fn main() -> ExitCode {
     })
 }
 
-/// 3: the server can't be reached; 1: anything else.
+/// 2: how it was called; 3: the server can't be reached; 1: anything else.
 fn exit_code(error: &(dyn std::error::Error + 'static)) -> u8 {
     match error.downcast_ref::<client::ClientError>() {
         Some(client::ClientError::Unreachable { .. }) => 3,
+        _ if error.is::<run::Usage>() => 2,
         _ => 1,
     }
 }

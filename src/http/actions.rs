@@ -1,6 +1,6 @@
 //! `/v1/actions`.
 
-use super::{Api, ApiError, ApiResult, auth, body, limit};
+use super::{Api, ApiError, ApiResult, auth, body, limit, lines};
 use crate::domain::action::{ActionState, NewAction};
 use crate::domain::agent::Role;
 use crate::domain::command::CommandState;
@@ -152,7 +152,11 @@ pub(super) async fn commands(
     if api.store.action_no(*id).await?.is_none() {
         return Err(ApiError::not_found(format!("no action {id}")));
     }
+    if let Some(format) = lines::Format::asked_for(&request) {
+        return lines::commands(api, *id, status, query.into_inner().after, format);
+    }
     let commands = api.store.command_list(*id, status, query.after.as_deref(), limit).await?;
+
     let next = (commands.len() == limit).then(|| commands.last().map(|command| command.agent.clone())).flatten();
     Ok(HttpResponse::Ok().json(Commands { commands, next }))
 }
@@ -162,6 +166,8 @@ pub(super) async fn cancel(request: HttpRequest, id: web::Path<Uuid>, api: web::
     auth::needs(&api, &request, Role::Operator).await?;
     let view = api.store.action_cancel(*id).await?.ok_or_else(|| ApiError::not_found(format!("no action {id}")))?;
     api.book.cancel(view.no);
+    api.notifier.notify();
+
     api.scheduler.try_send(Cancelled(vec![(view.no, view.id)])).ok();
     api.housekeeper.try_send(Touched(vec![view.no])).ok();
     Ok(HttpResponse::Ok().json(Full::from(view)))
@@ -182,6 +188,8 @@ async fn set_paused(request: HttpRequest, id: Uuid, api: web::Data<Api>, paused:
     let view =
         api.store.action_pause(id, paused).await?.ok_or_else(|| ApiError::not_found(format!("no action {id}")))?;
     api.book.pause(view.no, view.status == ActionState::Paused);
+    api.notifier.notify();
+
     if !paused {
         api.scheduler.try_send(Resumed(vec![view.no])).ok();
     }

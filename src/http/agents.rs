@@ -1,69 +1,80 @@
-//! `/v1/agent`: what agents call.
+//! `/v1/agents` and `/v1/targets`: the fleet, as operators see it.
 
-use super::{Api, ApiError, ApiResult, auth, body};
-use crate::domain::agent::{Enrollment, Role, STREAM, Secret};
-use crate::domain::problem::ProblemKind;
-use crate::domain::protocol::MAX_FRAME;
-use crate::senders::stream::session;
-use crate::store::{Enrolled, NewAgent};
+use super::{Api, ApiError, ApiResult, auth, body, limit};
+use crate::domain::agent::Role;
+use crate::domain::problem::{Problem, ProblemKind};
+use crate::domain::target::Target;
+use crate::store::AgentView;
 use actix_web::{HttpRequest, HttpResponse, web};
+use serde::{Deserialize, Serialize};
 
-/// `POST /v1/agent/enroll`: a new agent with an `enroll` token, or one that tells its labels and facts again with its own.
-pub(super) async fn enroll(
-    request: HttpRequest,
-    payload: web::Payload,
-    api: web::Data<Api>,
-) -> ApiResult<HttpResponse> {
-    let token = auth::caller(&api, &request).await?;
-    if token.role != Role::Agent && !token.role.allows(Role::Enroll) {
-        let detail = format!("this needs the role enroll; the token has {}", token.role.as_str());
-        return Err(ApiError::new(ProblemKind::Forbidden, detail));
-    }
-    let enrollment = Enrollment::from_json(&body(payload, api.max_body).await?)?;
-    if token.role == Role::Agent {
-        let agent = auth::agent(&api, &request).await?;
-        if agent.name != enrollment.name {
-            let detail = format!("this token belongs to {}, not to {}", agent.name, enrollment.name);
-            return Err(ApiError::new(ProblemKind::Forbidden, detail));
-        }
-        let Enrollment { labels, facts, version, .. } = &enrollment;
-        api.store.agent_refresh(agent.no, Some(labels), facts, version).await?;
-        return Ok(HttpResponse::Ok().json(serde_json::json!({ "agent": agent.name })));
-    }
-    let secret = Secret::random();
-    let new = NewAgent { enrollment, transport: STREAM.into(), address: None };
-    match api.store.agent_enroll(&new, secret.hash()).await? {
-        Enrolled::New(agent) => {
-            log::info!(agent = agent.name.as_str(); "an agent has enrolled");
-            Ok(HttpResponse::Created().json(serde_json::json!({ "agent": agent.name, "token": secret.reveal() })))
-        }
-        Enrolled::Taken => {
-            let detail = format!("name: {} is taken by another agent", new.enrollment.name);
-            Err(ApiError::new(ProblemKind::Conflict, detail))
-        }
-    }
+/// How many names a preview shows.
+const SAMPLE: usize = 20;
+
+#[derive(Deserialize)]
+pub(super) struct ListQuery {
+    target: Option<String>,
+    limit: Option<usize>,
+    after: Option<String>,
 }
 
-/// `GET /v1/agent/stream`: the agent's WebSocket.
-pub(super) async fn stream(
+#[derive(Serialize)]
+struct Agents {
+    agents: Vec<AgentView>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
+fn parse(target: &str) -> ApiResult<Target> {
+    Target::parse(target).map_err(|error| Problem::new(ProblemKind::InvalidDocument, format!("target: {error}")).into())
+}
+
+/// `GET /v1/agents`: by name; all, disabled ones too, or those that a target picks.
+pub(super) async fn list(
+    request: HttpRequest,
+    query: web::Query<ListQuery>,
+    api: web::Data<Api>,
+) -> ApiResult<HttpResponse> {
+    auth::needs(&api, &request, Role::Viewer).await?;
+    let limit = limit(query.limit)?;
+    let target = query.target.as_deref().map(parse).transpose()?;
+    let agents = api.store.agent_list(target.as_ref(), query.after.as_deref(), limit).await?;
+    let next = (agents.len() == limit).then(|| agents.last().map(|agent| agent.name.clone())).flatten();
+    Ok(HttpResponse::Ok().json(Agents { agents, next }))
+}
+
+/// `GET /v1/agents/{name}`.
+pub(super) async fn show(
+    request: HttpRequest,
+    name: web::Path<String>,
+    api: web::Data<Api>,
+) -> ApiResult<HttpResponse> {
+    auth::needs(&api, &request, Role::Viewer).await?;
+    let agent = api.store.agent_view(&name).await?.ok_or_else(|| ApiError::not_found(format!("no agent {name}")))?;
+    Ok(HttpResponse::Ok().json(agent))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Preview {
+    target: String,
+}
+
+/// `POST /v1/targets/preview`: how many agents match now, and the first of their names.
+pub(super) async fn preview(
     request: HttpRequest,
     payload: web::Payload,
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
-    let agent = auth::agent(&api, &request).await?;
-    if api.supervision.is_draining() {
-        return Err(ApiError::new(ProblemKind::Unavailable, "the server is stopping; connect to another one"));
-    }
-    let (response, socket, stream) = actix_ws::handle(&request, payload).map_err(ApiError::bad_request)?;
-    let stream = stream.max_frame_size(MAX_FRAME).aggregate_continuations().max_continuation_size(MAX_FRAME);
-    let name = agent.name.clone();
-    let served = session::serve(api.sessions.clone(), agent, socket, stream);
-    actix_web::rt::spawn(async move {
-        // A fault in one session is that session's alone: the socket closes, and the agent comes back.
-        let guarded = std::panic::AssertUnwindSafe(served);
-        if futures_util::FutureExt::catch_unwind(guarded).await.is_err() {
-            log::error!(agent = name.as_str(); "an agent's session fell; its agent will connect again");
-        }
-    });
-    Ok(response)
+    auth::needs(&api, &request, Role::Operator).await?;
+    let json = body(payload, api.max_body).await?;
+    let preview: Preview = serde_json::from_slice(&json).map_err(|error| {
+        let kind = if error.is_data() { ProblemKind::InvalidDocument } else { ProblemKind::MalformedJson };
+        Problem::new(kind, error.to_string())
+    })?;
+    let target = parse(&preview.target)?;
+    let count = api.store.agent_count(&target).await?;
+    let sample = api.store.agent_list(Some(&target), None, SAMPLE).await?;
+    let sample: Vec<String> = sample.into_iter().map(|agent| agent.name).collect();
+    Ok(HttpResponse::Ok().json(serde_json::json!({ "count": count, "sample": sample })))
 }

@@ -44,6 +44,8 @@ impl fmt::Display for ApiError {
     }
 }
 
+impl std::error::Error for ApiError {}
+
 impl From<Problem> for ApiError {
     fn from(problem: Problem) -> Self {
         Self { problem }

@@ -2,10 +2,13 @@
 //! messages that may be lost, since the store is the truth.
 
 mod actions;
+mod agent_calls;
 mod agents;
 mod auth;
 mod error;
+mod events;
 mod health;
+mod lines;
 mod tokens;
 
 pub use error::{ApiError, ApiResult};
@@ -13,6 +16,7 @@ pub use error::{ApiError, ApiResult};
 use crate::pipeline::action_book::ActionBook;
 use crate::pipeline::delay_scheduler::DelayScheduler;
 use crate::pipeline::housekeeper::Housekeeper;
+use crate::pipeline::notifier::Notifier;
 use crate::pipeline::resolver::Resolver;
 use crate::senders::stream::session::SessionParts;
 use crate::store::Store;
@@ -24,6 +28,7 @@ use futures_util::StreamExt;
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// Threads that serve HTTP and the agents' connections.
 const WORKERS: usize = 2;
@@ -31,6 +36,8 @@ const WORKERS: usize = 2;
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
 /// How long it may take for its body.
 const BODY_WITHIN: Duration = Duration::from_secs(60);
+/// Streams of events and long lists that are open at a time.
+const WATCHERS: usize = 1_000;
 /// Page sizes.
 const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1_000;
@@ -48,12 +55,21 @@ pub struct Api {
     pub scheduler: Addr<DelayScheduler>,
     /// Told of changed ones.
     pub housekeeper: Addr<Housekeeper>,
+    /// Moves when something is committed.
+    pub notifier: Notifier,
+    /// Room for those who watch, see [`watchers`].
+    pub watchers: Arc<Semaphore>,
     /// For agents that connect.
     pub sessions: SessionParts,
     /// Who is alive.
     pub supervision: Supervision,
     /// The largest body, in bytes.
     pub max_body: usize,
+}
+
+/// Room for so many who watch at a time.
+pub fn watchers() -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(WATCHERS))
 }
 
 /// Listens on `address`; answers the address (with the port that was chosen for port 0) and the server, which is to be
@@ -92,14 +108,18 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(on("/v1/actions").route(get().to(actions::list)).route(post().to(actions::create)))
         .service(on("/v1/actions/{id}").route(get().to(actions::show)))
         .service(on("/v1/actions/{id}/commands").route(get().to(actions::commands)))
+        .service(on("/v1/actions/{id}/events").route(get().to(events::action)))
         .service(on("/v1/actions/{id}/cancel").route(post().to(actions::cancel)))
         .service(on("/v1/actions/{id}/pause").route(post().to(actions::pause)))
         .service(on("/v1/actions/{id}/resume").route(post().to(actions::resume)))
         .service(on("/v1/actions/{id}/retry").route(post().to(actions::retry)))
+        .service(on("/v1/agents").route(get().to(agents::list)))
+        .service(on("/v1/agents/{name}").route(get().to(agents::show)))
+        .service(on("/v1/targets/preview").route(post().to(agents::preview)))
         .service(on("/v1/tokens").route(get().to(tokens::list)).route(post().to(tokens::create)))
         .service(on("/v1/tokens/{id}").route(delete().to(tokens::revoke)))
-        .service(on("/v1/agent/enroll").route(post().to(agents::enroll)))
-        .service(on("/v1/agent/stream").route(get().to(agents::stream)));
+        .service(on("/v1/agent/enroll").route(post().to(agent_calls::enroll)))
+        .service(on("/v1/agent/stream").route(get().to(agent_calls::stream)));
 }
 
 /// Reads a body of at most `max` bytes.

@@ -9,6 +9,7 @@
 use super::batcher::{Batcher, Refused, Sink};
 use super::delay_scheduler::DelayScheduler;
 use super::messages::{Committed, NewPage};
+use super::notifier::Notifier;
 use crate::store::{Inserted, Store, StoreResult};
 use actix::prelude::*;
 use std::sync::Arc;
@@ -23,6 +24,8 @@ pub struct CommandSink {
     pub store: Arc<dyn Store>,
     /// Who hears of what is committed.
     pub scheduler: Addr<DelayScheduler>,
+    /// For watchers.
+    pub notifier: Notifier,
 }
 
 impl Sink for CommandSink {
@@ -41,6 +44,7 @@ impl Sink for CommandSink {
 
     async fn written(&self, pages: Vec<NewPage>, answers: &[Result<Inserted, Refused>]) {
         crate::fault_point!("command_store.written");
+        self.notifier.notify();
         for (NewPage { action, page, commands }, answer) in pages.into_iter().zip(answers) {
             if matches!(answer, Ok(Inserted::Written)) && !commands.is_empty() {
                 let committed = Committed { action, after: page.after, through: page.through, commands };

@@ -10,6 +10,7 @@
 use super::action_book::ActionBook;
 use super::batcher::Put;
 use super::messages::{Drain, Touched};
+use super::notifier::Notifier;
 use super::outcomes::{OutcomeSink, Outcomes};
 use crate::domain::action::{Action, GRACE};
 use crate::domain::command::Event;
@@ -49,6 +50,8 @@ pub struct HousekeeperParts {
     pub outcomes: Addr<Outcomes>,
     /// How long actions are kept after their end.
     pub keep: Duration,
+    /// For watchers.
+    pub notifier: Notifier,
 }
 
 /// See the module.
@@ -75,8 +78,8 @@ impl Housekeeper {
             return;
         }
         crate::fault_point!("housekeeper");
-        let store = self.parts.store.clone();
-        let done = async move { complete(&*store, nos).await };
+        let parts = self.parts.clone();
+        let done = async move { complete(&parts, nos).await };
         ctx.spawn(done.into_actor(self).map(|done, housekeeper, ctx| {
             if let Err(error) = done {
                 log::warn!(error = error.to_string().as_str(); "actions wait to be completed");
@@ -135,9 +138,10 @@ pub async fn purge(store: &dyn Store, keep: Duration) -> Result<usize, StoreErro
     Ok(rows)
 }
 
-async fn complete(store: &dyn Store, nos: Vec<i64>) -> Result<(), StoreError> {
-    for no in store.action_complete(nos).await? {
+async fn complete(parts: &HousekeeperParts, nos: Vec<i64>) -> Result<(), StoreError> {
+    for no in parts.store.action_complete(nos).await? {
         log::info!(action = no; "an action has ended");
+        parts.notifier.notify();
     }
     Ok(())
 }
@@ -153,7 +157,7 @@ pub async fn run_once(parts: &HousekeeperParts) -> Result<(), StoreError> {
         let finished = page.iter().filter(|action| action.resolved && action.unfinished == 0).map(|action| action.no);
         let finished: Vec<i64> = finished.collect();
         if !finished.is_empty() {
-            complete(store, finished).await?;
+            complete(parts, finished).await?;
         }
         let going = || page.iter().filter(|action| !(action.resolved && action.unfinished == 0));
         for action in going() {

@@ -7,6 +7,7 @@ pub mod command_store;
 pub mod delay_scheduler;
 pub mod housekeeper;
 pub mod messages;
+pub mod notifier;
 pub mod outcomes;
 pub mod presence;
 pub mod resolver;

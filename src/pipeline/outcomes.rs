@@ -10,6 +10,7 @@ use super::batcher::{Batcher, Put, Refused, Sink};
 use super::delay_scheduler::DelayScheduler;
 use super::housekeeper::Housekeeper;
 use super::messages::{DueAgain, Touched};
+use super::notifier::Notifier;
 use crate::domain::command::Answer;
 use crate::store::{Due, Report, Store, StoreResult};
 use actix::prelude::*;
@@ -48,6 +49,8 @@ pub struct OutcomeSink {
     pub store: Arc<dyn Store>,
     /// Who hears of it.
     pub upstream: Upstream,
+    /// For watchers.
+    pub notifier: Notifier,
 }
 
 impl Sink for OutcomeSink {
@@ -62,6 +65,7 @@ impl Sink for OutcomeSink {
 
     async fn written(&self, reports: Vec<Report>, answers: &[Result<Answer, Refused>]) {
         crate::fault_point!("outcomes.written");
+        self.notifier.notify();
         let mut again = Vec::new();
         let mut touched = BTreeSet::new();
         for (report, answer) in reports.iter().zip(answers) {

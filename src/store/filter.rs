@@ -22,6 +22,21 @@ pub(super) fn members(target: &Target, now: Timestamp) -> Condition {
     condition
 }
 
+/// The condition that one is to be listed: it matches, or, without a target, it isn't removed.
+pub(super) fn listed(target: Option<&Target>, now: Timestamp) -> Condition {
+    match target {
+        Some(target) => members(target, now),
+        None => Condition { pieces: vec![Piece::Sql("agents.removed_at IS NULL")], now },
+    }
+}
+
+/// Whether an agent is online.
+pub(super) fn online(now: Timestamp) -> Condition {
+    let mut condition = Condition { pieces: Vec::new(), now };
+    condition.online();
+    condition
+}
+
 #[derive(Debug)]
 enum Piece {
     Sql(&'static str),
@@ -165,11 +180,8 @@ impl Condition {
             Column::Name => self.sql("agents.name"),
             Column::Transport => self.sql("agents.transport"),
             Column::Status => {
-                self.sql(
-                    "CASE WHEN EXISTS (SELECT 1 FROM agent_sessions s WHERE s.agent_no = agents.no) \
-                     OR coalesce(agents.checked_in_at, 0) > ",
-                );
-                self.pieces.push(Piece::Int(self.now.minus(super::CHECK_IN_COUNTS).0));
+                self.sql("CASE WHEN ");
+                self.online();
                 self.sql(" THEN 'online' ELSE 'offline' END");
             }
             Column::Version => self.sql("nullif(agents.version, '')"),
@@ -188,6 +200,15 @@ impl Condition {
                 self.sql(" || '.' || agents.name)");
             }
         }
+    }
+
+    fn online(&mut self) {
+        self.sql(
+            "(EXISTS (SELECT 1 FROM agent_sessions s WHERE s.agent_no = agents.no) \
+             OR coalesce(agents.checked_in_at, 0) > ",
+        );
+        self.pieces.push(Piece::Int(self.now.minus(super::CHECK_IN_COUNTS).0));
+        self.sql(")");
     }
 
     fn fact(&mut self, path: &[String]) {

@@ -25,8 +25,8 @@ pub mod sqlite;
 
 pub use error::StoreError;
 pub use models::{
-    Accepted, ActionView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent, OpenAction, Report,
-    Resolution, Unfinished, UntouchedPage,
+    Accepted, ActionView, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent, OpenAction,
+    Report, Resolution, Unfinished, UntouchedPage,
 };
 
 use crate::config::Config;
@@ -185,6 +185,20 @@ pub trait Store: Send + Sync + 'static {
 
     /// Agents that match, in key order after `after`: (key, transport).
     async fn agent_match(&self, target: &Target, after: i64, limit: usize) -> StoreResult<Vec<(i64, Arc<str>)>>;
+
+    /// How many agents match.
+    async fn agent_count(&self, target: &Target) -> StoreResult<i64>;
+
+    /// Agents as users see them, by name after `after`: those that match, or all that are not removed.
+    async fn agent_list(
+        &self,
+        target: Option<&Target>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> StoreResult<Vec<AgentView>>;
+
+    /// The agent of this name, as users see it.
+    async fn agent_view(&self, name: &str) -> StoreResult<Option<AgentView>>;
 
     /// Says that this node holds these agents' connections, each with its epoch. A higher epoch wins.
     async fn session_open(&self, sessions: &[(i64, i64)]) -> StoreResult<()>;

@@ -191,6 +191,31 @@ pub struct CommandView {
     pub error: Option<String>,
 }
 
+/// An agent as users see it.
+#[derive(Clone, Debug, Serialize)]
+pub struct AgentView {
+    /// Its unique name.
+    pub name: String,
+    /// `online`: a session on a live node, or a check-in within two minutes; else `offline`.
+    pub status: &'static str,
+    /// How commands reach it.
+    pub transport: String,
+    /// Where, if the transport needs to know.
+    pub address: Option<String>,
+    /// What operators say of it.
+    pub labels: Box<RawValue>,
+    /// What it says of itself.
+    pub facts: Box<RawValue>,
+    /// Of the agent program; empty before it has said so.
+    pub version: String,
+    /// When it was enrolled or added.
+    pub enrolled_at: Timestamp,
+    /// When it was last heard of; `None` before the first contact.
+    pub last_seen: Option<Timestamp>,
+    /// Gets nothing while it is.
+    pub disabled: bool,
+}
+
 /// An agent to be put into the store without enrolling (benchmarks, agents that don't connect by themselves).
 #[derive(Clone, Debug)]
 pub struct NewAgent {

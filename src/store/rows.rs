@@ -1,6 +1,6 @@
 //! Rows as the databases answer them, and how they become what the store's methods answer. The same for both halves.
 
-use super::models::{ActionView, CommandView, Due, OpenAction};
+use super::models::{ActionView, AgentView, CommandView, Due, OpenAction};
 use super::schema::{actions, tokens};
 use crate::domain::action::{Action, ActionState, Membership, NewAction};
 use crate::domain::agent::{Role, Token};
@@ -380,6 +380,26 @@ impl KnownRow {
         };
         Ok(Known { exists: true, open, last })
     }
+}
+
+/// An agent as users see it: name, transport, address, labels, facts, version, enrolled_at, last_seen, disabled, online.
+pub(super) type AgentViewRow = (String, String, Option<String>, String, String, String, i64, Option<i64>, bool, bool);
+
+/// Makes it what users see.
+pub(super) fn agent_view(row: AgentViewRow) -> QueryResult<AgentView> {
+    let (name, transport, address, labels, facts, version, enrolled_at, last_seen, disabled, online) = row;
+    Ok(AgentView {
+        name,
+        status: if online { "online" } else { "offline" },
+        transport,
+        address,
+        labels: RawValue::from_string(labels).map_err(corrupt)?,
+        facts: RawValue::from_string(facts).map_err(corrupt)?,
+        version,
+        enrolled_at: Timestamp(enrolled_at),
+        last_seen: last_seen.map(Timestamp),
+        disabled,
+    })
 }
 
 /// A token.

@@ -5,10 +5,12 @@ mod agent_flow;
 mod agent_input;
 mod basics;
 mod cli;
+mod cli_operator;
 #[path = "../cluster/mod.rs"]
 mod cluster;
 #[cfg(feature = "failpoints")]
 mod faults;
+mod http_api;
 mod kill;
 mod postgres_access;
 mod retention;
@@ -63,6 +65,11 @@ on_both! {
         an_agent_whose_clock_is_years_off_is_served_like_any_other
         a_newer_connection_of_an_agent_takes_over_and_nothing_is_lost
         tokens_open_what_they_are_for_and_nothing_else
+    }
+        http_api {
+        a_target_is_previewed_and_agents_are_listed_and_shown
+        events_tell_the_progress_and_the_end_of_an_action
+        commands_are_streamed_as_lines_of_json_and_as_csv
     }
     kill {
         kill_9_at_any_moment_loses_nothing_and_repeats_nothing

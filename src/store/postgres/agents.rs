@@ -4,9 +4,9 @@ use super::sql::sql;
 use crate::domain::agent::{AgentRef, Role};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
-use crate::store::rows::{Key, Transports, sql_limit};
+use crate::store::rows::{AgentViewRow, Key, Transports, agent_view, sql_limit};
 use crate::store::schema::agents;
-use crate::store::{Enrolled, NewAgent, filter};
+use crate::store::{AgentView, Enrolled, NewAgent, filter};
 use diesel::prelude::*;
 use diesel::result::Error;
 use diesel::sql_types::{BigInt, Bool, Nullable, Text};
@@ -156,6 +156,54 @@ pub(super) async fn matching(
         .await?;
     let mut transports = Transports::default();
     Ok(rows.into_iter().map(|(no, transport)| (no, transports.share(transport))).collect())
+}
+
+/// The columns of an [`AgentViewRow`].
+macro_rules! seen_by_users {
+    ($now:expr) => {
+        (
+            agents::name,
+            agents::transport,
+            agents::address,
+            diesel::dsl::sql::<Text>("agents.labels::text"),
+            diesel::dsl::sql::<Text>("agents.facts::text"),
+            agents::version,
+            agents::enrolled_at,
+            agents::last_seen,
+            agents::disabled,
+            filter::online($now).assume_not_null(),
+        )
+    };
+}
+
+pub(super) async fn list(
+    conn: &mut AsyncPgConnection,
+    target: Option<&Target>,
+    after: &str,
+    now: Timestamp,
+    limit: usize,
+) -> QueryResult<Vec<AgentView>> {
+    let rows: Vec<AgentViewRow> = agents::table
+        .filter(filter::listed(target, now))
+        // Every name is greater than no name.
+        .filter(agents::name.gt(after))
+        .order(agents::name)
+        .limit(sql_limit(limit))
+        .select(seen_by_users!(now))
+        .load(conn)
+        .await?;
+    rows.into_iter().map(agent_view).collect()
+}
+
+pub(super) async fn view(conn: &mut AsyncPgConnection, name: &str, now: Timestamp) -> QueryResult<Option<AgentView>> {
+    let row: Option<AgentViewRow> = agents::table
+        .filter(filter::listed(None, now))
+        .filter(agents::name.eq(name))
+        .select(seen_by_users!(now))
+        .first(conn)
+        .await
+        .optional()?;
+    row.map(agent_view).transpose()
 }
 
 pub(super) async fn session_open(

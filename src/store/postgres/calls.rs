@@ -9,8 +9,8 @@ use crate::domain::command::{Answer, CommandState};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::{
-    Accepted, ActionView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent, OpenAction, Report,
-    Resolution, Store, StoreError, StoreResult, Unfinished, UntouchedPage,
+    Accepted, ActionView, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent, OpenAction,
+    Report, Resolution, Store, StoreError, StoreResult, Unfinished, UntouchedPage,
 };
 use async_trait::async_trait;
 use diesel::result::{DatabaseErrorKind, Error};
@@ -286,6 +286,27 @@ impl Store for PostgresStore {
     async fn agent_match(&self, target: &Target, after: i64, limit: usize) -> StoreResult<Vec<(i64, Arc<str>)>> {
         let (target, now) = (Arc::new(target.clone()), self.now());
         self.read("agent_match", body!([target] conn => agents::matching(conn, &target, now, after, limit))).await
+    }
+
+    async fn agent_count(&self, target: &Target) -> StoreResult<i64> {
+        let (target, now) = (Arc::new(target.clone()), self.now());
+        self.read("agent_count", body!([target] conn => agents::count(conn, &target, now))).await
+    }
+
+    async fn agent_list(
+        &self,
+        target: Option<&Target>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> StoreResult<Vec<AgentView>> {
+        let (target, after, now) = (Arc::new(target.cloned()), after.unwrap_or_default().to_owned(), self.now());
+        let list = body!([target, after] conn => agents::list(conn, (*target).as_ref(), &after, now, limit));
+        self.read("agent_list", list).await
+    }
+
+    async fn agent_view(&self, name: &str) -> StoreResult<Option<AgentView>> {
+        let (name, now) = (name.to_owned(), self.now());
+        self.read("agent_view", body!([name] conn => agents::view(conn, &name, now))).await
     }
 
     async fn session_open(&self, sessions: &[(i64, i64)]) -> StoreResult<()> {

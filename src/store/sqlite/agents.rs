@@ -1,8 +1,8 @@
 //! Agents, their sessions, and this process.
 
-use super::super::rows::{Key, Transports, sql_limit};
+use super::super::rows::{AgentViewRow, Key, Transports, agent_view, sql_limit};
 use super::super::schema::{agents, nodes, tokens};
-use super::super::{Enrolled, NewAgent, filter};
+use super::super::{AgentView, Enrolled, NewAgent, filter};
 use super::json;
 use crate::domain::agent::{AgentRef, Role};
 use crate::domain::target::Target;
@@ -163,6 +163,52 @@ pub(super) fn matching(
         .load::<(i64, String)>(conn)?;
     let mut transports = Transports::default();
     Ok(rows.into_iter().map(|(no, transport)| (no, transports.share(transport))).collect())
+}
+
+/// The columns of an [`AgentViewRow`].
+macro_rules! seen_by_users {
+    ($now:expr) => {
+        (
+            agents::name,
+            agents::transport,
+            agents::address,
+            diesel::dsl::sql::<Text>("agents.labels"),
+            diesel::dsl::sql::<Text>("agents.facts"),
+            agents::version,
+            agents::enrolled_at,
+            agents::last_seen,
+            agents::disabled,
+            filter::online($now).assume_not_null(),
+        )
+    };
+}
+
+pub(super) fn list(
+    conn: &mut SqliteConnection,
+    target: Option<&Target>,
+    after: &str,
+    now: Timestamp,
+    limit: usize,
+) -> QueryResult<Vec<AgentView>> {
+    let rows: Vec<AgentViewRow> = agents::table
+        .filter(filter::listed(target, now))
+        // Every name is greater than no name.
+        .filter(agents::name.gt(after))
+        .order(agents::name)
+        .limit(sql_limit(limit))
+        .select(seen_by_users!(now))
+        .load(conn)?;
+    rows.into_iter().map(agent_view).collect()
+}
+
+pub(super) fn view(conn: &mut SqliteConnection, name: &str, now: Timestamp) -> QueryResult<Option<AgentView>> {
+    let row: Option<AgentViewRow> = agents::table
+        .filter(filter::listed(None, now))
+        .filter(agents::name.eq(name))
+        .select(seen_by_users!(now))
+        .first(conn)
+        .optional()?;
+    row.map(agent_view).transpose()
 }
 
 pub(super) fn session_open(

@@ -16,8 +16,8 @@ mod outcomes;
 mod tokens;
 
 use super::{
-    Accepted, ActionView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent, OpenAction, Report,
-    Resolution, Store, StoreError, StoreResult, Unfinished, UntouchedPage,
+    Accepted, ActionView, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent, OpenAction,
+    Report, Resolution, Store, StoreError, StoreResult, Unfinished, UntouchedPage,
 };
 use crate::domain::action::{Action, ActionState, NewAction};
 use crate::domain::agent::{AgentRef, Token};
@@ -374,6 +374,26 @@ impl Store for SqliteStore {
     async fn agent_match(&self, target: &Target, after: i64, limit: usize) -> StoreResult<Vec<(i64, Arc<str>)>> {
         let (target, now) = (target.clone(), self.now());
         self.read("agent_match", move |conn| agents::matching(conn, &target, now, after, limit)).await
+    }
+
+    async fn agent_count(&self, target: &Target) -> StoreResult<i64> {
+        let (target, now) = (target.clone(), self.now());
+        self.read("agent_count", move |conn| agents::count(conn, &target, now)).await
+    }
+
+    async fn agent_list(
+        &self,
+        target: Option<&Target>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> StoreResult<Vec<AgentView>> {
+        let (target, after, now) = (target.cloned(), after.unwrap_or_default().to_owned(), self.now());
+        self.read("agent_list", move |conn| agents::list(conn, target.as_ref(), &after, now, limit)).await
+    }
+
+    async fn agent_view(&self, name: &str) -> StoreResult<Option<AgentView>> {
+        let (name, now) = (name.to_owned(), self.now());
+        self.read("agent_view", move |conn| agents::view(conn, &name, now)).await
     }
 
     async fn session_open(&self, sessions: &[(i64, i64)]) -> StoreResult<()> {

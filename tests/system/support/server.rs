@@ -173,7 +173,7 @@ impl Server {
         &self.database.as_ref().expect("it is on PostgreSQL").1
     }
 
-    /// Its store, for a test that puts something into it while no server runs.
+    /// Its store, for a test that puts something into it. (SQLite takes two, if neither is in the other's way for long.)
     pub async fn store(&self) -> Arc<dyn Store> {
         let flags = [("store.url".to_owned(), self.store_url())];
         let store = store::open(&Config::load_with(None, std::iter::empty(), &flags).unwrap()).await.unwrap();

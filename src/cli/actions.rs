@@ -1,0 +1,115 @@
+//! `odoshi actions`.
+
+use super::Outcome;
+use super::client::{Client, ServerArgs, encoded};
+use super::follow::{follow, show};
+use super::output::{Format, print};
+use reqwest::Method;
+use std::process::ExitCode;
+use uuid::Uuid;
+
+const COLUMNS: [&str; 8] =
+    ["id", "status", "created_at", "counts.total", "counts.pending", "counts.succeeded", "counts.failed", "name"];
+
+#[derive(Debug, clap::Subcommand)]
+pub(super) enum Command {
+    /// List actions, newest first
+    List {
+        /// Only those in this state
+        #[arg(long)]
+        status: Option<String>,
+        /// So many at most
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000))]
+        limit: u32,
+        /// The format
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Format,
+        #[command(flatten)]
+        server: ServerArgs,
+    },
+    /// Show an action and its commands
+    Show(One),
+    /// Follow an action to its end
+    Follow(One),
+    /// End an action for whatever isn't final
+    Cancel(Steer),
+    /// Hand nothing of it over until it is resumed
+    Pause(Steer),
+    /// Let a paused action go on
+    Resume(Steer),
+    /// Make a new action for the agents that failed, and follow it
+    Retry {
+        /// The action's id
+        id: Uuid,
+        /// In which states they are, separated by commas; without it, all that did not succeed and were not cancelled
+        #[arg(long)]
+        status: Option<String>,
+        /// Print the new action's id and don't follow it
+        #[arg(long)]
+        detach: bool,
+        /// The format of what is shown at the end
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Format,
+        #[command(flatten)]
+        server: ServerArgs,
+    },
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct One {
+    /// Its id
+    id: Uuid,
+    /// The format
+    #[arg(short, long, value_enum, default_value_t)]
+    output: Format,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+#[derive(Debug, clap::Args)]
+pub(super) struct Steer {
+    /// Its id
+    id: Uuid,
+    #[command(flatten)]
+    server: ServerArgs,
+}
+
+pub(super) fn run(command: Command) -> Outcome {
+    actix_rt::System::new().block_on(async {
+        match command {
+            Command::List { status, limit, output, server } => {
+                let status = status.map(|status| format!("&status={}", encoded(&status))).unwrap_or_default();
+                let page = Client::new(&server)?.get(&format!("/v1/actions?limit={limit}{status}")).await?;
+                print(page["actions"].as_array().map_or(&[], Vec::as_slice), &COLUMNS, output)?;
+            }
+            Command::Show(One { id, output, server }) => {
+                let (client, id) = (Client::new(&server)?, id.to_string());
+                let action = client.get(&format!("/v1/actions/{id}")).await?;
+                show(&client, &id, &action, output).await?;
+            }
+            Command::Follow(One { id, output, server }) => {
+                return follow(&Client::new(&server)?, &id.to_string(), output).await;
+            }
+            Command::Cancel(to) => steer(to, "cancel").await?,
+            Command::Pause(to) => steer(to, "pause").await?,
+            Command::Resume(to) => steer(to, "resume").await?,
+            Command::Retry { id, status, detach, output, server } => {
+                let client = Client::new(&server)?;
+                let status = status.map(|status| format!("?status={}", encoded(&status))).unwrap_or_default();
+                let made = client.call(Method::POST, &format!("/v1/actions/{id}/retry{status}"), None).await?;
+                let id = made["id"].as_str().unwrap_or_default();
+                if !detach {
+                    return follow(&client, id, output).await;
+                }
+                println!("{id}");
+            }
+        }
+        Ok(ExitCode::SUCCESS)
+    })
+}
+
+async fn steer(Steer { id, server }: Steer, what: &str) -> Result<(), super::client::ClientError> {
+    let action = Client::new(&server)?.call(Method::POST, &format!("/v1/actions/{id}/{what}"), None).await?;
+    println!("{id} is {}", action["status"].as_str().unwrap_or_default());
+    Ok(())
+}

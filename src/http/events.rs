@@ -1,0 +1,122 @@
+//! Server-sent events: how an action is going, live.
+//!
+//! A stream looks at the store when something was committed, at most ten times a second, and once a second by itself, for
+//! what other nodes commit.
+
+use super::{Api, ApiError, ApiResult, auth};
+use crate::domain::action::ActionState;
+use crate::domain::agent::Role;
+use crate::domain::counts::Counts;
+use crate::domain::problem::ProblemKind;
+use crate::store::ActionView;
+use actix_web::{HttpRequest, HttpResponse, web};
+use futures_util::Stream;
+use futures_util::stream::unfold;
+use serde::Serialize;
+use std::time::Duration;
+use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::time::Instant;
+use uuid::Uuid;
+
+/// The least time between two events.
+const AT_MOST_EVERY: Duration = Duration::from_millis(100);
+/// How often it looks without being told.
+const LOOK: Duration = Duration::from_secs(1);
+/// How often it says something in any case, so that a client that is gone is noticed.
+const ALIVE: Duration = Duration::from_secs(15);
+
+#[derive(Clone, PartialEq, Serialize)]
+struct Progress {
+    status: ActionState,
+    counts: Counts,
+}
+
+impl Progress {
+    fn of(view: &ActionView) -> Self {
+        Self { status: view.status, counts: view.counts }
+    }
+
+    /// Whether nothing will change any more.
+    fn is_over(&self) -> bool {
+        self.status.is_final() && self.counts.finished() == self.counts.total
+    }
+
+    fn event(&self, name: &str) -> web::Bytes {
+        let json = serde_json::to_string(self).unwrap_or_default();
+        format!("event: {name}\ndata: {json}\n\n").into()
+    }
+}
+
+/// `GET /v1/actions/{id}/events`: `progress` at once and when it changes, and a last `end`.
+pub(super) async fn action(request: HttpRequest, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
+    auth::needs(&api, &request, Role::Viewer).await?;
+    // Before the look: what is committed after it is noticed.
+    let commits = api.notifier.subscribe();
+    let view = api.store.action_view(*id).await?.ok_or_else(|| ApiError::not_found(format!("no action {id}")))?;
+    let room = api.watchers.clone().try_acquire_owned();
+    let room = room.map_err(|_| ApiError::new(ProblemKind::Unavailable, "too many streams are open; try again"))?;
+    let watch =
+        Watch { api, id: *id, commits, next: Some(Progress::of(&view)), said: None, at: Instant::now(), _room: room };
+    Ok(HttpResponse::Ok()
+        .content_type("text/event-stream")
+        .insert_header(("Cache-Control", "no-cache"))
+        .streaming(watch.events()))
+}
+
+struct Watch {
+    api: web::Data<Api>,
+    id: Uuid,
+    commits: watch::Receiver<u64>,
+    /// To be said.
+    next: Option<Progress>,
+    /// What was said last; `None` before the first.
+    said: Option<Progress>,
+    at: Instant,
+    _room: OwnedSemaphorePermit,
+}
+
+impl Watch {
+    fn events(self) -> impl Stream<Item = Result<web::Bytes, ApiError>> {
+        unfold(Some(self), |watch| async {
+            let mut watch = watch?;
+            let (bytes, ended) = watch.event().await;
+            Some((Ok(bytes), (!ended).then_some(watch)))
+        })
+    }
+
+    /// The next event, and whether it is the last.
+    async fn event(&mut self) -> (web::Bytes, bool) {
+        loop {
+            if let Some(progress) = self.next.take() {
+                self.at = Instant::now();
+                if progress.is_over() {
+                    return (progress.event("end"), true);
+                }
+                let bytes = progress.event("progress");
+                self.said = Some(progress);
+                return (bytes, false);
+            }
+            if self.api.supervision.is_draining() {
+                return (web::Bytes::from_static(b": the server is stopping\n\n"), true);
+            }
+            tokio::time::sleep_until(self.at + AT_MOST_EVERY).await;
+            tokio::time::timeout(LOOK, self.commits.changed()).await.ok();
+            match self.api.store.action_view(self.id).await {
+                Ok(Some(view)) => {
+                    let progress = Progress::of(&view);
+                    self.next = (self.said.as_ref() != Some(&progress)).then_some(progress);
+                }
+                // It was deleted: there is nothing to be told.
+                Ok(None) => return (web::Bytes::from_static(b": the action is no longer kept\n\n"), true),
+                Err(error) => {
+                    log::warn!(error = error.to_string().as_str(); "a stream of events waits for the store");
+                    tokio::time::sleep(LOOK).await;
+                }
+            }
+            if self.next.is_none() && self.at.elapsed() >= ALIVE {
+                self.at = Instant::now();
+                return (web::Bytes::from_static(b": alive\n\n"), false);
+            }
+        }
+    }
+}

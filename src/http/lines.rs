@@ -1,0 +1,127 @@
+//! Long lists as lines, streamed page by page: a million of them takes no more memory than one page.
+
+use super::{Api, ApiError, ApiResult};
+use crate::domain::command::CommandState;
+use crate::domain::problem::ProblemKind;
+use crate::store::{CommandView, StoreResult};
+use actix_web::http::header::ACCEPT;
+use actix_web::{HttpRequest, HttpResponse, web};
+use futures_util::stream::unfold;
+use serde::Serialize;
+use std::time::Duration;
+use uuid::Uuid;
+
+/// Commands per page.
+const PAGE: usize = 1_000;
+/// How often a page is tried when the store is away; then the stream breaks off, which the client sees.
+const TRIES: u32 = 5;
+
+/// How a list is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    /// A JSON object per line.
+    NdJson,
+    /// A header row, and a row each.
+    Csv,
+}
+
+impl Format {
+    /// What the request's `Accept` names, if it is one of these.
+    pub(super) fn asked_for(request: &HttpRequest) -> Option<Self> {
+        let accept = request.headers().get(ACCEPT)?.to_str().ok()?;
+        accept.split(',').find_map(|part| match part.split(';').next()?.trim() {
+            "application/x-ndjson" => Some(Self::NdJson),
+            "text/csv" => Some(Self::Csv),
+            _ => None,
+        })
+    }
+
+    fn content_type(self) -> &'static str {
+        match self {
+            Self::NdJson => "application/x-ndjson",
+            Self::Csv => "text/csv; charset=utf-8",
+        }
+    }
+
+    fn write(self, commands: &[CommandView], first: bool) -> Result<Vec<u8>, ApiError> {
+        let failed = |error: &dyn std::fmt::Display| ApiError::new(ProblemKind::Internal, error.to_string());
+        match self {
+            Self::NdJson => {
+                let mut lines = Vec::new();
+                for command in commands {
+                    serde_json::to_writer(&mut lines, command).map_err(|error| failed(&error))?;
+                    lines.push(b'\n');
+                }
+                Ok(lines)
+            }
+            Self::Csv => {
+                let mut rows = csv::Writer::from_writer(Vec::new());
+                if first {
+                    rows.write_record(COLUMNS).map_err(|error| failed(&error))?;
+                }
+                for command in commands {
+                    rows.write_record(row(command)).map_err(|error| failed(&error))?;
+                }
+                rows.into_inner().map_err(|error| failed(&error))
+            }
+        }
+    }
+}
+
+const COLUMNS: [&str; 9] =
+    ["agent", "status", "attempts", "runs", "due_at", "sent_at", "finished_at", "results", "error"];
+
+fn row(command: &CommandView) -> [String; 9] {
+    let text = |value: &Option<crate::domain::time::Timestamp>| value.map(|time| time.to_string()).unwrap_or_default();
+    [
+        command.agent.clone(),
+        command.status.as_str().into(),
+        command.attempts.to_string(),
+        command.runs.to_string(),
+        command.due_at.to_string(),
+        text(&command.sent_at),
+        text(&command.finished_at),
+        command.results.as_ref().map(json).unwrap_or_default(),
+        command.error.clone().unwrap_or_default(),
+    ]
+}
+
+fn json<T: Serialize>(value: &T) -> String {
+    serde_json::to_string(value).unwrap_or_default()
+}
+
+/// All commands of an action in a state, by agent name after `after`.
+pub(super) fn commands(
+    api: web::Data<Api>,
+    id: Uuid,
+    status: Option<CommandState>,
+    after: Option<String>,
+    format: Format,
+) -> ApiResult<HttpResponse> {
+    let room = api.watchers.clone().try_acquire_owned();
+    let room = room.map_err(|_| ApiError::new(ProblemKind::Unavailable, "too many streams are open; try again"))?;
+    // After the last page there is nothing to go on after.
+    let begin = Some((after, true));
+    let pages = unfold((begin, api, room), move |(place, api, room)| async move {
+        let (after, first) = place?;
+        let page = match page(&api, id, status, after.as_deref()).await {
+            Ok(page) => page,
+            Err(error) => return Some((Err(ApiError::from(error)), (None, api, room))),
+        };
+        let next =
+            (page.len() == PAGE).then(|| page.last().map(|command| (Some(command.agent.clone()), false))).flatten();
+        Some((format.write(&page, first).map(web::Bytes::from), (next, api, room)))
+    });
+    Ok(HttpResponse::Ok().content_type(format.content_type()).streaming(pages))
+}
+
+async fn page(api: &Api, id: Uuid, status: Option<CommandState>, after: Option<&str>) -> StoreResult<Vec<CommandView>> {
+    let mut tries = 0;
+    loop {
+        tries += 1;
+        match api.store.command_list(id, status, after, PAGE).await {
+            Err(error) if error.is_transient() && tries < TRIES => tokio::time::sleep(Duration::from_millis(200)).await,
+            done => return done,
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! What an operator types, through the built binary.
+
+use crate::support::{AgentProcess, Server, ServerOptions, WireAgent, eventually, program};
+use serde_json::{Value, json};
+use std::process::{Command, Output, Stdio};
+
+/// Somebody with an admin's token.
+struct Operator {
+    server: String,
+    token: String,
+}
+
+impl Operator {
+    fn of(server: &Server) -> Self {
+        Self { server: server.url.clone(), token: server.admin_token() }
+    }
+
+    fn command(&self, arguments: &[&str]) -> Command {
+        let mut command = Command::new(program());
+        command.args(arguments).env("ODOSHI_SERVER", &self.server).env("ODOSHI_TOKEN", &self.token);
+        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command
+    }
+
+    /// What a call prints and how it ends.
+    async fn call(&self, arguments: &[&str]) -> (i32, String, String) {
+        let mut command = self.command(arguments);
+        let Output { status, stdout, stderr } =
+            tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        (status.code().unwrap(), text(&stdout), text(&stderr))
+    }
+
+    /// What a call prints that must go well.
+    async fn prints(&self, arguments: &[&str]) -> String {
+        let (code, out, err) = self.call(arguments).await;
+        assert_eq!(code, 0, "{arguments:?}: {out}{err}");
+        out
+    }
+}
+
+/// A server with two agents that run anything.
+async fn fleet() -> (Server, Vec<AgentProcess>) {
+    let server = Server::start(ServerOptions::default()).await;
+    let token = server.enroll_token().await;
+    let start = |name: &str, role: &str| {
+        AgentProcess::start(&server.url, name, &[("role", role)], server.folder.path(), &token)
+    };
+    let agents = vec![start("a", "web"), start("b", "db")];
+    eventually("both agents to be online", || async {
+        let (_, page) = server.call("GET", "/v1/agents?target=status%3D%27online%27", None).await;
+        (page["agents"].as_array().map_or(0, Vec::len) == 2).then_some(())
+    })
+    .await;
+    (server, agents)
+}
+
+#[actix_rt::test]
+async fn a_program_is_run_and_its_output_shown_in_every_format() {
+    let (server, _agents) = fleet().await;
+    let operator = Operator::of(&server);
+    let table = operator.prints(&["run", "--target", "TRUE", "--", "sh", "-c", "echo $((6*7))"]).await;
+    for word in ["AGENT", "STATUS", "OUTPUT", "42", "completed", "2 succeeded"] {
+        assert!(table.contains(word), "{word}: {table}");
+    }
+    let run =
+        async |format: &str| operator.prints(&["run", "--target", "TRUE", "-o", format, "--", "echo", "hi"]).await;
+    let json: Value = serde_json::from_str(&run("json").await).unwrap();
+    assert_eq!((&json["status"], &json["counts"]["succeeded"]), (&json!("completed"), &json!(2)));
+    assert_eq!(json["commands"][0]["results"][0]["output"]["stdout"], "hi\n");
+    let jsonl = run("jsonl").await;
+    let lines: Vec<Value> = jsonl.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((lines.len(), &lines[1]["agent"]), (2, &json!("b")));
+    let csv = run("csv").await;
+    assert!(csv.starts_with("agent,status,") && csv.lines().count() == 3, "{csv}");
+    // From a file, and from standard input, with its own id twice.
+    let file = server.folder.path().join("action.json");
+    let id = "018f0000-0000-7000-8000-00000000000a";
+    let document =
+        json!({ "id": id, "name": "from a file", "target": "name = 'a'", "operations": [{ "module": "ping" }] });
+    std::fs::write(&file, document.to_string()).unwrap();
+    for _ in 0..2 {
+        let out = operator.prints(&["run", file.to_str().unwrap()]).await;
+        assert!(out.contains(id) && out.contains("1 succeeded"), "{out}");
+    }
+    let mut by_pipe = operator.command(&["run", "-", "--detach"]);
+    let mut by_pipe = by_pipe.stdin(Stdio::piped()).spawn().unwrap();
+    std::io::Write::write_all(&mut by_pipe.stdin.take().unwrap(), document.to_string().as_bytes()).unwrap();
+    let output = tokio::task::spawn_blocking(move || by_pipe.wait_with_output().unwrap()).await.unwrap();
+    assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{id}\n"));
+}
+
+#[actix_rt::test]
+async fn exit_codes_say_how_it_went() {
+    let (server, agents) = fleet().await;
+    let operator = Operator::of(&server);
+    let code = async |arguments: &[&str]| operator.call(arguments).await;
+    assert_eq!(code(&["run", "--target", "name = 'nobody'", "--", "true"]).await.0, 0, "none matched");
+    let (failed, out, _) = code(&["run", "--target", "TRUE", "--", "false"]).await;
+    assert!(failed == 1 && out.contains("failed"), "{failed}: {out}");
+    for arguments in [
+        &["run"][..],
+        &["run", "--", "true"],
+        &["run", "file.json", "--", "true"],
+        &["run", "--target", "TRUE", "--name", "n", "nowhere.json"],
+        &["run", "/nowhere.json"],
+        &["run", "--target", "TRUE", "-o", "xml", "--", "true"],
+        &["actions", "show", "not-a-uuid"],
+        &["actons"],
+    ] {
+        let (usage, out, err) = code(arguments).await;
+        assert_eq!(usage, 2, "{arguments:?}: {out}{err}");
+    }
+    assert!(code(&["actons"]).await.2.contains("'actions'"), "it says what may be meant");
+    let (refused, _, err) = code(&["run", "--target", "labels.role = ", "--", "true"]).await;
+    assert!(refused == 1 && err.contains("line 1, column 15"), "{refused}: {err}");
+    let nowhere = Operator { server: "http://127.0.0.1:1".into(), token: "x".into() };
+    assert_eq!(nowhere.call(&["actions", "list"]).await.0, 3);
+    drop(agents);
+    // Nobody is there to take it.
+    let (expired, out, _) = code(&["run", "--target", "TRUE", "--expires-after", "1s", "--", "true"]).await;
+    assert!(expired == 4 && out.contains("2 expired"), "{expired}: {out}");
+    let id = operator.prints(&["run", "--target", "TRUE", "--detach", "--", "true"]).await;
+    let id = id.trim();
+    let follow = ["actions", "follow", id];
+    let followed = operator.call(&follow);
+    let cancelled = async {
+        let out = operator.prints(&["actions", "cancel", id]).await;
+        assert_eq!(out, format!("{id} is cancelled\n"));
+    };
+    let ((code, out, _), ()) = tokio::join!(followed, cancelled);
+    assert!(code == 4 && out.contains("2 cancelled"), "{code}: {out}");
+}
+
+#[actix_rt::test]
+async fn ctrl_c_ends_the_following_and_not_the_action() {
+    let server = Server::start(ServerOptions::default()).await;
+    let token = server.enroll("wire", json!({})).await;
+    let operator = Operator::of(&server);
+    let child = operator.command(&["run", "--target", "TRUE", "--name", "long", "--", "true"]).spawn().unwrap();
+    let id = eventually("the action", || async {
+        let (_, page) = server.call("GET", "/v1/actions", None).await;
+        page["actions"][0]["id"].as_str().map(str::to_owned)
+    })
+    .await;
+    nix::sys::signal::kill(nix::unistd::Pid::from_raw(child.id() as i32), nix::sys::signal::Signal::SIGINT).unwrap();
+    let output = tokio::task::spawn_blocking(move || child.wait_with_output().unwrap()).await.unwrap();
+    let err = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert_eq!(output.status.code(), Some(130), "{err}");
+    assert!(err.contains(&format!("odoshi actions follow {id}")), "{err}");
+    let mut agent = WireAgent::hello(&server.url, &token, 16).await;
+    let commands = agent.commands().await;
+    agent.succeed(&commands[0]).await;
+    server.until_status(&id, "completed").await;
+    assert_eq!(operator.call(&["actions", "follow", &id]).await.0, 0);
+}
+
+#[actix_rt::test]
+async fn actions_are_listed_steered_and_retried() {
+    let server = Server::start(ServerOptions::default()).await;
+    let token = server.enroll("wire", json!({})).await;
+    let operator = Operator::of(&server);
+    let id = operator.prints(&["run", "--target", "TRUE", "--name", "steered", "--detach", "--", "true"]).await;
+    let id = id.trim();
+    assert_eq!(operator.prints(&["actions", "pause", id]).await, format!("{id} is paused\n"));
+    let list = operator.prints(&["actions", "list", "--status", "paused"]).await;
+    assert!(list.contains(id) && list.contains("steered") && list.contains("TOTAL"), "{list}");
+    assert_eq!(operator.prints(&["actions", "list", "--status", "completed", "-o", "jsonl"]).await, "");
+    assert_eq!(operator.prints(&["actions", "resume", id]).await, format!("{id} is running\n"));
+    let mut agent = WireAgent::hello(&server.url, &token, 16).await;
+    let commands = agent.commands().await;
+    let mut failed = crate::support::success(&commands[0]);
+    failed["status"] = "failed".into();
+    agent.send(json!({ "type": "results", "results": [failed] })).await;
+    server.until_status(id, "completed").await;
+    let shown: Value = serde_json::from_str(&operator.prints(&["actions", "show", id, "-o", "json"]).await).unwrap();
+    assert_eq!(shown["commands"][0]["status"], "failed");
+    let retry = ["actions", "retry", id];
+    let retried = operator.call(&retry);
+    let worked = async {
+        let commands = agent.commands().await;
+        agent.succeed(&commands[0]).await;
+    };
+    let ((code, out, err), ()) = tokio::join!(retried, worked);
+    assert!(code == 0 && out.contains("1 succeeded"), "{code}: {out}{err}");
+    let csv = operator.prints(&["actions", "list", "-o", "csv"]).await;
+    assert_eq!((csv.lines().count(), csv.starts_with("id,status,created_at,counts.total")), (3, true), "{csv}");
+}
+
+#[actix_rt::test]
+async fn targets_are_previewed_and_agents_shown() {
+    let server = Server::start(ServerOptions::default()).await;
+    for n in 0..30 {
+        server.enroll(&format!("a{n:02}"), json!({ "role": if n == 0 { "db" } else { "web" } })).await;
+    }
+    let operator = Operator::of(&server);
+    assert_eq!(operator.prints(&["preview", "labels.role = 'db'"]).await, "1 agent matches\na00\n");
+    let many = operator.prints(&["preview", "TRUE"]).await;
+    assert!(many.starts_with("30 agents match\na00\na01\n") && many.ends_with("…\n"), "{many}");
+    let (code, _, err) = operator.call(&["preview", "label.role = 'db'"]).await;
+    assert!(code == 1 && err.contains("labels.KEY"), "{code}: {err}");
+    let list = operator.prints(&["agents", "list", "--target", "labels.role = 'db'"]).await;
+    assert!(list.contains("NAME") && list.contains("a00") && !list.contains("a01"), "{list}");
+    let json: Value = serde_json::from_str(&operator.prints(&["agents", "list", "-o", "json"]).await).unwrap();
+    assert_eq!(json.as_array().unwrap().len(), 30);
+    let shown: Value = serde_json::from_str(&operator.prints(&["agents", "show", "a00"]).await).unwrap();
+    assert_eq!((&shown["name"], &shown["labels"]["role"]), (&json!("a00"), &json!("db")));
+    assert_eq!(operator.call(&["agents", "show", "nobody"]).await.0, 1);
+}

@@ -1,0 +1,141 @@
+//! The HTTP API as programs use it.
+
+use crate::support::{On, Server, WireAgent, success};
+use serde_json::{Value, json};
+
+pub async fn a_target_is_previewed_and_agents_are_listed_and_shown(on: On) {
+    let server = Server::start(on.options()).await;
+    let mut tokens = Vec::new();
+    for (name, role) in [("b", "web"), ("a", "web"), ("c", "db")] {
+        tokens.push(server.enroll(name, json!({ "role": role })).await);
+    }
+    let _online = WireAgent::hello(&server.url, &tokens[1], 16).await;
+    let preview =
+        async |target: &str| server.call("POST", "/v1/targets/preview", Some(json!({ "target": target }))).await;
+    assert_eq!(preview("labels.role = 'web'").await, (200, json!({ "count": 2, "sample": ["a", "b"] })));
+    assert_eq!(preview("TRUE").await.1["count"], 3);
+    assert_eq!(preview("name = 'nobody'").await, (200, json!({ "count": 0, "sample": [] })));
+    let (status, problem) = preview("labels.role = ").await;
+    assert_eq!((status, problem["detail"].as_str().unwrap().contains("line 1, column 15")), (422, true), "{problem}");
+    assert_eq!(server.call("POST", "/v1/targets/preview", Some(json!({ "goal": "TRUE" }))).await.0, 422);
+
+    let names = |page: &Value| -> Vec<String> {
+        page["agents"].as_array().unwrap().iter().map(|agent| agent["name"].as_str().unwrap().to_owned()).collect()
+    };
+    let (_, first) = server.call("GET", "/v1/agents?limit=2", None).await;
+    assert_eq!((names(&first), &first["next"]), (vec!["a".into(), "b".into()], &json!("b")));
+    let (_, rest) = server.call("GET", "/v1/agents?limit=2&after=b", None).await;
+    assert_eq!((names(&rest), rest.get("next")), (vec!["c".to_owned()], None));
+    let (_, online) = server.call("GET", "/v1/agents?target=status%20%3D%20%27online%27", None).await;
+    assert_eq!(names(&online), ["a"]);
+    assert_eq!(server.call("GET", "/v1/agents?target=nonsense", None).await.0, 422);
+    assert_eq!(server.call("GET", "/v1/agents?limit=1001", None).await.0, 400);
+
+    let (status, agent) = server.call("GET", "/v1/agents/a", None).await;
+    assert_eq!((status, &agent["status"], &agent["transport"]), (200, &json!("online"), &json!("stream")), "{agent}");
+    assert_eq!((&agent["labels"], &agent["disabled"]), (&json!({ "role": "web" }), &json!(false)));
+    assert!(agent["last_seen"].is_string() && agent["enrolled_at"].is_string(), "{agent}");
+    assert_eq!(server.call("GET", "/v1/agents/c", None).await.1["status"], "offline");
+    assert_eq!(server.call("GET", "/v1/agents/nobody", None).await.0, 404);
+}
+
+/// What comes on a stream of events, as (event, data), until it ends.
+async fn events(server: &Server, id: &str) -> Vec<(String, Value)> {
+    let request = reqwest::Client::new().get(format!("{}/v1/actions/{id}/events", server.url));
+    let response = request.bearer_auth(server.admin_token()).send().await.unwrap();
+    assert_eq!(response.headers()["content-type"], "text/event-stream");
+    let text = response.text().await.unwrap();
+    let event = |block: &str| {
+        let field = |name: &str| block.lines().find_map(|line| line.strip_prefix(name)).map(str::to_owned);
+        Some((field("event: ")?, serde_json::from_str(&field("data: ")?).unwrap()))
+    };
+    text.split("\n\n").filter_map(event).collect()
+}
+
+pub async fn events_tell_the_progress_and_the_end_of_an_action(on: On) {
+    let server = Server::start(on.options()).await;
+    let mut agents = Vec::new();
+    for name in ["a", "b"] {
+        let token = server.enroll(name, json!({})).await;
+        agents.push(WireAgent::hello(&server.url, &token, 16).await);
+    }
+    let id = server.submit(json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "ping" }] })).await;
+    let watched = events(&server, &id);
+    let worked = async {
+        for agent in &mut agents {
+            let commands = agent.commands().await;
+            agent.succeed(&commands[0]).await;
+            agent.expect("stored").await;
+            // More than the least time between two events.
+            tokio::time::sleep(std::time::Duration::from_millis(300)).await;
+        }
+    };
+    let (events_seen, ()) = tokio::join!(watched, worked);
+    let (last, before) = events_seen.split_last().unwrap();
+    assert_eq!(
+        (last.0.as_str(), &last.1["status"], &last.1["counts"]["succeeded"]),
+        ("end", &json!("completed"), &json!(2))
+    );
+    assert!(before.iter().all(|(event, _)| event == "progress") && before.len() >= 2, "{events_seen:?}");
+    assert!(before.iter().any(|(_, data)| data["counts"]["succeeded"] == 1), "{events_seen:?}");
+    // At once when it has ended.
+    let again = events(&server, &id).await;
+    assert_eq!((again.len(), again[0].0.as_str()), (1, "end"));
+    assert_eq!(server.call("GET", &format!("/v1/actions/{}/events", uuid::Uuid::now_v7()), None).await.0, 404);
+}
+
+pub async fn commands_are_streamed_as_lines_of_json_and_as_csv(on: On) {
+    let server = Server::start(on.options()).await;
+    let mut agents = Vec::new();
+    for name in ["a", "b"] {
+        let token = server.enroll(name, json!({})).await;
+        agents.push(WireAgent::hello(&server.url, &token, 16).await);
+    }
+    // More than a page of them; all but two stay away.
+    let store = server.store().await;
+    let agent = |n: i32| odoshi::store::NewAgent {
+        enrollment: odoshi::domain::agent::Enrollment::from_json(format!(r#"{{"name":"x{n:04}"}}"#).as_bytes())
+            .unwrap(),
+        transport: "stream".into(),
+        address: None,
+    };
+    store.agent_insert((0..1_500).map(agent).collect()).await.unwrap();
+    let id = server.submit(json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "ping" }] })).await;
+    let commands = [agents[0].commands().await.remove(0), agents[1].commands().await.remove(0)];
+    agents[0].succeed(&commands[0]).await;
+    let mut failed = success(&commands[1]);
+    failed["status"] = "failed".into();
+    failed["results"][0] =
+        json!({ "module": "ping", "ok": false, "output": null, "error": "a \"quoted\",\nlong\tline, 🎋" });
+    agents[1].send(json!({ "type": "results", "results": [failed] })).await;
+    crate::support::eventually("both results and all commands", || async {
+        let counts = &server.action(&id).await["counts"];
+        (counts["total"] == 1_502 && counts["succeeded"] == 1 && counts["failed"] == 1).then_some(())
+    })
+    .await;
+    let read = async |accept: &str, query: &str| {
+        let request = reqwest::Client::new().get(format!("{}/v1/actions/{id}/commands{query}", server.url));
+        let answer = request.bearer_auth(server.admin_token()).header("Accept", accept).send().await.unwrap();
+        assert!(answer.headers()["content-type"].to_str().unwrap().starts_with(accept));
+        answer.text().await.unwrap()
+    };
+    let paged = server.commands(&id).await;
+    let lines = read("application/x-ndjson", "").await;
+    let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!((lines.len(), &lines), (1_502, &paged));
+    assert_eq!(read("application/x-ndjson", "?status=succeeded").await.lines().count(), 1);
+
+    let text = read("text/csv", "").await;
+    let mut rows = csv::Reader::from_reader(text.as_bytes());
+    let header: Vec<String> = rows.headers().unwrap().iter().map(str::to_owned).collect();
+    assert_eq!(header.join(","), "agent,status,attempts,runs,due_at,sent_at,finished_at,results,error");
+    let rows: Vec<csv::StringRecord> = rows.records().map(Result::unwrap).collect();
+    assert_eq!(rows.len(), 1_502);
+    for (row, command) in rows.iter().zip(&paged) {
+        assert_eq!((&row[0], &row[1]), (command["agent"].as_str().unwrap(), command["status"].as_str().unwrap()));
+        assert_eq!(&row[4], command["due_at"].as_str().unwrap());
+        assert_eq!(&row[8], command["error"].as_str().unwrap_or_default());
+        let results: Value = serde_json::from_str(&row[7]).unwrap_or(Value::Null);
+        assert_eq!(results, command["results"]);
+    }
+}
