@@ -31,6 +31,7 @@ use crate::pipeline::presence::Presence;
 use crate::pipeline::resolver::{Resolver, ResolverParts, pages_in_memory};
 use crate::pipeline::sender_router::{Route, SenderRouter};
 use crate::pipeline::spool_loader::{SpoolLoader, SpoolSettings};
+use crate::pipeline::waiters::Waiters;
 use crate::senders::SenderContext;
 use crate::senders::stream::StreamSender;
 use crate::senders::stream::session::SessionParts;
@@ -168,8 +169,13 @@ impl Builder {
         let limits = Limits { max_items: batch.max_items, max_wait: batch.max_wait.0, idle: batch.idle.0 };
 
         // Sink first.
-        let notifier = Notifier::default();
-        let sink = OutcomeSink { store: store.clone(), upstream: upstream.clone(), notifier: notifier.clone() };
+        let (notifier, waiters) = (Notifier::default(), Waiters::default());
+        let sink = OutcomeSink {
+            store: store.clone(),
+            upstream: upstream.clone(),
+            notifier: notifier.clone(),
+            waiters: waiters.clone(),
+        };
         let outcomes = supervise("outcomes", Batcher::new(sink, limits), MAILBOX, &supervision);
         let sink = SessionSink { store: store.clone() };
         let sessions = supervise("sessions", Batcher::new(sink, limits), MAILBOX, &supervision);
@@ -234,6 +240,7 @@ impl Builder {
             scheduler: scheduler.clone(),
             housekeeper: housekeeper.clone(),
             notifier,
+            waiters,
             watchers: http::watchers(),
             sessions: SessionParts {
                 store: store.clone(),

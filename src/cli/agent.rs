@@ -26,6 +26,9 @@ pub(super) struct Args {
     /// Settings (TOML); flags win over them
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Check in over plain HTTP, run what is due, report, and exit
+    #[arg(long)]
+    once: bool,
 }
 
 fn label(text: &str) -> Result<(String, String), String> {
@@ -59,6 +62,11 @@ pub(super) fn run(args: Args) -> Outcome {
     config.labels.extend(args.labels);
     let agent = Agent::new(config)?;
     actix_rt::System::new().block_on(async {
+        if args.once {
+            let results = agent.run_once().await?;
+            println!("{results} results were stored");
+            return Ok(ExitCode::SUCCESS);
+        }
         let mut terminate = signal(SignalKind::terminate())?;
         let mut interrupt = signal(SignalKind::interrupt())?;
         agent

@@ -117,7 +117,7 @@ pub(super) async fn show(
             if page["next"].is_string() {
                 println!("… the rest: odoshi actions show {id} -o csv");
             }
-            println!("{} is {}: {} commands", id, action["status"].as_str().unwrap_or_default(), told(action));
+            println!("{id} {}: {}", action["status"].as_str().unwrap_or_default(), told(action));
         }
     }
     Ok(())

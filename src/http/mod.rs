@@ -5,6 +5,7 @@ mod actions;
 mod agent_calls;
 mod agents;
 mod auth;
+mod check_in;
 mod error;
 mod events;
 mod health;
@@ -18,6 +19,7 @@ use crate::pipeline::delay_scheduler::DelayScheduler;
 use crate::pipeline::housekeeper::Housekeeper;
 use crate::pipeline::notifier::Notifier;
 use crate::pipeline::resolver::Resolver;
+use crate::pipeline::waiters::Waiters;
 use crate::senders::stream::session::SessionParts;
 use crate::store::Store;
 use crate::supervision::Supervision;
@@ -57,6 +59,8 @@ pub struct Api {
     pub housekeeper: Addr<Housekeeper>,
     /// Moves when something is committed.
     pub notifier: Notifier,
+    /// Agents that wait over plain HTTP.
+    pub waiters: Waiters,
     /// Room for those who watch, see [`watchers`].
     pub watchers: Arc<Semaphore>,
     /// For agents that connect.
@@ -119,6 +123,9 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(on("/v1/tokens").route(get().to(tokens::list)).route(post().to(tokens::create)))
         .service(on("/v1/tokens/{id}").route(delete().to(tokens::revoke)))
         .service(on("/v1/agent/enroll").route(post().to(agent_calls::enroll)))
+        .service(on("/v1/agent/commands").route(get().to(check_in::commands)))
+        .service(on("/v1/agent/received").route(post().to(check_in::received)))
+        .service(on("/v1/agent/results").route(post().to(check_in::results)))
         .service(on("/v1/agent/stream").route(get().to(agent_calls::stream)));
 }
 

@@ -1,6 +1,7 @@
 //! What the actors say to each other, in the order in which data flows.
 
 use crate::domain::action::Action;
+use crate::domain::protocol::Command;
 use crate::domain::time::Timestamp;
 use crate::store::{CommandPage, Due};
 use actix::prelude::*;
@@ -49,6 +50,23 @@ pub struct Delivery {
     pub due: Due,
     /// Its action.
     pub action: Arc<Action>,
+}
+
+impl Delivery {
+    /// What its agent is told to do.
+    pub fn command(&self) -> Command {
+        let Self { due, action } = self;
+        Command {
+            action: action.id,
+            run: due.run,
+            attempt: due.attempts + 1,
+            name: action.name.clone(),
+            operations: action.operations.clone(),
+            priority: action.priority,
+            timeout_ms: i64::try_from(action.policy.timeout.as_millis()).unwrap_or(i64::MAX),
+            expires_at: action.expires_at,
+        }
+    }
 }
 
 /// Delay scheduler → sender router: these are due, in order. Answered when the senders have taken them over, with those

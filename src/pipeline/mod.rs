@@ -14,3 +14,4 @@ pub mod resolver;
 pub mod sender_router;
 pub mod spool;
 pub mod spool_loader;
+pub mod waiters;

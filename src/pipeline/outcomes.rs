@@ -11,7 +11,8 @@ use super::delay_scheduler::DelayScheduler;
 use super::housekeeper::Housekeeper;
 use super::messages::{DueAgain, Touched};
 use super::notifier::Notifier;
-use crate::domain::command::Answer;
+use super::waiters::Waiters;
+use crate::domain::command::{Answer, Event};
 use crate::store::{Due, Report, Store, StoreResult};
 use actix::prelude::*;
 use std::collections::BTreeSet;
@@ -51,6 +52,8 @@ pub struct OutcomeSink {
     pub upstream: Upstream,
     /// For watchers.
     pub notifier: Notifier,
+    /// For agents that wait over plain HTTP.
+    pub waiters: Waiters,
 }
 
 impl Sink for OutcomeSink {
@@ -66,6 +69,14 @@ impl Sink for OutcomeSink {
     async fn written(&self, reports: Vec<Report>, answers: &[Result<Answer, Refused>]) {
         crate::fault_point!("outcomes.written");
         self.notifier.notify();
+        // Those whose commands wait for them now.
+        let waits = |report: &Report, answer: &Result<Answer, Refused>| match answer {
+            Ok(Answer::Stored) => matches!(report.event, Event::Hold { .. }),
+            Ok(Answer::Again { .. }) => true,
+            _ => false,
+        };
+        let waiting = reports.iter().zip(answers).filter(|(report, answer)| waits(report, answer));
+        self.waiters.wake(waiting.map(|(report, _)| report.agent_no));
         let mut again = Vec::new();
         let mut touched = BTreeSet::new();
         for (report, answer) in reports.iter().zip(answers) {

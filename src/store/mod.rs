@@ -44,6 +44,9 @@ use uuid::Uuid;
 /// An agent that checks in over HTTP counts as online for this long.
 pub(crate) const CHECK_IN_COUNTS: Duration = Duration::from_secs(120);
 
+/// A check-in is written anew after this long.
+pub(crate) const CHECK_IN_WRITTEN: Duration = Duration::from_secs(30);
+
 /// What a store method answers.
 pub type StoreResult<T> = Result<T, StoreError>;
 
@@ -179,6 +182,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// An agent by its key.
     async fn agent_get(&self, agent_no: i64) -> StoreResult<Option<AgentRef>>;
+
+    /// Says that an agent was heard of over plain HTTP just now, unless that was said within the last half minute.
+    async fn agent_check_in(&self, agent_no: i64) -> StoreResult<()>;
 
     /// Agents by their keys, in key order.
     async fn agent_get_many(&self, agent_nos: &[i64]) -> StoreResult<Vec<AgentRef>>;

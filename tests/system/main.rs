@@ -4,6 +4,7 @@
 mod agent_flow;
 mod agent_input;
 mod basics;
+mod check_in;
 mod cli;
 mod cli_operator;
 #[path = "../cluster/mod.rs"]
@@ -66,7 +67,11 @@ on_both! {
         a_newer_connection_of_an_agent_takes_over_and_nothing_is_lost
         tokens_open_what_they_are_for_and_nothing_else
     }
-        http_api {
+            check_in {
+        commands_are_asked_for_received_and_answered_over_plain_http
+        a_waiting_check_in_is_answered_when_something_is_due
+    }
+    http_api {
         a_target_is_previewed_and_agents_are_listed_and_shown
         events_tell_the_progress_and_the_end_of_an_action
         commands_are_streamed_as_lines_of_json_and_as_csv

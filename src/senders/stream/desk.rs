@@ -178,21 +178,13 @@ impl Desk {
                 self.put_back.extend((!delivery.due.open).then(|| hold_report(&delivery)));
                 continue;
             }
-            let Delivery { due, action } = delivery;
-            if action.is_cancelled() || action.expires_at <= now {
-                self.runs.remove(&action.no);
+            if delivery.action.is_cancelled() || delivery.action.expires_at <= now {
+                self.runs.remove(&delivery.action.no);
                 continue;
             }
-            commands.push(Command {
-                action: action.id,
-                run: due.run,
-                attempt: due.attempts + 1,
-                name: action.name.clone(),
-                operations: action.operations.clone(),
-                priority: action.priority,
-                timeout_ms: i64::try_from(action.policy.timeout.as_millis()).unwrap_or(i64::MAX),
-                expires_at: action.expires_at,
-            });
+            commands.push(delivery.command());
+            let Delivery { due, action } = delivery;
+
             let flying = Flying {
                 fresh: due.run == 1 && !due.open,
                 due_at: due.due_at,

@@ -8,7 +8,7 @@
 
 pub mod desk;
 mod greeting;
-mod records;
+pub(crate) mod records;
 pub mod session;
 pub mod sessions;
 

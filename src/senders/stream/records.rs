@@ -55,7 +55,7 @@ pub(super) async fn backlog(
 }
 
 /// Records results, also those of runs that this session didn't hand over, and says what the agent is to be told.
-pub(super) async fn store_results(
+pub(crate) async fn store_results(
     book: &ActionBook,
     context: &SenderContext,
     agent_no: i64,
@@ -108,7 +108,7 @@ async fn look_up(book: &ActionBook, run: RunRef) -> Option<Option<Arc<Action>>> 
 }
 
 /// Records, patiently while the outcomes are being restarted.
-pub(super) async fn record(context: &SenderContext, reports: Vec<Report>) -> Option<Vec<Result<Answer, Refused>>> {
+pub(crate) async fn record(context: &SenderContext, reports: Vec<Report>) -> Option<Vec<Result<Answer, Refused>>> {
     for attempt in 0..RECORD_TRIES {
         if let Some(answers) = context.record(reports.clone()).await {
             return Some(answers);

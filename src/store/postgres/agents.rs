@@ -110,6 +110,21 @@ pub(super) async fn refresh(conn: &mut AsyncPgConnection, said: &Said, now: Time
     .map(|_| ())
 }
 
+pub(super) async fn checked_in_after(conn: &mut AsyncPgConnection, no: i64, time: Timestamp) -> QueryResult<bool> {
+    let at = sql("SELECT no AS key FROM agents WHERE no = ? AND checked_in_at > ?").bind(no).bind(time.0);
+    Ok(at.get_result::<Key>(conn).await.optional()?.is_some())
+}
+
+pub(super) async fn check_in(conn: &mut AsyncPgConnection, no: i64, now: Timestamp) -> QueryResult<()> {
+    sql("UPDATE agents SET checked_in_at = ?, last_seen = ? WHERE no = ?")
+        .bind(now.0)
+        .bind(now.0)
+        .bind(no)
+        .execute(conn)
+        .await
+        .map(|_| ())
+}
+
 pub(super) async fn get_many(conn: &mut AsyncPgConnection, nos: &[i64]) -> QueryResult<Vec<AgentRef>> {
     #[derive(QueryableByName)]
     struct Row {

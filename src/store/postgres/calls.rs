@@ -8,6 +8,7 @@ use crate::domain::agent::{AgentRef, Token};
 use crate::domain::command::{Answer, CommandState};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
+use crate::store::CHECK_IN_WRITTEN;
 use crate::store::{
     Accepted, ActionView, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent, OpenAction,
     Report, Resolution, Store, StoreError, StoreResult, Unfinished, UntouchedPage,
@@ -276,6 +277,15 @@ impl Store for PostgresStore {
 
     async fn agent_get(&self, agent_no: i64) -> StoreResult<Option<AgentRef>> {
         self.agent_get_many(&[agent_no]).await.map(|mut agents| agents.pop())
+    }
+
+    async fn agent_check_in(&self, agent_no: i64) -> StoreResult<()> {
+        let (now, write) = (self.now(), "agent_check_in");
+        let before = now.minus(CHECK_IN_WRITTEN);
+        if self.read(write, body!([] conn => agents::checked_in_after(conn, agent_no, before))).await? {
+            return Ok(());
+        }
+        self.write(write, body!([] conn => agents::check_in(conn, agent_no, now))).await
     }
 
     async fn agent_get_many(&self, agent_nos: &[i64]) -> StoreResult<Vec<AgentRef>> {

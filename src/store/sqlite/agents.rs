@@ -127,6 +127,18 @@ pub(super) fn refresh(
     Ok(())
 }
 
+pub(super) fn checked_in_after(conn: &mut SqliteConnection, no: i64, time: Timestamp) -> QueryResult<bool> {
+    let at = agents::table.find(no).select(agents::checked_in_at).first::<Option<i64>>(conn).optional()?;
+    Ok(at.flatten().is_some_and(|at| at > time.0))
+}
+
+pub(super) fn check_in(conn: &mut SqliteConnection, no: i64, now: Timestamp) -> QueryResult<()> {
+    diesel::update(agents::table.find(no))
+        .set((agents::checked_in_at.eq(now.0), agents::last_seen.eq(now.0)))
+        .execute(conn)
+        .map(|_| ())
+}
+
 pub(super) fn get_many(conn: &mut SqliteConnection, nos: &[i64]) -> QueryResult<Vec<AgentRef>> {
     // One bound list: SQLite allows only so many parameters.
     let among = diesel::dsl::sql::<diesel::sql_types::Bool>("agents.no IN (SELECT value FROM json_each(")

@@ -15,6 +15,7 @@ mod functions;
 mod outcomes;
 mod tokens;
 
+use super::CHECK_IN_WRITTEN;
 use super::{
     Accepted, ActionView, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent, OpenAction,
     Report, Resolution, Store, StoreError, StoreResult, Unfinished, UntouchedPage,
@@ -364,6 +365,15 @@ impl Store for SqliteStore {
 
     async fn agent_get(&self, agent_no: i64) -> StoreResult<Option<AgentRef>> {
         self.read("agent_get", move |conn| agents::get_many(conn, &[agent_no])).await.map(|mut agents| agents.pop())
+    }
+
+    async fn agent_check_in(&self, agent_no: i64) -> StoreResult<()> {
+        let (now, write) = (self.now(), "agent_check_in");
+        let before = now.minus(CHECK_IN_WRITTEN);
+        if self.read(write, move |conn| agents::checked_in_after(conn, agent_no, before)).await? {
+            return Ok(());
+        }
+        self.write(write, move |conn| agents::check_in(conn, agent_no, now)).await
     }
 
     async fn agent_get_many(&self, agent_nos: &[i64]) -> StoreResult<Vec<AgentRef>> {

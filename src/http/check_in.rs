@@ -1,0 +1,163 @@
+//! Plain HTTP for agents that aren't always connected: they ask what is due, and tell what came of it.
+//!
+//! Asking changes nothing: a command is due until the agent says `received`, or sends its result.
+
+use super::{Api, ApiError, ApiResult, auth, body, limit};
+use crate::domain::command::{Answer, Event};
+use crate::domain::problem::{Problem, ProblemKind};
+use crate::domain::protocol::{Command, MAX_FRAME, Rejected, RunRef, RunResult, Stored};
+use crate::domain::time::{Span, Timestamp};
+use crate::pipeline::messages::Delivery;
+use crate::senders::stream::records::{record, store_results};
+use crate::store::Report;
+use actix_web::{HttpRequest, HttpResponse, web};
+use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// The longest wait that a caller gets.
+const LONGEST_WAIT: Duration = Duration::from_secs(60);
+/// How often a waiting call looks without being told.
+const LOOK: Duration = Duration::from_secs(5);
+/// The least time between two looks.
+const REST: Duration = Duration::from_millis(50);
+
+#[derive(Deserialize)]
+pub(super) struct DueQuery {
+    wait: Option<Span>,
+    limit: Option<usize>,
+}
+
+#[derive(Serialize)]
+struct Due {
+    commands: Vec<Command>,
+    server_time: Timestamp,
+}
+
+/// `GET /v1/agent/commands`: all that is due and not received, urgent ones first; waits for something if asked to.
+pub(super) async fn commands(
+    request: HttpRequest,
+    query: web::Query<DueQuery>,
+    api: web::Data<Api>,
+) -> ApiResult<HttpResponse> {
+    let agent = auth::agent(&api, &request).await?;
+    if agent.disabled {
+        return Err(ApiError::new(ProblemKind::Forbidden, "the agent is disabled"));
+    }
+    let limit = limit(query.limit)?;
+    let wait = query.wait.map_or(Duration::ZERO, |wait| wait.0.min(LONGEST_WAIT));
+    api.store.agent_check_in(agent.no).await?;
+    // Where too many wait already, this one learns at once that there is nothing.
+    let room = api.watchers.clone().try_acquire_owned();
+    let until = Instant::now() + if room.is_ok() { wait } else { Duration::ZERO };
+    // On the list before the look: what is written after it wakes.
+    let waiting = api.waiters.wait(agent.no);
+    loop {
+        let now = api.store.now();
+        let left = until.saturating_duration_since(Instant::now());
+        let rows = api.store.command_backlog(agent.no, now.plus(left), limit).await?;
+        let next = rows.iter().map(|due| due.due_at).find(|due_at| *due_at > now);
+        let mut commands = Vec::new();
+        let mut size = 0;
+        for due in rows.into_iter().filter(|due| due.due_at <= now) {
+            let Some(action) = api.book.get(due.action_no).await? else { continue };
+            size += action.operations.get().len() + action.name.len() + 256;
+            if size > MAX_FRAME / 2 && !commands.is_empty() {
+                break;
+            }
+            commands.push(Delivery { due, action }.command());
+        }
+        if !commands.is_empty() || left.is_zero() || api.supervision.is_draining() {
+            return Ok(HttpResponse::Ok().json(Due { commands, server_time: now }));
+        }
+        // A millisecond more: the store's time is cut to milliseconds.
+        let due = next.map_or(LOOK, |next| next.since(now) + Duration::from_millis(1));
+        tokio::time::timeout(due.min(LOOK).min(left), waiting.woken()).await.ok();
+        tokio::time::sleep(REST.min(left)).await;
+    }
+}
+
+#[derive(Deserialize)]
+struct ReceivedBody {
+    commands: Vec<RunRef>,
+}
+
+/// `POST /v1/agent/received`: the agent has these safe; answered once that is durable.
+pub(super) async fn received(
+    request: HttpRequest,
+    payload: web::Payload,
+    api: web::Data<Api>,
+) -> ApiResult<HttpResponse> {
+    let agent = auth::agent(&api, &request).await?;
+    let ReceivedBody { commands } = read(payload, &api).await?.0;
+    let now = api.store.now();
+    let mut stored = Stored::default();
+    let (mut runs, mut reports) = (Vec::new(), Vec::new());
+    for run in commands {
+        match api.book.get_by_id(run.action).await? {
+            Some(action) => {
+                let event = Event::Sent { run: run.run, attempts: 0, at: now };
+                runs.push(run);
+                reports.push(Report {
+                    action_no: action.no,
+                    agent_no: agent.no,
+                    policy: action.policy,
+                    event,
+                    fresh: false,
+                });
+            }
+            None => stored.rejected.push(rejected(run, "there is no such action")),
+        }
+    }
+    let answers = record(&api.sessions.context, reports).await.ok_or_else(away)?;
+    for (run, answer) in runs.into_iter().zip(answers) {
+        match answer {
+            Ok(Answer::Stored | Answer::Again { .. }) => stored.commands.push(run),
+            Ok(Answer::Decided) => stored.rejected.push(rejected(run, "it is over")),
+            Ok(Answer::Rejected(reason)) => stored.rejected.push(rejected(run, reason)),
+            Err(error) => stored.rejected.push(rejected(run, error.to_string())),
+        }
+    }
+    Ok(HttpResponse::Ok().json(stored))
+}
+
+#[derive(Deserialize)]
+struct ResultsBody {
+    results: Vec<RunResult>,
+}
+
+/// `POST /v1/agent/results`: how runs ended; answered once that is durable.
+pub(super) async fn results(
+    request: HttpRequest,
+    payload: web::Payload,
+    api: web::Data<Api>,
+) -> ApiResult<HttpResponse> {
+    let agent = auth::agent(&api, &request).await?;
+    let (ResultsBody { results }, size) = read(payload, &api).await?;
+    let size = u32::try_from(size).unwrap_or(u32::MAX);
+    let room = api.sessions.budget.clone().try_acquire_many_owned(size);
+    let _room = room.map_err(|_| ApiError::new(ProblemKind::Unavailable, "too many results are on their way"))?;
+    let results = results.into_iter().map(|result| (result.run_ref(), Err(result))).collect();
+    let stored = store_results(&api.book, &api.sessions.context, agent.no, results, api.store.now()).await;
+    Ok(HttpResponse::Ok().json(stored.ok_or_else(away)?))
+}
+
+fn rejected(run: RunRef, reason: impl Into<String>) -> Rejected {
+    Rejected { action: run.action, run: run.run, reason: reason.into() }
+}
+
+fn away() -> ApiError {
+    ApiError::new(ProblemKind::Unavailable, "the store is not available; try again")
+}
+
+/// A body as JSON, and its size.
+async fn read<T: DeserializeOwned>(payload: web::Payload, api: &Api) -> ApiResult<(T, usize)> {
+    let json = body(payload, api.max_body.max(MAX_FRAME)).await?;
+    let mut reader = serde_json::Deserializer::from_slice(&json);
+    let read = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let kind = if error.inner().is_data() { ProblemKind::InvalidDocument } else { ProblemKind::MalformedJson };
+        Problem::new(kind, error.to_string())
+    })?;
+    Ok((read, json.len()))
+}
