@@ -3,6 +3,8 @@
 use super::Outcome;
 use super::client::{Client, ServerArgs};
 use super::output::{Format, print};
+use reqwest::Method;
+use serde_json::{Value, json};
 use std::process::ExitCode;
 
 const COLUMNS: [&str; 8] = ["name", "status", "transport", "labels", "version", "enrolled_at", "last_seen", "disabled"];
@@ -17,6 +19,33 @@ pub(super) enum Command {
         /// The format
         #[arg(short, long, value_enum, default_value_t)]
         output: Format,
+        #[command(flatten)]
+        server: ServerArgs,
+    },
+    /// Set labels of an agent (KEY=VALUE), or take them away (KEY=)
+    Label {
+        /// Its name
+        name: String,
+        /// What is to be set
+        #[arg(required = true, value_name = "K=V")]
+        labels: Vec<String>,
+        #[command(flatten)]
+        server: ServerArgs,
+    },
+    /// Give an agent nothing, and close its connection
+    Disable {
+        /// Its name
+        name: String,
+        /// Let it work again
+        #[arg(long)]
+        undo: bool,
+        #[command(flatten)]
+        server: ServerArgs,
+    },
+    /// Remove an agent: its commands become undeliverable, its token is no longer valid
+    Remove {
+        /// Its name
+        name: String,
         #[command(flatten)]
         server: ServerArgs,
     },
@@ -37,6 +66,26 @@ pub(super) fn run(command: Command) -> Outcome {
                 let agents = Client::new(&server)?.all("/v1/agents", target.as_deref().unwrap_or(""), "agents").await?;
                 print(&agents, &COLUMNS, output)?;
             }
+            Command::Label { name, labels, server } => {
+                let mut patch = serde_json::Map::new();
+                for label in labels {
+                    let Some((key, value)) = label.split_once('=') else {
+                        return Err(super::run::Usage(format!("{label:?} is not KEY=VALUE")).into());
+                    };
+                    patch.insert(key.to_owned(), if value.is_empty() { Value::Null } else { value.into() });
+                }
+                let agent = change(&server, &name, json!({ "labels": patch })).await?;
+                println!("{name}: {}", agent["labels"]);
+            }
+            Command::Disable { name, undo, server } => {
+                let agent = change(&server, &name, json!({ "disabled": !undo })).await?;
+                println!("{name} is {}", if agent["disabled"] == true { "disabled" } else { "not disabled" });
+            }
+            Command::Remove { name, server } => {
+                let path = format!("/v1/agents/{}", super::client::encoded(&name));
+                Client::new(&server)?.call(Method::DELETE, &path, None).await?;
+                println!("{name} is removed");
+            }
             Command::Show { name, server } => {
                 let path = format!("/v1/agents/{}", super::client::encoded(&name));
                 println!("{}", serde_json::to_string_pretty(&Client::new(&server)?.get(&path).await?)?);
@@ -44,4 +93,9 @@ pub(super) fn run(command: Command) -> Outcome {
         }
         Ok(ExitCode::SUCCESS)
     })
+}
+
+async fn change(server: &ServerArgs, name: &str, patch: Value) -> Result<Value, super::client::ClientError> {
+    let path = format!("/v1/agents/{}", super::client::encoded(name));
+    Client::new(server)?.call(Method::PATCH, &path, Some(patch)).await
 }

@@ -45,7 +45,7 @@ pub(super) struct Args {
 /// A call that can't be meant.
 #[derive(Debug, thiserror::Error)]
 #[error("{0}")]
-pub(super) struct Usage(String);
+pub(super) struct Usage(pub(super) String);
 
 pub(super) fn run(args: Args) -> Outcome {
     let document = document(&args)?;

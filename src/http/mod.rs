@@ -104,7 +104,7 @@ pub fn serve(api: Api, address: SocketAddr) -> std::io::Result<(SocketAddr, Serv
 }
 
 fn routes(config: &mut web::ServiceConfig) {
-    use web::{delete, get, post};
+    use web::{delete, get, patch, post};
     let on = |path| web::resource(path).default_service(web::to(|| async { ApiError::method_not_allowed() }));
     config
         .service(on("/healthz").route(get().to(health::healthz)))
@@ -118,7 +118,12 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(on("/v1/actions/{id}/resume").route(post().to(actions::resume)))
         .service(on("/v1/actions/{id}/retry").route(post().to(actions::retry)))
         .service(on("/v1/agents").route(get().to(agents::list)))
-        .service(on("/v1/agents/{name}").route(get().to(agents::show)))
+        .service(
+            on("/v1/agents/{name}")
+                .route(get().to(agents::show))
+                .route(patch().to(agents::patch))
+                .route(delete().to(agents::remove)),
+        )
         .service(on("/v1/targets/preview").route(post().to(agents::preview)))
         .service(on("/v1/tokens").route(get().to(tokens::list)).route(post().to(tokens::create)))
         .service(on("/v1/tokens/{id}").route(delete().to(tokens::revoke)))

@@ -32,6 +32,8 @@ const ADVANCE: usize = 50_000;
 /// How many actions are moved on in one transaction.
 const ADVANCE_AT_A_TIME: usize = 100;
 
+/// For how long after its removal an agent's commands are looked for: one may have been on its way into the store.
+const LEAVING: Duration = Duration::from_secs(60);
 /// How often it looks for what is kept no longer.
 const PURGE_EVERY: Duration = Duration::from_secs(60);
 /// Rows that are deleted in one transaction.
@@ -150,6 +152,8 @@ async fn complete(parts: &HousekeeperParts, nos: Vec<i64>) -> Result<(), StoreEr
 pub async fn run_once(parts: &HousekeeperParts) -> Result<(), StoreError> {
     let store = &*parts.store;
     overdue(parts).await?;
+    close_leaving(parts).await?;
+
     crate::fault_point!("housekeeper.round");
     let mut after = 0;
     loop {
@@ -207,6 +211,27 @@ async fn close(parts: &HousekeeperParts, no: i64, which: Unfinished, event: &Eve
         record(parts, reports).await?;
         after = last;
     }
+}
+
+/// Closes the commands of removed agents.
+async fn close_leaving(parts: &HousekeeperParts) -> Result<(), StoreError> {
+    for agent_no in parts.store.agent_list_leaving(PAGE).await? {
+        loop {
+            let mut reports = Vec::new();
+            for no in parts.store.command_unfinished_of(agent_no, PAGE).await? {
+                if let Some(action) = parts.book.get(no).await? {
+                    let error = "the agent was removed".into();
+                    reports.push(report(&action, agent_no, Event::Undeliverable { error }));
+                }
+            }
+            if reports.is_empty() {
+                break;
+            }
+            record(parts, reports).await?;
+        }
+        parts.store.agent_left(agent_no, parts.store.now().minus(LEAVING)).await?;
+    }
+    Ok(())
 }
 
 /// Gives up waiting for results that should have come.

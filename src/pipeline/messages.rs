@@ -94,6 +94,11 @@ pub struct Cancelled(pub Vec<(i64, Uuid)>);
 #[rtype(result = "()")]
 pub struct Resumed(pub Vec<i64>);
 
+/// HTTP → stream sender: this agent is disabled or removed; its connection is to be closed.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Banned(pub i64);
+
 /// Outcomes, HTTP → housekeeper: these actions have changed. A hint; it also looks by itself.
 #[derive(Message)]
 #[rtype(result = "()")]

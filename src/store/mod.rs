@@ -25,8 +25,8 @@ pub mod sqlite;
 
 pub use error::StoreError;
 pub use models::{
-    Accepted, ActionView, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent, OpenAction,
-    Report, Resolution, Unfinished, UntouchedPage,
+    Accepted, ActionView, AgentPatch, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent,
+    OpenAction, Report, Resolution, Unfinished, UntouchedPage,
 };
 
 use crate::config::Config;
@@ -205,6 +205,22 @@ pub trait Store: Send + Sync + 'static {
 
     /// The agent of this name, as users see it.
     async fn agent_view(&self, name: &str) -> StoreResult<Option<AgentView>>;
+
+    /// Changes an agent; answers it as it is now, with its key. `None` if there is none of this name.
+    async fn agent_update(&self, name: &str, patch: &AgentPatch) -> StoreResult<Option<(i64, AgentView)>>;
+
+    /// Removes an agent: it matches no more, its tokens are revoked, its name is free. Answers its key.
+    async fn agent_remove(&self, name: &str) -> StoreResult<Option<i64>>;
+
+    /// Removed agents whose commands are to be closed.
+    async fn agent_list_leaving(&self, limit: usize) -> StoreResult<Vec<i64>>;
+
+    /// The commands of a removed agent are closed; it is no longer listed as leaving, unless it left after `before`: a page
+    /// of commands for it may still be on its way.
+    async fn agent_left(&self, agent_no: i64, before: Timestamp) -> StoreResult<()>;
+
+    /// The actions of an agent's commands that are not final.
+    async fn command_unfinished_of(&self, agent_no: i64, limit: usize) -> StoreResult<Vec<i64>>;
 
     /// Says that this node holds these agents' connections, each with its epoch. A higher epoch wins.
     async fn session_open(&self, sessions: &[(i64, i64)]) -> StoreResult<()>;

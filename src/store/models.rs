@@ -8,6 +8,7 @@ use crate::domain::protocol::OperationResult;
 use crate::domain::time::Timestamp;
 use serde::Serialize;
 use serde_json::value::RawValue;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -214,6 +215,30 @@ pub struct AgentView {
     pub last_seen: Option<Timestamp>,
     /// Gets nothing while it is.
     pub disabled: bool,
+}
+
+/// What is to be changed about an agent; `None` stays as it is.
+#[derive(Clone, Debug, Default)]
+pub struct AgentPatch {
+    /// Labels to be set, or (`None`) taken away; others stay.
+    pub labels: BTreeMap<String, Option<String>>,
+    /// Where it is, or that this is not known.
+    pub address: Option<Option<String>>,
+    /// Whether it gets nothing.
+    pub disabled: Option<bool>,
+}
+
+impl AgentPatch {
+    /// The labels after the change.
+    pub(super) fn labels_after(&self, mut labels: BTreeMap<String, String>) -> BTreeMap<String, String> {
+        for (key, value) in &self.labels {
+            match value {
+                Some(value) => labels.insert(key.clone(), value.clone()),
+                None => labels.remove(key),
+            };
+        }
+        labels
+    }
 }
 
 /// An agent to be put into the store without enrolling (benchmarks, agents that don't connect by themselves).

@@ -4,7 +4,7 @@ use crate::Backend;
 use crate::support::{agents, in_secs, matching, named, resolved};
 use odoshi::domain::agent::{Enrollment, Role, Secret};
 use odoshi::domain::target::Target;
-use odoshi::store::{Enrolled, NewAgent, Store};
+use odoshi::store::{AgentPatch, Enrolled, NewAgent, Store};
 use serde_json::json;
 
 fn target(text: &str) -> Target {
@@ -136,4 +136,44 @@ pub async fn agents_survive_a_restart(backend: &mut impl Backend) {
     assert_eq!(store.token_find(&secret.hash()).await.unwrap().unwrap().agent_no, Some(no));
     assert_eq!(matching(store, &target("labels.role = 'web' AND facts.n = 5 AND version = '1.2'")).await, [no]);
     assert_eq!(store.agent_enroll(&described("web"), Secret::random().hash()).await.unwrap(), Enrolled::Taken);
+}
+
+pub async fn an_agent_is_changed_and_removed(backend: &mut impl Backend) {
+    let store = backend.store();
+    let secret = Secret::random();
+    let no = enrolled(store, &described("web"), &secret).await;
+    store.session_open(&[(no, 1)]).await.unwrap();
+    let labels = [("role".to_owned(), None), ("zone".to_owned(), Some("b".to_owned()))].into();
+    let patch = AgentPatch { labels, address: Some(None), disabled: Some(true) };
+    let (same, view) = store.agent_update("web", &patch).await.unwrap().unwrap();
+    assert_eq!((same, view.labels.get(), view.address, view.disabled), (no, r#"{"zone":"b"}"#, None, true));
+    assert!(matching(store, &Target::All).await.is_empty());
+    let (_, view) = store
+        .agent_update("web", &AgentPatch { disabled: Some(false), ..AgentPatch::default() })
+        .await
+        .unwrap()
+        .unwrap();
+    assert_eq!((view.labels.get(), view.disabled, view.status), (r#"{"zone":"b"}"#, false, "online"));
+    assert!(store.agent_update("nobody", &patch).await.unwrap().is_none());
+
+    let taken = resolved(store, json!({}), &[no]).await;
+    let held = resolved(store, json!({}), &[no]).await;
+    held.hold(store, no).await;
+    let over = resolved(store, json!({}), &[no]).await;
+    over.ends(store, no, 1, odoshi::domain::command::CommandState::Succeeded).await;
+    assert_eq!(store.agent_remove("web").await.unwrap(), Some(no));
+    assert_eq!(store.agent_remove("web").await.unwrap(), None);
+    assert_eq!(store.token_find(&secret.hash()).await.unwrap(), None);
+    assert!(store.agent_view("web").await.unwrap().is_none() && store.agent_get(no).await.unwrap().is_none());
+    assert!(online(store).await.is_empty());
+    assert_eq!(store.agent_list_leaving(10).await.unwrap(), [no]);
+    assert_eq!(store.command_unfinished_of(no, 10).await.unwrap(), [taken.no, held.no]);
+    assert_eq!(store.command_unfinished_of(no, 1).await.unwrap(), [taken.no]);
+    store.agent_left(no, in_secs(store, -5)).await.unwrap();
+    assert_eq!(store.agent_list_leaving(10).await.unwrap(), [no], "it left only just now");
+    store.agent_left(no, in_secs(store, 5)).await.unwrap();
+    assert!(store.agent_list_leaving(10).await.unwrap().is_empty());
+    let again = enrolled(store, &described("web"), &Secret::random()).await;
+    assert_ne!(again, no);
+    assert_eq!(taken.list(store).await[0].agent, "web", "what was is still shown");
 }

@@ -156,6 +156,7 @@ macro_rules! cases {
                 closing_an_older_epoch_does_nothing
                 a_start_of_the_node_ends_all_sessions
                 agents_survive_a_restart
+                an_agent_is_changed_and_removed
             }
             targets {
                 long_lists_and_deep_conditions_are_answered

@@ -206,4 +206,10 @@ async fn targets_are_previewed_and_agents_shown() {
     let shown: Value = serde_json::from_str(&operator.prints(&["agents", "show", "a00"]).await).unwrap();
     assert_eq!((&shown["name"], &shown["labels"]["role"]), (&json!("a00"), &json!("db")));
     assert_eq!(operator.call(&["agents", "show", "nobody"]).await.0, 1);
+    assert_eq!(operator.prints(&["agents", "label", "a00", "zone=b", "role="]).await, "a00: {\"zone\":\"b\"}\n");
+    assert_eq!(operator.prints(&["agents", "disable", "a00"]).await, "a00 is disabled\n");
+    assert_eq!(operator.prints(&["agents", "disable", "a00", "--undo"]).await, "a00 is not disabled\n");
+    assert_eq!(operator.prints(&["agents", "remove", "a00"]).await, "a00 is removed\n");
+    assert_eq!(operator.call(&["agents", "remove", "a00"]).await.0, 1);
+    assert_eq!(operator.call(&["agents", "label", "a01", "zone"]).await.0, 2);
 }

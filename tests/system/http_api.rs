@@ -139,3 +139,93 @@ pub async fn commands_are_streamed_as_lines_of_json_and_as_csv(on: On) {
         assert_eq!(results, command["results"]);
     }
 }
+
+pub async fn an_agent_is_labelled_disabled_and_let_in_again(on: On) {
+    let server = Server::start(on.options()).await;
+    let token = server.enroll("a", json!({ "role": "web", "rack": "1" })).await;
+    let mut agent = WireAgent::hello(&server.url, &token, 16).await;
+    let patch = async |body: Value| server.call("PATCH", "/v1/agents/a", Some(body)).await;
+    let (status, changed) = patch(json!({ "labels": { "role": "db", "rack": null, "zone": "b" } })).await;
+    assert_eq!((status, &changed["labels"]), (200, &json!({ "role": "db", "zone": "b" })), "{changed}");
+    let count = async |target: &str| {
+        server.call("POST", "/v1/targets/preview", Some(json!({ "target": target }))).await.1["count"].clone()
+    };
+    assert_eq!(count("labels.role = 'db' AND labels.rack IS NULL").await, 1);
+    assert_eq!(patch(json!({ "address": "https://example.com" })).await.1["address"], "https://example.com");
+    assert_eq!(patch(json!({ "labels": {} })).await.1["address"], "https://example.com", "what isn't there stays");
+    assert_eq!(patch(json!({ "address": null })).await.1["address"], Value::Null);
+    for (body, wanted) in [
+        (json!({ "colour": 1 }), 422),
+        (json!({ "labels": { "x": 5 } }), 422),
+        (json!({ "labels": { "x": "\u{0}" } }), 422),
+        (json!({ "labels": { "x": "y".repeat(70_000) } }), 422),
+    ] {
+        assert_eq!(patch(body).await.0, wanted);
+    }
+    assert_eq!(server.call("PATCH", "/v1/agents/nobody", Some(json!({}))).await.0, 404);
+
+    assert_eq!(patch(json!({ "disabled": true })).await.1["disabled"], true);
+    assert_eq!(agent.expect_close().await, 4003);
+    assert_eq!(count("TRUE").await, 0, "disabled agents never match");
+    assert_eq!(server.call("GET", "/v1/agents", None).await.1["agents"][0]["disabled"], true, "and are shown");
+    assert_eq!(server.call_as(&token, "GET", "/v1/agent/commands", None).await.0, 403);
+    let mut refused = WireAgent::connect(&server.url, &token).await;
+    refused.send(json!({ "type": "hello", "version": "wire", "facts": {}, "capacity": 1, "running": [] })).await;
+    assert_eq!(refused.expect_close().await, 4003);
+    assert_eq!(patch(json!({ "disabled": false })).await.1["disabled"], false);
+    WireAgent::hello(&server.url, &token, 16).await;
+    assert_eq!(count("TRUE").await, 1);
+}
+
+pub async fn a_removed_agent_leaves_nothing_pending_and_its_name_is_free(on: On) {
+    let mut server = Server::start(on.options()).await;
+    let token = server.enroll("a", json!({})).await;
+    let other = server.enroll("b", json!({})).await;
+    let mut agent = WireAgent::hello(&server.url, &token, 1).await;
+    let document = json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "ping" }] });
+    let (with_it, waiting) = (server.submit(document.clone()).await, server.submit(document).await);
+    let has = agent.commands().await;
+    agent.send(json!({ "type": "received", "commands": [{ "action": has[0]["action"], "run": 1 }] })).await;
+    crate::support::eventually("all commands", || async {
+        let mut both = Vec::new();
+        for id in [&with_it, &waiting] {
+            both.push(server.action(id).await["counts"]["total"] == 2);
+        }
+        both.iter().all(|all| *all).then_some(())
+    })
+    .await;
+    assert_eq!(server.call("DELETE", "/v1/agents/a", None).await.0, 204);
+    server.kill();
+    server.restart().await;
+    for id in [&with_it, &waiting] {
+        crate::support::eventually("its command to be undeliverable", || async {
+            (server.action(id).await["counts"]["undeliverable"] == 1).then_some(())
+        })
+        .await;
+        let commands = server.commands(id).await;
+        assert_eq!((&commands[0]["agent"], &commands[0]["error"]), (&json!("a"), &json!("the agent was removed")));
+        assert_eq!(commands[1]["status"], "pending", "others are not concerned");
+    }
+    assert_eq!(server.call_as(&token, "GET", "/v1/agent/commands", None).await.0, 401);
+    for (method, path) in [("GET", "/v1/agents/a"), ("DELETE", "/v1/agents/a")] {
+        assert_eq!(server.call(method, path, None).await.0, 404);
+    }
+    // The same name is another agent.
+    let again = server.enroll("a", json!({})).await;
+    let mut again = WireAgent::hello(&server.url, &again, 16).await;
+    let mut other = WireAgent::hello(&server.url, &other, 16).await;
+    for _ in 0..2 {
+        let commands = other.commands().await;
+        for command in &commands {
+            other.succeed(command).await;
+        }
+        if commands.len() == 2 {
+            break;
+        }
+    }
+    for id in [&with_it, &waiting] {
+        server.until_status(id, "completed").await;
+    }
+    let new = server.submit(json!({ "name": "n", "target": "name = 'a'", "operations": [{ "module": "ping" }] })).await;
+    assert_eq!(again.commands().await[0]["action"], new.as_str());
+}

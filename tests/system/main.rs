@@ -75,6 +75,8 @@ on_both! {
         a_target_is_previewed_and_agents_are_listed_and_shown
         events_tell_the_progress_and_the_end_of_an_action
         commands_are_streamed_as_lines_of_json_and_as_csv
+        an_agent_is_labelled_disabled_and_let_in_again
+        a_removed_agent_leaves_nothing_pending_and_its_name_is_free
     }
     kill {
         kill_9_at_any_moment_loses_nothing_and_repeats_nothing

@@ -9,6 +9,7 @@ DROP TABLE outcomes;
 DROP TABLE open_commands;
 DROP TABLE commands;
 DROP TABLE action_counts;
+DROP TABLE departures;
 DROP TABLE purges;
 DROP TABLE actions;
 DROP TABLE agent_sessions;

@@ -88,6 +88,11 @@ CREATE TABLE purges (
     action_no BIGINT PRIMARY KEY
 );
 
+-- Agents that were removed, until all their commands are closed.
+CREATE TABLE departures (
+    agent_no BIGINT PRIMARY KEY
+);
+
 -- One row per action and writer lane; readers sum the lanes.
 CREATE TABLE action_counts (
     action_no     BIGINT NOT NULL,

@@ -1,2 +1,3 @@
 DROP INDEX actions_ended;
+DROP TABLE departures;
 DROP TABLE purges;

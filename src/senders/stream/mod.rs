@@ -14,7 +14,7 @@ pub mod sessions;
 
 use super::SenderContext;
 use crate::pipeline::batcher::Put;
-use crate::pipeline::messages::{Cancelled, Deliver, Delivery, Drain};
+use crate::pipeline::messages::{Banned, Cancelled, Deliver, Delivery, Drain};
 use crate::pipeline::presence::Presence;
 use actix::prelude::*;
 use desk::hold_report;
@@ -40,6 +40,8 @@ pub enum ToSession {
     Replaced,
     /// The server goes away.
     Leave,
+    /// The agent is disabled or removed.
+    Banned,
 }
 
 /// Session → stream sender: this agent is connected. Answered when the store knows; then the backlog can be read.
@@ -177,6 +179,20 @@ impl Handler<Cancelled> for StreamSender {
         for handle in self.by_agent.values() {
             // Best effort: the outcome `cancelled` is final whatever the agent does.
             handle.inbox.try_send(ToSession::Cancelled(actions.clone())).ok();
+        }
+    }
+}
+
+impl Handler<Banned> for StreamSender {
+    type Result = ();
+
+    fn handle(&mut self, Banned(agent_no): Banned, _: &mut Self::Context) {
+        let Some(handle) = self.by_agent.get(&agent_no) else { return };
+        if handle.inbox.try_send(ToSession::Banned).is_err() {
+            // No room to be told: it is closed as if replaced, and isn't let in again.
+            handle.replaced.store(true, Ordering::Release);
+            self.by_agent.remove(&agent_no);
+            self.presence.remove(agent_no);
         }
     }
 }

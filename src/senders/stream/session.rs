@@ -313,6 +313,9 @@ impl Session {
             Some(ToSession::Replaced) => {
                 Some(End::error(close::REPLACED, "replaced", "a newer connection of this agent is here"))
             }
+            Some(ToSession::Banned) => {
+                Some(End::error(close::NOT_ALLOWED, "not-allowed", "the agent was disabled or removed"))
+            }
             Some(ToSession::Leave) => Some(End::with(close::GOING_AWAY)),
             None if self.connected.replaced.load(Ordering::Acquire) => {
                 Some(End::error(close::REPLACED, "replaced", "a newer connection of this agent is here"))

@@ -4,9 +4,9 @@ use super::sql::sql;
 use crate::domain::agent::{AgentRef, Role};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
-use crate::store::rows::{AgentViewRow, Key, Transports, agent_view, sql_limit};
+use crate::store::rows::{AgentViewRow, Key, Transports, agent_view, corrupt, sql_limit};
 use crate::store::schema::agents;
-use crate::store::{AgentView, Enrolled, NewAgent, filter};
+use crate::store::{AgentPatch, AgentView, Enrolled, NewAgent, filter};
 use diesel::prelude::*;
 use diesel::result::Error;
 use diesel::sql_types::{BigInt, Bool, Nullable, Text};
@@ -219,6 +219,69 @@ pub(super) async fn view(conn: &mut AsyncPgConnection, name: &str, now: Timestam
         .await
         .optional()?;
     row.map(agent_view).transpose()
+}
+
+pub(super) async fn update(
+    conn: &mut AsyncPgConnection,
+    name: &str,
+    patch: &AgentPatch,
+    now: Timestamp,
+) -> QueryResult<Option<(i64, AgentView)>> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = BigInt)]
+        no: i64,
+        #[diesel(sql_type = Text)]
+        labels: String,
+    }
+    let found = sql("SELECT no, labels::text AS labels FROM agents WHERE name = ? AND removed_at IS NULL FOR UPDATE")
+        .bind(name)
+        .get_result::<Row>(conn)
+        .await
+        .optional()?;
+    let Some(Row { no, labels }) = found else { return Ok(None) };
+    let labels = json(&patch.labels_after(serde_json::from_str(&labels).map_err(corrupt)?))?;
+    sql("UPDATE agents SET labels = ?::text::json, address = CASE WHEN ? THEN ? ELSE address END, \
+         disabled = coalesce(?, disabled) WHERE no = ?")
+    .bind(labels)
+    .bind(patch.address.is_some())
+    .bind(patch.address.clone().flatten())
+    .bind(patch.disabled)
+    .bind(no)
+    .execute(conn)
+    .await?;
+    Ok(view(conn, name, now).await?.map(|view| (no, view)))
+}
+
+pub(super) async fn remove(conn: &mut AsyncPgConnection, name: &str, now: Timestamp) -> QueryResult<Option<i64>> {
+    let removed = sql("UPDATE agents SET removed_at = ? WHERE name = ? AND removed_at IS NULL RETURNING no AS key")
+        .bind(now.0)
+        .bind(name)
+        .get_result::<Key>(conn)
+        .await
+        .optional()?;
+    let Some(Key { key: no }) = removed else { return Ok(None) };
+    let revoke = sql("UPDATE tokens SET revoked_at = ? WHERE agent_no = ? AND revoked_at IS NULL");
+    revoke.bind(now.0).bind(no).execute(conn).await?;
+    sql("DELETE FROM agent_sessions WHERE agent_no = ?").bind(no).execute(conn).await?;
+    sql("INSERT INTO departures (agent_no) VALUES (?)").bind(no).execute(conn).await?;
+    Ok(Some(no))
+}
+
+pub(super) async fn list_leaving(conn: &mut AsyncPgConnection, limit: usize) -> QueryResult<Vec<i64>> {
+    let rows = sql("SELECT agent_no AS key FROM departures ORDER BY agent_no LIMIT ?").bind(sql_limit(limit));
+    let rows: Vec<Key> = rows.load(conn).await?;
+    Ok(rows.into_iter().map(|row| row.key).collect())
+}
+
+pub(super) async fn left(conn: &mut AsyncPgConnection, no: i64, before: Timestamp) -> QueryResult<()> {
+    sql("DELETE FROM departures d WHERE d.agent_no = ? \
+         AND EXISTS (SELECT 1 FROM agents a WHERE a.no = d.agent_no AND a.removed_at < ?)")
+    .bind(no)
+    .bind(before.0)
+    .execute(conn)
+    .await
+    .map(|_| ())
 }
 
 pub(super) async fn session_open(

@@ -1,7 +1,7 @@
 //! The calls of the store, each handed to the file of its topic.
 
 use super::commands::Duplicates;
-use super::{PING_WITHIN, PostgresStore, State};
+use super::{MIGRATION_TRIES, PING_WITHIN, PostgresStore, State};
 use super::{actions, agents, commands, error, migrate, node, not_connected, outcomes, tokens, transaction};
 use crate::domain::action::{Action, ActionState, NewAction};
 use crate::domain::agent::{AgentRef, Token};
@@ -10,13 +10,14 @@ use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::CHECK_IN_WRITTEN;
 use crate::store::{
-    Accepted, ActionView, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent, OpenAction,
-    Report, Resolution, Store, StoreError, StoreResult, Unfinished, UntouchedPage,
+    Accepted, ActionView, AgentPatch, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent,
+    OpenAction, Report, Resolution, Store, StoreError, StoreResult, Unfinished, UntouchedPage,
 };
 use async_trait::async_trait;
 use diesel::result::{DatabaseErrorKind, Error};
 use diesel_async::SimpleAsyncConnection;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Instant;
 use uuid::Uuid;
 
@@ -49,8 +50,17 @@ impl Store for PostgresStore {
             return Ok(());
         }
         let (inner, heartbeat, dead_after) = (self.inner.clone(), self.heartbeat, self.dead_after);
+        let conn = {
+            let inner = inner.clone();
+            self.run(async move { inner.connector.connect().await.map_err(not_connected) }).await?
+        };
+        match self.run(migrate(conn)).await {
+            Err(error) if self.failed.fetch_add(1, Ordering::Relaxed) + 1 < MIGRATION_TRIES => {
+                return Err(StoreError::Unavailable(error.to_string()));
+            }
+            migrated => migrated?,
+        }
         self.run(async move {
-            migrate(inner.connector.connect().await.map_err(not_connected)?).await?;
             let mut conn = node::connect(&inner).await.map_err(not_connected)?;
             let asked = Instant::now();
             let time = node::register(&mut conn, &inner.incarnation).await;
@@ -317,6 +327,28 @@ impl Store for PostgresStore {
     async fn agent_view(&self, name: &str) -> StoreResult<Option<AgentView>> {
         let (name, now) = (name.to_owned(), self.now());
         self.read("agent_view", body!([name] conn => agents::view(conn, &name, now))).await
+    }
+
+    async fn agent_update(&self, name: &str, patch: &AgentPatch) -> StoreResult<Option<(i64, AgentView)>> {
+        let (name, patch, now) = (name.to_owned(), Arc::new(patch.clone()), self.now());
+        self.write("agent_update", body!([name, patch] conn => agents::update(conn, &name, &patch, now))).await
+    }
+
+    async fn agent_remove(&self, name: &str) -> StoreResult<Option<i64>> {
+        let (name, now) = (name.to_owned(), self.now());
+        self.write("agent_remove", body!([name] conn => agents::remove(conn, &name, now))).await
+    }
+
+    async fn agent_list_leaving(&self, limit: usize) -> StoreResult<Vec<i64>> {
+        self.read("agent_list_leaving", body!([] conn => agents::list_leaving(conn, limit))).await
+    }
+
+    async fn agent_left(&self, agent_no: i64, before: Timestamp) -> StoreResult<()> {
+        self.write("agent_left", body!([] conn => agents::left(conn, agent_no, before))).await
+    }
+
+    async fn command_unfinished_of(&self, agent_no: i64, limit: usize) -> StoreResult<Vec<i64>> {
+        self.read("command_unfinished_of", body!([] conn => commands::unfinished_of(conn, agent_no, limit))).await
     }
 
     async fn session_open(&self, sessions: &[(i64, i64)]) -> StoreResult<()> {

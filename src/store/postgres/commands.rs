@@ -236,7 +236,8 @@ pub(super) async fn due(
         format!(
             "(SELECT p.action_no, p.agent_no, p.run, p.attempts, p.due_at, a.priority, TRUE AS open, g.transport \
              FROM open_commands p {GOING_OF_P} \
-             CROSS JOIN LATERAL (SELECT no, transport FROM agents x WHERE x.no = p.agent_no OFFSET 0) g \
+             CROSS JOIN LATERAL (SELECT no, transport FROM agents x WHERE x.no = p.agent_no AND NOT x.disabled \
+             OFFSET 0) g \
              WHERE p.state = {} AND (p.due_at, p.action_no, p.agent_no) > (?, ?, ?) AND p.due_at <= ? \
              AND (g.transport <> 'stream' OR EXISTS \
              (SELECT 1 FROM agent_sessions s WHERE s.agent_no = g.no AND s.incarnation = ? OFFSET 0)) \
@@ -297,6 +298,23 @@ pub(super) async fn unfinished(
     ))
     .bind(action_no)
     .bind(after)
+    .bind(sql_limit(limit))
+    .load(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| row.key).collect())
+}
+
+pub(super) async fn unfinished_of(conn: &mut AsyncPgConnection, agent_no: i64, limit: usize) -> QueryResult<Vec<i64>> {
+    let rows: Vec<Key> = sql(format!(
+        "WITH v AS MATERIALIZED (SELECT ?::bigint AS agent) \
+         SELECT p.action_no AS key FROM v CROSS JOIN LATERAL \
+         (SELECT action_no FROM open_commands x WHERE x.agent_no = v.agent OFFSET 0) p \
+         UNION SELECT c.action_no FROM v CROSS JOIN LATERAL (SELECT no FROM actions x WHERE x.ended_at IS NULL \
+         AND x.dispatched_through < v.agent AND x.resolved_through >= v.agent OFFSET 0) a \
+         CROSS JOIN LATERAL (SELECT * FROM commands x WHERE x.action_no = a.no AND x.agent_no = v.agent OFFSET 0) c \
+         WHERE {UNTOUCHED} ORDER BY 1 LIMIT ?"
+    ))
+    .bind(agent_no)
     .bind(sql_limit(limit))
     .load(conn)
     .await?;

@@ -38,6 +38,7 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use sql::sql;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
 use std::time::Duration;
 use tokio::runtime::Runtime;
 use tokio::sync::{Mutex, watch};
@@ -50,6 +51,8 @@ const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(5);
 /// How long the store may take to say that it is there.
 const PING_WITHIN: Duration = Duration::from_secs(2);
+/// The tables may fail to be brought up to date so often before that counts as final: the database may have gone meanwhile.
+const MIGRATION_TRIES: u32 = 3;
 /// The advisory lock of whoever brings the tables up to date.
 const MIGRATING: i64 = 0x006f_646f_7368_6900;
 
@@ -72,6 +75,8 @@ enum State {
 pub struct PostgresStore {
     inner: Arc<Inner>,
     preparing: Mutex<()>,
+    /// How often the tables could not be brought up to date.
+    failed: AtomicU32,
     heartbeat: Duration,
     dead_after: Duration,
     /// `None` when it is being dropped.
@@ -150,6 +155,7 @@ impl PostgresStore {
         Ok(Self {
             inner: Arc::new(inner),
             preparing: Mutex::new(()),
+            failed: AtomicU32::new(0),
             heartbeat: settings.node.heartbeat.0,
             dead_after: settings.node.dead_after.0,
             runtime: Some(runtime),

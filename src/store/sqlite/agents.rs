@@ -1,8 +1,8 @@
 //! Agents, their sessions, and this process.
 
-use super::super::rows::{AgentViewRow, Key, Transports, agent_view, sql_limit};
+use super::super::rows::{AgentViewRow, Key, Transports, agent_view, corrupt, sql_limit};
 use super::super::schema::{agents, nodes, tokens};
-use super::super::{AgentView, Enrolled, NewAgent, filter};
+use super::super::{AgentPatch, AgentView, Enrolled, NewAgent, filter};
 use super::json;
 use crate::domain::agent::{AgentRef, Role};
 use crate::domain::target::Target;
@@ -221,6 +221,63 @@ pub(super) fn view(conn: &mut SqliteConnection, name: &str, now: Timestamp) -> Q
         .first(conn)
         .optional()?;
     row.map(agent_view).transpose()
+}
+
+pub(super) fn update(
+    conn: &mut SqliteConnection,
+    name: &str,
+    patch: &AgentPatch,
+    now: Timestamp,
+) -> QueryResult<Option<(i64, AgentView)>> {
+    let found = agents::table
+        .filter(filter::listed(None, now))
+        .filter(agents::name.eq(name))
+        .select((agents::no, agents::labels))
+        .first::<(i64, String)>(conn)
+        .optional()?;
+    let Some((no, labels)) = found else { return Ok(None) };
+    let labels = json(&patch.labels_after(serde_json::from_str(&labels).map_err(corrupt)?))?;
+    diesel::update(agents::table.find(no)).set(agents::labels.eq(labels)).execute(conn)?;
+    if let Some(address) = &patch.address {
+        diesel::update(agents::table.find(no)).set(agents::address.eq(address)).execute(conn)?;
+    }
+    if let Some(disabled) = patch.disabled {
+        diesel::update(agents::table.find(no)).set(agents::disabled.eq(disabled)).execute(conn)?;
+    }
+    Ok(view(conn, name, now)?.map(|view| (no, view)))
+}
+
+pub(super) fn remove(conn: &mut SqliteConnection, name: &str, now: Timestamp) -> QueryResult<Option<i64>> {
+    let removed = diesel::update(agents::table.filter(agents::name.eq(name)).filter(agents::removed_at.is_null()))
+        .set(agents::removed_at.eq(now.0))
+        .returning(agents::no)
+        .get_result::<i64>(conn)
+        .optional()?;
+    let Some(no) = removed else { return Ok(None) };
+    diesel::update(tokens::table.filter(tokens::agent_no.eq(no)).filter(tokens::revoked_at.is_null()))
+        .set(tokens::revoked_at.eq(now.0))
+        .execute(conn)?;
+    for statement in ["DELETE FROM agent_sessions WHERE agent_no = ?", "INSERT INTO departures (agent_no) VALUES (?)"] {
+        sql_query(statement).bind::<BigInt, _>(no).execute(conn)?;
+    }
+    Ok(Some(no))
+}
+
+pub(super) fn list_leaving(conn: &mut SqliteConnection, limit: usize) -> QueryResult<Vec<i64>> {
+    let rows = sql_query("SELECT agent_no AS key FROM departures ORDER BY agent_no LIMIT ?");
+    let rows = rows.bind::<BigInt, _>(sql_limit(limit)).load::<Key>(conn)?;
+    Ok(rows.into_iter().map(|row| row.key).collect())
+}
+
+pub(super) fn left(conn: &mut SqliteConnection, no: i64, before: Timestamp) -> QueryResult<()> {
+    sql_query(
+        "DELETE FROM departures WHERE agent_no = ?1 \
+         AND EXISTS (SELECT 1 FROM agents a WHERE a.no = ?1 AND a.removed_at < ?2)",
+    )
+    .bind::<BigInt, _>(no)
+    .bind::<BigInt, _>(before.0)
+    .execute(conn)
+    .map(|_| ())
 }
 
 pub(super) fn session_open(

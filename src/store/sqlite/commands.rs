@@ -166,7 +166,7 @@ pub(super) fn due(
              FROM open_commands p CROSS JOIN actions a ON a.no = p.action_no CROSS JOIN agents g ON g.no = p.agent_no \
              WHERE p.state = {} AND (p.due_at, p.action_no, p.agent_no) > (?1, ?5, ?6) AND p.due_at <= ?2 \
              AND a.ended_at IS NULL AND NOT a.cancelled AND NOT a.paused AND NOT a.expired \
-             AND (g.transport <> 'stream' OR EXISTS \
+             AND NOT g.disabled AND (g.transport <> 'stream' OR EXISTS \
              (SELECT 1 FROM agent_sessions s WHERE s.agent_no = g.no AND s.incarnation = ?3))",
             state as i16
         )
@@ -220,6 +220,19 @@ pub(super) fn unfinished(
     ))
     .bind::<BigInt, _>(action_no)
     .bind::<BigInt, _>(after)
+    .bind::<BigInt, _>(sql_limit(limit))
+    .load::<Key>(conn)?;
+    Ok(rows.into_iter().map(|row| row.key).collect())
+}
+
+pub(super) fn unfinished_of(conn: &mut SqliteConnection, agent_no: i64, limit: usize) -> QueryResult<Vec<i64>> {
+    let rows = sql_query(format!(
+        "SELECT action_no AS key FROM open_commands INDEXED BY open_commands_agent WHERE agent_no = ?1 \
+         UNION SELECT c.action_no FROM actions a CROSS JOIN commands c ON c.action_no = a.no AND c.agent_no = ?1 \
+         WHERE a.ended_at IS NULL AND a.dispatched_through < ?1 AND a.resolved_through >= ?1 AND {UNTOUCHED} \
+         ORDER BY 1 LIMIT ?2"
+    ))
+    .bind::<BigInt, _>(agent_no)
     .bind::<BigInt, _>(sql_limit(limit))
     .load::<Key>(conn)?;
     Ok(rows.into_iter().map(|row| row.key).collect())

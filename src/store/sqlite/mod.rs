@@ -17,8 +17,8 @@ mod tokens;
 
 use super::CHECK_IN_WRITTEN;
 use super::{
-    Accepted, ActionView, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent, OpenAction,
-    Report, Resolution, Store, StoreError, StoreResult, Unfinished, UntouchedPage,
+    Accepted, ActionView, AgentPatch, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent,
+    OpenAction, Report, Resolution, Store, StoreError, StoreResult, Unfinished, UntouchedPage,
 };
 use crate::domain::action::{Action, ActionState, NewAction};
 use crate::domain::agent::{AgentRef, Token};
@@ -404,6 +404,28 @@ impl Store for SqliteStore {
     async fn agent_view(&self, name: &str) -> StoreResult<Option<AgentView>> {
         let (name, now) = (name.to_owned(), self.now());
         self.read("agent_view", move |conn| agents::view(conn, &name, now)).await
+    }
+
+    async fn agent_update(&self, name: &str, patch: &AgentPatch) -> StoreResult<Option<(i64, AgentView)>> {
+        let (name, patch, now) = (name.to_owned(), patch.clone(), self.now());
+        self.write("agent_update", move |conn| agents::update(conn, &name, &patch, now)).await
+    }
+
+    async fn agent_remove(&self, name: &str) -> StoreResult<Option<i64>> {
+        let (name, now) = (name.to_owned(), self.now());
+        self.write("agent_remove", move |conn| agents::remove(conn, &name, now)).await
+    }
+
+    async fn agent_list_leaving(&self, limit: usize) -> StoreResult<Vec<i64>> {
+        self.read("agent_list_leaving", move |conn| agents::list_leaving(conn, limit)).await
+    }
+
+    async fn agent_left(&self, agent_no: i64, before: Timestamp) -> StoreResult<()> {
+        self.write("agent_left", move |conn| agents::left(conn, agent_no, before)).await
+    }
+
+    async fn command_unfinished_of(&self, agent_no: i64, limit: usize) -> StoreResult<Vec<i64>> {
+        self.read("command_unfinished_of", move |conn| commands::unfinished_of(conn, agent_no, limit)).await
     }
 
     async fn session_open(&self, sessions: &[(i64, i64)]) -> StoreResult<()> {
