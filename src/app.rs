@@ -19,6 +19,7 @@ use crate::config::{Config, ConfigError};
 use crate::domain::agent::STREAM;
 use crate::domain::batch::Limits;
 use crate::http::{self, Api};
+use crate::metrics::Metrics;
 use crate::pipeline::action_book::ActionBook;
 use crate::pipeline::batcher::Batcher;
 use crate::pipeline::command_store::{CommandSink, CommandStore};
@@ -169,15 +170,16 @@ impl Builder {
         let limits = Limits { max_items: batch.max_items, max_wait: batch.max_wait.0, idle: batch.idle.0 };
 
         // Sink first.
-        let (notifier, waiters) = (Notifier::default(), Waiters::default());
+        let (notifier, waiters, metrics) = (Notifier::default(), Waiters::default(), Metrics::default());
         let sink = OutcomeSink {
             store: store.clone(),
             upstream: upstream.clone(),
             notifier: notifier.clone(),
             waiters: waiters.clone(),
+            metrics: metrics.clone(),
         };
         let outcomes = supervise("outcomes", Batcher::new(sink, limits), MAILBOX, &supervision);
-        let sink = SessionSink { store: store.clone() };
+        let sink = SessionSink { store: store.clone(), metrics: metrics.clone() };
         let sessions = supervise("sessions", Batcher::new(sink, limits), MAILBOX, &supervision);
         let context = SenderContext::new(store.clone(), outcomes.clone());
         let stream = StreamSender::new(context.clone(), presence.clone(), sessions.clone());
@@ -199,10 +201,16 @@ impl Builder {
             outcomes: outcomes.clone(),
             horizon: config.delay.horizon.0,
             capacity: config.delay.capacity,
+            metrics: metrics.clone(),
         };
         let scheduler = supervise("delay_scheduler", DelayScheduler::new(parts), MAILBOX, &supervision);
         upstream.set_scheduler(scheduler.clone());
-        let sink = CommandSink { store: store.clone(), scheduler: scheduler.clone(), notifier: notifier.clone() };
+        let sink = CommandSink {
+            store: store.clone(),
+            scheduler: scheduler.clone(),
+            notifier: notifier.clone(),
+            metrics: metrics.clone(),
+        };
         let commands = supervise("command_store", Batcher::new(sink, limits), MAILBOX, &supervision);
         let parts = HousekeeperParts {
             store: store.clone(),
@@ -241,6 +249,9 @@ impl Builder {
             housekeeper: housekeeper.clone(),
             notifier,
             waiters,
+            metrics,
+            presence: presence.clone(),
+            public_metrics: config.http.public_metrics,
             watchers: http::watchers(),
             sessions: SessionParts {
                 store: store.clone(),

@@ -1,7 +1,9 @@
-//! `/healthz` and `/readyz`.
+//! `/healthz`, `/readyz` and `/metrics`.
 
-use super::Api;
-use actix_web::{HttpResponse, web};
+use super::{Api, ApiError, ApiResult, auth};
+use crate::domain::agent::Role;
+use crate::domain::problem::ProblemKind;
+use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 
 /// The process runs.
@@ -37,4 +39,15 @@ pub(super) async fn readyz(api: web::Data<Api>) -> HttpResponse {
     } else {
         HttpResponse::ServiceUnavailable().insert_header(("Retry-After", "1")).json(readiness)
     }
+}
+
+/// What the server counts of itself, for Prometheus.
+pub(super) async fn metrics(request: HttpRequest, api: web::Data<Api>) -> ApiResult<HttpResponse> {
+    let store_up = api.store.ping().await.is_ok();
+    if !api.public_metrics {
+        auth::needs(&api, &request, Role::Viewer).await?;
+    }
+    let text = api.metrics.text(&api.supervision, &api.presence, store_up);
+    let text = text.map_err(|error| ApiError::new(ProblemKind::Internal, error.to_string()))?;
+    Ok(HttpResponse::Ok().content_type("application/openmetrics-text; version=1.0.0; charset=utf-8").body(text))
 }

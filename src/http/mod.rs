@@ -14,10 +14,12 @@ mod tokens;
 
 pub use error::{ApiError, ApiResult};
 
+use crate::metrics::Metrics;
 use crate::pipeline::action_book::ActionBook;
 use crate::pipeline::delay_scheduler::DelayScheduler;
 use crate::pipeline::housekeeper::Housekeeper;
 use crate::pipeline::notifier::Notifier;
+use crate::pipeline::presence::Presence;
 use crate::pipeline::resolver::Resolver;
 use crate::pipeline::waiters::Waiters;
 use crate::senders::stream::session::SessionParts;
@@ -61,6 +63,12 @@ pub struct Api {
     pub notifier: Notifier,
     /// Agents that wait over plain HTTP.
     pub waiters: Waiters,
+    /// What is counted.
+    pub metrics: Metrics,
+    /// Who is connected.
+    pub presence: Presence,
+    /// Whether the metrics are for everybody.
+    pub public_metrics: bool,
     /// Room for those who watch, see [`watchers`].
     pub watchers: Arc<Semaphore>,
     /// For agents that connect.
@@ -109,6 +117,7 @@ fn routes(config: &mut web::ServiceConfig) {
     config
         .service(on("/healthz").route(get().to(health::healthz)))
         .service(on("/readyz").route(get().to(health::readyz)))
+        .service(on("/metrics").route(get().to(health::metrics)))
         .service(on("/v1/actions").route(get().to(actions::list)).route(post().to(actions::create)))
         .service(on("/v1/actions/{id}").route(get().to(actions::show)))
         .service(on("/v1/actions/{id}/commands").route(get().to(actions::commands)))

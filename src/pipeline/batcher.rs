@@ -10,6 +10,7 @@
 
 use super::messages::Drain;
 use crate::domain::batch::{Filling, Limits, Tip};
+use crate::metrics::Metrics;
 use crate::store::{StoreError, StoreResult};
 use actix::prelude::*;
 use std::time::{Duration, Instant};
@@ -34,6 +35,9 @@ pub trait Sink: Clone + Unpin + 'static {
     fn weight(_item: &Self::Item) -> usize {
         1
     }
+
+    /// Where it counts.
+    fn metrics(&self) -> &Metrics;
 
     /// Writes all items in one transaction, or none; answers in their order.
     fn write(&self, items: &[Self::Item]) -> impl Future<Output = StoreResult<Vec<Self::Answer>>>;
@@ -135,6 +139,8 @@ async fn flush<S: Sink>(sink: S, groups: Vec<Group<S>>) {
     log::trace!(actor = S::NAME, items = items.len(); "writing a batch");
     let answers = write_all(&sink, &items).await;
     log::trace!(actor = S::NAME, items = items.len(), micros = started.elapsed().as_micros() as u64; "batch written");
+    sink.metrics().batch_written(S::NAME, items.len(), started.elapsed());
+
     sink.written(items, &answers).await;
     let mut answers = answers.into_iter();
     for (count, reply) in replies {
@@ -170,7 +176,9 @@ async fn write_patiently<S: Sink>(sink: &S, items: &[S::Item]) -> Result<Vec<S::
         match sink.write(items).await {
             Err(error) if error.is_transient() => {
                 log::warn!(actor = S::NAME, items = items.len(), error = error.to_string().as_str(),
-                    again_in_ms = wait.as_millis() as u64; "a batch waits for the store");
+                                        again_in_ms = wait.as_millis() as u64; "a batch waits for the store");
+                sink.metrics().batch_retried(S::NAME);
+
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(RETRY_MAX);
             }

@@ -10,6 +10,7 @@ use super::batcher::{Batcher, Refused, Sink};
 use super::delay_scheduler::DelayScheduler;
 use super::messages::{Committed, NewPage};
 use super::notifier::Notifier;
+use crate::metrics::Metrics;
 use crate::store::{Inserted, Store, StoreResult};
 use actix::prelude::*;
 use std::sync::Arc;
@@ -26,6 +27,8 @@ pub struct CommandSink {
     pub scheduler: Addr<DelayScheduler>,
     /// For watchers.
     pub notifier: Notifier,
+    /// Where it counts.
+    pub metrics: Metrics,
 }
 
 impl Sink for CommandSink {
@@ -33,6 +36,10 @@ impl Sink for CommandSink {
     type Answer = Inserted;
 
     const NAME: &'static str = "command_store";
+
+    fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
 
     fn weight(page: &NewPage) -> usize {
         page.commands.len()
@@ -47,6 +54,7 @@ impl Sink for CommandSink {
         self.notifier.notify();
         for (NewPage { action, page, commands }, answer) in pages.into_iter().zip(answers) {
             if matches!(answer, Ok(Inserted::Written)) && !commands.is_empty() {
+                self.metrics.commands_written(commands.len() as u64);
                 let committed = Committed { action, after: page.after, through: page.through, commands };
                 // Awaited so that pages don't pile up in the scheduler's mailbox; if it falls, it reads the store.
                 self.scheduler.send(committed).await.ok();

@@ -29,6 +29,7 @@ use crate::domain::action::Action;
 use crate::domain::command::Event;
 use crate::domain::delay::DelayQueue;
 use crate::domain::time::Timestamp;
+use crate::metrics::Metrics;
 use crate::store::{Due, DuePlace, Report, Store};
 use actix::prelude::*;
 use std::collections::{BTreeMap, HashSet};
@@ -69,6 +70,8 @@ pub struct SchedulerParts {
     pub horizon: Duration,
     /// How many are in memory at most.
     pub capacity: usize,
+    /// Where it counts.
+    pub metrics: Metrics,
 }
 
 /// What is known of a command in memory.
@@ -173,8 +176,10 @@ impl DelayScheduler {
             let goes_on = |action: &Action| !action.is_cancelled() && !action.is_paused() && action.expires_at > now;
             due.retain(|(_, entry)| goes_on(&entry.action));
             let entries: Vec<Entry> = due.into_iter().map(|(_, entry)| entry).collect();
+            entries.iter().for_each(|entry| self.parts.metrics.handed_on(now.since(entry.due.due_at)));
             self.hand_over(entries, ctx);
         }
+        self.parts.metrics.delay_entries(self.queue.len());
         self.set_timer(ctx);
         self.finish_drain();
     }

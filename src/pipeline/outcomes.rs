@@ -13,6 +13,7 @@ use super::messages::{DueAgain, Touched};
 use super::notifier::Notifier;
 use super::waiters::Waiters;
 use crate::domain::command::{Answer, Event};
+use crate::metrics::Metrics;
 use crate::store::{Due, Report, Store, StoreResult};
 use actix::prelude::*;
 use std::collections::BTreeSet;
@@ -54,6 +55,8 @@ pub struct OutcomeSink {
     pub notifier: Notifier,
     /// For agents that wait over plain HTTP.
     pub waiters: Waiters,
+    /// Where it counts.
+    pub metrics: Metrics,
 }
 
 impl Sink for OutcomeSink {
@@ -61,6 +64,10 @@ impl Sink for OutcomeSink {
     type Answer = Answer;
 
     const NAME: &'static str = "outcomes";
+
+    fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
 
     async fn write(&self, reports: &[Report]) -> StoreResult<Vec<Answer>> {
         self.store.outcome_record(reports).await
@@ -80,6 +87,9 @@ impl Sink for OutcomeSink {
         let mut again = Vec::new();
         let mut touched = BTreeSet::new();
         for (report, answer) in reports.iter().zip(answers) {
+            if matches!(answer, Ok(Answer::Stored | Answer::Again { .. })) {
+                self.metrics.reported(&report.event);
+            }
             match answer {
                 Ok(Answer::Again { run, attempts, due_at }) => again.push(Due {
                     action_no: report.action_no,

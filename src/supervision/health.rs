@@ -41,7 +41,7 @@ struct Record {
 #[derive(Clone, Debug, Serialize)]
 pub struct ActorReport {
     /// The actor.
-    pub name: String,
+    pub name: &'static str,
     /// `running`, `restarting` or `stopped`.
     pub state: String,
     /// Since the process started.
@@ -145,7 +145,7 @@ impl ActorHealth {
     fn report(&self) -> ActorReport {
         let record = lock(&self.record);
         ActorReport {
-            name: self.name.into(),
+            name: self.name,
             state: record.state.into(),
             restarts: record.restarts,
             last_cause: record.last_cause.clone(),

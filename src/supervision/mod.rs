@@ -191,7 +191,7 @@ mod tests {
         assert!(matches!(fatal, Err(MailboxError::Closed)));
         assert_eq!(queued.expect("handled after the restart, with a fresh state"), 2);
         let report = &supervision.reports()[0];
-        assert_eq!((report.name.as_str(), report.restarts, report.state.as_str()), ("counter", 1, "running"));
+        assert_eq!((report.name, report.restarts, report.state.as_str()), ("counter", 1, "running"));
         assert_eq!(report.last_cause.as_deref(), Some("thirteen"));
     }
 

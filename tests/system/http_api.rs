@@ -229,3 +229,43 @@ pub async fn a_removed_agent_leaves_nothing_pending_and_its_name_is_free(on: On)
     let new = server.submit(json!({ "name": "n", "target": "name = 'a'", "operations": [{ "module": "ping" }] })).await;
     assert_eq!(again.commands().await[0]["action"], new.as_str());
 }
+
+pub async fn metrics_are_counted_and_guarded(on: On) {
+    let server = Server::start(on.options()).await;
+    let token = server.enroll("a", json!({})).await;
+    let mut agent = WireAgent::hello(&server.url, &token, 16).await;
+    let id = server.submit(json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "ping" }] })).await;
+    let commands = agent.commands().await;
+    agent.succeed(&commands[0]).await;
+    server.until_status(&id, "completed").await;
+    let read = async |server: &Server, token: Option<String>| {
+        let mut request = reqwest::Client::new().get(format!("{}/metrics", server.url));
+        if let Some(token) = token {
+            request = request.bearer_auth(token);
+        }
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    let (_, viewer) = server.call("POST", "/v1/tokens", Some(json!({ "role": "viewer" }))).await;
+    let (status, text) = read(&server, viewer["token"].as_str().map(str::to_owned)).await;
+    assert_eq!(status, 200, "{text}");
+    for line in [
+        "odoshi_commands_total 1",
+        "odoshi_reports_total{event=\"result\"} 1",
+        "odoshi_store_up 1",
+        "odoshi_agents_connected 1",
+        "odoshi_actor_running{actor=\"resolver\"} 1",
+        "odoshi_actor_restarts{actor=\"outcomes\"} 0",
+        "odoshi_delay_lateness_seconds_count 1",
+        "odoshi_delay_entries 0",
+        "# EOF",
+    ] {
+        assert!(text.lines().any(|has| has == line), "{line}: {text}");
+    }
+    assert!(text.contains("odoshi_batch_items_bucket{") && text.contains("odoshi_batch_seconds_sum{"), "{text}");
+    assert_eq!(read(&server, None).await.0, 401);
+    assert_eq!(read(&server, Some(token)).await.0, 403);
+    drop(server);
+    let public = Server::start(on.options().with("ODOSHI__HTTP__PUBLIC_METRICS", "true")).await;
+    assert_eq!(read(&public, None).await.0, 200);
+}

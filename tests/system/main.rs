@@ -77,6 +77,7 @@ on_both! {
         commands_are_streamed_as_lines_of_json_and_as_csv
         an_agent_is_labelled_disabled_and_let_in_again
         a_removed_agent_leaves_nothing_pending_and_its_name_is_free
+        metrics_are_counted_and_guarded
     }
     kill {
         kill_9_at_any_moment_loses_nothing_and_repeats_nothing

@@ -1,5 +1,6 @@
 //! Writes which agents are connected here: the connects and disconnects of many sessions in one transaction.
 
+use crate::metrics::Metrics;
 use crate::pipeline::batcher::{Batcher, Refused, Sink};
 use crate::store::{Store, StoreResult};
 use std::collections::BTreeMap;
@@ -32,6 +33,8 @@ pub enum SessionChange {
 pub struct SessionSink {
     /// Where they are written.
     pub store: Arc<dyn Store>,
+    /// Where it counts.
+    pub metrics: Metrics,
 }
 
 impl Sink for SessionSink {
@@ -39,6 +42,10 @@ impl Sink for SessionSink {
     type Answer = ();
 
     const NAME: &'static str = "sessions";
+
+    fn metrics(&self) -> &Metrics {
+        &self.metrics
+    }
 
     async fn write(&self, changes: &[SessionChange]) -> StoreResult<Vec<()>> {
         // The newest connection of an agent is all that counts; a connection that came and went within one batch is

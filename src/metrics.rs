@@ -1,0 +1,159 @@
+//! What the server counts and measures of itself, in the text format of OpenMetrics (`GET /metrics`).
+//!
+//! | name | labels | is |
+//! |---|---|---|
+//! | `odoshi_batch_items` | `actor` | items per transaction, a histogram |
+//! | `odoshi_batch_seconds` | `actor` | how long a batch took to be written, tries included, a histogram |
+//! | `odoshi_batch_retries_total` | `actor` | tries of batches that the store was away for |
+//! | `odoshi_commands_total` | | commands written |
+//! | `odoshi_reports_total` | `event` | what happened to commands, as it was recorded: `result`, `sent`, `hold`, `attempt_failed`, `overdue`, `expired`, `cancelled`, `undeliverable` |
+//! | `odoshi_delay_entries` | | commands in memory that wait for their time |
+//! | `odoshi_delay_lateness_seconds` | | from due to handed on, a histogram |
+//! | `odoshi_agents_connected` | | agents connected to this process |
+//! | `odoshi_actor_restarts` | `actor` | since the start |
+//! | `odoshi_actor_running` | `actor` | 1, or 0 while it is restarted or stopped |
+//! | `odoshi_store_up` | | 1 when the store answers |
+
+use crate::domain::command::Event;
+use crate::pipeline::presence::Presence;
+use crate::supervision::Supervision;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use std::sync::Arc;
+use std::time::Duration;
+
+type Label = [(&'static str, &'static str); 1];
+type Histograms = Family<Label, Histogram, fn() -> Histogram>;
+
+/// See the module. Clones count into the same numbers.
+#[derive(Clone, Debug)]
+pub struct Metrics(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    batch_items: Histograms,
+    batch_seconds: Histograms,
+    batch_retries: Family<Label, Counter>,
+    commands: Counter,
+    reports: Family<Label, Counter>,
+    delay_entries: Gauge,
+    delay_lateness: Histogram,
+    agents_connected: Gauge,
+    actor_restarts: Family<Label, Gauge>,
+    actor_running: Family<Label, Gauge>,
+    store_up: Gauge,
+}
+
+/// From a millisecond to half a minute.
+fn seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 16))
+}
+
+/// From one to a hundred thousand.
+fn items() -> Histogram {
+    Histogram::new(exponential_buckets(1.0, 4.0, 9))
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut inner = Inner {
+            registry: Registry::with_prefix("odoshi"),
+            batch_items: Family::new_with_constructor(items),
+            batch_seconds: Family::new_with_constructor(seconds),
+            batch_retries: Family::default(),
+            commands: Counter::default(),
+            reports: Family::default(),
+            delay_entries: Gauge::default(),
+            delay_lateness: seconds(),
+            agents_connected: Gauge::default(),
+            actor_restarts: Family::default(),
+            actor_running: Family::default(),
+            store_up: Gauge::default(),
+        };
+        let of = &mut inner.registry;
+        of.register("batch_items", "Items per transaction", inner.batch_items.clone());
+        of.register("batch_seconds", "Time to write a batch, tries included", inner.batch_seconds.clone());
+        of.register("batch_retries", "Tries of batches that the store was away for", inner.batch_retries.clone());
+        of.register("commands", "Commands written", inner.commands.clone());
+        of.register("reports", "What happened to commands, as it was recorded", inner.reports.clone());
+        of.register("delay_entries", "Commands in memory that wait for their time", inner.delay_entries.clone());
+        of.register("delay_lateness_seconds", "From due to handed on", inner.delay_lateness.clone());
+        of.register("agents_connected", "Agents connected to this process", inner.agents_connected.clone());
+        of.register("actor_restarts", "Restarts of each actor since the start", inner.actor_restarts.clone());
+        of.register("actor_running", "1, or 0 while it is restarted or stopped", inner.actor_running.clone());
+        of.register("store_up", "1 when the store answers", inner.store_up.clone());
+        Self(Arc::new(inner))
+    }
+}
+
+impl Metrics {
+    /// A batch of so many items was written, after so many tries that failed.
+    pub fn batch_written(&self, actor: &'static str, items: usize, took: Duration) {
+        let label = [("actor", actor)];
+        self.0.batch_items.get_or_create(&label).observe(items as f64);
+        self.0.batch_seconds.get_or_create(&label).observe(took.as_secs_f64());
+    }
+
+    /// A batch waits for the store.
+    pub fn batch_retried(&self, actor: &'static str) {
+        self.0.batch_retries.get_or_create(&[("actor", actor)]).inc();
+    }
+
+    /// So many commands were written.
+    pub fn commands_written(&self, commands: u64) {
+        self.0.commands.inc_by(commands);
+    }
+
+    /// Something that happened to a command was recorded.
+    pub fn reported(&self, event: &Event) {
+        let event = match event {
+            Event::Result(_) => "result",
+            Event::Sent { .. } => "sent",
+            Event::Hold { .. } => "hold",
+            Event::AttemptFailed { .. } => "attempt_failed",
+            Event::Overdue => "overdue",
+            Event::Expired => "expired",
+            Event::Cancelled => "cancelled",
+            Event::Undeliverable { .. } => "undeliverable",
+        };
+        self.0.reports.get_or_create(&[("event", event)]).inc();
+    }
+
+    /// So many commands wait in memory for their time.
+    pub fn delay_entries(&self, entries: usize) {
+        self.0.delay_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
+    }
+
+    /// A command is handed on so long after it was due.
+    pub fn handed_on(&self, late: Duration) {
+        self.0.delay_lateness.observe(late.as_secs_f64());
+    }
+
+    /// All of it as text.
+    ///
+    /// # Errors
+    /// When it can't be written down.
+    pub fn text(
+        &self,
+        supervision: &Supervision,
+        presence: &Presence,
+        store_up: bool,
+    ) -> Result<String, std::fmt::Error> {
+        let inner = &*self.0;
+        inner.agents_connected.set(i64::try_from(presence.len()).unwrap_or(i64::MAX));
+        inner.store_up.set(store_up.into());
+        for actor in supervision.reports() {
+            let label = [("actor", actor.name)];
+            inner.actor_restarts.get_or_create(&label).set(i64::try_from(actor.restarts).unwrap_or(i64::MAX));
+            inner.actor_running.get_or_create(&label).set((actor.state == "running").into());
+        }
+        let mut text = String::new();
+        encode(&mut text, &inner.registry)?;
+        Ok(text)
+    }
+}
