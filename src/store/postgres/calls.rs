@@ -89,6 +89,8 @@ impl Store for PostgresStore {
 
     async fn node_stop(&self) -> StoreResult<()> {
         let incarnation = self.inner.incarnation.clone();
+        // From here on it is no surprise to a heartbeat that there is no such node.
+        self.inner.set_state(State::Leaving);
         self.write("node_stop", body!([incarnation] conn => node::stop(conn, &incarnation))).await?;
         self.inner.set_state(State::Gone);
         Ok(())

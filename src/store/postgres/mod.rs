@@ -65,6 +65,8 @@ enum State {
     Ready,
     /// A node that the database doesn't answer.
     Away,
+    /// A node that is about to say goodbye.
+    Leaving,
     /// A node no more: another one took over.
     Fenced,
     /// A node no more: it said goodbye.
@@ -96,7 +98,7 @@ impl Inner {
     /// Goes on only when the database is likely to answer.
     fn gate(&self, during: &str) -> StoreResult<()> {
         let why = match *self.state.borrow() {
-            State::Ready => return Ok(()),
+            State::Ready | State::Leaving => return Ok(()),
             State::Unprepared => "the database has not answered yet",
             State::Away => "the database does not answer",
             State::Fenced => "another node has taken over from this one",
@@ -107,7 +109,11 @@ impl Inner {
 
     fn set_state(&self, new: State) {
         self.state.send_if_modified(|state| {
-            let changed = *state != new && !matches!(*state, State::Fenced | State::Gone);
+            let changed = match *state {
+                State::Fenced | State::Gone => false,
+                State::Leaving => new == State::Gone,
+                _ => *state != new,
+            };
 
             if changed {
                 if *state == State::Away && new == State::Ready {

@@ -141,13 +141,14 @@ pub(super) async fn heartbeats(inner: Weak<Inner>, conn: AsyncPgConnection, ever
     loop {
         tokio::time::sleep(every).await;
         let Some(inner) = inner.upgrade() else { return };
-        if matches!(*inner.state.borrow(), State::Gone | State::Fenced) {
+        if !matches!(*inner.state.borrow(), State::Ready | State::Away) {
             return;
         }
 
         let beat = tokio::time::timeout(ANSWER_WITHIN, beat(&mut conn, &inner)).await;
         match beat {
             Ok(Ok(true)) => inner.set_state(State::Ready),
+            Ok(Ok(false)) if *inner.state.borrow() == State::Leaving => return,
             Ok(Ok(false)) => {
                 log::error!(node = inner.incarnation.as_str(); "another node has taken over from this one");
                 inner.set_state(State::Fenced);
