@@ -69,7 +69,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         let running = odoshi.start().await?;
         // An agent that does not connect by itself; a name that is there already is left as it is.
         let enrollment = Enrollment::from_json(br#"{"name": "my-terminal"}"#)?;
-        let agent = NewAgent { enrollment, transport: "console".into(), address: None };
+        let agent = NewAgent { enrollment, transport: "console".into(), address: None, secret: None };
         running.store().agent_insert(vec![agent]).await?;
         Ok(running.run().await?)
     })

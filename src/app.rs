@@ -5,6 +5,7 @@
 //!  POST /v1/actions ─────────┴▶ Resolver ─▶ CommandStore ─▶ DelayScheduler ─▶ SenderRouter ─▶ senders ─▶ agents
 //!                                  │              ▲ pages        ▲ ▲ due again                    │
 //!                                  ▼ touched      │ committed    │ └──────────── Outcomes ◀───────┘ what happened
+//!  enrolled, labels, facts ─▶ Membership: due again ┘
 //!                             Housekeeper ────────┴──────────────┘ closes        ▲   │
 //!                                  └─────────────────────────────────────────────┘   └▶ Housekeeper: touched
 //! ```
@@ -25,6 +26,7 @@ use crate::pipeline::batcher::Batcher;
 use crate::pipeline::command_store::{CommandSink, CommandStore};
 use crate::pipeline::delay_scheduler::{DelayScheduler, SchedulerParts};
 use crate::pipeline::housekeeper::{Housekeeper, HousekeeperParts};
+use crate::pipeline::membership::{Membership, MembershipParts};
 use crate::pipeline::messages::{Deliver, Drain};
 use crate::pipeline::notifier::Notifier;
 use crate::pipeline::outcomes::{OutcomeSink, Outcomes, Upstream};
@@ -217,10 +219,20 @@ impl Builder {
             book: book.clone(),
             outcomes: outcomes.clone(),
             keep: config.retention.actions.0,
+            keep_audit: config.retention.audit.0,
             notifier: notifier.clone(),
         };
         let housekeeper = supervise("housekeeper", Housekeeper::new(parts), MAILBOX, &supervision);
         upstream.set_housekeeper(housekeeper.clone());
+        let parts = MembershipParts {
+            store: store.clone(),
+            book: book.clone(),
+            scheduler: scheduler.clone(),
+            notifier: notifier.clone(),
+            waiters: waiters.clone(),
+            metrics: metrics.clone(),
+        };
+        let membership = supervise("membership", Membership::new(parts), MAILBOX, &supervision);
         let parts = ResolverParts {
             store: store.clone(),
             book: book.clone(),
@@ -252,13 +264,14 @@ impl Builder {
             metrics,
             presence: presence.clone(),
             public_metrics: config.http.public_metrics,
-            watchers: http::watchers(),
+            limits: http::Limits::new(config.http.token_rate, config.http.token_streams),
             sessions: SessionParts {
                 store: store.clone(),
                 book,
                 context,
                 sender: stream.clone(),
                 scheduler: scheduler.clone(),
+                membership: membership.clone(),
                 budget: Arc::new(Semaphore::new(RESULTS_IN_MEMORY)),
                 horizon: config.delay.horizon.0,
             },
@@ -266,11 +279,12 @@ impl Builder {
             max_body: config.http.max_body.as_usize(),
         };
         let listen = config.http.listen;
-        let (address, server) = http::serve(api, listen).map_err(io_error(format!("http.listen {listen}")))?;
+        let (address, server) = http::serve(api, &config.http).map_err(io_error(format!("http.listen {listen}")))?;
         let http = server.handle();
         actix_rt::spawn(server);
         log::info!(address:% = address, store:% = config.store_url(), spool:? = config.spool_dir(); "the server is up");
-        let stages = Stages { loader, resolver, commands, scheduler, stream, housekeeper, outcomes, sessions };
+        let stages =
+            Stages { loader, resolver, membership, commands, scheduler, stream, housekeeper, outcomes, sessions };
         Ok(Running { config, address, store, preparing, supervision, presence, stages, http, _lock: lock })
     }
 }
@@ -279,6 +293,7 @@ impl Builder {
 struct Stages {
     loader: Addr<SpoolLoader>,
     resolver: Addr<Resolver>,
+    membership: Addr<Membership>,
     commands: Addr<CommandStore>,
     scheduler: Addr<DelayScheduler>,
     stream: Addr<StreamSender>,
@@ -382,11 +397,13 @@ impl Running {
         if let Some(preparing) = preparing {
             preparing.abort();
         }
-        let Stages { loader, resolver, commands, scheduler, stream, housekeeper, outcomes, sessions } = stages;
+        let Stages { loader, resolver, membership, commands, scheduler, stream, housekeeper, outcomes, sessions } =
+            stages;
         let drain = async {
             // An actor that is gone has nothing left to drain.
             loader.send(Drain).await.ok();
             resolver.send(Drain).await.ok();
+            membership.send(Drain).await.ok();
             commands.send(Drain).await.ok();
             scheduler.send(Drain).await.ok();
             stream.send(Drain).await.ok();

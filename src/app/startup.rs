@@ -3,6 +3,7 @@
 use super::{AppError, io_error};
 use crate::config::Config;
 use crate::domain::agent::{Role, Secret, Token};
+use crate::domain::audit::Author;
 use crate::store::{self, Store};
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
@@ -113,7 +114,7 @@ async fn make_admin_token(store: &dyn Store, data_dir: &Path) -> Result<(), AppE
         expires_at: None,
         revoked_at: None,
     };
-    store.token_insert(&token, secret.hash()).await?;
+    store.token_insert(&token, secret.hash(), &Author::server("server")).await?;
     log::info!(file:? = path; "an admin token was made");
     Ok(())
 }

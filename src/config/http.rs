@@ -15,7 +15,13 @@ section! {
         max_body: ByteSize = ByteSize::mib(4);
         /// Whether /metrics is shown without a token.
         public_metrics: bool = false;
-        /// TLS of the server's own. Not supported by this build yet: put a proxy in front.
+        /// Requests a second that one token may make; beyond it they are answered with 429.
+        token_rate: u32 = 5_000;
+        /// Streams (events, long lists, waiting check-ins) that one token may have open.
+        token_streams: usize = 100;
+        /// Connections at a time, those of agents included; more wait to be accepted.
+        max_connections: usize = 200_000;
+        /// TLS of the server's own. New files are taken up without a restart.
         tls: Tls = Tls::default();
     }
 }
@@ -33,12 +39,11 @@ section! {
 impl Http {
     pub(super) fn validate(&self, checks: &mut Checks) {
         checks.size("http.max_body", self.max_body, ByteSize::kib(1), ByteSize::mib(1024));
-        for (key, value) in [("http.tls.cert", &self.tls.cert), ("http.tls.key", &self.tls.key)] {
-            checks.that(
-                key,
-                value.is_none(),
-                "is not supported by this build yet; put a proxy that speaks TLS in front",
-            );
-        }
+        checks.count("http.token_rate", self.token_rate as usize, 1_000_000);
+        checks.count("http.token_streams", self.token_streams, 100_000);
+        checks.count("http.max_connections", self.max_connections, 10_000_000);
+        let Tls { cert, key } = &self.tls;
+        checks.that("http.tls.cert", cert.is_none() || key.is_some(), "needs http.tls.key beside it");
+        checks.that("http.tls.key", key.is_none() || cert.is_some(), "needs http.tls.cert beside it");
     }
 }

@@ -12,6 +12,8 @@ section! {
     pub struct Retention {
         /// Actions that have ended, with their commands and results.
         actions: Span = Span::days(30);
+        /// The audit log.
+        audit: Span = Span::days(365);
         /// Files in the spool's done/ and failed/.
         spool_done: Span = Span::days(7);
     }
@@ -20,6 +22,7 @@ section! {
 impl Retention {
     pub(super) fn validate(&self, checks: &mut Checks) {
         checks.duration("retention.actions", self.actions, LONGEST);
+        checks.duration("retention.audit", self.audit, LONGEST);
         checks.duration("retention.spool_done", self.spool_done, LONGEST);
     }
 }

@@ -1,5 +1,6 @@
 //! Actions: the document that a user writes, and the validated form that the pipeline works with.
 
+use super::audit::Author;
 use super::problem::{Problem, ProblemKind};
 use super::protocol::{Operation, Operations};
 use super::target::Target;
@@ -11,6 +12,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 /// The longest name of an action, in characters.
@@ -28,7 +30,7 @@ const DEFAULT_TIMEOUT: Span = Span::secs(300);
 const LONGEST: Duration = Duration::from_secs(100 * 366 * 86_400);
 
 /// Which agents belong to an action.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Membership {
     /// Those that match when it is resolved.
@@ -39,7 +41,7 @@ pub enum Membership {
 }
 
 /// The states of an action, derived from its row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum ActionState {
     /// Its time is not near yet.
@@ -95,54 +97,88 @@ impl<'de> Deserialize<'de> for DocumentId {
 }
 
 /// An action document as it is read. Every key of the interface, and nothing else.
-#[derive(Debug, Deserialize)]
+#[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct Document {
+#[schema(as = ActionDocument)]
+pub(crate) struct Document {
+    /// The same id again is the same action.
     #[serde(default)]
+    #[schema(value_type = Option<Uuid>)]
     id: DocumentId,
+    /// For people.
+    #[schema(min_length = 1, max_length = 2048, example = "uptime of the web tier")]
     name: String,
+    /// Which agents: a target expression.
+    #[schema(min_length = 1, example = "labels.role = 'web'")]
     target: String,
+    /// Run in order, stopped at the first that fails.
+    #[schema(min_items = 1, max_items = 64)]
     operations: Vec<Operation>,
+    /// Not handed over before this; now, if not given.
     #[serde(default, alias = "validfrom")]
     valid_from: Option<Timestamp>,
+    /// Instead of `valid_from`: from now.
     #[serde(default)]
     delay: Option<Span>,
+    /// Not handed over from this on.
     #[serde(default, alias = "expireafter")]
     expires_at: Option<Timestamp>,
+    /// Instead of `expires_at`: from `valid_from`.
     #[serde(default)]
     expires_after: Option<Span>,
+    /// Due times are spread evenly over this span.
     #[serde(default)]
     spread: Option<Span>,
+    /// For the result, from `received`.
     #[serde(default)]
     timeout: Option<Span>,
+    /// Failed hand-overs before a command is undeliverable.
     #[serde(default)]
+    #[schema(minimum = 1, maximum = 1_000_000)]
     max_deliveries: Option<i64>,
+    /// How often a command is run at most.
     #[serde(default)]
+    #[schema(minimum = 1, maximum = 1_000)]
     max_runs: Option<i64>,
+    /// Which agents belong to it.
     #[serde(default)]
     membership: Membership,
+    /// Which of the commands that wait for one agent goes first.
     #[serde(default)]
+    #[schema(minimum = -100, maximum = 100)]
     priority: i64,
+    /// Kept and shown.
     #[serde(default)]
+    #[schema(value_type = Option<Object>)]
     description: Option<serde_json::Map<String, Value>>,
+    /// Kept and shown.
     #[serde(default)]
+    #[schema(value_type = Option<Object>)]
     threat: Option<serde_json::Map<String, Value>>,
     // MIG's own bookkeeping, accepted and ignored.
     #[serde(default, rename = "syntaxversion")]
+    #[schema(value_type = Option<Value>)]
     _syntaxversion: IgnoredAny,
     #[serde(default, rename = "pgpsignatures")]
+    #[schema(value_type = Option<Value>)]
     _pgpsignatures: IgnoredAny,
     #[serde(default, rename = "investigators")]
+    #[schema(value_type = Option<Value>)]
     _investigators: IgnoredAny,
     #[serde(default, rename = "counters")]
+    #[schema(value_type = Option<Value>)]
     _counters: IgnoredAny,
     #[serde(default, rename = "status")]
+    #[schema(value_type = Option<Value>)]
     _status: IgnoredAny,
     #[serde(default, rename = "starttime")]
+    #[schema(value_type = Option<Value>)]
     _starttime: IgnoredAny,
     #[serde(default, rename = "finishtime")]
+    #[schema(value_type = Option<Value>)]
     _finishtime: IgnoredAny,
     #[serde(default, rename = "lastupdatetime")]
+    #[schema(value_type = Option<Value>)]
     _lastupdatetime: IgnoredAny,
 }
 
@@ -176,6 +212,8 @@ pub struct NewAction {
     pub id: Uuid,
     /// What the caller calls this request: the same key again is the same action.
     pub idempotency_key: Option<String>,
+    /// Who submitted it; the server itself, where nobody says otherwise.
+    pub author: Author,
     /// The document with defaults filled in, as JSON.
     pub document: String,
     /// SHA-256 of the document as it was written (keys sorted): the same id with another digest is a conflict.
@@ -286,9 +324,6 @@ impl Document {
         if timeout.0 < Duration::from_millis(1) {
             return Err(invalid("timeout", "must be longer than nothing"));
         }
-        if self.membership == Membership::Live {
-            return Err(invalid("membership", "\"live\" is not available in this version; \"frozen\" is"));
-        }
         let max_deliveries = self.max_deliveries.map(|n| in_range("max_deliveries", n, 1, 1_000_000)).transpose()?;
         let max_runs = in_range("max_runs", self.max_runs.unwrap_or(1), 1, 1_000)?;
         let priority = in_range("priority", self.priority, -100, 100)?;
@@ -326,6 +361,7 @@ impl Document {
         Ok(NewAction {
             id,
             idempotency_key: None,
+            author: Author::server("server"),
             document,
             digest,
             operations,

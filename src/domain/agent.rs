@@ -4,11 +4,12 @@ use super::problem::{Problem, ProblemKind};
 use super::text::{has_nul, replace_nul_in};
 use super::time::Timestamp;
 use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeMap;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 /// The transport of agents that connect by themselves.
@@ -27,16 +28,18 @@ pub fn check_name(name: &str) -> Result<(), Problem> {
 }
 
 /// What an agent says of itself when it enrolls.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Enrollment {
     /// Unique among agents.
+    #[schema(pattern = "^[A-Za-z0-9._-]{1,128}$")]
     pub name: String,
     /// For targets; any strings.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
     /// A JSON object.
     #[serde(default)]
+    #[schema(value_type = Object)]
     pub facts: serde_json::Map<String, serde_json::Value>,
     /// The agent program's version.
     #[serde(default)]
@@ -51,30 +54,39 @@ impl Enrollment {
             let kind = if error.inner().is_data() { ProblemKind::InvalidDocument } else { ProblemKind::MalformedJson };
             Problem::new(kind, error.to_string())
         })?;
-        check_name(&enrollment.name)?;
+        replace_nul_in(&mut enrollment.facts);
+        enrollment.check()?;
+        Ok(enrollment)
+    }
+
+    /// Checks one: its name, and that nothing is too large or can't be kept.
+    ///
+    /// # Errors
+    /// A problem that names the key.
+    pub fn check(&self) -> Result<(), Problem> {
+        check_name(&self.name)?;
         let nul = |key: &str| Problem::new(ProblemKind::InvalidDocument, format!("{key}: holds a NUL character"));
-        if let Some((key, _)) = enrollment.labels.iter().find(|(key, value)| has_nul(key) || has_nul(value)) {
+        if let Some((key, _)) = self.labels.iter().find(|(key, value)| has_nul(key) || has_nul(value)) {
             return Err(nul(&format!("labels.{}", key.escape_default())));
         }
-        if has_nul(&enrollment.version) {
+        if has_nul(&self.version) {
             return Err(nul("version"));
         }
-        replace_nul_in(&mut enrollment.facts);
         let too_large = |key: &str| {
             let detail = format!("{key}: larger than {MAX_DESCRIPTION} bytes as JSON");
             Problem::new(ProblemKind::InvalidDocument, detail)
         };
-        let labels: usize = enrollment.labels.iter().map(|(key, value)| key.len() + value.len() + 6).sum();
+        let labels: usize = self.labels.iter().map(|(key, value)| key.len() + value.len() + 6).sum();
         if labels > MAX_DESCRIPTION {
             return Err(too_large("labels"));
         }
-        if !facts_fit(&enrollment.facts) {
+        if !facts_fit(&self.facts) {
             return Err(too_large("facts"));
         }
-        if enrollment.version.len() > 128 {
+        if self.version.len() > 128 {
             return Err(Problem::new(ProblemKind::InvalidDocument, "version: longer than 128 bytes"));
         }
-        Ok(enrollment)
+        Ok(())
     }
 }
 
@@ -99,7 +111,7 @@ pub struct AgentRef {
 }
 
 /// What a token allows, from least to most; enrolling and being an agent stand aside.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
     /// All that reads.
@@ -177,6 +189,29 @@ impl std::fmt::Debug for Secret {
     }
 }
 
+/// What signs webhooks: Standard Webhooks' `whsec_` and 32 random bytes in base64.
+#[derive(Clone)]
+pub struct SigningSecret(String);
+
+impl SigningSecret {
+    /// A new one.
+    pub fn random() -> Self {
+        let bytes: [u8; 32] = rand::rng().random();
+        Self(format!("whsec_{}", STANDARD.encode(bytes)))
+    }
+
+    /// The text to show once, and to keep.
+    pub fn reveal(&self) -> &str {
+        &self.0
+    }
+}
+
+impl std::fmt::Debug for SigningSecret {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("SigningSecret(…)")
+    }
+}
+
 /// SHA-256 of a token's text. The tokens are random and long, so that a fast hash gives nothing away, and looking one
 /// up by its hash tells an attacker's stopwatch nothing about the token.
 pub fn hash_of(token: &str) -> Vec<u8> {
@@ -184,7 +219,7 @@ pub fn hash_of(token: &str) -> Vec<u8> {
 }
 
 /// A token as it is stored and listed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Token {
     /// For revoking it.
     pub id: Uuid,

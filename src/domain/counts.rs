@@ -2,9 +2,10 @@
 
 use super::command::CommandState;
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// How many commands of an action are in which state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Counts {
     /// All that are written.
     pub total: i64,

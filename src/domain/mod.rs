@@ -2,6 +2,7 @@
 
 pub mod action;
 pub mod agent;
+pub mod audit;
 pub mod batch;
 pub mod command;
 pub mod counts;

@@ -1,9 +1,10 @@
 //! Problems as users see them: RFC 9457 documents, over HTTP and beside failed spool files.
 
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 /// What went wrong, for people and programs.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Problem {
     /// A stable URI that programs can compare, `urn:odoshi:problem:…`.
     #[serde(rename = "type")]
@@ -39,6 +40,8 @@ pub enum ProblemKind {
     Conflict,
     /// An `Idempotency-Key` that was used for another document.
     IdempotencyMismatch,
+    /// The token calls too often, or has too many streams open: slow down.
+    TooManyRequests,
     /// No room or no store at the moment: try again later.
     Unavailable,
     /// A fault of the server's own; its log says more.
@@ -62,6 +65,7 @@ impl ProblemKind {
             Self::IdempotencyMismatch => {
                 ("idempotency-mismatch", "The Idempotency-Key was used for something else", 422)
             }
+            Self::TooManyRequests => ("too-many-requests", "Too much for one token", 429),
             Self::Unavailable => ("unavailable", "Not possible at the moment", 503),
             Self::Internal => ("internal", "The server failed", 500),
             Self::Unreadable => ("unreadable", "The file cannot be read", 422),

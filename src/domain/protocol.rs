@@ -7,6 +7,7 @@ use super::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::sync::Arc;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 /// The largest frame that either side accepts, in bytes.
@@ -37,7 +38,7 @@ pub mod close {
 }
 
 /// One run of one command, as agents name it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 pub struct RunRef {
     /// The action's public id.
     pub action: Uuid,
@@ -46,13 +47,15 @@ pub struct RunRef {
 }
 
 /// One step of an action.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Operation {
     /// The agent's module that carries it out.
+    #[schema(pattern = "^[A-Za-z0-9._-]{1,128}$", example = "ping")]
     pub module: String,
     /// What the module gets; any JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Value>)]
     pub parameters: Option<Box<RawValue>>,
 }
 
@@ -91,7 +94,7 @@ impl Operations {
 }
 
 /// A command as it goes to an agent.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Command {
     /// The action's public id.
     pub action: Uuid,
@@ -102,6 +105,7 @@ pub struct Command {
     /// The action's name.
     pub name: String,
     /// Run in order, stopped at the first that fails.
+    #[schema(value_type = Vec<Operation>)]
     pub operations: Operations,
     /// Higher goes first among the commands that wait at one agent.
     #[serde(default)]
@@ -120,7 +124,7 @@ impl Command {
 }
 
 /// How a run ended, as the agent says it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RunStatus {
     /// All operations went well.
@@ -132,7 +136,7 @@ pub enum RunStatus {
 }
 
 /// What came of one operation.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct OperationResult {
     /// The module that ran.
     pub module: String,
@@ -140,6 +144,7 @@ pub struct OperationResult {
     pub ok: bool,
     /// Any JSON; for `exec` `{"exit_code","stdout","stderr"}`.
     #[serde(default)]
+    #[schema(value_type = Option<Value>)]
     pub output: Option<Box<RawValue>>,
     /// Why it did not.
     #[serde(default)]
@@ -150,7 +155,7 @@ pub struct OperationResult {
 }
 
 /// What came of one run.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RunResult {
     /// The action's public id.
     pub action: Uuid,
@@ -213,7 +218,7 @@ pub struct MetadataItem {
 }
 
 /// A result that won't be stored, and why. The agent stops sending it again.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Rejected {
     /// The action's public id.
     pub action: Uuid,
@@ -287,7 +292,7 @@ pub struct Welcome {
 }
 
 /// Answers results.
-#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct Stored {
     /// Durable now.
     pub commands: Vec<RunRef>,

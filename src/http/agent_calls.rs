@@ -1,14 +1,33 @@
 //! `/v1/agent`: what agents call.
 
-use super::{Api, ApiError, ApiResult, auth, body};
+use super::pages::body;
+use super::{Api, ApiError, ApiResult, auth};
 use crate::domain::agent::{Enrollment, Role, STREAM, Secret};
-use crate::domain::problem::ProblemKind;
+use crate::domain::audit::Author;
+use crate::domain::problem::{Problem, ProblemKind};
 use crate::domain::protocol::MAX_FRAME;
+use crate::pipeline::messages::Changed;
 use crate::senders::stream::session;
 use crate::store::{Enrolled, NewAgent};
 use actix_web::{HttpRequest, HttpResponse, web};
+use serde::Serialize;
+use utoipa::ToSchema;
 
-/// `POST /v1/agent/enroll`: a new agent with an `enroll` token, or one that tells its labels and facts again with its own.
+#[derive(Serialize, ToSchema)]
+pub(super) struct EnrolledAgent {
+    /// Its name.
+    agent: String,
+    /// Its own token, if it is new.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    token: Option<String>,
+}
+
+/// Enrolls a new agent with an `enroll` token, or lets one tell its labels and facts again with its own.
+#[utoipa::path(post, path = "/v1/agent/enroll", tag = "agent", request_body = Enrollment,
+    responses((status = 201, body = EnrolledAgent, description = "It is enrolled; its token is shown once"),
+        (status = 200, body = EnrolledAgent, description = "It is known, and what it said is stored"),
+        (status = 409, body = Problem, content_type = "application/problem+json", description = "The name is taken")),
+    security(("token" = ["enroll"])))]
 pub(super) async fn enroll(
     request: HttpRequest,
     payload: web::Payload,
@@ -21,21 +40,25 @@ pub(super) async fn enroll(
     }
     let enrollment = Enrollment::from_json(&body(payload, api.max_body).await?)?;
     if token.role == Role::Agent {
-        let agent = auth::agent(&api, &request).await?;
+        let (agent, _) = auth::agent(&api, &request).await?;
         if agent.name != enrollment.name {
             let detail = format!("this token belongs to {}, not to {}", agent.name, enrollment.name);
             return Err(ApiError::new(ProblemKind::Forbidden, detail));
         }
         let Enrollment { labels, facts, version, .. } = &enrollment;
-        api.store.agent_refresh(agent.no, Some(labels), facts, version).await?;
-        return Ok(HttpResponse::Ok().json(serde_json::json!({ "agent": agent.name })));
+        if api.store.agent_refresh(agent.no, Some(labels), facts, version).await? {
+            api.sessions.membership.try_send(Changed(agent.no)).ok();
+        }
+        return Ok(HttpResponse::Ok().json(EnrolledAgent { agent: agent.name, token: None }));
     }
     let secret = Secret::random();
-    let new = NewAgent { enrollment, transport: STREAM.into(), address: None };
-    match api.store.agent_enroll(&new, secret.hash()).await? {
+    let new = NewAgent { enrollment, transport: STREAM.into(), address: None, secret: None };
+    match api.store.agent_enroll(&new, secret.hash(), &Author::from(&token)).await? {
         Enrolled::New(agent) => {
+            api.sessions.membership.try_send(Changed(agent.no)).ok();
             log::info!(agent = agent.name.as_str(); "an agent has enrolled");
-            Ok(HttpResponse::Created().json(serde_json::json!({ "agent": agent.name, "token": secret.reveal() })))
+            let token = Some(secret.reveal().to_owned());
+            Ok(HttpResponse::Created().json(EnrolledAgent { agent: agent.name, token }))
         }
         Enrolled::Taken => {
             let detail = format!("name: {} is taken by another agent", new.enrollment.name);
@@ -44,13 +67,17 @@ pub(super) async fn enroll(
     }
 }
 
-/// `GET /v1/agent/stream`: the agent's WebSocket.
+/// The agent's WebSocket.
+#[utoipa::path(get, path = "/v1/agent/stream", tag = "agent",
+    responses((status = 101, description = "A WebSocket of JSON frames"),
+        (status = 400, body = Problem, content_type = "application/problem+json", description = "No WebSocket handshake")),
+    security(("token" = ["agent"])))]
 pub(super) async fn stream(
     request: HttpRequest,
     payload: web::Payload,
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
-    let agent = auth::agent(&api, &request).await?;
+    let (agent, _) = auth::agent(&api, &request).await?;
     if api.supervision.is_draining() {
         return Err(ApiError::new(ProblemKind::Unavailable, "the server is stopping; connect to another one"));
     }

@@ -5,6 +5,7 @@ use crate::domain::agent::{AgentRef, Role, Token, hash_of};
 use crate::domain::problem::ProblemKind;
 use actix_web::HttpRequest;
 use actix_web::http::header::AUTHORIZATION;
+use uuid::Uuid;
 
 /// The longest token that is looked up.
 const MAX_TOKEN: usize = 256;
@@ -21,7 +22,9 @@ pub(super) async fn caller(api: &Api, request: &HttpRequest) -> ApiResult<Token>
         .filter(|token| !token.is_empty() && token.len() <= MAX_TOKEN)
         .ok_or_else(|| unauthorized("the Authorization header is not «Bearer TOKEN»"))?;
     let found = api.store.token_find(&hash_of(token)).await?;
-    found.ok_or_else(|| unauthorized("the token is unknown, expired or revoked"))
+    let token = found.ok_or_else(|| unauthorized("the token is unknown, expired or revoked"))?;
+    api.limits.request(token.id)?;
+    Ok(token)
 }
 
 /// Lets the caller pass if its token allows what needs `role`.
@@ -35,12 +38,14 @@ pub(super) async fn needs(api: &Api, request: &HttpRequest, role: Role) -> ApiRe
     }
 }
 
-/// The agent that calls.
-pub(super) async fn agent(api: &Api, request: &HttpRequest) -> ApiResult<AgentRef> {
+/// The agent that calls, and its token's id.
+pub(super) async fn agent(api: &Api, request: &HttpRequest) -> ApiResult<(AgentRef, Uuid)> {
     let token = needs(api, request, Role::Agent).await?;
     let agent = match token.agent_no {
         Some(no) => api.store.agent_get(no).await?,
         None => None,
     };
-    agent.ok_or_else(|| ApiError::new(ProblemKind::Unauthorized, "the token's agent was removed"))
+    agent
+        .map(|agent| (agent, token.id))
+        .ok_or_else(|| ApiError::new(ProblemKind::Unauthorized, "the token's agent was removed"))
 }

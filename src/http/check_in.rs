@@ -2,19 +2,20 @@
 //!
 //! Asking changes nothing: a command is due until the agent says `received`, or sends its result.
 
-use super::{Api, ApiError, ApiResult, auth, body, limit};
+use super::pages::{json, limit};
+use super::{Api, ApiError, ApiResult, auth};
 use crate::domain::command::{Answer, Event};
-use crate::domain::problem::{Problem, ProblemKind};
+use crate::domain::problem::ProblemKind;
 use crate::domain::protocol::{Command, MAX_FRAME, Rejected, RunRef, RunResult, Stored};
 use crate::domain::time::{Span, Timestamp};
 use crate::pipeline::messages::Delivery;
 use crate::senders::stream::records::{record, store_results};
 use crate::store::Report;
 use actix_web::{HttpRequest, HttpResponse, web};
-use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use tokio::time::Instant;
+use utoipa::{IntoParams, ToSchema};
 
 /// The longest wait that a caller gets.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
@@ -23,25 +24,32 @@ const LOOK: Duration = Duration::from_secs(5);
 /// The least time between two looks.
 const REST: Duration = Duration::from_millis(50);
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
 pub(super) struct DueQuery {
+    /// How long to wait for something, at most a minute.
     wait: Option<Span>,
+    /// At most so many commands, 100 if not given.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
 
-#[derive(Serialize)]
-struct Due {
+#[derive(Serialize, ToSchema)]
+pub(super) struct DueCommands {
     commands: Vec<Command>,
     server_time: Timestamp,
 }
 
-/// `GET /v1/agent/commands`: all that is due and not received, urgent ones first; waits for something if asked to.
+/// All that is due and not received, urgent ones first; waits for something if asked to. Changes nothing.
+#[utoipa::path(get, path = "/v1/agent/commands", tag = "agent", params(DueQuery),
+    responses((status = 200, body = DueCommands, description = "What is due")), security(("token" = ["agent"])))]
 pub(super) async fn commands(
     request: HttpRequest,
     query: web::Query<DueQuery>,
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
-    let agent = auth::agent(&api, &request).await?;
+    let (agent, token) = auth::agent(&api, &request).await?;
     if agent.disabled {
         return Err(ApiError::new(ProblemKind::Forbidden, "the agent is disabled"));
     }
@@ -49,7 +57,7 @@ pub(super) async fn commands(
     let wait = query.wait.map_or(Duration::ZERO, |wait| wait.0.min(LONGEST_WAIT));
     api.store.agent_check_in(agent.no).await?;
     // Where too many wait already, this one learns at once that there is nothing.
-    let room = api.watchers.clone().try_acquire_owned();
+    let room = api.limits.stream(token);
     let until = Instant::now() + if room.is_ok() { wait } else { Duration::ZERO };
     // On the list before the look: what is written after it wakes.
     let waiting = api.waiters.wait(agent.no);
@@ -69,7 +77,7 @@ pub(super) async fn commands(
             commands.push(Delivery { due, action }.command());
         }
         if !commands.is_empty() || left.is_zero() || api.supervision.is_draining() {
-            return Ok(HttpResponse::Ok().json(Due { commands, server_time: now }));
+            return Ok(HttpResponse::Ok().json(DueCommands { commands, server_time: now }));
         }
         // A millisecond more: the store's time is cut to milliseconds.
         let due = next.map_or(LOOK, |next| next.since(now) + Duration::from_millis(1));
@@ -78,19 +86,21 @@ pub(super) async fn commands(
     }
 }
 
-#[derive(Deserialize)]
-struct ReceivedBody {
+#[derive(Deserialize, ToSchema)]
+pub(super) struct ReceivedBody {
     commands: Vec<RunRef>,
 }
 
-/// `POST /v1/agent/received`: the agent has these safe; answered once that is durable.
+/// The agent has these safe; answered once that is durable.
+#[utoipa::path(post, path = "/v1/agent/received", tag = "agent", request_body = ReceivedBody,
+    responses((status = 200, body = Stored, description = "It is durable")), security(("token" = ["agent"])))]
 pub(super) async fn received(
     request: HttpRequest,
     payload: web::Payload,
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
-    let agent = auth::agent(&api, &request).await?;
-    let ReceivedBody { commands } = read(payload, &api).await?.0;
+    let (agent, _) = auth::agent(&api, &request).await?;
+    let (ReceivedBody { commands }, _) = json(payload, api.max_body.max(MAX_FRAME)).await?;
     let now = api.store.now();
     let mut stored = Stored::default();
     let (mut runs, mut reports) = (Vec::new(), Vec::new());
@@ -122,19 +132,22 @@ pub(super) async fn received(
     Ok(HttpResponse::Ok().json(stored))
 }
 
-#[derive(Deserialize)]
-struct ResultsBody {
+#[derive(Deserialize, ToSchema)]
+pub(super) struct ResultsBody {
     results: Vec<RunResult>,
 }
 
-/// `POST /v1/agent/results`: how runs ended; answered once that is durable.
+/// How runs ended; answered once that is durable.
+#[utoipa::path(post, path = "/v1/agent/results", tag = "agent", request_body = ResultsBody,
+    responses((status = 200, body = Stored, description = "What is durable, and what never will be")),
+    security(("token" = ["agent"])))]
 pub(super) async fn results(
     request: HttpRequest,
     payload: web::Payload,
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
-    let agent = auth::agent(&api, &request).await?;
-    let (ResultsBody { results }, size) = read(payload, &api).await?;
+    let (agent, _) = auth::agent(&api, &request).await?;
+    let (ResultsBody { results }, size) = json(payload, api.max_body.max(MAX_FRAME)).await?;
     let size = u32::try_from(size).unwrap_or(u32::MAX);
     let room = api.sessions.budget.clone().try_acquire_many_owned(size);
     let _room = room.map_err(|_| ApiError::new(ProblemKind::Unavailable, "too many results are on their way"))?;
@@ -149,15 +162,4 @@ fn rejected(run: RunRef, reason: impl Into<String>) -> Rejected {
 
 fn away() -> ApiError {
     ApiError::new(ProblemKind::Unavailable, "the store is not available; try again")
-}
-
-/// A body as JSON, and its size.
-async fn read<T: DeserializeOwned>(payload: web::Payload, api: &Api) -> ApiResult<(T, usize)> {
-    let json = body(payload, api.max_body.max(MAX_FRAME)).await?;
-    let mut reader = serde_json::Deserializer::from_slice(&json);
-    let read = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-        let kind = if error.inner().is_data() { ProblemKind::InvalidDocument } else { ProblemKind::MalformedJson };
-        Problem::new(kind, error.to_string())
-    })?;
-    Ok((read, json.len()))
 }

@@ -11,6 +11,23 @@ use std::fmt;
 #[derive(Debug)]
 pub struct ApiError {
     problem: Problem,
+    /// The methods that the path has.
+    allow: Option<&'static str>,
+}
+
+/// What a status means in general.
+pub(super) fn title_of(status: u16) -> &'static str {
+    match status {
+        400 => "A parameter, a header or the JSON can't be read",
+        401 => "No token, or not a valid one",
+        403 => "The token's role doesn't allow this",
+        404 => "There is no such thing",
+        413 => "The body is too large",
+        422 => "The document is not valid; the detail names the place",
+        429 => "Too much for one token; Retry-After says when to go on",
+        503 => "No room or no store at the moment; Retry-After says when to go on",
+        _ => "A problem",
+    }
 }
 
 /// What handlers answer.
@@ -18,7 +35,7 @@ pub type ApiResult<T> = Result<T, ApiError>;
 
 impl ApiError {
     pub(super) fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
-        Self { problem: Problem::new(kind, detail) }
+        Self { problem: Problem::new(kind, detail), allow: None }
     }
 
     pub(super) fn bad_request(error: impl fmt::Display) -> Self {
@@ -33,8 +50,9 @@ impl ApiError {
         Self::new(ProblemKind::TooLarge, format!("the body is larger than {max} bytes"))
     }
 
-    pub(super) fn method_not_allowed() -> Self {
-        Self::new(ProblemKind::MethodNotAllowed, "this path has other methods")
+    pub(super) fn method_not_allowed(allow: &'static str) -> Self {
+        let problem = Problem::new(ProblemKind::MethodNotAllowed, format!("this path has {allow}"));
+        Self { problem, allow: Some(allow) }
     }
 }
 
@@ -48,7 +66,7 @@ impl std::error::Error for ApiError {}
 
 impl From<Problem> for ApiError {
     fn from(problem: Problem) -> Self {
-        Self { problem }
+        Self { problem, allow: None }
     }
 }
 
@@ -72,13 +90,16 @@ impl ResponseError for ApiError {
     fn error_response(&self) -> HttpResponse {
         let mut response = HttpResponse::build(self.status_code());
         match self.problem.status {
-            503 => {
+            429 | 503 => {
                 response.insert_header(("Retry-After", "1"));
             }
             401 => {
                 response.insert_header(("WWW-Authenticate", "Bearer"));
             }
             _ => {}
+        }
+        if let Some(allow) = self.allow {
+            response.insert_header(("Allow", allow));
         }
         let body = serde_json::to_string(&self.problem).unwrap_or_default();
         response.content_type("application/problem+json").body(body)

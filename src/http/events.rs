@@ -3,19 +3,20 @@
 //! A stream looks at the store when something was committed, at most ten times a second, and once a second by itself, for
 //! what other nodes commit.
 
+use super::limits::StreamRoom;
 use super::{Api, ApiError, ApiResult, auth};
 use crate::domain::action::ActionState;
 use crate::domain::agent::Role;
 use crate::domain::counts::Counts;
-use crate::domain::problem::ProblemKind;
 use crate::store::ActionView;
 use actix_web::{HttpRequest, HttpResponse, web};
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use serde::Serialize;
 use std::time::Duration;
-use tokio::sync::{OwnedSemaphorePermit, watch};
+use tokio::sync::watch;
 use tokio::time::Instant;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 /// The least time between two events.
@@ -25,8 +26,8 @@ const LOOK: Duration = Duration::from_secs(1);
 /// How often it says something in any case, so that a client that is gone is noticed.
 const ALIVE: Duration = Duration::from_secs(15);
 
-#[derive(Clone, PartialEq, Serialize)]
-struct Progress {
+#[derive(Clone, PartialEq, Serialize, ToSchema)]
+pub(super) struct Progress {
     status: ActionState,
     counts: Counts,
 }
@@ -47,14 +48,17 @@ impl Progress {
     }
 }
 
-/// `GET /v1/actions/{id}/events`: `progress` at once and when it changes, and a last `end`.
+/// Server-sent events: `progress` at once and when it changes, and a last `end` with the same shape.
+#[utoipa::path(get, path = "/v1/actions/{id}/events", tag = "actions",
+    params(("id" = Uuid, Path, description = "The action's id")),
+    responses((status = 200, body = Progress, content_type = "text/event-stream", description = "Events, until the end")),
+    security(("token" = ["viewer"])))]
 pub(super) async fn action(request: HttpRequest, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
-    auth::needs(&api, &request, Role::Viewer).await?;
+    let token = auth::needs(&api, &request, Role::Viewer).await?;
     // Before the look: what is committed after it is noticed.
     let commits = api.notifier.subscribe();
     let view = api.store.action_view(*id).await?.ok_or_else(|| ApiError::not_found(format!("no action {id}")))?;
-    let room = api.watchers.clone().try_acquire_owned();
-    let room = room.map_err(|_| ApiError::new(ProblemKind::Unavailable, "too many streams are open; try again"))?;
+    let room = api.limits.stream(token.id)?;
     let watch =
         Watch { api, id: *id, commits, next: Some(Progress::of(&view)), said: None, at: Instant::now(), _room: room };
     Ok(HttpResponse::Ok()
@@ -72,7 +76,7 @@ struct Watch {
     /// What was said last; `None` before the first.
     said: Option<Progress>,
     at: Instant,
-    _room: OwnedSemaphorePermit,
+    _room: StreamRoom,
 }
 
 impl Watch {

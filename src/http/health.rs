@@ -5,14 +5,17 @@ use crate::domain::agent::Role;
 use crate::domain::problem::ProblemKind;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
+use utoipa::ToSchema;
 
 /// The process runs.
+#[utoipa::path(get, path = "/healthz", tag = "server",
+    responses((status = 200, body = String, content_type = "text/plain", description = "It runs")))]
 pub(super) async fn healthz() -> HttpResponse {
     HttpResponse::Ok().content_type("text/plain").body("ok\n")
 }
 
-#[derive(Serialize)]
-struct Readiness {
+#[derive(Serialize, ToSchema)]
+pub(super) struct Readiness {
     /// Actions can be accepted.
     ready: bool,
     /// `ok`, or why not.
@@ -21,7 +24,10 @@ struct Readiness {
     actors: Vec<crate::supervision::ActorReport>,
 }
 
-/// Actions can be accepted: the store answers, and all actors run.
+/// Whether actions can be accepted: the store answers, and all actors run.
+#[utoipa::path(get, path = "/readyz", tag = "server",
+    responses((status = 200, body = Readiness, description = "They can"),
+        (status = 503, body = Readiness, description = "They can't; this says why")))]
 pub(super) async fn readyz(api: web::Data<Api>) -> HttpResponse {
     let store = match api.store.ping().await {
         Ok(()) => "ok".to_owned(),
@@ -42,6 +48,9 @@ pub(super) async fn readyz(api: web::Data<Api>) -> HttpResponse {
 }
 
 /// What the server counts of itself, for Prometheus.
+#[utoipa::path(get, path = "/metrics", tag = "server",
+    responses((status = 200, body = String, content_type = "application/openmetrics-text", description = "OpenMetrics")),
+    security(("token" = ["viewer"])))]
 pub(super) async fn metrics(request: HttpRequest, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     let store_up = api.store.ping().await.is_ok();
     if !api.public_metrics {

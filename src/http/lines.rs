@@ -1,5 +1,6 @@
 //! Long lists as lines, streamed page by page: a million of them takes no more memory than one page.
 
+use super::limits::StreamRoom;
 use super::{Api, ApiError, ApiResult};
 use crate::domain::command::CommandState;
 use crate::domain::problem::ProblemKind;
@@ -93,13 +94,12 @@ fn json<T: Serialize>(value: &T) -> String {
 /// All commands of an action in a state, by agent name after `after`.
 pub(super) fn commands(
     api: web::Data<Api>,
+    room: StreamRoom,
     id: Uuid,
     status: Option<CommandState>,
     after: Option<String>,
     format: Format,
 ) -> ApiResult<HttpResponse> {
-    let room = api.watchers.clone().try_acquire_owned();
-    let room = room.map_err(|_| ApiError::new(ProblemKind::Unavailable, "too many streams are open; try again"))?;
     // After the last page there is nothing to go on after.
     let begin = Some((after, true));
     let pages = unfold((begin, api, room), move |(place, api, room)| async move {

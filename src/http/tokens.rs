@@ -1,36 +1,50 @@
 //! `/v1/tokens`.
 
-use super::{Api, ApiError, ApiResult, auth, body, limit};
+use super::pages::{Page, json, limit};
+use super::{Api, ApiError, ApiResult, auth};
 use crate::domain::agent::{Role, Secret, Token};
+use crate::domain::audit::Author;
 use crate::domain::problem::{Problem, ProblemKind};
 use crate::domain::text::has_nul;
 use crate::domain::time::Span;
 use actix_web::{HttpRequest, HttpResponse, web};
-use serde::Deserialize;
+use serde::{Deserialize, Serialize};
+use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
 
-#[derive(Deserialize)]
+#[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
-struct NewToken {
+pub(super) struct NewToken {
+    /// What it allows.
+    #[schema(value_type = String, pattern = "^(viewer|operator|admin|enroll)$", example = "viewer")]
     role: Role,
+    /// For people.
     #[serde(default)]
+    #[schema(max_length = 128)]
     name: String,
+    /// From now; for ever, if not given.
     #[serde(default)]
     expires_after: Option<Span>,
 }
 
-/// `POST /v1/tokens`: the token itself is in this answer, and nowhere else ever again.
+#[derive(Serialize, ToSchema)]
+pub(super) struct MadeToken {
+    #[serde(flatten)]
+    made: Token,
+    /// The token itself.
+    token: String,
+}
+
+/// Makes a token, which is in this answer, and nowhere else ever again.
+#[utoipa::path(post, path = "/v1/tokens", tag = "tokens", request_body = NewToken,
+    responses((status = 201, body = MadeToken, description = "The token")), security(("token" = ["admin"])))]
 pub(super) async fn create(
     request: HttpRequest,
     payload: web::Payload,
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
-    auth::needs(&api, &request, Role::Admin).await?;
-    let json = body(payload, api.max_body).await?;
-    let new: NewToken = serde_json::from_slice(&json).map_err(|error| {
-        let kind = if error.is_data() { ProblemKind::InvalidDocument } else { ProblemKind::MalformedJson };
-        Problem::new(kind, error.to_string())
-    })?;
+    let by = Author::from(&auth::needs(&api, &request, Role::Admin).await?);
+    let (new, _) = json::<NewToken>(payload, api.max_body).await?;
     let invalid = |detail: &str| Err(Problem::new(ProblemKind::InvalidDocument, detail).into());
     if new.role == Role::Agent {
         return invalid("role: agents get their tokens by enrolling");
@@ -51,40 +65,50 @@ pub(super) async fn create(
         expires_at: new.expires_after.map(|span| now.plus(span.0)),
         revoked_at: None,
     };
-    api.store.token_insert(&token, secret.hash()).await?;
+    api.store.token_insert(&token, secret.hash(), &by).await?;
     log::info!(id:% = token.id, role = token.role.as_str(); "a token was made");
-    let mut shown = serde_json::to_value(&token).map_err(ApiError::bad_request)?;
-    shown["token"] = secret.reveal().into();
-    Ok(HttpResponse::Created().json(shown))
+    Ok(HttpResponse::Created().json(MadeToken { made: token, token: secret.reveal().to_owned() }))
 }
 
-#[derive(Deserialize)]
-pub(super) struct ListQuery {
+#[derive(Deserialize, IntoParams)]
+#[serde(deny_unknown_fields)]
+#[into_params(parameter_in = Query)]
+pub(super) struct TokensQuery {
+    /// The size of the page, 100 if not given.
+    #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
+    /// The last page's `next`.
     after: Option<Uuid>,
 }
 
-/// `GET /v1/tokens`: newest first, without the tokens themselves and without those of agents.
+#[derive(Serialize, ToSchema)]
+pub(super) struct TokenPage {
+    tokens: Vec<Token>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    next: Option<String>,
+}
+
+/// Tokens, newest first, without the tokens themselves and without those of agents.
+#[utoipa::path(get, path = "/v1/tokens", tag = "tokens", params(TokensQuery),
+    responses((status = 200, body = TokenPage, description = "A page of tokens")), security(("token" = ["admin"])))]
 pub(super) async fn list(
     request: HttpRequest,
-    query: web::Query<ListQuery>,
+    query: web::Query<TokensQuery>,
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
     auth::needs(&api, &request, Role::Admin).await?;
     let limit = limit(query.limit)?;
-    let tokens = api.store.token_list(query.after, limit).await?;
-    let next = (tokens.len() == limit).then(|| tokens.last().map(|token| token.id)).flatten();
-    let mut page = serde_json::json!({ "tokens": tokens });
-    if let Some(next) = next {
-        page["next"] = next.to_string().into();
-    }
-    Ok(HttpResponse::Ok().json(page))
+    let Page { items: tokens, next } =
+        Page::new(api.store.token_list(query.after, limit).await?, limit, |token| token.id);
+    Ok(HttpResponse::Ok().json(TokenPage { tokens, next }))
 }
 
-/// `DELETE /v1/tokens/{id}`: from now on it is not valid.
+/// Revokes a token: from now on it is not valid.
+#[utoipa::path(delete, path = "/v1/tokens/{id}", tag = "tokens", params(("id" = Uuid, Path, description = "Its id")),
+    responses((status = 204, description = "It is revoked")), security(("token" = ["admin"])))]
 pub(super) async fn revoke(request: HttpRequest, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
-    auth::needs(&api, &request, Role::Admin).await?;
-    if !api.store.token_revoke(*id).await? {
+    let by = Author::from(&auth::needs(&api, &request, Role::Admin).await?);
+    if !api.store.token_revoke(*id, &by).await? {
         return Err(ApiError::not_found(format!("no token {id}")));
     }
     log::info!(id:% = id; "a token was revoked");

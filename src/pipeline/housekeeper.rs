@@ -52,6 +52,8 @@ pub struct HousekeeperParts {
     pub outcomes: Addr<Outcomes>,
     /// How long actions are kept after their end.
     pub keep: Duration,
+    /// How long the audit log is kept.
+    pub keep_audit: Duration,
     /// For watchers.
     pub notifier: Notifier,
 }
@@ -102,8 +104,11 @@ impl Housekeeper {
         if self.purging.is_some() || self.stopped {
             return;
         }
-        let (store, keep) = (self.parts.store.clone(), self.parts.keep);
-        let purged = async move { purge(&*store, keep).await };
+        let parts = self.parts.clone();
+        let purged = async move {
+            purge_audit(&*parts.store, parts.keep_audit).await?;
+            purge(&*parts.store, parts.keep).await
+        };
         self.purging = Some(ctx.spawn(purged.into_actor(self).map(|purged, housekeeper, _| {
             housekeeper.purging = None;
             match purged {
@@ -140,6 +145,14 @@ pub async fn purge(store: &dyn Store, keep: Duration) -> Result<usize, StoreErro
     Ok(rows)
 }
 
+/// Deletes the entries of the audit log that are kept no longer.
+async fn purge_audit(store: &dyn Store, keep: Duration) -> Result<(), StoreError> {
+    while store.audit_purge(store.now().minus(keep), PURGE_AT_A_TIME).await? > 0 {
+        tokio::time::sleep(PURGE_PAUSE).await;
+    }
+    Ok(())
+}
+
 async fn complete(parts: &HousekeeperParts, nos: Vec<i64>) -> Result<(), StoreError> {
     for no in parts.store.action_complete(nos).await? {
         log::info!(action = no; "an action has ended");
@@ -151,6 +164,11 @@ async fn complete(parts: &HousekeeperParts, nos: Vec<i64>) -> Result<(), StoreEr
 /// One round over all open actions.
 pub async fn run_once(parts: &HousekeeperParts) -> Result<(), StoreError> {
     let store = &*parts.store;
+    let now = store.now();
+    // Agents may still join a live one.
+    let is_finished = |action: &OpenAction| {
+        action.resolved && action.unfinished == 0 && (!action.live || action.cancelled || now >= action.expires_at)
+    };
     overdue(parts).await?;
     close_leaving(parts).await?;
 
@@ -158,12 +176,12 @@ pub async fn run_once(parts: &HousekeeperParts) -> Result<(), StoreError> {
     let mut after = 0;
     loop {
         let page = store.action_list_open(after, PAGE).await?;
-        let finished = page.iter().filter(|action| action.resolved && action.unfinished == 0).map(|action| action.no);
+        let finished = page.iter().filter(|action| is_finished(action)).map(|action| action.no);
         let finished: Vec<i64> = finished.collect();
         if !finished.is_empty() {
             complete(parts, finished).await?;
         }
-        let going = || page.iter().filter(|action| !(action.resolved && action.unfinished == 0));
+        let going = || page.iter().filter(|action| !is_finished(action));
         for action in going() {
             match reconcile(parts, action).await {
                 // One action that can't be read must not stop the others.

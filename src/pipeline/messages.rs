@@ -99,6 +99,11 @@ pub struct Resumed(pub Vec<i64>);
 #[rtype(result = "()")]
 pub struct Banned(pub i64);
 
+/// HTTP, sessions → membership: this agent is new, or what is said of it is. A hint; it also looks by itself.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Changed(pub i64);
+
 /// Outcomes, HTTP → housekeeper: these actions have changed. A hint; it also looks by itself.
 #[derive(Message)]
 #[rtype(result = "()")]

@@ -6,6 +6,7 @@ pub mod batcher;
 pub mod command_store;
 pub mod delay_scheduler;
 pub mod housekeeper;
+pub mod membership;
 pub mod messages;
 pub mod notifier;
 pub mod outcomes;

@@ -11,6 +11,7 @@ use super::messages::{Drain, Resolve};
 use super::resolver::Resolver;
 use super::spool::{Spool, Taken, TakenFile};
 use crate::domain::action::NewAction;
+use crate::domain::audit::Author;
 use crate::domain::problem::{Problem, ProblemKind};
 use crate::store::{Accepted, Store, StoreError};
 use actix::prelude::*;
@@ -195,7 +196,8 @@ pub async fn run_once(spool: Arc<Mutex<Spool>>, store: Arc<dyn Store>, prune: Op
     let (mut actions, mut sources, mut moves) = (Vec::new(), Vec::new(), Vec::new());
     for TakenFile { name, content, derived_id } in files {
         match NewAction::from_json(&content, derived_id, now) {
-            Ok(action) => {
+            Ok(mut action) => {
+                action.author = Author::server("spool");
                 actions.push(action);
                 sources.push(name);
             }

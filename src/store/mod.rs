@@ -11,6 +11,8 @@
 //! is its last final outcome, else `sent` if its open row says so, else `pending`. Counters are kept in the transaction
 //! of the rows that they count, by lanes that readers sum.
 //!
+//! Whatever an operator changes is told in the audit log, in the same transaction (`by` is who did it).
+//!
 //! Every method is one transaction, or none. Methods that take a batch write all of it or nothing. Texts hold no NUL
 //! character, which PostgreSQL can't keep: the domain sees to that where they come in.
 
@@ -32,6 +34,7 @@ pub use models::{
 use crate::config::Config;
 use crate::domain::action::{Action, ActionState, NewAction};
 use crate::domain::agent::{AgentRef, Token};
+use crate::domain::audit::{AuditEntry, Author};
 use crate::domain::command::{Answer, CommandState};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
@@ -106,10 +109,10 @@ pub trait Store: Send + Sync + 'static {
 
     /// Ends an action for whatever isn't final; `None` if there is no such action. Nothing is resolved any more from the
     /// commit on; the outcomes follow through [`Store::outcome_record`].
-    async fn action_cancel(&self, id: Uuid) -> StoreResult<Option<ActionView>>;
+    async fn action_cancel(&self, id: Uuid, by: &Author) -> StoreResult<Option<ActionView>>;
 
     /// Pauses an action, or lets it go on, unless it has ended; `None` if there is no such action.
-    async fn action_pause(&self, id: Uuid, paused: bool) -> StoreResult<Option<ActionView>>;
+    async fn action_pause(&self, id: Uuid, paused: bool, by: &Author) -> StoreResult<Option<ActionView>>;
 
     /// Ends the resolving of an action whose time is over; false if it was resolved before.
     async fn action_expire(&self, no: i64) -> StoreResult<bool>;
@@ -166,16 +169,16 @@ pub trait Store: Send + Sync + 'static {
     async fn outcome_record(&self, reports: &[Report]) -> StoreResult<Vec<Answer>>;
 
     /// Enrolls an agent with its token's hash, unless the name is taken.
-    async fn agent_enroll(&self, agent: &NewAgent, token_hash: Vec<u8>) -> StoreResult<Enrolled>;
+    async fn agent_enroll(&self, agent: &NewAgent, token_hash: Vec<u8>, by: &Author) -> StoreResult<Enrolled>;
 
-    /// Writes an agent's labels (if given), facts and version again.
+    /// Writes an agent's labels (if given), facts and version again; false when it has said just that before.
     async fn agent_refresh(
         &self,
         agent_no: i64,
         labels: Option<&std::collections::BTreeMap<String, String>>,
         facts: &serde_json::Map<String, serde_json::Value>,
         version: &str,
-    ) -> StoreResult<()>;
+    ) -> StoreResult<bool>;
 
     /// Puts many agents in at once, without tokens.
     async fn agent_insert(&self, agents: Vec<NewAgent>) -> StoreResult<()>;
@@ -207,10 +210,10 @@ pub trait Store: Send + Sync + 'static {
     async fn agent_view(&self, name: &str) -> StoreResult<Option<AgentView>>;
 
     /// Changes an agent; answers it as it is now, with its key. `None` if there is none of this name.
-    async fn agent_update(&self, name: &str, patch: &AgentPatch) -> StoreResult<Option<(i64, AgentView)>>;
+    async fn agent_update(&self, name: &str, patch: &AgentPatch, by: &Author) -> StoreResult<Option<(i64, AgentView)>>;
 
     /// Removes an agent: it matches no more, its tokens are revoked, its name is free. Answers its key.
-    async fn agent_remove(&self, name: &str) -> StoreResult<Option<i64>>;
+    async fn agent_remove(&self, name: &str, by: &Author) -> StoreResult<Option<i64>>;
 
     /// Removed agents whose commands are to be closed.
     async fn agent_list_leaving(&self, limit: usize) -> StoreResult<Vec<i64>>;
@@ -229,7 +232,7 @@ pub trait Store: Send + Sync + 'static {
     async fn session_close(&self, sessions: &[(i64, i64)]) -> StoreResult<()>;
 
     /// Writes a token.
-    async fn token_insert(&self, token: &Token, hash: Vec<u8>) -> StoreResult<()>;
+    async fn token_insert(&self, token: &Token, hash: Vec<u8>, by: &Author) -> StoreResult<()>;
 
     /// A token that is valid now.
     async fn token_find(&self, hash: &[u8]) -> StoreResult<Option<Token>>;
@@ -238,10 +241,34 @@ pub trait Store: Send + Sync + 'static {
     async fn token_list(&self, after: Option<Uuid>, limit: usize) -> StoreResult<Vec<Token>>;
 
     /// Revokes a token; false if there is none with this id.
-    async fn token_revoke(&self, id: Uuid) -> StoreResult<bool>;
+    async fn token_revoke(&self, id: Uuid, by: &Author) -> StoreResult<bool>;
 
     /// Whether any admin token was ever made.
     async fn token_any_admin(&self) -> StoreResult<bool>;
+
+    /// The audit log, newest first, before the place `before`.
+    async fn audit_list(&self, before: Option<i64>, limit: usize) -> StoreResult<Vec<AuditEntry>>;
+
+    /// Deletes up to `limit` entries from before a time; answers how many there were.
+    async fn audit_purge(&self, before: Timestamp, limit: usize) -> StoreResult<usize>;
+
+    /// Keys of actions that agents may join now: live, resolved, and neither cancelled nor expired.
+    async fn action_list_live(&self) -> StoreResult<Vec<i64>>;
+
+    /// Agents after the key `after` that a live action's target picks and that have no command of it yet, in key order;
+    /// only those of `among`, if given.
+    async fn agent_match_joining(
+        &self,
+        action_no: i64,
+        target: &Target,
+        among: Option<&[i64]>,
+        after: i64,
+        limit: usize,
+    ) -> StoreResult<Vec<(i64, Arc<str>)>>;
+
+    /// Writes a command of a live action for each of these agents that has none, with an open row that says that it is
+    /// due now; answers for which. None, when the action can't be joined any more.
+    async fn command_insert_joining(&self, action_no: i64, agents: &[i64]) -> StoreResult<Vec<Due>>;
 }
 
 /// The file of a `sqlite://` URL.

@@ -10,6 +10,7 @@ use serde::Serialize;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use utoipa::ToSchema;
 use uuid::Uuid;
 
 /// What became of an action that was handed in.
@@ -39,6 +40,8 @@ pub struct OpenAction {
     pub valid_from: Timestamp,
     /// Not handed over from this on.
     pub expires_at: Timestamp,
+    /// Agents may join it until it expires.
+    pub live: bool,
     /// All its commands are written.
     pub resolved: bool,
     /// A user ended it.
@@ -170,7 +173,7 @@ pub struct ActionView {
 }
 
 /// A command as users see it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct CommandView {
     /// The agent's name.
     pub agent: String,
@@ -193,7 +196,7 @@ pub struct CommandView {
 }
 
 /// An agent as users see it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct AgentView {
     /// Its unique name.
     pub name: String,
@@ -204,8 +207,10 @@ pub struct AgentView {
     /// Where, if the transport needs to know.
     pub address: Option<String>,
     /// What operators say of it.
+    #[schema(value_type = BTreeMap<String, String>)]
     pub labels: Box<RawValue>,
     /// What it says of itself.
+    #[schema(value_type = Object)]
     pub facts: Box<RawValue>,
     /// Of the agent program; empty before it has said so.
     pub version: String,
@@ -229,6 +234,20 @@ pub struct AgentPatch {
 }
 
 impl AgentPatch {
+    /// What is changed, in words.
+    pub(super) fn told(&self) -> String {
+        let labels = self.labels.iter().map(|(key, value)| match value {
+            Some(value) => format!("labels.{key} = {value:?}"),
+            None => format!("labels.{key} taken away"),
+        });
+        let address = self.address.iter().map(|address| match address {
+            Some(address) => format!("address = {address:?}"),
+            None => "address taken away".to_owned(),
+        });
+        let disabled = self.disabled.iter().map(|disabled| format!("disabled = {disabled}"));
+        labels.chain(address).chain(disabled).collect::<Vec<_>>().join(", ")
+    }
+
     /// The labels after the change.
     pub(super) fn labels_after(&self, mut labels: BTreeMap<String, String>) -> BTreeMap<String, String> {
         for (key, value) in &self.labels {
@@ -250,6 +269,8 @@ pub struct NewAgent {
     pub transport: String,
     /// Where.
     pub address: Option<String>,
+    /// What signs the webhooks that go to it.
+    pub secret: Option<String>,
 }
 
 /// What became of an enrolling.

@@ -4,6 +4,7 @@ use super::models::{ActionView, AgentView, CommandView, Due, OpenAction};
 use super::schema::{actions, tokens};
 use crate::domain::action::{Action, ActionState, Membership, NewAction};
 use crate::domain::agent::{Role, Token};
+use crate::domain::audit::{AuditEntry, Author};
 use crate::domain::command::{CommandState, Known, Open, OpenState};
 use crate::domain::counts::Counts;
 use crate::domain::time::{Span, Timestamp};
@@ -55,6 +56,7 @@ pub(super) struct ActionViewRow {
     cancelled: bool,
     expired: bool,
     expected_total: Option<i64>,
+    live: bool,
     ended_at: Option<i64>,
 }
 
@@ -67,7 +69,8 @@ impl ActionViewRow {
             name: self.name,
             status,
             created_at: Timestamp(self.created_at),
-            counts: sums.counts(self.resolved),
+            // Agents may join a live action until its end.
+            counts: sums.counts(self.resolved && (!self.live || self.cancelled || self.ended_at.is_some())),
             document: RawValue::from_string(self.document).map_err(corrupt)?,
         })
     }
@@ -173,6 +176,7 @@ impl ActionRow {
         let new = NewAction {
             id: Uuid::parse_str(&self.id).map_err(corrupt)?,
             idempotency_key: None,
+            author: Author::server("server"),
             document: self.document,
             digest: self.digest,
             operations: self.operations,
@@ -201,6 +205,8 @@ pub(super) struct OpenActionRow {
     #[diesel(sql_type = BigInt)]
     expires_at: i64,
     #[diesel(sql_type = Bool)]
+    live: bool,
+    #[diesel(sql_type = Bool)]
     resolved: bool,
     #[diesel(sql_type = Bool)]
     cancelled: bool,
@@ -224,6 +230,7 @@ impl From<OpenActionRow> for OpenAction {
             no: row.no,
             valid_from: Timestamp(row.valid_from),
             expires_at: Timestamp(row.expires_at),
+            live: row.live,
             resolved: row.resolved,
             cancelled: row.cancelled,
             paused: row.paused,
@@ -440,5 +447,34 @@ impl TokenRow {
             expires_at: self.expires_at.map(Timestamp),
             revoked_at: self.revoked_at.map(Timestamp),
         })
+    }
+}
+
+/// An entry of the audit log.
+#[derive(QueryableByName)]
+pub(super) struct AuditRow {
+    #[diesel(sql_type = BigInt)]
+    no: i64,
+    #[diesel(sql_type = BigInt)]
+    at: i64,
+    #[diesel(sql_type = Nullable<Text>)]
+    token_id: Option<String>,
+    #[diesel(sql_type = Text)]
+    name: String,
+    #[diesel(sql_type = Text)]
+    role: String,
+    #[diesel(sql_type = Text)]
+    did: String,
+    #[diesel(sql_type = Text)]
+    subject: String,
+    #[diesel(sql_type = Text)]
+    detail: String,
+}
+
+impl AuditRow {
+    pub(super) fn entry(self) -> QueryResult<AuditEntry> {
+        let Self { no, at, token_id, name, role, did, subject, detail } = self;
+        let token = token_id.as_deref().map(Uuid::parse_str).transpose().map_err(corrupt)?;
+        Ok(AuditEntry { no, at: Timestamp(at), token, name, role, did, subject, detail })
     }
 }

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::watch;
+use utoipa::ToSchema;
 
 /// All supervised actors of a process, and the way out when restarting doesn't help. Clones share their state.
 #[derive(Clone, Debug)]
@@ -38,7 +39,7 @@ struct Record {
 }
 
 /// One actor as `/readyz` shows it.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ActorReport {
     /// The actor.
     pub name: &'static str,

@@ -1,7 +1,7 @@
 //! Actions: accepting, resolving, cancelling, expiring, completing, listing.
 
 use crate::Backend;
-use crate::support::{accept, action, agents, in_secs, page, resolved};
+use crate::support::{accept, action, agents, in_secs, me, page, resolved};
 use odoshi::domain::action::ActionState;
 use odoshi::domain::command::CommandState;
 use odoshi::domain::target::Target;
@@ -113,7 +113,7 @@ pub async fn nothing_is_resolved_after_a_cancel(backend: &mut impl Backend) {
     let taken = accept(store, json!({})).await;
     store.command_insert(vec![page(taken.no, 0, &fleet[..1], false)]).await.unwrap();
     for _ in 0..2 {
-        let view = store.action_cancel(taken.id).await.unwrap().unwrap();
+        let view = store.action_cancel(taken.id, &me()).await.unwrap().unwrap();
         assert_eq!((view.status, view.counts.total, view.counts.resolved), (ActionState::Cancelled, 1, true));
         let late = page(taken.no, fleet[0], &fleet[1..], true);
         assert_eq!(store.command_insert(vec![late]).await.unwrap(), [Inserted::Moved]);
@@ -122,14 +122,14 @@ pub async fn nothing_is_resolved_after_a_cancel(backend: &mut impl Backend) {
     assert!(store.action_list_unresolved(in_secs(store, 60), 10).await.unwrap().is_empty());
     assert!(store.action_resolution(vec![(taken.no, Target::All)]).await.unwrap().remove(0).done);
     assert!(!store.action_expire(taken.no).await.unwrap());
-    assert!(store.action_cancel(Uuid::now_v7()).await.unwrap().is_none());
+    assert!(store.action_cancel(Uuid::now_v7(), &me()).await.unwrap().is_none());
 }
 
 pub async fn a_cancel_of_what_has_ended_changes_nothing(backend: &mut impl Backend) {
     let store = backend.store();
     let taken = resolved(store, json!({}), &[]).await;
     assert_eq!(store.action_complete(vec![taken.no]).await.unwrap(), [taken.no]);
-    assert_eq!(store.action_cancel(taken.id).await.unwrap().unwrap().status, ActionState::Completed);
+    assert_eq!(store.action_cancel(taken.id, &me()).await.unwrap().unwrap().status, ActionState::Completed);
 }
 
 pub async fn nothing_is_resolved_after_an_action_expired(backend: &mut impl Backend) {
@@ -228,7 +228,7 @@ pub async fn a_pause_is_of_what_goes_on_alone(backend: &mut impl Backend) {
     let over = resolved(store, json!({}), &[]).await;
     store.action_complete(vec![over.no]).await.unwrap();
     let pause = async |taken: crate::support::Taken, paused| {
-        store.action_pause(taken.id, paused).await.unwrap().unwrap().status
+        store.action_pause(taken.id, paused, &me()).await.unwrap().unwrap().status
     };
     for _ in 0..2 {
         assert_eq!(pause(going, true).await, ActionState::Paused);
@@ -242,9 +242,9 @@ pub async fn a_pause_is_of_what_goes_on_alone(backend: &mut impl Backend) {
     }
     assert_eq!(store.command_backlog(fleet[0], in_secs(store, 60), 10).await.unwrap().len(), 1);
     pause(going, true).await;
-    store.action_cancel(going.id).await.unwrap();
+    store.action_cancel(going.id, &me()).await.unwrap();
     assert_eq!(pause(going, false).await, ActionState::Cancelled);
-    assert!(store.action_pause(Uuid::now_v7(), true).await.unwrap().is_none());
+    assert!(store.action_pause(Uuid::now_v7(), true, &me()).await.unwrap().is_none());
 }
 
 pub async fn open_actions_are_listed_until_they_end(backend: &mut impl Backend) {
@@ -255,7 +255,7 @@ pub async fn open_actions_are_listed_until_they_end(backend: &mut impl Backend) 
     let three = accept(store, json!({})).await;
     one.ends(store, fleet[0], 1, CommandState::Succeeded).await;
     one.sent(store, fleet[1], 1, 0).await;
-    store.action_cancel(three.id).await.unwrap();
+    store.action_cancel(three.id, &me()).await.unwrap();
     let open = store.action_list_open(0, 10).await.unwrap();
     assert_eq!(open.iter().map(|action| action.no).collect::<Vec<_>>(), [one.no, two.no, three.no]);
     assert_eq!(open.iter().map(|action| action.unfinished).collect::<Vec<_>>(), [2, 0, 0]);
@@ -294,7 +294,7 @@ pub async fn lists_show_every_state_newest_first(backend: &mut impl Backend) {
         expected.push((completed.no, ActionState::Completed));
         for ended in [false, true] {
             let cancelled = accept(store, json!({})).await;
-            store.action_cancel(cancelled.id).await.unwrap();
+            store.action_cancel(cancelled.id, &me()).await.unwrap();
             expected.push((cancelled.no, ActionState::Cancelled));
             let expired = accept(store, json!({})).await;
             store.action_expire(expired.no).await.unwrap();

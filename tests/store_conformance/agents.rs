@@ -1,7 +1,7 @@
 //! Agents and their sessions.
 
 use crate::Backend;
-use crate::support::{agents, in_secs, matching, named, resolved};
+use crate::support::{agents, in_secs, matching, me, named, resolved};
 use odoshi::domain::agent::{Enrollment, Role, Secret};
 use odoshi::domain::target::Target;
 use odoshi::store::{AgentPatch, Enrolled, NewAgent, Store};
@@ -14,11 +14,11 @@ fn target(text: &str) -> Target {
 fn described(name: &str) -> NewAgent {
     let json = json!({"name": name, "labels": {"role": "web"}, "facts": {"os": "linux", "n": 5}, "version": "1.2"});
     let enrollment = Enrollment::from_json(json.to_string().as_bytes()).unwrap();
-    NewAgent { enrollment, transport: "webhook".into(), address: Some("https://example.com/hook".into()) }
+    NewAgent { enrollment, transport: "webhook".into(), address: Some("https://example.com/hook".into()), secret: None }
 }
 
 async fn enrolled(store: &dyn Store, agent: &NewAgent, secret: &Secret) -> i64 {
-    match store.agent_enroll(agent, secret.hash()).await.unwrap() {
+    match store.agent_enroll(agent, secret.hash(), &me()).await.unwrap() {
         Enrolled::New(agent) => agent.no,
         Enrolled::Taken => panic!("taken"),
     }
@@ -28,7 +28,7 @@ pub async fn a_name_is_enrolled_once(backend: &mut impl Backend) {
     let store = backend.store();
     let [first, second] = [Secret::random(), Secret::random()];
     let no = enrolled(store, &described("web"), &first).await;
-    assert_eq!(store.agent_enroll(&named("web", "stream"), second.hash()).await.unwrap(), Enrolled::Taken);
+    assert_eq!(store.agent_enroll(&named("web", "stream"), second.hash(), &me()).await.unwrap(), Enrolled::Taken);
     assert_eq!(store.token_find(&second.hash()).await.unwrap(), None, "nothing of it was written");
     let agent = store.agent_get(no).await.unwrap().unwrap();
     assert_eq!((agent.name.as_str(), agent.transport.as_str(), agent.disabled), ("web", "webhook", false));
@@ -46,7 +46,7 @@ pub async fn an_enrolled_agent_shows_its_token(backend: &mut impl Backend) {
     let no = enrolled(store, &described("web"), &secret).await;
     let token = store.token_find(&secret.hash()).await.unwrap().unwrap();
     assert_eq!((token.role, token.agent_no, token.name.as_str()), (Role::Agent, Some(no), "web"));
-    assert!(store.token_revoke(token.id).await.unwrap());
+    assert!(store.token_revoke(token.id, &me()).await.unwrap());
     assert_eq!(store.token_find(&secret.hash()).await.unwrap(), None);
 }
 
@@ -135,7 +135,7 @@ pub async fn agents_survive_a_restart(backend: &mut impl Backend) {
     assert_eq!(store.agent_get(no).await.unwrap(), before);
     assert_eq!(store.token_find(&secret.hash()).await.unwrap().unwrap().agent_no, Some(no));
     assert_eq!(matching(store, &target("labels.role = 'web' AND facts.n = 5 AND version = '1.2'")).await, [no]);
-    assert_eq!(store.agent_enroll(&described("web"), Secret::random().hash()).await.unwrap(), Enrolled::Taken);
+    assert_eq!(store.agent_enroll(&described("web"), Secret::random().hash(), &me()).await.unwrap(), Enrolled::Taken);
 }
 
 pub async fn an_agent_is_changed_and_removed(backend: &mut impl Backend) {
@@ -145,24 +145,24 @@ pub async fn an_agent_is_changed_and_removed(backend: &mut impl Backend) {
     store.session_open(&[(no, 1)]).await.unwrap();
     let labels = [("role".to_owned(), None), ("zone".to_owned(), Some("b".to_owned()))].into();
     let patch = AgentPatch { labels, address: Some(None), disabled: Some(true) };
-    let (same, view) = store.agent_update("web", &patch).await.unwrap().unwrap();
+    let (same, view) = store.agent_update("web", &patch, &me()).await.unwrap().unwrap();
     assert_eq!((same, view.labels.get(), view.address, view.disabled), (no, r#"{"zone":"b"}"#, None, true));
     assert!(matching(store, &Target::All).await.is_empty());
     let (_, view) = store
-        .agent_update("web", &AgentPatch { disabled: Some(false), ..AgentPatch::default() })
+        .agent_update("web", &AgentPatch { disabled: Some(false), ..AgentPatch::default() }, &me())
         .await
         .unwrap()
         .unwrap();
     assert_eq!((view.labels.get(), view.disabled, view.status), (r#"{"zone":"b"}"#, false, "online"));
-    assert!(store.agent_update("nobody", &patch).await.unwrap().is_none());
+    assert!(store.agent_update("nobody", &patch, &me()).await.unwrap().is_none());
 
     let taken = resolved(store, json!({}), &[no]).await;
     let held = resolved(store, json!({}), &[no]).await;
     held.hold(store, no).await;
     let over = resolved(store, json!({}), &[no]).await;
     over.ends(store, no, 1, odoshi::domain::command::CommandState::Succeeded).await;
-    assert_eq!(store.agent_remove("web").await.unwrap(), Some(no));
-    assert_eq!(store.agent_remove("web").await.unwrap(), None);
+    assert_eq!(store.agent_remove("web", &me()).await.unwrap(), Some(no));
+    assert_eq!(store.agent_remove("web", &me()).await.unwrap(), None);
     assert_eq!(store.token_find(&secret.hash()).await.unwrap(), None);
     assert!(store.agent_view("web").await.unwrap().is_none() && store.agent_get(no).await.unwrap().is_none());
     assert!(online(store).await.is_empty());

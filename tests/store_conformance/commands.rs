@@ -1,7 +1,7 @@
 //! What the scheduler, the sessions and the reconcilers read of commands.
 
 use crate::Backend;
-use crate::support::{accept, agents, in_secs, named, page, resolved};
+use crate::support::{accept, agents, in_secs, me, named, page, resolved};
 use odoshi::domain::command::{CommandState, Event};
 use odoshi::domain::time::Timestamp;
 use odoshi::store::{CommandPage, Store, Unfinished};
@@ -146,7 +146,7 @@ pub async fn a_backlog_is_of_open_actions_only(backend: &mut impl Backend) {
     };
     assert_eq!(backlog(backend.store()).await.len(), 6);
     for chunk in actions.chunks(3) {
-        backend.store().action_cancel(chunk[0].id).await.unwrap();
+        backend.store().action_cancel(chunk[0].id, &me()).await.unwrap();
         backend.store().action_expire(chunk[1].no).await.unwrap();
     }
     assert_eq!(backlog(backend.store()).await, [actions[2].no, actions[5].no]);
@@ -251,7 +251,7 @@ pub async fn due_rows_of_a_cancelled_action_are_left_out(backend: &mut impl Back
     for taken in [kept, cancelled, expired] {
         taken.hold(store, fleet[0]).await;
     }
-    store.action_cancel(cancelled.id).await.unwrap();
+    store.action_cancel(cancelled.id, &me()).await.unwrap();
     store.action_expire(expired.no).await.unwrap();
     let found = store.command_due((Timestamp(0), 0, 0), in_secs(store, 60), 10).await.unwrap();
     assert_eq!(found.iter().map(|(due, _)| due.action_no).collect::<Vec<_>>(), [kept.no]);

@@ -8,10 +8,12 @@
 
 mod actions;
 mod agents;
+mod audit;
 #[path = "../cluster/mod.rs"]
 mod cluster;
 mod commands;
 mod listing;
+mod live;
 mod model;
 mod mutations;
 mod on_postgres_alone;
@@ -52,6 +54,9 @@ pub trait Backend: Sized {
 
     /// How many rows there are of an action beside its own.
     async fn rows_of(&self, action_no: i64) -> i64;
+
+    /// Tries to change what the audit log says.
+    async fn change_audit(&self) -> diesel::QueryResult<()>;
 
     /// Whether these bytes are anywhere in what the store keeps.
     async fn keeps(&self, bytes: &[u8]) -> bool;
@@ -143,6 +148,16 @@ macro_rules! cases {
             retention {
                 what_is_kept_no_longer_goes_in_small_batches_and_is_out_of_sight_at_once
                 what_goes_takes_no_late_results
+            }
+            live {
+                agents_join_a_live_action_once_and_are_found_by_their_open_row
+                a_live_action_ends_when_it_expires_and_not_before
+                what_is_frozen_cancelled_or_over_is_not_joined
+            }
+            audit {
+                what_is_changed_is_told_with_who_did_it_newest_first
+                what_changes_nothing_is_not_told
+                entries_are_never_changed_and_go_when_they_are_old
             }
             model {
                 counts_are_exact_after_every_call_and_states_are_those_of_the_model

@@ -3,7 +3,7 @@
 //! counting, duplicates and shortcuts come out is not.
 
 use crate::Backend;
-use crate::support::{Taken, accept, agents, end, page, property};
+use crate::support::{Taken, accept, agents, end, me, page, property};
 use odoshi::domain::command::{
     Answer, CommandState, Event, Known, Open, OpenChange, OpenState, Outcome, RunEnd, decide,
 };
@@ -176,7 +176,7 @@ impl<B: Backend> Life<'_, B> {
                 self.backend.set_offset(offset.get());
             }
             Call::Cancel => {
-                self.store().action_cancel(self.taken.id).await.unwrap();
+                self.store().action_cancel(self.taken.id, &me()).await.unwrap();
                 self.over = true;
                 self.cancelled |= !self.ended;
             }
@@ -326,7 +326,7 @@ pub async fn counts_are_exact_after_every_call_and_states_are_those_of_the_model
             life.check().await?;
         }
         // Leaves nothing behind that the next ones would have to look through.
-        backend.store().action_cancel(taken.id).await.unwrap();
+        backend.store().action_cancel(taken.id, &me()).await.unwrap();
         let rest: Vec<Report> = life.commands.keys().map(|no| taken.report(*no, Event::Cancelled)).collect();
         backend.store().outcome_record(&rest).await.unwrap();
         prop_assert_eq!(backend.store().action_complete(vec![taken.no]).await.unwrap().len(), usize::from(!life.ended));

@@ -70,6 +70,10 @@ impl<B: Backend, S: Sabotage> Backend for Broken<B, S> {
         self.0.rows_of(action_no).await
     }
 
+    async fn change_audit(&self) -> diesel::QueryResult<()> {
+        self.0.change_audit().await
+    }
+
     async fn keeps(&self, bytes: &[u8]) -> bool {
         self.0.keeps(bytes).await
     }

@@ -188,6 +188,10 @@ impl Backend for Postgres {
         self.numbers(&format!("SELECT {} AS number", counts.join(" + "))).await[0]
     }
 
+    async fn change_audit(&self) -> diesel::QueryResult<()> {
+        self.aside.lock().await.batch_execute("UPDATE audit SET name = 'nobody'").await
+    }
+
     async fn keeps(&self, bytes: &[u8]) -> bool {
         let dump = self.cluster.client("pg_dump", &self.database).output().unwrap();
         assert!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));

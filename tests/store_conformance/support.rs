@@ -2,6 +2,7 @@
 
 use odoshi::domain::action::{NewAction, Policy};
 use odoshi::domain::agent::Enrollment;
+use odoshi::domain::audit::Author;
 use odoshi::domain::command::{Answer, CommandState, Event, RunEnd};
 use odoshi::domain::target::Target;
 use odoshi::domain::time::Timestamp;
@@ -23,7 +24,13 @@ pub fn named(name: &str, transport: &str) -> NewAgent {
         },
         transport: transport.into(),
         address: None,
+        secret: None,
     }
+}
+
+/// Who does what the cases do.
+pub fn me() -> Author {
+    Author { token: Some(Uuid::from_u128(7)), name: "tester".into(), role: "admin" }
 }
 
 /// All agents that match, in key order.

@@ -285,6 +285,7 @@ async fn settle<B: Backend>(backend: &B, fleet: &[Drawn]) -> BTreeMap<i64, Agent
             },
             transport: record.transport.clone(),
             address: None,
+            secret: None,
         });
         store.agent_insert(enrolled.collect()).await.unwrap();
     }

@@ -1,7 +1,7 @@
 //! Tokens: valid, expired, revoked, and kept as hashes alone.
 
 use crate::Backend;
-use crate::support::{in_secs, named};
+use crate::support::{in_secs, me, named};
 use odoshi::domain::agent::{Role, Secret, Token};
 use odoshi::domain::time::Timestamp;
 use odoshi::store::{Enrolled, Store};
@@ -24,9 +24,12 @@ pub async fn a_token_is_found_by_its_hash_while_it_is_valid(backend: &mut impl B
     let store = backend.store();
     let one = token(store, Role::Operator, None);
     let two = token(store, Role::Viewer, Some(in_secs(store, 60)));
-    store.token_insert(&one, forever.hash()).await.unwrap();
-    store.token_insert(&two, short.hash()).await.unwrap();
-    assert!(store.token_insert(&token(store, Role::Admin, None), short.hash()).await.is_err(), "one secret, one token");
+    store.token_insert(&one, forever.hash(), &me()).await.unwrap();
+    store.token_insert(&two, short.hash(), &me()).await.unwrap();
+    assert!(
+        store.token_insert(&token(store, Role::Admin, None), short.hash(), &me()).await.is_err(),
+        "one secret, one token"
+    );
     assert_eq!(store.token_find(&forever.hash()).await.unwrap(), Some(one.clone()));
     assert_eq!(store.token_find(&short.hash()).await.unwrap(), Some(two));
     assert_eq!(store.token_find(&other.hash()).await.unwrap(), None);
@@ -40,15 +43,15 @@ pub async fn a_revoked_token_is_not_found(backend: &mut impl Backend) {
     let store = backend.store();
     let secret = Secret::random();
     let token = token(store, Role::Admin, None);
-    store.token_insert(&token, secret.hash()).await.unwrap();
-    assert!(!store.token_revoke(Uuid::now_v7()).await.unwrap());
+    store.token_insert(&token, secret.hash(), &me()).await.unwrap();
+    assert!(!store.token_revoke(Uuid::now_v7(), &me()).await.unwrap());
     assert!(store.token_find(&secret.hash()).await.unwrap().is_some());
-    assert!(store.token_revoke(token.id).await.unwrap());
+    assert!(store.token_revoke(token.id, &me()).await.unwrap());
     assert_eq!(store.token_find(&secret.hash()).await.unwrap(), None);
     let revoked_at = store.token_list(None, 10).await.unwrap()[0].revoked_at;
     assert!(revoked_at.is_some());
     backend.set_offset(5_000);
-    assert!(backend.store().token_revoke(token.id).await.unwrap());
+    assert!(backend.store().token_revoke(token.id, &me()).await.unwrap());
     let listed = backend.store().token_list(None, 10).await.unwrap();
     assert_eq!(listed[0].revoked_at, revoked_at, "the first time counts");
 }
@@ -58,10 +61,10 @@ pub async fn tokens_are_listed_newest_first_without_those_of_agents(backend: &mu
     let mut made = Vec::new();
     for role in [Role::Viewer, Role::Operator, Role::Admin, Role::Enroll, Role::Viewer] {
         let token = token(store, role, None);
-        store.token_insert(&token, Secret::random().hash()).await.unwrap();
+        store.token_insert(&token, Secret::random().hash(), &me()).await.unwrap();
         made.insert(0, token);
         let agent = named(&format!("agent-{}", made.len()), "stream");
-        store.agent_enroll(&agent, Secret::random().hash()).await.unwrap();
+        store.agent_enroll(&agent, Secret::random().hash(), &me()).await.unwrap();
     }
     assert_eq!(store.token_list(None, 10).await.unwrap(), made);
     assert_eq!(store.token_list(None, 2).await.unwrap(), made[..2]);
@@ -72,8 +75,8 @@ pub async fn tokens_are_listed_newest_first_without_those_of_agents(backend: &mu
 pub async fn the_store_keeps_the_hash_and_never_the_token(backend: &mut impl Backend) {
     let store = backend.store();
     let [own, agents] = [Secret::random(), Secret::random()];
-    store.token_insert(&token(store, Role::Admin, None), own.hash()).await.unwrap();
-    let enrolled = store.agent_enroll(&named("web", "stream"), agents.hash()).await.unwrap();
+    store.token_insert(&token(store, Role::Admin, None), own.hash(), &me()).await.unwrap();
+    let enrolled = store.agent_enroll(&named("web", "stream"), agents.hash(), &me()).await.unwrap();
     assert!(matches!(enrolled, Enrolled::New(_)));
     for secret in [own, agents] {
         assert!(backend.keeps(&secret.hash()).await);
@@ -84,11 +87,11 @@ pub async fn the_store_keeps_the_hash_and_never_the_token(backend: &mut impl Bac
 pub async fn an_admin_token_is_remembered_even_when_it_is_revoked(backend: &mut impl Backend) {
     let store = backend.store();
     assert!(!store.token_any_admin().await.unwrap());
-    store.token_insert(&token(store, Role::Operator, None), Secret::random().hash()).await.unwrap();
+    store.token_insert(&token(store, Role::Operator, None), Secret::random().hash(), &me()).await.unwrap();
     assert!(!store.token_any_admin().await.unwrap());
     let admin = token(store, Role::Admin, None);
-    store.token_insert(&admin, Secret::random().hash()).await.unwrap();
-    store.token_revoke(admin.id).await.unwrap();
+    store.token_insert(&admin, Secret::random().hash(), &me()).await.unwrap();
+    store.token_revoke(admin.id, &me()).await.unwrap();
     assert!(store.token_any_admin().await.unwrap());
 }
 
@@ -96,9 +99,9 @@ pub async fn tokens_survive_a_restart(backend: &mut impl Backend) {
     let store = backend.store();
     let [kept, revoked] = [Secret::random(), Secret::random()];
     let [one, two] = [token(store, Role::Enroll, Some(in_secs(store, 60))), token(store, Role::Viewer, None)];
-    store.token_insert(&one, kept.hash()).await.unwrap();
-    store.token_insert(&two, revoked.hash()).await.unwrap();
-    store.token_revoke(two.id).await.unwrap();
+    store.token_insert(&one, kept.hash(), &me()).await.unwrap();
+    store.token_insert(&two, revoked.hash(), &me()).await.unwrap();
+    store.token_revoke(two.id, &me()).await.unwrap();
     backend.reopen().await;
     let store = backend.store();
     assert_eq!(store.token_find(&kept.hash()).await.unwrap(), Some(one));

@@ -98,6 +98,7 @@ pub async fn commands_are_streamed_as_lines_of_json_and_as_csv(on: On) {
             .unwrap(),
         transport: "stream".into(),
         address: None,
+        secret: None,
     };
     store.agent_insert((0..1_500).map(agent).collect()).await.unwrap();
     let id = server.submit(json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "ping" }] })).await;

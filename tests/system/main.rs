@@ -7,6 +7,7 @@ mod basics;
 mod check_in;
 mod cli;
 mod cli_operator;
+mod clients;
 #[path = "../cluster/mod.rs"]
 mod cluster;
 #[cfg(feature = "failpoints")]
@@ -70,6 +71,11 @@ on_both! {
             check_in {
         commands_are_asked_for_received_and_answered_over_plain_http
         a_waiting_check_in_is_answered_when_something_is_due
+    }
+    clients {
+        a_python_client_finds_everything_as_described
+        a_shell_with_curl_finds_everything_as_described
+        a_tester_finds_no_answer_that_is_not_in_the_document
     }
     http_api {
         a_target_is_previewed_and_agents_are_listed_and_shown

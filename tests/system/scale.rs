@@ -21,6 +21,7 @@ async fn put_agents(server: &Server) {
             enrollment: Enrollment::from_json(format!(r#"{{"name":"a{n:06}"}}"#).as_bytes()).unwrap(),
             transport: "stream".into(),
             address: None,
+            secret: None,
         };
         store.agent_insert((chunk * 10_000..(chunk + 1) * 10_000).map(agent).collect()).await.unwrap();
     }

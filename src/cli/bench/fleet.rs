@@ -5,6 +5,7 @@ use crate::app::Running;
 use crate::config::Config;
 use crate::domain::action::NewAction;
 use crate::domain::agent::Enrollment;
+use crate::domain::audit::Author;
 use crate::domain::command::{CommandState, Event, RunEnd};
 use crate::domain::time::Timestamp;
 use crate::pipeline::messages::{Deliver, Resolve};
@@ -59,6 +60,7 @@ impl Fleet {
                 },
                 transport: TRANSPORT.into(),
                 address: None,
+                secret: None,
             });
             running.store().agent_insert(agents.collect()).await?;
         }
@@ -86,7 +88,7 @@ impl Fleet {
             if store.action_view(id).await?.is_some_and(|view| done(&view)) {
                 let took = started.elapsed();
                 if !life {
-                    store.action_cancel(id).await?;
+                    store.action_cancel(id, &Author::server("bench")).await?;
                 }
                 self.settle(id).await?;
                 return Ok(took);

@@ -5,6 +5,7 @@ use super::{Connect, Connected};
 use crate::domain::agent::{AgentRef, facts_fit};
 use crate::domain::protocol::{AgentFrame, HELLO_WITHIN, Hello, close};
 use crate::domain::text::{replace_nul, replace_nul_in};
+use crate::pipeline::messages::Changed;
 use crate::store::StoreError;
 use actix_ws::{AggregatedMessage, AggregatedMessageStream};
 
@@ -52,7 +53,9 @@ pub(super) async fn greet(
         log::warn!(agent = agent.name.as_str(), error = error.to_string().as_str(); "an agent must wait for the store");
         End::with(close::GOING_AWAY)
     };
-    parts.store.agent_refresh(agent.no, None, &hello.facts, &hello.version).await.map_err(away)?;
+    if parts.store.agent_refresh(agent.no, None, &hello.facts, &hello.version).await.map_err(away)? {
+        parts.membership.try_send(Changed(agent.no)).ok();
+    }
     let connected = parts.sender.send(Connect { agent_no: agent.no }).await.ok().flatten();
     connected.map(|connected| (hello, connected)).ok_or_else(|| End::with(close::GOING_AWAY))
 }

@@ -19,6 +19,7 @@ use crate::domain::protocol::{
 };
 use crate::pipeline::action_book::ActionBook;
 use crate::pipeline::delay_scheduler::DelayScheduler;
+use crate::pipeline::membership::Membership;
 use crate::pipeline::messages::Delivery;
 use crate::senders::SenderContext;
 use crate::store::{Report, Store};
@@ -55,6 +56,8 @@ pub struct SessionParts {
     pub sender: Addr<StreamSender>,
     /// Gets what of the backlog isn't due yet.
     pub scheduler: Addr<DelayScheduler>,
+    /// Told when an agent says something new of itself.
+    pub membership: Addr<Membership>,
     /// Bytes of results that all sessions together may have in memory.
     pub budget: Arc<Semaphore>,
     /// How far ahead the backlog is read.

@@ -1,8 +1,10 @@
 //! Actions and their counters.
 
+use super::audit;
 use super::counts::SUMS;
 use super::sql::sql;
 use crate::domain::action::{Action, ActionState, Membership, NewAction};
+use crate::domain::audit::{Author, Deed};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::rows::{ActionRow, ActionViewRow, Key, OpenActionRow, Sums, corrupt, in_state, sql_limit};
@@ -68,6 +70,8 @@ async fn insert_one(
     .await
     .optional()?;
     if let Some(Key { key: no }) = inserted {
+        let deed = Deed { did: "action.create", subject: &new.id.to_string(), detail: &new.name };
+        audit::insert(conn, &new.author, deed, now).await?;
         return Ok(Accepted::Stored { id: new.id, no, fresh: true });
     }
     let by_key = sql("SELECT no, id, digest FROM actions WHERE idempotency_key = ?")
@@ -128,7 +132,7 @@ pub(super) async fn no(conn: &mut AsyncPgConnection, id: Uuid) -> QueryResult<Op
 pub(super) async fn list_open(conn: &mut AsyncPgConnection, after: i64, limit: usize) -> QueryResult<Vec<OpenAction>> {
     let rows: Vec<OpenActionRow> = sql(format!(
         "SELECT a.*, n_total - n_succeeded - n_failed - n_timed_out - n_undeliverable - n_expired - n_cancelled \
-         AS unfinished, n_sent AS sent FROM (SELECT no, valid_from, expires_at, resolved, cancelled, paused, expired, \
+         AS unfinished, n_sent AS sent FROM (SELECT no, valid_from, expires_at, live, resolved, cancelled, paused, expired, \
          resolved_through, dispatched_through FROM actions WHERE ended_at IS NULL AND no > ? ORDER BY no LIMIT ?) a \
          {SUMS} ORDER BY a.no"
     ))
@@ -211,22 +215,41 @@ pub(super) async fn expect(conn: &mut AsyncPgConnection, expected: &[(i64, i64)]
     .map(|_| ())
 }
 
-pub(super) async fn cancel(conn: &mut AsyncPgConnection, id: Uuid) -> QueryResult<Option<ActionView>> {
+pub(super) async fn cancel(
+    conn: &mut AsyncPgConnection,
+    id: Uuid,
+    by: &Author,
+    now: Timestamp,
+) -> QueryResult<Option<ActionView>> {
     // What has ended stays as it ended. With `resolved`, pages that are still on their way are refused.
-    sql("UPDATE actions SET cancelled = TRUE, resolved = TRUE WHERE id = ? AND ended_at IS NULL AND NOT cancelled")
-        .bind(id.to_string())
-        .execute(conn)
-        .await?;
+    let changed =
+        sql("UPDATE actions SET cancelled = TRUE, resolved = TRUE WHERE id = ? AND ended_at IS NULL AND NOT cancelled")
+            .bind(id.to_string())
+            .execute(conn)
+            .await?;
+    if changed > 0 {
+        audit::insert(conn, by, Deed { did: "action.cancel", subject: &id.to_string(), detail: "" }, now).await?;
+    }
     view(conn, id).await
 }
 
-pub(super) async fn pause(conn: &mut AsyncPgConnection, id: Uuid, paused: bool) -> QueryResult<Option<ActionView>> {
-    sql("UPDATE actions SET paused = ? WHERE id = ? AND paused <> ? AND ended_at IS NULL AND NOT cancelled AND NOT expired")
+pub(super) async fn pause(
+    conn: &mut AsyncPgConnection,
+    id: Uuid,
+    paused: bool,
+    by: &Author,
+    now: Timestamp,
+) -> QueryResult<Option<ActionView>> {
+    let changed = sql("UPDATE actions SET paused = ? WHERE id = ? AND paused <> ? AND ended_at IS NULL AND NOT cancelled AND NOT expired")
         .bind(paused)
         .bind(id.to_string())
         .bind(paused)
         .execute(conn)
         .await?;
+    if changed > 0 {
+        let did = if paused { "action.pause" } else { "action.resume" };
+        audit::insert(conn, by, Deed { did, subject: &id.to_string(), detail: "" }, now).await?;
+    }
     view(conn, id).await
 }
 
@@ -282,9 +305,10 @@ pub(super) async fn complete(conn: &mut AsyncPgConnection, nos: &[i64], now: Tim
     // First the lock, then, by a statement of its own, the look at the counters: an update that had to wait for the last
     // page of commands would see its flag `resolved` beside the counters of before.
     let candidates: Vec<Key> =
-        sql("SELECT no AS key FROM actions WHERE no = ANY(?) AND resolved AND ended_at IS NULL ORDER BY no \
-         FOR NO KEY UPDATE")
+        sql("SELECT no AS key FROM actions WHERE no = ANY(?) AND resolved AND ended_at IS NULL \
+         AND (NOT live OR cancelled OR expires_at <= ?) ORDER BY no FOR NO KEY UPDATE")
         .bind(nos.to_vec())
+        .bind(now.0)
         .load(conn)
         .await?;
     if candidates.is_empty() {

@@ -1,7 +1,9 @@
 //! Agents and their sessions.
 
+use super::audit;
 use super::sql::sql;
 use crate::domain::agent::{AgentRef, Role};
+use crate::domain::audit::{Author, Deed};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::rows::{AgentViewRow, Key, Transports, agent_view, corrupt, sql_limit};
@@ -23,19 +25,21 @@ fn json<T: serde::Serialize>(what: &T) -> QueryResult<String> {
 async fn insert_new(conn: &mut AsyncPgConnection, new: &[NewAgent], now: Timestamp) -> QueryResult<Vec<i64>> {
     let said = || new.iter().map(|agent| &agent.enrollment);
     // The unique index leaves removed agents out: their names can be used again.
-    let rows: Vec<Key> = sql("INSERT INTO agents (name, transport, address, labels, facts, version, enrolled_at) \
-         SELECT n.name, n.transport, n.address, n.labels::json, n.facts::json, n.version, ? \
-         FROM UNNEST(?, ?, ?, ?, ?, ?) AS n (name, transport, address, labels, facts, version) \
+    let rows: Vec<Key> =
+        sql("INSERT INTO agents (name, transport, address, labels, facts, version, secret, enrolled_at) \
+         SELECT n.name, n.transport, n.address, n.labels::json, n.facts::json, n.version, n.secret, ? \
+         FROM UNNEST(?, ?, ?, ?, ?, ?, ?) AS n (name, transport, address, labels, facts, version, secret) \
          ON CONFLICT (name) WHERE removed_at IS NULL DO NOTHING RETURNING no AS key")
-    .bind(now.0)
-    .bind(said().map(|said| said.name.clone()).collect::<Vec<_>>())
-    .bind(new.iter().map(|agent| agent.transport.clone()).collect::<Vec<_>>())
-    .bind(new.iter().map(|agent| agent.address.clone()).collect::<Vec<_>>())
-    .bind(said().map(|said| json(&said.labels)).collect::<QueryResult<Vec<_>>>()?)
-    .bind(said().map(|said| json(&said.facts)).collect::<QueryResult<Vec<_>>>()?)
-    .bind(said().map(|said| said.version.clone()).collect::<Vec<_>>())
-    .load(conn)
-    .await?;
+        .bind(now.0)
+        .bind(said().map(|said| said.name.clone()).collect::<Vec<_>>())
+        .bind(new.iter().map(|agent| agent.transport.clone()).collect::<Vec<_>>())
+        .bind(new.iter().map(|agent| agent.address.clone()).collect::<Vec<_>>())
+        .bind(said().map(|said| json(&said.labels)).collect::<QueryResult<Vec<_>>>()?)
+        .bind(said().map(|said| json(&said.facts)).collect::<QueryResult<Vec<_>>>()?)
+        .bind(said().map(|said| said.version.clone()).collect::<Vec<_>>())
+        .bind(new.iter().map(|agent| agent.secret.clone()).collect::<Vec<_>>())
+        .load(conn)
+        .await?;
     Ok(rows.into_iter().map(|row| row.key).collect())
 }
 
@@ -47,6 +51,7 @@ pub(super) async fn enroll(
     conn: &mut AsyncPgConnection,
     agent: &NewAgent,
     token_hash: Vec<u8>,
+    by: &Author,
     now: Timestamp,
 ) -> QueryResult<Enrolled> {
     let Some(no) = insert_new(conn, std::slice::from_ref(agent), now).await?.pop() else { return Ok(Enrolled::Taken) };
@@ -60,6 +65,8 @@ pub(super) async fn enroll(
         .bind(now.0)
         .execute(conn)
         .await?;
+    let deed = Deed { did: "agent.create", subject: &name, detail: &agent.transport };
+    audit::insert(conn, by, deed, now).await?;
     let (transport, address) = (agent.transport.clone(), agent.address.clone());
     Ok(Enrolled::New(AgentRef { no, name, transport, address, disabled: false }))
 }
@@ -225,6 +232,7 @@ pub(super) async fn update(
     conn: &mut AsyncPgConnection,
     name: &str,
     patch: &AgentPatch,
+    by: &Author,
     now: Timestamp,
 ) -> QueryResult<Option<(i64, AgentView)>> {
     #[derive(QueryableByName)]
@@ -250,10 +258,16 @@ pub(super) async fn update(
     .bind(no)
     .execute(conn)
     .await?;
+    audit::insert(conn, by, Deed { did: "agent.change", subject: name, detail: &patch.told() }, now).await?;
     Ok(view(conn, name, now).await?.map(|view| (no, view)))
 }
 
-pub(super) async fn remove(conn: &mut AsyncPgConnection, name: &str, now: Timestamp) -> QueryResult<Option<i64>> {
+pub(super) async fn remove(
+    conn: &mut AsyncPgConnection,
+    name: &str,
+    by: &Author,
+    now: Timestamp,
+) -> QueryResult<Option<i64>> {
     let removed = sql("UPDATE agents SET removed_at = ? WHERE name = ? AND removed_at IS NULL RETURNING no AS key")
         .bind(now.0)
         .bind(name)
@@ -261,6 +275,7 @@ pub(super) async fn remove(conn: &mut AsyncPgConnection, name: &str, now: Timest
         .await
         .optional()?;
     let Some(Key { key: no }) = removed else { return Ok(None) };
+    audit::insert(conn, by, Deed { did: "agent.remove", subject: name, detail: "" }, now).await?;
     let revoke = sql("UPDATE tokens SET revoked_at = ? WHERE agent_no = ? AND revoked_at IS NULL");
     revoke.bind(now.0).bind(no).execute(conn).await?;
     sql("DELETE FROM agent_sessions WHERE agent_no = ?").bind(no).execute(conn).await?;

@@ -2,9 +2,12 @@
 
 use super::commands::Duplicates;
 use super::{MIGRATION_TRIES, PING_WITHIN, PostgresStore, State};
-use super::{actions, agents, commands, error, migrate, node, not_connected, outcomes, tokens, transaction};
+use super::{
+    actions, agents, audit, commands, error, live, migrate, node, not_connected, outcomes, tokens, transaction,
+};
 use crate::domain::action::{Action, ActionState, NewAction};
 use crate::domain::agent::{AgentRef, Token};
+use crate::domain::audit::{AuditEntry, Author};
 use crate::domain::command::{Answer, CommandState};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
@@ -152,12 +155,14 @@ impl Store for PostgresStore {
         Ok(self.read("action_resolution", body!([actions] conn => actions::resolutions(conn, &actions, now))).await?.0)
     }
 
-    async fn action_cancel(&self, id: Uuid) -> StoreResult<Option<ActionView>> {
-        self.write("action_cancel", body!([] conn => actions::cancel(conn, id))).await
+    async fn action_cancel(&self, id: Uuid, by: &Author) -> StoreResult<Option<ActionView>> {
+        let (by, now) = (Arc::new(by.clone()), self.now());
+        self.write("action_cancel", body!([by] conn => actions::cancel(conn, id, &by, now))).await
     }
 
-    async fn action_pause(&self, id: Uuid, paused: bool) -> StoreResult<Option<ActionView>> {
-        self.write("action_pause", body!([] conn => actions::pause(conn, id, paused))).await
+    async fn action_pause(&self, id: Uuid, paused: bool, by: &Author) -> StoreResult<Option<ActionView>> {
+        let (by, now) = (Arc::new(by.clone()), self.now());
+        self.write("action_pause", body!([by] conn => actions::pause(conn, id, paused, &by, now))).await
     }
 
     async fn action_expire(&self, no: i64) -> StoreResult<bool> {
@@ -259,10 +264,10 @@ impl Store for PostgresStore {
         self.write("outcome_record", body!([reports, lane] conn => outcomes::record(conn, &reports, &lane, now))).await
     }
 
-    async fn agent_enroll(&self, agent: &NewAgent, token_hash: Vec<u8>) -> StoreResult<Enrolled> {
-        let (agent, now) = (Arc::new(agent.clone()), self.now());
-        self.write("agent_enroll", body!([agent, token_hash] conn => agents::enroll(conn, &agent, token_hash, now)))
-            .await
+    async fn agent_enroll(&self, agent: &NewAgent, token_hash: Vec<u8>, by: &Author) -> StoreResult<Enrolled> {
+        let (agent, by, now) = (Arc::new(agent.clone()), Arc::new(by.clone()), self.now());
+        let enroll = body!([agent, token_hash, by] conn => agents::enroll(conn, &agent, token_hash, &by, now));
+        self.write("agent_enroll", enroll).await
     }
 
     async fn agent_refresh(
@@ -271,15 +276,16 @@ impl Store for PostgresStore {
         labels: Option<&std::collections::BTreeMap<String, String>>,
         facts: &serde_json::Map<String, serde_json::Value>,
         version: &str,
-    ) -> StoreResult<()> {
+    ) -> StoreResult<bool> {
         let write = "agent_refresh";
         let said = agents::Said::new(agent_no, labels, facts, version).map_err(|error| error::sort(write, error))?;
         let (said, now) = (Arc::new(said), self.now());
         // After a restart every agent says what it said before: that is no reason to write.
         if self.read(write, body!([said] conn => agents::says_the_same(conn, &said))).await? {
-            return Ok(());
+            return Ok(false);
         }
-        self.write(write, body!([said] conn => agents::refresh(conn, &said, now))).await
+        self.write(write, body!([said] conn => agents::refresh(conn, &said, now))).await?;
+        Ok(true)
     }
 
     async fn agent_insert(&self, agents: Vec<NewAgent>) -> StoreResult<()> {
@@ -331,14 +337,15 @@ impl Store for PostgresStore {
         self.read("agent_view", body!([name] conn => agents::view(conn, &name, now))).await
     }
 
-    async fn agent_update(&self, name: &str, patch: &AgentPatch) -> StoreResult<Option<(i64, AgentView)>> {
-        let (name, patch, now) = (name.to_owned(), Arc::new(patch.clone()), self.now());
-        self.write("agent_update", body!([name, patch] conn => agents::update(conn, &name, &patch, now))).await
+    async fn agent_update(&self, name: &str, patch: &AgentPatch, by: &Author) -> StoreResult<Option<(i64, AgentView)>> {
+        let (name, patch, by, now) = (name.to_owned(), Arc::new(patch.clone()), Arc::new(by.clone()), self.now());
+        let update = body!([name, patch, by] conn => agents::update(conn, &name, &patch, &by, now));
+        self.write("agent_update", update).await
     }
 
-    async fn agent_remove(&self, name: &str) -> StoreResult<Option<i64>> {
-        let (name, now) = (name.to_owned(), self.now());
-        self.write("agent_remove", body!([name] conn => agents::remove(conn, &name, now))).await
+    async fn agent_remove(&self, name: &str, by: &Author) -> StoreResult<Option<i64>> {
+        let (name, by, now) = (name.to_owned(), Arc::new(by.clone()), self.now());
+        self.write("agent_remove", body!([name, by] conn => agents::remove(conn, &name, &by, now))).await
     }
 
     async fn agent_list_leaving(&self, limit: usize) -> StoreResult<Vec<i64>> {
@@ -365,9 +372,9 @@ impl Store for PostgresStore {
         self.write("session_close", close).await
     }
 
-    async fn token_insert(&self, token: &Token, hash: Vec<u8>) -> StoreResult<()> {
-        let token = Arc::new(token.clone());
-        self.write("token_insert", body!([token, hash] conn => tokens::insert(conn, &token, hash))).await
+    async fn token_insert(&self, token: &Token, hash: Vec<u8>, by: &Author) -> StoreResult<()> {
+        let (token, by) = (Arc::new(token.clone()), Arc::new(by.clone()));
+        self.write("token_insert", body!([token, hash, by] conn => tokens::insert(conn, &token, hash, &by))).await
     }
 
     async fn token_find(&self, hash: &[u8]) -> StoreResult<Option<Token>> {
@@ -379,12 +386,45 @@ impl Store for PostgresStore {
         self.read("token_list", body!([] conn => tokens::list(conn, after, limit))).await
     }
 
-    async fn token_revoke(&self, id: Uuid) -> StoreResult<bool> {
-        let now = self.now();
-        self.write("token_revoke", body!([] conn => tokens::revoke(conn, id, now))).await
+    async fn token_revoke(&self, id: Uuid, by: &Author) -> StoreResult<bool> {
+        let (by, now) = (Arc::new(by.clone()), self.now());
+        self.write("token_revoke", body!([by] conn => tokens::revoke(conn, id, &by, now))).await
     }
 
     async fn token_any_admin(&self) -> StoreResult<bool> {
         self.read("token_any_admin", body!([] conn => tokens::any_admin(conn))).await
+    }
+
+    async fn audit_list(&self, before: Option<i64>, limit: usize) -> StoreResult<Vec<AuditEntry>> {
+        self.read("audit_list", body!([] conn => audit::list(conn, before, limit))).await
+    }
+
+    async fn audit_purge(&self, before: Timestamp, limit: usize) -> StoreResult<usize> {
+        self.write("audit_purge", body!([] conn => audit::purge(conn, before, limit))).await
+    }
+
+    async fn action_list_live(&self) -> StoreResult<Vec<i64>> {
+        let now = self.now();
+        self.read("action_list_live", body!([] conn => live::list(conn, now))).await
+    }
+
+    async fn agent_match_joining(
+        &self,
+        action_no: i64,
+        target: &Target,
+        among: Option<&[i64]>,
+        after: i64,
+        limit: usize,
+    ) -> StoreResult<Vec<(i64, Arc<str>)>> {
+        let (target, among, now) = (Arc::new(target.clone()), Arc::new(among.map(<[i64]>::to_vec)), self.now());
+        let look = body!([target, among] conn =>
+            live::matching(conn, action_no, &target, among.as_deref(), now, after, limit));
+        self.read("agent_match_joining", look).await
+    }
+
+    async fn command_insert_joining(&self, action_no: i64, agents: &[i64]) -> StoreResult<Vec<Due>> {
+        let (agents, lane, now) = (Arc::new(agents.to_vec()), self.inner.lane("joining"), self.now());
+        let insert = body!([agents, lane] conn => live::insert(conn, action_no, &agents, &lane, now));
+        self.write("command_insert_joining", insert).await
     }
 }

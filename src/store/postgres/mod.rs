@@ -10,12 +10,14 @@
 
 mod actions;
 mod agents;
+mod audit;
 mod calls;
 mod clock;
 mod commands;
 mod connect;
 mod counts;
 mod error;
+mod live;
 mod node;
 mod outcomes;
 mod scratch;

@@ -2,6 +2,7 @@
 
 use super::sql::sql;
 use crate::domain::agent::{Role, Token};
+use crate::domain::audit::{Author, Deed};
 use crate::domain::time::Timestamp;
 use crate::store::rows::{Key, TokenRow, sql_limit};
 use diesel::prelude::*;
@@ -10,7 +11,7 @@ use uuid::Uuid;
 
 const COLUMNS: &str = "id, hash, role, name, agent_no, created_at, expires_at, revoked_at";
 
-pub(super) async fn insert(conn: &mut AsyncPgConnection, token: &Token, hash: Vec<u8>) -> QueryResult<()> {
+pub(super) async fn insert(conn: &mut AsyncPgConnection, token: &Token, hash: Vec<u8>, by: &Author) -> QueryResult<()> {
     let row = TokenRow::new(token, hash);
     sql(format!("INSERT INTO tokens ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"))
         .bind(row.id)
@@ -22,8 +23,10 @@ pub(super) async fn insert(conn: &mut AsyncPgConnection, token: &Token, hash: Ve
         .bind(row.expires_at)
         .bind(row.revoked_at)
         .execute(conn)
-        .await
-        .map(|_| ())
+        .await?;
+    let (id, detail) = (token.id.to_string(), format!("{}: {}", token.role.as_str(), token.name));
+    let deed = Deed { did: "token.create", subject: &id, detail: &detail };
+    super::audit::insert(conn, by, deed, token.created_at).await
 }
 
 pub(super) async fn find(conn: &mut AsyncPgConnection, hash: Vec<u8>, now: Timestamp) -> QueryResult<Option<Token>> {
@@ -50,13 +53,15 @@ pub(super) async fn list(conn: &mut AsyncPgConnection, after: Option<Uuid>, limi
     rows.into_iter().map(TokenRow::token).collect()
 }
 
-pub(super) async fn revoke(conn: &mut AsyncPgConnection, id: Uuid, now: Timestamp) -> QueryResult<bool> {
-    let changed = sql("UPDATE tokens SET revoked_at = coalesce(revoked_at, ?) WHERE id = ?")
-        .bind(now.0)
-        .bind(id.to_string())
-        .execute(conn)
-        .await?;
-    Ok(changed > 0)
+pub(super) async fn revoke(conn: &mut AsyncPgConnection, id: Uuid, by: &Author, now: Timestamp) -> QueryResult<bool> {
+    let id = id.to_string();
+    let revoke = sql("UPDATE tokens SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL");
+    if revoke.bind(now.0).bind(id.as_str()).execute(conn).await? > 0 {
+        super::audit::insert(conn, by, Deed { did: "token.revoke", subject: &id, detail: "" }, now).await?;
+        return Ok(true);
+    }
+    let known = sql("SELECT 1::bigint AS key FROM tokens WHERE id = ?").bind(id.as_str());
+    Ok(known.get_result::<Key>(conn).await.optional()?.is_some())
 }
 
 pub(super) async fn any_admin(conn: &mut AsyncPgConnection) -> QueryResult<bool> {

@@ -3,9 +3,11 @@
 use super::super::rows::{ActionRow, ActionViewRow, Key, OpenActionRow, corrupt, in_state, sql_limit};
 use super::super::schema::actions;
 use super::super::{Accepted, ActionView, OpenAction, Resolution};
+use super::audit;
 use super::counts::sums;
 use super::json;
 use crate::domain::action::{Action, ActionState, Membership, NewAction};
+use crate::domain::audit::{Author, Deed};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use diesel::prelude::*;
@@ -64,6 +66,8 @@ fn insert_one(conn: &mut SqliteConnection, new: &NewAction, owner: &str, now: Ti
         .get_result::<i64>(conn)
         .optional()?;
     if let Some(no) = inserted {
+        let deed = Deed { did: "action.create", subject: &new.id.to_string(), detail: &new.name };
+        audit::insert(conn, &new.author, deed, now)?;
         return Ok(Accepted::Stored { id: new.id, no, fresh: true });
     }
     let (no, digest) = actions::table
@@ -119,7 +123,7 @@ pub(super) fn no(conn: &mut SqliteConnection, id: Uuid) -> QueryResult<Option<i6
 
 pub(super) fn list_open(conn: &mut SqliteConnection, after: i64, limit: usize) -> QueryResult<Vec<OpenAction>> {
     let rows = sql_query(
-        "SELECT no, valid_from, expires_at, resolved, cancelled, paused, expired, resolved_through, dispatched_through, \
+        "SELECT no, valid_from, expires_at, live, resolved, cancelled, paused, expired, resolved_through, dispatched_through, \
          (SELECT coalesce(sum(total - succeeded - failed - timed_out - undeliverable - c.expired - c.cancelled), 0) \
           FROM action_counts c WHERE c.action_no = a.no) AS unfinished, \
          (SELECT coalesce(sum(sent), 0) FROM action_counts c WHERE c.action_no = a.no) AS sent \
@@ -167,19 +171,37 @@ pub(super) fn resolution(
     Ok(Resolution { through, written, expected, done: resolved })
 }
 
-pub(super) fn cancel(conn: &mut SqliteConnection, id: Uuid) -> QueryResult<Option<ActionView>> {
+pub(super) fn cancel(
+    conn: &mut SqliteConnection,
+    id: Uuid,
+    by: &Author,
+    now: Timestamp,
+) -> QueryResult<Option<ActionView>> {
     // What has ended stays as it ended. With `resolved`, pages that are still on their way are refused.
-    diesel::update(actions::table.filter(actions::id.eq(id.to_string())).filter(actions::ended_at.is_null()))
+    let going = actions::ended_at.is_null().and(actions::cancelled.eq(false));
+    let changed = diesel::update(actions::table.filter(actions::id.eq(id.to_string())).filter(going))
         .set((actions::cancelled.eq(true), actions::resolved.eq(true)))
         .execute(conn)?;
+    if changed > 0 {
+        audit::insert(conn, by, Deed { did: "action.cancel", subject: &id.to_string(), detail: "" }, now)?;
+    }
     view(conn, id)
 }
 
-pub(super) fn pause(conn: &mut SqliteConnection, id: Uuid, paused: bool) -> QueryResult<Option<ActionView>> {
+pub(super) fn pause(
+    conn: &mut SqliteConnection,
+    id: Uuid,
+    paused: bool,
+    by: &Author,
+    now: Timestamp,
+) -> QueryResult<Option<ActionView>> {
     let goes_on = actions::ended_at.is_null().and(actions::cancelled.eq(false)).and(actions::expired.eq(false));
-    diesel::update(actions::table.filter(actions::id.eq(id.to_string())).filter(goes_on))
-        .set(actions::paused.eq(paused))
-        .execute(conn)?;
+    let other = actions::table.filter(actions::id.eq(id.to_string())).filter(actions::paused.ne(paused));
+    let changed = diesel::update(other.filter(goes_on)).set(actions::paused.eq(paused)).execute(conn)?;
+    if changed > 0 {
+        let did = if paused { "action.pause" } else { "action.resume" };
+        audit::insert(conn, by, Deed { did, subject: &id.to_string(), detail: "" }, now)?;
+    }
     view(conn, id)
 }
 
@@ -214,6 +236,7 @@ pub(super) fn advance(conn: &mut SqliteConnection, no: i64, through: i64) -> Que
 pub(super) fn complete(conn: &mut SqliteConnection, nos: &[i64], now: Timestamp) -> QueryResult<Vec<i64>> {
     let ended = sql_query(
         "UPDATE actions SET ended_at = ?2 WHERE ended_at IS NULL AND resolved \
+         AND (NOT live OR cancelled OR expires_at <= ?2) \
          AND no IN (SELECT value FROM json_each(?1)) \
          AND NOT EXISTS (SELECT 1 FROM action_counts c WHERE c.action_no = actions.no GROUP BY c.action_no HAVING \
              sum(total) <> sum(succeeded + failed + timed_out + undeliverable + c.expired + c.cancelled)) \

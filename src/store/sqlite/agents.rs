@@ -3,8 +3,9 @@
 use super::super::rows::{AgentViewRow, Key, Transports, agent_view, corrupt, sql_limit};
 use super::super::schema::{agents, nodes, tokens};
 use super::super::{AgentPatch, AgentView, Enrolled, NewAgent, filter};
-use super::json;
+use super::{audit, json};
 use crate::domain::agent::{AgentRef, Role};
+use crate::domain::audit::{Author, Deed};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use diesel::prelude::*;
@@ -44,8 +45,8 @@ fn insert_one(conn: &mut SqliteConnection, agent: &NewAgent, now: Timestamp) -> 
     let said = &agent.enrollment;
     // The unique index leaves removed agents out: their names can be used again.
     sql_query(
-        "INSERT INTO agents (name, transport, address, labels, facts, version, enrolled_at) \
-         VALUES (?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) WHERE removed_at IS NULL DO NOTHING RETURNING no AS key",
+        "INSERT INTO agents (name, transport, address, labels, facts, version, enrolled_at, secret) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) WHERE removed_at IS NULL DO NOTHING RETURNING no AS key",
     )
     .bind::<Text, _>(&said.name)
     .bind::<Text, _>(&agent.transport)
@@ -54,6 +55,7 @@ fn insert_one(conn: &mut SqliteConnection, agent: &NewAgent, now: Timestamp) -> 
     .bind::<Text, _>(json(&said.facts)?)
     .bind::<Text, _>(&said.version)
     .bind::<BigInt, _>(now.0)
+    .bind::<diesel::sql_types::Nullable<Text>, _>(&agent.secret)
     .get_result::<Key>(conn)
     .optional()
     .map(|row| row.map(|row| row.key))
@@ -63,6 +65,7 @@ pub(super) fn enroll(
     conn: &mut SqliteConnection,
     agent: &NewAgent,
     token_hash: Vec<u8>,
+    by: &Author,
     now: Timestamp,
 ) -> QueryResult<Enrolled> {
     let Some(no) = insert_one(conn, agent, now)? else { return Ok(Enrolled::Taken) };
@@ -76,6 +79,8 @@ pub(super) fn enroll(
             tokens::created_at.eq(now.0),
         ))
         .execute(conn)?;
+    let deed = Deed { did: "agent.create", subject: &agent.enrollment.name, detail: &agent.transport };
+    audit::insert(conn, by, deed, now)?;
     Ok(Enrolled::New(AgentRef {
         no,
         name: agent.enrollment.name.clone(),
@@ -227,6 +232,7 @@ pub(super) fn update(
     conn: &mut SqliteConnection,
     name: &str,
     patch: &AgentPatch,
+    by: &Author,
     now: Timestamp,
 ) -> QueryResult<Option<(i64, AgentView)>> {
     let found = agents::table
@@ -244,16 +250,18 @@ pub(super) fn update(
     if let Some(disabled) = patch.disabled {
         diesel::update(agents::table.find(no)).set(agents::disabled.eq(disabled)).execute(conn)?;
     }
+    audit::insert(conn, by, Deed { did: "agent.change", subject: name, detail: &patch.told() }, now)?;
     Ok(view(conn, name, now)?.map(|view| (no, view)))
 }
 
-pub(super) fn remove(conn: &mut SqliteConnection, name: &str, now: Timestamp) -> QueryResult<Option<i64>> {
+pub(super) fn remove(conn: &mut SqliteConnection, name: &str, by: &Author, now: Timestamp) -> QueryResult<Option<i64>> {
     let removed = diesel::update(agents::table.filter(agents::name.eq(name)).filter(agents::removed_at.is_null()))
         .set(agents::removed_at.eq(now.0))
         .returning(agents::no)
         .get_result::<i64>(conn)
         .optional()?;
     let Some(no) = removed else { return Ok(None) };
+    audit::insert(conn, by, Deed { did: "agent.remove", subject: name, detail: "" }, now)?;
     diesel::update(tokens::table.filter(tokens::agent_no.eq(no)).filter(tokens::revoked_at.is_null()))
         .set(tokens::revoked_at.eq(now.0))
         .execute(conn)?;

@@ -9,9 +9,11 @@
 
 mod actions;
 mod agents;
+mod audit;
 mod commands;
 mod counts;
 mod functions;
+mod live;
 mod outcomes;
 mod tokens;
 
@@ -22,6 +24,7 @@ use super::{
 };
 use crate::domain::action::{Action, ActionState, NewAction};
 use crate::domain::agent::{AgentRef, Token};
+use crate::domain::audit::{AuditEntry, Author};
 use crate::domain::command::{Answer, CommandState};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
@@ -239,12 +242,14 @@ impl Store for SqliteStore {
         .await
     }
 
-    async fn action_cancel(&self, id: Uuid) -> StoreResult<Option<ActionView>> {
-        self.write("action_cancel", move |conn| actions::cancel(conn, id)).await
+    async fn action_cancel(&self, id: Uuid, by: &Author) -> StoreResult<Option<ActionView>> {
+        let (by, now) = (by.clone(), self.now());
+        self.write("action_cancel", move |conn| actions::cancel(conn, id, &by, now)).await
     }
 
-    async fn action_pause(&self, id: Uuid, paused: bool) -> StoreResult<Option<ActionView>> {
-        self.write("action_pause", move |conn| actions::pause(conn, id, paused)).await
+    async fn action_pause(&self, id: Uuid, paused: bool, by: &Author) -> StoreResult<Option<ActionView>> {
+        let (by, now) = (by.clone(), self.now());
+        self.write("action_pause", move |conn| actions::pause(conn, id, paused, &by, now)).await
     }
 
     async fn action_expire(&self, no: i64) -> StoreResult<bool> {
@@ -331,9 +336,9 @@ impl Store for SqliteStore {
         self.write("outcome_record", move |conn| outcomes::record(conn, &reports, &lane, now)).await
     }
 
-    async fn agent_enroll(&self, agent: &NewAgent, token_hash: Vec<u8>) -> StoreResult<Enrolled> {
-        let (agent, now) = (agent.clone(), self.now());
-        self.write("agent_enroll", move |conn| agents::enroll(conn, &agent, token_hash, now)).await
+    async fn agent_enroll(&self, agent: &NewAgent, token_hash: Vec<u8>, by: &Author) -> StoreResult<Enrolled> {
+        let (agent, by, now) = (agent.clone(), by.clone(), self.now());
+        self.write("agent_enroll", move |conn| agents::enroll(conn, &agent, token_hash, &by, now)).await
     }
 
     async fn agent_refresh(
@@ -342,7 +347,7 @@ impl Store for SqliteStore {
         labels: Option<&std::collections::BTreeMap<String, String>>,
         facts: &serde_json::Map<String, serde_json::Value>,
         version: &str,
-    ) -> StoreResult<()> {
+    ) -> StoreResult<bool> {
         let write = "agent_refresh";
         let labels = labels.map(json).transpose().map_err(|error| StoreError::from_diesel(write, error))?;
         let facts = json(facts).map_err(|error| StoreError::from_diesel(write, error))?;
@@ -353,9 +358,10 @@ impl Store for SqliteStore {
             .read(write, move |conn| agents::says_the_same(conn, agent_no, said.0.as_deref(), &said.1, &said.2))
             .await?;
         if same {
-            return Ok(());
+            return Ok(false);
         }
-        self.write(write, move |conn| agents::refresh(conn, agent_no, labels, facts, version, now)).await
+        self.write(write, move |conn| agents::refresh(conn, agent_no, labels, facts, version, now)).await?;
+        Ok(true)
     }
 
     async fn agent_insert(&self, agents: Vec<NewAgent>) -> StoreResult<()> {
@@ -406,14 +412,14 @@ impl Store for SqliteStore {
         self.read("agent_view", move |conn| agents::view(conn, &name, now)).await
     }
 
-    async fn agent_update(&self, name: &str, patch: &AgentPatch) -> StoreResult<Option<(i64, AgentView)>> {
-        let (name, patch, now) = (name.to_owned(), patch.clone(), self.now());
-        self.write("agent_update", move |conn| agents::update(conn, &name, &patch, now)).await
+    async fn agent_update(&self, name: &str, patch: &AgentPatch, by: &Author) -> StoreResult<Option<(i64, AgentView)>> {
+        let (name, patch, by, now) = (name.to_owned(), patch.clone(), by.clone(), self.now());
+        self.write("agent_update", move |conn| agents::update(conn, &name, &patch, &by, now)).await
     }
 
-    async fn agent_remove(&self, name: &str) -> StoreResult<Option<i64>> {
-        let (name, now) = (name.to_owned(), self.now());
-        self.write("agent_remove", move |conn| agents::remove(conn, &name, now)).await
+    async fn agent_remove(&self, name: &str, by: &Author) -> StoreResult<Option<i64>> {
+        let (name, by, now) = (name.to_owned(), by.clone(), self.now());
+        self.write("agent_remove", move |conn| agents::remove(conn, &name, &by, now)).await
     }
 
     async fn agent_list_leaving(&self, limit: usize) -> StoreResult<Vec<i64>> {
@@ -438,9 +444,9 @@ impl Store for SqliteStore {
         self.write("session_close", move |conn| agents::session_close(conn, &sessions, &here, now)).await
     }
 
-    async fn token_insert(&self, token: &Token, hash: Vec<u8>) -> StoreResult<()> {
-        let token = token.clone();
-        self.write("token_insert", move |conn| tokens::insert(conn, &token, hash)).await
+    async fn token_insert(&self, token: &Token, hash: Vec<u8>, by: &Author) -> StoreResult<()> {
+        let (token, by) = (token.clone(), by.clone());
+        self.write("token_insert", move |conn| tokens::insert(conn, &token, hash, &by)).await
     }
 
     async fn token_find(&self, hash: &[u8]) -> StoreResult<Option<Token>> {
@@ -452,12 +458,45 @@ impl Store for SqliteStore {
         self.read("token_list", move |conn| tokens::list(conn, after, limit)).await
     }
 
-    async fn token_revoke(&self, id: Uuid) -> StoreResult<bool> {
-        let now = self.now();
-        self.write("token_revoke", move |conn| tokens::revoke(conn, id, now)).await
+    async fn token_revoke(&self, id: Uuid, by: &Author) -> StoreResult<bool> {
+        let (by, now) = (by.clone(), self.now());
+        self.write("token_revoke", move |conn| tokens::revoke(conn, id, &by, now)).await
     }
 
     async fn token_any_admin(&self) -> StoreResult<bool> {
         self.read("token_any_admin", tokens::any_admin).await
+    }
+
+    async fn audit_list(&self, before: Option<i64>, limit: usize) -> StoreResult<Vec<AuditEntry>> {
+        self.read("audit_list", move |conn| audit::list(conn, before, limit)).await
+    }
+
+    async fn audit_purge(&self, before: Timestamp, limit: usize) -> StoreResult<usize> {
+        self.write("audit_purge", move |conn| audit::purge(conn, before, limit)).await
+    }
+
+    async fn action_list_live(&self) -> StoreResult<Vec<i64>> {
+        let now = self.now();
+        self.read("action_list_live", move |conn| live::list(conn, now)).await
+    }
+
+    async fn agent_match_joining(
+        &self,
+        action_no: i64,
+        target: &Target,
+        among: Option<&[i64]>,
+        after: i64,
+        limit: usize,
+    ) -> StoreResult<Vec<(i64, Arc<str>)>> {
+        let (target, among, now) = (target.clone(), among.map(<[i64]>::to_vec), self.now());
+        self.read("agent_match_joining", move |conn| {
+            live::matching(conn, action_no, &target, among.as_deref(), now, after, limit)
+        })
+        .await
+    }
+
+    async fn command_insert_joining(&self, action_no: i64, agents: &[i64]) -> StoreResult<Vec<Due>> {
+        let (agents, lane, now) = (agents.to_vec(), self.incarnation.clone(), self.now());
+        self.write("command_insert_joining", move |conn| live::insert(conn, action_no, &agents, &lane, now)).await
     }
 }

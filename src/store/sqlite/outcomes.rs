@@ -165,7 +165,7 @@ mod tests {
         let folder = tempfile::tempdir().expect("a folder");
         let store = SqliteStore::open(&folder.path().join("odoshi.db"), 1).await.expect("a store");
         let enrollment = crate::domain::agent::Enrollment::from_json(br#"{"name":"a"}"#).expect("valid");
-        let agent = NewAgent { enrollment, transport: "stream".into(), address: None };
+        let agent = NewAgent { enrollment, transport: "stream".into(), address: None, secret: None };
         store.agent_insert(vec![agent]).await.expect("an agent");
         let document = br#"{"name":"n","target":"TRUE","operations":[{"module":"ping"}]}"#;
         let action = NewAction::from_json(document, Uuid::nil(), store.now()).expect("valid");

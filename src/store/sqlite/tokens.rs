@@ -3,12 +3,15 @@
 use super::super::rows::{TokenRow, sql_limit};
 use super::super::schema::tokens::dsl;
 use crate::domain::agent::{Role, Token};
+use crate::domain::audit::{Author, Deed};
 use crate::domain::time::Timestamp;
 use diesel::prelude::*;
 use uuid::Uuid;
 
-pub(super) fn insert(conn: &mut SqliteConnection, token: &Token, hash: Vec<u8>) -> QueryResult<()> {
-    diesel::insert_into(dsl::tokens).values(TokenRow::new(token, hash)).execute(conn).map(|_| ())
+pub(super) fn insert(conn: &mut SqliteConnection, token: &Token, hash: Vec<u8>, by: &Author) -> QueryResult<()> {
+    diesel::insert_into(dsl::tokens).values(TokenRow::new(token, hash)).execute(conn)?;
+    let (id, detail) = (token.id.to_string(), format!("{}: {}", token.role.as_str(), token.name));
+    super::audit::insert(conn, by, Deed { did: "token.create", subject: &id, detail: &detail }, token.created_at)
 }
 
 pub(super) fn find(conn: &mut SqliteConnection, hash: &[u8], now: Timestamp) -> QueryResult<Option<Token>> {
@@ -32,11 +35,14 @@ pub(super) fn list(conn: &mut SqliteConnection, after: Option<Uuid>, limit: usiz
     query.load::<TokenRow>(conn)?.into_iter().map(TokenRow::token).collect()
 }
 
-pub(super) fn revoke(conn: &mut SqliteConnection, id: Uuid, now: Timestamp) -> QueryResult<bool> {
+pub(super) fn revoke(conn: &mut SqliteConnection, id: Uuid, by: &Author, now: Timestamp) -> QueryResult<bool> {
     let known = dsl::tokens.filter(dsl::id.eq(id.to_string())).count().get_result::<i64>(conn)? > 0;
-    diesel::update(dsl::tokens.filter(dsl::id.eq(id.to_string())).filter(dsl::revoked_at.is_null()))
+    let changed = diesel::update(dsl::tokens.filter(dsl::id.eq(id.to_string())).filter(dsl::revoked_at.is_null()))
         .set(dsl::revoked_at.eq(now.0))
         .execute(conn)?;
+    if changed > 0 {
+        super::audit::insert(conn, by, Deed { did: "token.revoke", subject: &id.to_string(), detail: "" }, now)?;
+    }
     Ok(known)
 }
 

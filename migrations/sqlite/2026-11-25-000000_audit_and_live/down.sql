@@ -1,0 +1,3 @@
+DROP INDEX actions_live;
+ALTER TABLE agents DROP COLUMN secret;
+DROP TABLE audit;

@@ -1,0 +1,101 @@
+//! Live membership: agents that join an action after it was resolved.
+
+use super::counts::count;
+use super::sql::sql;
+use crate::domain::command::OpenState;
+use crate::domain::target::Target;
+use crate::domain::time::Timestamp;
+use crate::store::changes::Deltas;
+use crate::store::rows::{Key, Transports, sql_limit};
+use crate::store::schema::agents;
+use crate::store::{Due, filter};
+use diesel::dsl::sql as expression;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Bool, Integer};
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use std::sync::Arc;
+
+/// What agents can join: the time is to be bound.
+const JOINABLE: &str = "live AND ended_at IS NULL AND resolved AND NOT cancelled AND NOT expired AND expires_at > ?";
+
+pub(super) async fn list(conn: &mut AsyncPgConnection, now: Timestamp) -> QueryResult<Vec<i64>> {
+    let rows = sql(format!("SELECT no AS key FROM actions WHERE {JOINABLE} ORDER BY no")).bind(now.0);
+    let rows: Vec<Key> = rows.load(conn).await?;
+    Ok(rows.into_iter().map(|row| row.key).collect())
+}
+
+pub(super) async fn matching(
+    conn: &mut AsyncPgConnection,
+    action_no: i64,
+    target: &Target,
+    among: Option<&[i64]>,
+    now: Timestamp,
+    after: i64,
+    limit: usize,
+) -> QueryResult<Vec<(i64, Arc<str>)>> {
+    let has_none =
+        expression::<Bool>("NOT EXISTS (SELECT 1 FROM commands c WHERE c.agent_no = agents.no AND c.action_no = ")
+            .bind::<BigInt, _>(action_no)
+            .sql(")");
+    let mut query = agents::table
+        .filter(filter::members(target, now))
+        .filter(has_none)
+        .filter(agents::no.gt(after))
+        .order(agents::no)
+        .limit(sql_limit(limit))
+        .select((agents::no, agents::transport))
+        .into_boxed();
+    if let Some(among) = among {
+        query = query.filter(agents::no.eq_any(among));
+    }
+    let mut transports = Transports::default();
+    let rows: Vec<(i64, String)> = query.load(conn).await?;
+    Ok(rows.into_iter().map(|(no, transport)| (no, transports.share(transport))).collect())
+}
+
+pub(super) async fn insert(
+    conn: &mut AsyncPgConnection,
+    action_no: i64,
+    agent_nos: &[i64],
+    lane: &str,
+    now: Timestamp,
+) -> QueryResult<Vec<Due>> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Integer)]
+        priority: i32,
+    }
+    // The lock: whoever completes or cancels the action comes before this or after it.
+    let action = sql(format!("SELECT priority FROM actions WHERE {JOINABLE} AND no = ? FOR NO KEY UPDATE"))
+        .bind(now.0)
+        .bind(action_no)
+        .get_result::<Row>(conn)
+        .await
+        .optional()?;
+    let Some(Row { priority }) = action else { return Ok(Vec::new()) };
+    let new: Vec<Key> = sql("INSERT INTO commands (action_no, agent_no, due_at) SELECT ?, n.agent_no, ? \
+         FROM UNNEST(?) AS n (agent_no) ON CONFLICT DO NOTHING RETURNING agent_no AS key")
+    .bind(action_no)
+    .bind(now.0)
+    .bind(agent_nos.to_vec())
+    .load(conn)
+    .await?;
+    let mut new: Vec<i64> = new.into_iter().map(|row| row.key).collect();
+    new.sort_unstable();
+    // The action's cursors may be beyond these: the open row is how they are found again.
+    sql("INSERT INTO open_commands (action_no, agent_no, state, run, attempts, due_at) \
+         SELECT ?, n.agent_no, ?::smallint, 1, 0, ? FROM UNNEST(?) AS n (agent_no)")
+    .bind(action_no)
+    .bind(i32::from(OpenState::Waiting as i16))
+    .bind(now.0)
+    .bind(new.clone())
+    .execute(conn)
+    .await?;
+    let mut deltas = Deltas::default();
+    if !new.is_empty() {
+        deltas.entry(action_no).or_default().add_new(sql_limit(new.len()));
+    }
+    count(conn, &deltas, lane).await?;
+    let due = |agent_no| Due { action_no, agent_no, run: 1, attempts: 0, due_at: now, priority, open: true };
+    Ok(new.into_iter().map(due).collect())
+}

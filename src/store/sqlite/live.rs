@@ -1,0 +1,99 @@
+//! Live membership: agents that join an action after it was resolved.
+
+use super::super::changes::Deltas;
+use super::super::rows::{Key, Transports, sql_limit};
+use super::super::schema::agents;
+use super::super::{Due, filter};
+use super::json;
+use crate::domain::command::OpenState;
+use crate::domain::target::Target;
+use crate::domain::time::Timestamp;
+use diesel::dsl::sql;
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Bool, Integer, SmallInt, Text};
+use std::sync::Arc;
+
+/// What agents can join: the time is to be bound.
+const JOINABLE: &str = "live AND ended_at IS NULL AND resolved AND NOT cancelled AND NOT expired AND expires_at > ?";
+
+pub(super) fn list(conn: &mut SqliteConnection, now: Timestamp) -> QueryResult<Vec<i64>> {
+    let rows = sql_query(format!("SELECT no AS key FROM actions WHERE {JOINABLE} ORDER BY no"));
+    Ok(rows.bind::<BigInt, _>(now.0).load::<Key>(conn)?.into_iter().map(|row| row.key).collect())
+}
+
+pub(super) fn matching(
+    conn: &mut SqliteConnection,
+    action_no: i64,
+    target: &Target,
+    among: Option<&[i64]>,
+    now: Timestamp,
+    after: i64,
+    limit: usize,
+) -> QueryResult<Vec<(i64, Arc<str>)>> {
+    let has_none = sql::<Bool>("NOT EXISTS (SELECT 1 FROM commands c WHERE c.agent_no = agents.no AND c.action_no = ")
+        .bind::<BigInt, _>(action_no)
+        .sql(")");
+    let mut query = agents::table
+        .filter(filter::members(target, now))
+        .filter(has_none)
+        .filter(agents::no.gt(after))
+        .order(agents::no)
+        .limit(sql_limit(limit))
+        .select((agents::no, agents::transport))
+        .into_boxed();
+    if let Some(among) = among {
+        let listed = sql::<Bool>("agents.no IN (SELECT value FROM json_each(").bind::<Text, _>(json(among)?).sql("))");
+        query = query.filter(listed);
+    }
+    let mut transports = Transports::default();
+    let rows = query.load::<(i64, String)>(conn)?;
+    Ok(rows.into_iter().map(|(no, transport)| (no, transports.share(transport))).collect())
+}
+
+pub(super) fn insert(
+    conn: &mut SqliteConnection,
+    action_no: i64,
+    agent_nos: &[i64],
+    lane: &str,
+    now: Timestamp,
+) -> QueryResult<Vec<Due>> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Integer)]
+        priority: i32,
+    }
+    let action = sql_query(format!("SELECT priority FROM actions WHERE {JOINABLE} AND no = ?"))
+        .bind::<BigInt, _>(now.0)
+        .bind::<BigInt, _>(action_no)
+        .get_result::<Row>(conn)
+        .optional()?;
+    let Some(Row { priority }) = action else { return Ok(Vec::new()) };
+    let new = sql_query(
+        "INSERT INTO commands (action_no, agent_no, due_at) SELECT ?2, value, ?3 FROM json_each(?1) WHERE TRUE \
+         ON CONFLICT DO NOTHING RETURNING agent_no AS key",
+    )
+    .bind::<Text, _>(json(agent_nos)?)
+    .bind::<BigInt, _>(action_no)
+    .bind::<BigInt, _>(now.0)
+    .load::<Key>(conn)?;
+    let mut new: Vec<i64> = new.into_iter().map(|row| row.key).collect();
+    new.sort_unstable();
+    // The action's cursors may be beyond these: the open row is how they are found again.
+    sql_query(
+        "INSERT INTO open_commands (action_no, agent_no, state, run, attempts, due_at) \
+         SELECT ?2, value, ?3, 1, 0, ?4 FROM json_each(?1)",
+    )
+    .bind::<Text, _>(json(&new)?)
+    .bind::<BigInt, _>(action_no)
+    .bind::<SmallInt, _>(OpenState::Waiting as i16)
+    .bind::<BigInt, _>(now.0)
+    .execute(conn)?;
+    let mut deltas = Deltas::default();
+    if !new.is_empty() {
+        deltas.entry(action_no).or_default().add_new(sql_limit(new.len()));
+    }
+    super::counts::count(conn, deltas, lane)?;
+    let due = |agent_no| Due { action_no, agent_no, run: 1, attempts: 0, due_at: now, priority, open: true };
+    Ok(new.into_iter().map(due).collect())
+}
