@@ -15,5 +15,6 @@ pub mod pipeline;
 pub mod senders;
 pub mod store;
 pub mod supervision;
+mod tls;
 
 pub use app::Odoshi;

@@ -4,9 +4,13 @@
 //! |---|---|---|
 //! | `odoshi_batch_items` | `actor` | items per transaction, a histogram |
 //! | `odoshi_batch_seconds` | `actor` | how long a batch took to be written, tries included, a histogram |
+//! | `odoshi_batch_flushes_total` | `actor`, `reason` | batches by why they were written: `quiet`, `full`, `waited`, `idle` |
+//! | `odoshi_batch_waiting` | `actor` | items that wait for the next batch |
 //! | `odoshi_batch_retries_total` | `actor` | tries of batches that the store was away for |
 //! | `odoshi_commands_total` | | commands written |
 //! | `odoshi_reports_total` | `event` | what happened to commands, as it was recorded: `result`, `sent`, `hold`, `attempt_failed`, `overdue`, `expired`, `cancelled`, `undeliverable` |
+//! | `odoshi_run_ends_total` | `state` | runs by how they ended: what agents said, and what the server decided for them |
+//! | `odoshi_http_request_seconds` | `method`, `path` | from the request's head to the answer's head, a histogram |
 //! | `odoshi_delay_entries` | | commands in memory that wait for their time |
 //! | `odoshi_delay_lateness_seconds` | | from due to handed on, a histogram |
 //! | `odoshi_agents_connected` | | agents connected to this process |
@@ -14,7 +18,8 @@
 //! | `odoshi_actor_running` | `actor` | 1, or 0 while it is restarted or stopped |
 //! | `odoshi_store_up` | | 1 when the store answers |
 
-use crate::domain::command::Event;
+use crate::domain::batch::Reason;
+use crate::domain::command::{CommandState, Event};
 use crate::pipeline::presence::Presence;
 use crate::supervision::Supervision;
 use prometheus_client::encoding::text::encode;
@@ -27,6 +32,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 type Label = [(&'static str, &'static str); 1];
+type TwoLabels = [(&'static str, String); 2];
 type Histograms = Family<Label, Histogram, fn() -> Histogram>;
 
 /// See the module. Clones count into the same numbers.
@@ -39,7 +45,11 @@ struct Inner {
     batch_items: Histograms,
     batch_seconds: Histograms,
     batch_retries: Family<Label, Counter>,
+    batch_flushes: Family<[(&'static str, &'static str); 2], Counter>,
+    batch_waiting: Family<Label, Gauge>,
     commands: Counter,
+    run_ends: Family<Label, Counter>,
+    http_seconds: Family<TwoLabels, Histogram, fn() -> Histogram>,
     reports: Family<Label, Counter>,
     delay_entries: Gauge,
     delay_lateness: Histogram,
@@ -66,7 +76,11 @@ impl Default for Metrics {
             batch_items: Family::new_with_constructor(items),
             batch_seconds: Family::new_with_constructor(seconds),
             batch_retries: Family::default(),
+            batch_flushes: Family::default(),
+            batch_waiting: Family::default(),
             commands: Counter::default(),
+            run_ends: Family::default(),
+            http_seconds: Family::new_with_constructor(seconds),
             reports: Family::default(),
             delay_entries: Gauge::default(),
             delay_lateness: seconds(),
@@ -79,6 +93,10 @@ impl Default for Metrics {
         of.register("batch_items", "Items per transaction", inner.batch_items.clone());
         of.register("batch_seconds", "Time to write a batch, tries included", inner.batch_seconds.clone());
         of.register("batch_retries", "Tries of batches that the store was away for", inner.batch_retries.clone());
+        of.register("batch_flushes", "Batches by why they were written", inner.batch_flushes.clone());
+        of.register("batch_waiting", "Items that wait for the next batch", inner.batch_waiting.clone());
+        of.register("run_ends", "Runs by how they ended", inner.run_ends.clone());
+        of.register("http_request_seconds", "From a request's head to its answer's", inner.http_seconds.clone());
         of.register("commands", "Commands written", inner.commands.clone());
         of.register("reports", "What happened to commands, as it was recorded", inner.reports.clone());
         of.register("delay_entries", "Commands in memory that wait for their time", inner.delay_entries.clone());
@@ -104,6 +122,23 @@ impl Metrics {
         self.0.batch_retries.get_or_create(&[("actor", actor)]).inc();
     }
 
+    /// A batch is about to be written, for this reason; so many items stay behind.
+    pub fn batch_tipped(&self, actor: &'static str, reason: Reason, waiting: usize) {
+        self.0.batch_flushes.get_or_create(&[("actor", actor), ("reason", reason.as_str())]).inc();
+        self.batch_waits(actor, waiting);
+    }
+
+    /// So many items wait for the next batch.
+    pub fn batch_waits(&self, actor: &'static str, items: usize) {
+        self.0.batch_waiting.get_or_create(&[("actor", actor)]).set(i64::try_from(items).unwrap_or(i64::MAX));
+    }
+
+    /// A request was answered; `path` is its route's pattern.
+    pub fn http_answered(&self, method: &'static str, path: &str, took: Duration) {
+        let label = [("method", method.to_owned()), ("path", path.to_owned())];
+        self.0.http_seconds.get_or_create(&label).observe(took.as_secs_f64());
+    }
+
     /// So many commands were written.
     pub fn commands_written(&self, commands: u64) {
         self.0.commands.inc_by(commands);
@@ -111,7 +146,7 @@ impl Metrics {
 
     /// Something that happened to a command was recorded.
     pub fn reported(&self, event: &Event) {
-        let event = match event {
+        let name = match event {
             Event::Result(_) => "result",
             Event::Sent { .. } => "sent",
             Event::Hold { .. } => "hold",
@@ -121,7 +156,16 @@ impl Metrics {
             Event::Cancelled => "cancelled",
             Event::Undeliverable { .. } => "undeliverable",
         };
-        self.0.reports.get_or_create(&[("event", event)]).inc();
+        self.0.reports.get_or_create(&[("event", name)]).inc();
+        let ended = match event {
+            Event::Result(end) => end.status,
+            Event::Overdue => CommandState::TimedOut,
+            Event::Expired => CommandState::Expired,
+            Event::Cancelled => CommandState::Cancelled,
+            Event::Undeliverable { .. } => CommandState::Undeliverable,
+            Event::Sent { .. } | Event::Hold { .. } | Event::AttemptFailed { .. } => return,
+        };
+        self.0.run_ends.get_or_create(&[("state", ended.as_str())]).inc();
     }
 
     /// So many commands wait in memory for their time.

@@ -1,7 +1,9 @@
 //! What an agent is told at its start.
 
+use crate::config::ByteSize;
 use crate::domain::protocol::DEFAULT_CAPACITY;
 use crate::domain::time::Span;
+use nix::sys::resource::Resource;
 use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -10,7 +12,7 @@ use std::path::PathBuf;
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AgentConfig {
-    /// The server's base URL, `http://host:port`.
+    /// The server's base URL, `http://host:port` or `https://host:port`.
     pub server: String,
     /// The agent's unique name, `[A-Za-z0-9._-]{1,128}`.
     pub name: String,
@@ -28,8 +30,12 @@ pub struct AgentConfig {
     pub exec: ExecConfig,
     /// A folder of executables, each a module of its own; none by default.
     pub modules_dir: Option<PathBuf>,
+    /// For https: a file with the authorities to trust (PEM), instead of the system's.
+    pub ca_file: Option<PathBuf>,
     /// How much output is kept.
     pub output: OutputConfig,
+    /// What a program may take.
+    pub limits: LimitsConfig,
     /// How long to wait between attempts to connect.
     pub backoff: BackoffConfig,
 }
@@ -63,7 +69,9 @@ impl Default for AgentConfig {
             capacity: DEFAULT_CAPACITY,
             exec: ExecConfig::default(),
             modules_dir: None,
+            ca_file: None,
             output: OutputConfig::default(),
+            limits: LimitsConfig::default(),
             backoff: BackoffConfig::default(),
         }
     }
@@ -93,6 +101,57 @@ impl Default for OutputConfig {
     }
 }
 
+/// What each process of a program that the agent runs may take (`setrlimit`); `None`: as much as the agent itself.
+#[derive(Clone, Copy, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LimitsConfig {
+    /// Address space.
+    pub memory: Option<ByteSize>,
+    /// Processor time, in whole seconds; killed beyond it.
+    pub cpu_time: Option<Span>,
+    /// Open files.
+    pub open_files: Option<u64>,
+    /// The largest file that it may write.
+    pub file_size: Option<ByteSize>,
+}
+
+impl LimitsConfig {
+    /// Resources with their limits, as the kernel takes them.
+    pub(super) fn resources(&self) -> Vec<(Resource, u64)> {
+        [
+            (Resource::RLIMIT_AS, self.memory.map(|size| size.0)),
+            (Resource::RLIMIT_CPU, self.cpu_time.map(|span| span.0.as_secs())),
+            (Resource::RLIMIT_NOFILE, self.open_files),
+            (Resource::RLIMIT_FSIZE, self.file_size.map(|size| size.0)),
+        ]
+        .into_iter()
+        .filter_map(|(resource, limit)| Some((resource, limit?)))
+        .collect()
+    }
+
+    fn validate(&self) -> Result<(), String> {
+        if self.memory.is_some_and(|size| size < ByteSize::mib(1)) {
+            return Err("limits.memory: must be at least 1MiB".into());
+        }
+        if self.cpu_time.is_some_and(|span| span < Span::secs(1)) {
+            return Err("limits.cpu_time: must be at least 1s".into());
+        }
+        if self.open_files.is_some_and(|files| files < 8) {
+            return Err("limits.open_files: must be at least 8".into());
+        }
+        Ok(())
+    }
+}
+
+/// What bounds a program that the agent runs.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Bounds {
+    /// How much of what it writes is kept.
+    pub output: OutputConfig,
+    /// What it may take.
+    pub limits: LimitsConfig,
+}
+
 /// Capped exponential backoff with full jitter: before attempt n a random time up to `min`·2ⁿ, at most `max`.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -115,17 +174,19 @@ const MAX_CAPACITY: u32 = 10_000;
 const MAX_OUTPUT: usize = crate::domain::protocol::MAX_FRAME;
 
 impl AgentConfig {
+    /// What bounds the programs that it runs.
+    pub fn bounds(&self) -> Bounds {
+        Bounds { output: self.output, limits: self.limits }
+    }
+
     /// Says what is wrong, naming the key.
     pub fn validate(&self) -> Result<(), String> {
         if !is_agent_name(&self.name) {
             return Err(format!("name: \"{}\" is not 1 to 128 of A-Z a-z 0-9 . _ -", self.name));
         }
         match reqwest::Url::parse(&self.server) {
-            Ok(url) if url.scheme() == "http" && url.host_str().is_some() => {}
-            Ok(url) if url.scheme() == "https" => {
-                return Err("server: https needs a TLS proxy in front of this agent; use http://host:port".into());
-            }
-            _ => return Err(format!("server: \"{}\" is not http://host:port", self.server)),
+            Ok(url) if matches!(url.scheme(), "http" | "https") && url.host_str().is_some() => {}
+            _ => return Err(format!("server: \"{}\" is not http://host:port or https://host:port", self.server)),
         }
         if self.state_dir.as_os_str().is_empty() {
             return Err("state_dir: must not be empty".into());
@@ -138,6 +199,7 @@ impl AgentConfig {
                 return Err(format!("{key}: {value} is more than {MAX_OUTPUT} bytes"));
             }
         }
+        self.limits.validate()?;
         if self.backoff.min.0.is_zero() || self.backoff.min > self.backoff.max {
             return Err("backoff: min must be above zero and not above max".into());
         }
@@ -160,10 +222,20 @@ mod tests {
         assert_eq!(good.validate(), Ok(()));
         let secret = AgentConfig { token: Some("very private".to_owned().into()), ..good.clone() };
         assert!(!format!("{secret:?}").contains("private"));
+        let none = LimitsConfig::default();
         let wrong = [
             ("name", AgentConfig { name: "a b".into(), ..good.clone() }),
             ("server", AgentConfig { server: "ftp://host".into(), ..good.clone() }),
-            ("server", AgentConfig { server: "https://host".into(), ..good.clone() }),
+            ("server", AgentConfig { server: "host:7401".into(), ..good.clone() }),
+            (
+                "limits.memory",
+                AgentConfig { limits: LimitsConfig { memory: Some(ByteSize::kib(1)), ..none }, ..good.clone() },
+            ),
+            (
+                "limits.cpu_time",
+                AgentConfig { limits: LimitsConfig { cpu_time: Some(Span::millis(5)), ..none }, ..good.clone() },
+            ),
+            ("limits.open_files", AgentConfig { limits: LimitsConfig { open_files: Some(2), ..none }, ..good.clone() }),
             ("capacity", AgentConfig { capacity: 0, ..good.clone() }),
             ("output.stderr", AgentConfig { output: OutputConfig { stdout: 0, stderr: usize::MAX }, ..good.clone() }),
             ("backoff", AgentConfig { backoff: BackoffConfig { min: Span::secs(60), max: Span::secs(1) }, ..good }),

@@ -6,10 +6,15 @@ use super::enroll::{self, EnrollError};
 use super::session::{Desk, End, Session};
 use super::told_to;
 use crate::domain::protocol::{MAX_FRAME, close};
+use rustls::pki_types::ServerName;
+use std::io;
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::TcpStream;
 use tokio::sync::watch;
 use tokio::time::{Instant, timeout};
+use tokio_rustls::TlsConnector;
 use tokio_tungstenite::tungstenite;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::http::{HeaderValue, header::AUTHORIZATION};
@@ -24,6 +29,13 @@ const AT_ONCE: Duration = Duration::from_millis(200);
 const HELD: Duration = Duration::from_secs(10);
 /// Small buffers: thousands of agents may live in one process, and frames are mostly short.
 const BUFFER: usize = 4 * 1024;
+
+/// What a connection runs over: TCP, with or without TLS.
+trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
+
+impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
+
+type Socket = WebSocketStream<Box<dyn Io>>;
 
 /// How long to wait before the next attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -101,7 +113,7 @@ impl Connection {
     }
 
     /// Enrolls if that is still to do, and connects. `Err` inside: not now.
-    async fn prepare(&mut self) -> Result<Result<WebSocketStream<TcpStream>, Pause>, AgentError> {
+    async fn prepare(&mut self) -> Result<Result<Socket, Pause>, AgentError> {
         if !self.enrolled
             && let Some(pause) = self.enroll().await?
         {
@@ -126,7 +138,7 @@ impl Connection {
     }
 
     /// One session to its end; `None` when the agent stops.
-    async fn talk(&mut self, socket: WebSocketStream<TcpStream>, stop: &watch::Receiver<bool>) -> Option<Pause> {
+    async fn talk(&mut self, socket: Socket, stop: &watch::Receiver<bool>) -> Option<Pause> {
         let agent = self.config.name.as_str();
         let began = Instant::now();
         log::debug!(agent; "connected");
@@ -189,14 +201,26 @@ impl Connection {
         }
     }
 
-    async fn connect(&self) -> Result<WebSocketStream<TcpStream>, tungstenite::Error> {
+    async fn connect(&self) -> Result<Socket, tungstenite::Error> {
         let base = self.config.server.trim_end_matches('/');
-        let base = base.strip_prefix("http://").unwrap_or(base);
-        let mut request = format!("ws://{base}/v1/agent/stream").into_client_request()?;
+        // `http` becomes `ws`, `https` becomes `wss`.
+        let rest = base.get(4..).unwrap_or_default();
+        let mut request = format!("ws{rest}/v1/agent/stream").into_client_request()?;
         request.headers_mut().insert(AUTHORIZATION, self.authorization()?);
+        let is_tls = request.uri().scheme_str() == Some("wss");
         let host = request.uri().host().unwrap_or_default().trim_matches(['[', ']']).to_owned();
-        let socket = TcpStream::connect((host, request.uri().port_u16().unwrap_or(80))).await?;
-        socket.set_nodelay(true)?;
+        let port = request.uri().port_u16().unwrap_or(if is_tls { 443 } else { 80 });
+        let tcp = TcpStream::connect((host.as_str(), port)).await?;
+        tcp.set_nodelay(true)?;
+        let socket: Box<dyn Io> = match is_tls {
+            true => {
+                let tls = crate::tls::client_config(base, "ca_file", self.config.ca_file.as_deref());
+                let tls = TlsConnector::from(Arc::new(tls.map_err(io::Error::other)?));
+                let name = ServerName::try_from(host).map_err(io::Error::other)?;
+                Box::new(tls.connect(name, tcp).await?)
+            }
+            false => Box::new(tcp),
+        };
         let config = WebSocketConfig::default()
             .read_buffer_size(BUFFER)
             .write_buffer_size(BUFFER)

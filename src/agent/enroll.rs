@@ -11,6 +11,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::OnceLock;
 use std::time::Duration;
+use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 
 /// How long the server may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -29,6 +30,9 @@ pub(super) enum EnrollError {
     /// The server doesn't let this token in.
     #[error("the server refuses the token: {0}")]
     Refused(String),
+    /// TLS can't be spoken.
+    #[error("{0}")]
+    Tls(String),
     /// Another agent has the name.
     #[error("the name is taken: {0}")]
     NameTaken(String),
@@ -46,7 +50,7 @@ struct Enrolled {
 /// Enrolls with an enroll token, or refreshes labels and facts with the agent's own. Gives the agent's own token.
 pub(super) async fn enroll(config: &AgentConfig, token: &str) -> Result<String, EnrollError> {
     let not_now = |error: reqwest::Error| EnrollError::NotNow(causes(&error));
-    let client = client().map_err(not_now)?;
+    let client = client(config)?;
     let url = format!("{}/v1/agent/enroll", config.server.trim_end_matches('/'));
     let body = json!({"name": config.name, "labels": config.labels, "facts": facts(), "version": super::VERSION});
     let answer = client.post(url).bearer_auth(token).json(&body).send().await.map_err(not_now)?;
@@ -70,13 +74,16 @@ pub(super) async fn enroll(config: &AgentConfig, token: &str) -> Result<String, 
 }
 
 /// A client for a few calls, dropped after them: an agent holds no idle connection beside its stream.
-pub(super) fn client() -> reqwest::Result<reqwest::Client> {
-    reqwest::Client::builder()
+pub(super) fn client(config: &AgentConfig) -> Result<reqwest::Client, EnrollError> {
+    let tls = crate::tls::client_config(&config.server, "ca_file", config.ca_file.as_deref());
+    let client = reqwest::Client::builder()
         .timeout(ANSWER_WITHIN)
         .pool_max_idle_per_host(0)
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
-        .build()
+        .tls_backend_preconfigured(tls.map_err(EnrollError::Tls)?)
+        .build();
+    client.map_err(|error| EnrollError::NotNow(causes(&error)))
 }
 
 /// The sentence in a problem document, or the beginning of whatever it is.
@@ -141,24 +148,25 @@ fn token_write(dir: &Path, token: &str) -> io::Result<()> {
     sync_dir(dir).map_err(io::Error::other)
 }
 
-/// What the agent says of its machine. Gathered once: thousands of agents may live in one process.
+/// What the agent says of its machine, as it was when it began. Gathered once: thousands of agents may live in one process.
+///
+/// `os`, `arch`, `kernel`, `hostname`, `ident` (the system's own name for itself), `cpus`, `memory` (bytes), `uptime` (seconds).
 pub(super) fn facts() -> &'static Map<String, Value> {
     static FACTS: OnceLock<Map<String, Value>> = OnceLock::new();
     FACTS.get_or_init(|| {
-        let mut facts = Map::new();
-        facts.insert("os".into(), std::env::consts::OS.into());
-        facts.insert("arch".into(), std::env::consts::ARCH.into());
-        let hostname = ["/proc/sys/kernel/hostname", "/etc/hostname"]
-            .iter()
-            .find_map(|path| fs::read_to_string(path).ok())
-            .or_else(|| std::env::var("HOSTNAME").ok());
-        if let Some(hostname) = hostname {
-            facts.insert("hostname".into(), hostname.trim().into());
-        }
-        if let Ok(cpus) = std::thread::available_parallelism() {
-            facts.insert("cpus".into(), cpus.get().into());
-        }
-        facts
+        let memory = System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::everything()));
+        let cpus = std::thread::available_parallelism().ok();
+        let facts = [
+            ("os", Some(std::env::consts::OS.into())),
+            ("arch", Some(std::env::consts::ARCH.into())),
+            ("kernel", System::kernel_version().map(Value::from)),
+            ("hostname", System::host_name().map(Value::from)),
+            ("ident", System::long_os_version().map(Value::from)),
+            ("cpus", cpus.map(|cpus| cpus.get().into())),
+            ("memory", Some(memory.total_memory().into())),
+            ("uptime", Some(System::uptime().into())),
+        ];
+        facts.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
     })
 }
 
@@ -182,7 +190,7 @@ mod tests {
 
     #[test]
     fn the_facts_name_the_machine() {
-        for key in ["os", "arch", "hostname", "cpus"] {
+        for key in ["os", "arch", "kernel", "hostname", "ident", "cpus", "memory", "uptime"] {
             assert!(facts().contains_key(key), "{key}");
         }
     }

@@ -45,7 +45,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-pub use config::{AgentConfig, BackoffConfig, ExecConfig, OutputConfig, Secret};
+pub use config::{AgentConfig, BackoffConfig, Bounds, ExecConfig, LimitsConfig, OutputConfig, Secret};
 pub use journal::JournalError;
 pub use modules::{Module, Modules};
 

@@ -44,7 +44,7 @@ pub(super) async fn check_in(
     if !is_own || own != token {
         enroll::token_keep(&config.state_dir, &own).await?;
     }
-    let client = enroll::client().map_err(|error| failed(&error))?;
+    let client = enroll::client(config).map_err(|error| failed(&error))?;
     let base = config.server.trim_end_matches('/');
     Http { client, base, token: own, desk, stored: 0 }.run().await
 }

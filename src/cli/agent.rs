@@ -23,6 +23,9 @@ pub(super) struct Args {
     /// Where the agent keeps its token and its journal
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
+    /// For an https server: a file with the authorities to trust (PEM), instead of the system's
+    #[arg(long, value_name = "FILE", env = "ODOSHI_CA_FILE")]
+    ca_file: Option<PathBuf>,
     /// Settings (TOML); flags win over them
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
@@ -31,7 +34,7 @@ pub(super) struct Args {
     once: bool,
 }
 
-fn label(text: &str) -> Result<(String, String), String> {
+pub(super) fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or_else(|| format!("{text:?} is not KEY=VALUE"))?;
     if key.is_empty() {
         return Err(format!("{text:?} has no key"));
@@ -58,6 +61,9 @@ pub(super) fn run(args: Args) -> Outcome {
     }
     if args.token_file.is_some() {
         config.token_file = args.token_file;
+    }
+    if args.ca_file.is_some() {
+        config.ca_file = args.ca_file;
     }
     config.labels.extend(args.labels);
     let agent = Agent::new(config)?;

@@ -5,6 +5,7 @@ use super::client::{Client, ServerArgs};
 use super::output::{Format, print};
 use reqwest::Method;
 use serde_json::{Value, json};
+use std::collections::BTreeMap;
 use std::process::ExitCode;
 
 const COLUMNS: [&str; 8] = ["name", "status", "transport", "labels", "version", "enrolled_at", "last_seen", "disabled"];
@@ -19,6 +20,22 @@ pub(super) enum Command {
         /// The format
         #[arg(short, long, value_enum, default_value_t)]
         output: Format,
+        #[command(flatten)]
+        server: ServerArgs,
+    },
+    /// Add an agent that does not connect by itself; prints its token and the secret that signs its webhooks, as JSON
+    Add {
+        /// Its name, unique in the fleet
+        name: String,
+        /// How commands reach it
+        #[arg(long, default_value = "webhook")]
+        transport: String,
+        /// Where; for a webhook an http(s) URL
+        #[arg(long)]
+        address: Option<String>,
+        /// A label that targets can ask for; may be given again
+        #[arg(long = "label", value_name = "K=V", value_parser = super::agent::label)]
+        labels: Vec<(String, String)>,
         #[command(flatten)]
         server: ServerArgs,
     },
@@ -65,6 +82,12 @@ pub(super) fn run(command: Command) -> Outcome {
                 let target = target.map(|target| format!("target={}", super::client::encoded(&target)));
                 let agents = Client::new(&server)?.all("/v1/agents", target.as_deref().unwrap_or(""), "agents").await?;
                 print(&agents, &COLUMNS, output)?;
+            }
+            Command::Add { name, transport, address, labels, server } => {
+                let labels: BTreeMap<String, String> = labels.into_iter().collect();
+                let body = json!({ "name": name, "transport": transport, "address": address, "labels": labels });
+                let added = Client::new(&server)?.call(Method::POST, "/v1/agents", Some(body)).await?;
+                println!("{}", serde_json::to_string_pretty(&added)?);
             }
             Command::Label { name, labels, server } => {
                 let mut patch = serde_json::Map::new();

@@ -15,6 +15,9 @@ pub(super) struct ServerArgs {
     /// A file with the token; without it, ODOSHI_TOKEN
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// For an https server: a file with the authorities to trust (PEM), instead of the system's
+    #[arg(long, value_name = "FILE", env = "ODOSHI_CA_FILE")]
+    ca_file: Option<PathBuf>,
 }
 
 /// Why a call failed.
@@ -40,6 +43,9 @@ pub(super) enum ClientError {
     /// What was to be printed can't be.
     #[error("the output cannot be written: {0}")]
     Output(std::io::Error),
+    /// TLS can't be spoken.
+    #[error("{0}")]
+    Tls(String),
     /// There is no token.
     #[error("no token: give --token-file, or set ODOSHI_TOKEN")]
     NoToken,
@@ -69,15 +75,17 @@ impl Client {
             (None, Ok(token)) => token,
             (None, Err(_)) => return Err(ClientError::NoToken),
         };
-        Self::with(&args.server, token)
+        Self::with(&args.server, token, args.ca_file.as_deref())
     }
 
     /// With this token.
-    pub(super) fn with(server: &str, token: String) -> Result<Self, ClientError> {
+    pub(super) fn with(server: &str, token: String, ca_file: Option<&Path>) -> Result<Self, ClientError> {
         let server = server.trim_end_matches('/').to_owned();
+        let tls = crate::tls::client_config(&server, "--ca-file", ca_file).map_err(ClientError::Tls)?;
         let http = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(10))
             .read_timeout(Duration::from_secs(30))
+            .tls_backend_preconfigured(tls)
             .build()
             .map_err(|source| ClientError::Unreachable { server: server.clone(), source })?;
         Ok(Self { http, server, token })

@@ -67,7 +67,7 @@ async fn show(args: &Args, store: Option<&str>, folder: &Path) -> Outcome {
     running.ready().await?;
     let server = format!("http://{}", running.address());
     println!("a server on {server}, its spool in {}", spool.display());
-    let client = Client::with(&server, read_token(&admin)?)?;
+    let client = Client::with(&server, read_token(&admin)?, None)?;
     let enroll = client.call(Method::POST, "/v1/tokens", Some(json!({ "role": "enroll", "name": "demo" }))).await?;
     let enroll = enroll["token"].as_str().unwrap_or_default().to_owned();
 

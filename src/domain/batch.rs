@@ -18,11 +18,36 @@ pub struct Limits {
     pub idle: Duration,
 }
 
+/// Why a batch is written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reason {
+    /// It came alone, after a quiet time.
+    Quiet,
+    /// It is full.
+    Full,
+    /// Its oldest group has waited long enough.
+    Waited,
+    /// Nothing more comes.
+    Idle,
+}
+
+impl Reason {
+    /// The word in the metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Quiet => "quiet",
+            Self::Full => "full",
+            Self::Waited => "waited",
+            Self::Idle => "idle",
+        }
+    }
+}
+
 /// What is to be done with a batch now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tip {
     /// Write it.
-    Now,
+    Now(Reason),
     /// Look again at this time.
     At(Instant),
     /// It is empty.
@@ -77,10 +102,14 @@ impl<T> Filling<T> {
     pub fn next(&self, now: Instant) -> Tip {
         let (Some(oldest), Some(newest)) = (self.groups.front(), self.newest) else { return Tip::Never };
         if self.weight >= self.limits.max_items {
-            return Tip::Now;
+            return Tip::Now(Reason::Full);
         }
-        let at = (oldest.came + self.limits.max_wait).min(newest + self.limits.idle);
-        if at <= now { Tip::Now } else { Tip::At(at) }
+        let (waited, idle) = (oldest.came + self.limits.max_wait, newest + self.limits.idle);
+        match now {
+            now if waited <= now => Tip::Now(Reason::Waited),
+            now if idle <= now => Tip::Now(Reason::Idle),
+            _ => Tip::At(waited.min(idle)),
+        }
     }
 
     /// Takes what belongs into one write: whole groups, `max_items` at most unless the first has more.
@@ -122,14 +151,14 @@ mod tests {
         assert_eq!(filling.next(start), Tip::Never);
         filling.push("a", 3, start);
         assert_eq!(filling.next(start), Tip::At(ms(2)));
-        assert_eq!(filling.next(ms(2)), Tip::Now);
+        assert_eq!(filling.next(ms(2)), Tip::Now(Reason::Idle));
         for n in 1..20 {
             filling.push("b", 0, ms(n));
         }
         assert_eq!(filling.next(ms(19)), Tip::At(ms(20)));
-        assert_eq!(filling.next(ms(20)), Tip::Now);
+        assert_eq!(filling.next(ms(20)), Tip::Now(Reason::Waited));
         filling.push("c", 7, ms(19));
-        assert_eq!(filling.next(ms(19)), Tip::Now);
+        assert_eq!(filling.next(ms(19)), Tip::Now(Reason::Full));
     }
 
     #[test]

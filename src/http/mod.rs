@@ -35,11 +35,11 @@ use crate::senders::stream::session::SessionParts;
 use crate::store::Store;
 use crate::supervision::Supervision;
 use actix::Addr;
-use actix_web::dev::Server;
-use actix_web::{App, HttpServer, web};
+use actix_web::dev::{Server, Service, ServiceRequest, ServiceResponse};
+use actix_web::{App, Error, HttpServer, web};
 use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Threads that serve HTTP and the agents' connections.
 const WORKERS: usize = 2;
@@ -94,6 +94,7 @@ pub fn serve(api: Api, settings: &Http) -> std::io::Result<(SocketAddr, Server)>
             .app_data(web::Data::new(api.clone()))
             .app_data(web::QueryConfig::default().error_handler(|error, _| ApiError::bad_request(error).into()))
             .app_data(web::PathConfig::default().error_handler(|_, _| ApiError::not_found("no such path").into()))
+            .wrap_fn(measured)
             .configure(routes)
             .default_service(web::to(|| async { ApiError::not_found("no such path") }))
     })
@@ -109,6 +110,33 @@ pub fn serve(api: Api, settings: &Http) -> std::io::Result<(SocketAddr, Server)>
         None => server.listen(listener)?,
     };
     Ok((address, server.run()))
+}
+
+/// Serves a request and counts how long that took.
+fn measured<S, B>(
+    request: ServiceRequest,
+    service: &S,
+) -> impl Future<Output = Result<ServiceResponse<B>, Error>> + use<S, B>
+where
+    S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
+{
+    let (began, served) = (Instant::now(), service.call(request));
+    async move {
+        let response = served.await?;
+        let request = response.request();
+        // Anybody can make up a method.
+        let method = match request.method().as_str() {
+            "GET" => "GET",
+            "POST" => "POST",
+            "PATCH" => "PATCH",
+            "DELETE" => "DELETE",
+            _ => "other",
+        };
+        if let (Some(path), Some(api)) = (request.match_pattern(), request.app_data::<web::Data<Api>>()) {
+            api.metrics.http_answered(method, &path, began.elapsed());
+        }
+        Ok(response)
+    }
 }
 
 fn routes(config: &mut web::ServiceConfig) {

@@ -9,7 +9,7 @@
 //! Dies: what it holds is dropped and its senders get an error; they read the store, or put it in again.
 
 use super::messages::Drain;
-use crate::domain::batch::{Filling, Limits, Tip};
+use crate::domain::batch::{Filling, Limits, Reason, Tip};
 use crate::metrics::Metrics;
 use crate::store::{StoreError, StoreResult};
 use actix::prelude::*;
@@ -100,7 +100,7 @@ impl<S: Sink> Batcher<S> {
                     drained.send(()).ok();
                 }
             }
-            Tip::Now => self.tip(ctx),
+            Tip::Now(reason) => self.tip(reason, ctx),
             Tip::At(at) => {
                 self.timer = Some(ctx.run_later(at - now, |batcher, ctx| {
                     batcher.timer = None;
@@ -110,13 +110,14 @@ impl<S: Sink> Batcher<S> {
         }
     }
 
-    fn tip(&mut self, ctx: &mut Context<Self>) {
+    fn tip(&mut self, reason: Reason, ctx: &mut Context<Self>) {
         crate::fault_point!(S::NAME);
         let groups = self.filling.take();
         if groups.is_empty() {
             return;
         }
         self.flushing = true;
+        self.sink.metrics().batch_tipped(S::NAME, reason, self.filling.weight());
         let sink = self.sink.clone();
         let flushed = flush(sink, groups).into_actor(self).map(|(), batcher, ctx| {
             batcher.flushing = false;
@@ -207,6 +208,7 @@ impl<S: Sink> Handler<Put<S>> for Batcher<S> {
         let weight = items.iter().map(S::weight).sum();
         let first = self.filling.is_empty();
         self.filling.push(Group { items, reply }, weight, now);
+        self.sink.metrics().batch_waits(S::NAME, self.filling.weight());
         if first && !self.flushing && self.filling.is_quiet(now) {
             // Behind what is in the mailbox already: all of that goes into the same batch.
             self.tipping = true;
@@ -229,7 +231,7 @@ impl<S: Sink> Handler<TipNow> for Batcher<S> {
     fn handle(&mut self, _: TipNow, ctx: &mut Self::Context) {
         self.tipping = false;
         if !self.flushing {
-            self.tip(ctx);
+            self.tip(Reason::Quiet, ctx);
         }
     }
 }

@@ -1,6 +1,7 @@
 //! The whole of it, as a stranger runs it: the built binary in a process of its own, real agents, real sockets, real files.
 #![allow(missing_docs, clippy::unwrap_used, clippy::print_stdout, reason = "these are tests")]
 
+mod abuse;
 mod agent_flow;
 mod agent_input;
 mod basics;
@@ -13,6 +14,8 @@ mod cluster;
 #[cfg(feature = "failpoints")]
 mod faults;
 mod http_api;
+mod https;
+mod joining;
 mod kill;
 mod postgres_access;
 mod retention;
@@ -41,6 +44,17 @@ macro_rules! on_both {
 }
 
 on_both! {
+    abuse {
+        bodies_that_are_none_get_a_problem_that_names_the_place
+        who_may_not_do_something_is_told_so
+        a_token_that_calls_too_often_is_slowed_down_and_nobody_else
+        a_token_has_so_many_streams_open_and_no_more
+    }
+    joining {
+        agents_join_a_live_action_until_it_expires
+        an_added_agent_has_its_secrets_once_and_its_address
+        the_audit_log_says_who_did_what
+    }
     basics {
         a_file_in_the_spool_becomes_results_of_real_agents
         a_result_is_stored_before_it_is_acknowledged_and_survives_kill_9

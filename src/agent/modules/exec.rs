@@ -6,7 +6,7 @@
 //! looked at: allowing `sh` allows everything.
 
 use super::{Call, Module, Outcome, process};
-use crate::agent::config::{ExecConfig, OutputConfig};
+use crate::agent::config::{Bounds, ExecConfig};
 use async_trait::async_trait;
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
@@ -18,7 +18,7 @@ use tokio::process::Command;
 #[derive(Clone, Debug)]
 pub struct Exec {
     allow: Vec<String>,
-    caps: OutputConfig,
+    bounds: Bounds,
 }
 
 #[derive(Debug, Deserialize)]
@@ -39,9 +39,9 @@ struct Output {
 }
 
 impl Exec {
-    /// Runs what `config` allows and keeps as much output as `caps` say.
-    pub fn new(config: ExecConfig, caps: OutputConfig) -> Self {
-        Self { allow: config.allow, caps }
+    /// Runs what `config` allows and keeps as much output as `bounds` say.
+    pub fn new(config: ExecConfig, bounds: Bounds) -> Self {
+        Self { allow: config.allow, bounds }
     }
 
     fn command(&self, parameters: &Parameters) -> Result<Command, String> {
@@ -97,7 +97,7 @@ impl Module for Exec {
             Err(error) => return Outcome::failed(error),
         };
         let input = parameters.stdin.take().map(String::into_bytes);
-        match process::run(command, input, self.caps, &mut call.stop).await {
+        match process::run(command, input, self.bounds, &mut call.stop).await {
             Ok(ended) => {
                 let error = ended.error();
                 let output = Output {
@@ -122,7 +122,9 @@ impl Module for Exec {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::agent::config::{LimitsConfig, OutputConfig};
     use crate::agent::modules::{StopReason, testing};
+    use crate::config::ByteSize;
     use serde_json::{Value, json};
     use std::time::Duration;
 
@@ -130,7 +132,8 @@ mod tests {
 
     fn exec(allow: &[&str]) -> Exec {
         let allow = allow.iter().map(ToString::to_string).collect();
-        Exec::new(ExecConfig { allow }, OutputConfig { stdout: 1000, stderr: 1000 })
+        let output = OutputConfig { stdout: 1000, stderr: 1000 };
+        Exec::new(ExecConfig { allow }, Bounds { output, ..Bounds::default() })
     }
 
     async fn run(allow: &[&str], parameters: Value) -> Outcome {
@@ -182,6 +185,27 @@ mod tests {
             assert!(!outcome.ok && outcome.output.is_none(), "{parameters}");
             assert!(said.contains(error), "{parameters}: {said}");
         }
+    }
+
+    #[tokio::test]
+    async fn a_program_gets_no_more_than_its_limits() {
+        let limits = LimitsConfig {
+            memory: Some(ByteSize::mib(64)),
+            cpu_time: Some(crate::domain::time::Span::secs(1)),
+            open_files: Some(16),
+            file_size: Some(ByteSize::kib(1)),
+        };
+        let bounds = Bounds { limits, ..Bounds::default() };
+        let exec = Exec::new(ExecConfig { allow: vec!["sh".into()] }, bounds);
+        let run = async |script: &str| {
+            let (call, _tell) = testing::call(&json!({"argv": ["sh", "-c", script]}).to_string(), LONG);
+            exec.call(call).await
+        };
+        let outcome = run("ulimit -v; ulimit -t; ulimit -n; ulimit -f").await;
+        // In kilobytes, seconds, files, and blocks of 512 bytes.
+        assert_eq!(testing::output(&outcome)["stdout"], "65536\n1\n16\n2\n");
+        let spinning = run("while :; do :; done").await;
+        assert_eq!(spinning.error.as_deref(), Some("killed by SIGKILL"));
     }
 
     #[tokio::test]

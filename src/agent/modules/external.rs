@@ -2,7 +2,7 @@
 //! output, exit code 0 when it went well. Standard error is for people: its end becomes part of the error.
 
 use super::{Call, Module, Outcome, process};
-use crate::agent::config::OutputConfig;
+use crate::agent::config::Bounds;
 use async_trait::async_trait;
 use serde_json::value::RawValue;
 use std::io;
@@ -17,13 +17,13 @@ const ERROR_TAIL: usize = 2 * 1024;
 #[derive(Clone, Debug)]
 pub struct External {
     program: PathBuf,
-    caps: OutputConfig,
+    bounds: Bounds,
 }
 
 impl External {
     /// The module that `program` is.
-    pub fn new(program: PathBuf, caps: OutputConfig) -> Self {
-        Self { program, caps }
+    pub fn new(program: PathBuf, bounds: Bounds) -> Self {
+        Self { program, bounds }
     }
 }
 
@@ -52,7 +52,7 @@ impl Module for External {
     async fn call(&self, mut call: Call) -> Outcome {
         let parameters = call.parameters.take().map_or_else(|| "null".to_owned(), |json| json.get().to_owned());
         let command = Command::new(&self.program);
-        let ended = match process::run(command, Some(parameters.into_bytes()), self.caps, &mut call.stop).await {
+        let ended = match process::run(command, Some(parameters.into_bytes()), self.bounds, &mut call.stop).await {
             Ok(ended) => ended,
             Err(error) => return Outcome::failed(format!("it could not be run: {error}")),
         };
@@ -64,7 +64,7 @@ impl Module for External {
             match serde_json::from_str::<&RawValue>(&text) {
                 Ok(json) => outcome.output = Some(json.to_owned()),
                 Err(_) if ended.stdout.truncated => {
-                    outcome.error = Some(format!("it wrote more than {} bytes", self.caps.stdout));
+                    outcome.error = Some(format!("it wrote more than {} bytes", self.bounds.output.stdout));
                 }
                 Err(error) => outcome.error = Some(format!("what it wrote is not JSON: {error}")),
             }

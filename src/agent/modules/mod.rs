@@ -6,7 +6,7 @@ pub mod external;
 pub mod ping;
 mod process;
 
-use super::config::{AgentConfig, OutputConfig};
+use super::config::{AgentConfig, Bounds};
 use async_trait::async_trait;
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
@@ -141,15 +141,15 @@ const MAX_NAME: usize = 128;
 pub struct Modules {
     built_in: BTreeMap<String, Arc<dyn Module>>,
     folder: Option<PathBuf>,
-    caps: OutputConfig,
+    bounds: Bounds,
 }
 
 impl Modules {
     /// The reference agent's modules.
     pub fn new(config: &AgentConfig) -> Self {
-        Self { built_in: BTreeMap::new(), folder: config.modules_dir.clone(), caps: config.output }
+        Self { built_in: BTreeMap::new(), folder: config.modules_dir.clone(), bounds: config.bounds() }
             .with("ping", ping::Ping)
-            .with("exec", exec::Exec::new(config.exec.clone(), config.output))
+            .with("exec", exec::Exec::new(config.exec.clone(), config.bounds()))
     }
 
     /// Adds a module, or replaces the one of that name.
@@ -172,7 +172,7 @@ impl Modules {
         let unknown = || format!("this agent has no module \"{name}\"");
         let folder = self.folder.as_ref().ok_or_else(unknown)?;
         match external::find(folder, name) {
-            Ok(Some(program)) => Ok(Arc::new(external::External::new(program, self.caps))),
+            Ok(Some(program)) => Ok(Arc::new(external::External::new(program, self.bounds))),
             Ok(None) => Err(unknown()),
             Err(error) => Err(format!("the module \"{name}\" can't be used: {error}")),
         }

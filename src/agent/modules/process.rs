@@ -5,7 +5,8 @@
 //! that is meant to stay has to leave the group (`setsid`), as daemons do. Its pipes are then not waited for.
 
 use super::{Stop, StopReason};
-use crate::agent::config::OutputConfig;
+use crate::agent::config::{Bounds, LimitsConfig};
+use nix::sys::resource::{getrlimit, setrlimit};
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::Pid;
 use std::os::unix::process::ExitStatusExt;
@@ -105,7 +106,7 @@ impl Drop for Group {
 pub(super) async fn run(
     mut command: Command,
     input: Option<Vec<u8>>,
-    caps: OutputConfig,
+    bounds: Bounds,
     stop: &mut Stop,
 ) -> std::io::Result<Ended> {
     command
@@ -116,6 +117,8 @@ pub(super) async fn run(
         .kill_on_drop(true)
         // The agent's own secrets aren't for the programs that it runs.
         .env_remove("ODOSHI_TOKEN");
+    let Bounds { output: caps, limits } = bounds;
+    limit(&mut command, limits);
     let mut attempts = 0;
     let mut child = loop {
         match command.spawn() {
@@ -154,6 +157,29 @@ pub(super) async fn run(
         let _ = tokio::time::timeout(REAP, child.wait()).await;
     }
     Ok(Ended { status, stopped, stdout, stderr })
+}
+
+/// Has the program begin its life with these limits, so that there is no moment without them.
+#[allow(unsafe_code, reason = "between fork and exec only calls that are safe there may be made")]
+fn limit(command: &mut Command, limits: LimitsConfig) {
+    let resources = limits.resources();
+    if resources.is_empty() {
+        return;
+    }
+    let set = move || {
+        for (resource, limit) in &resources {
+            // More than the agent itself may take can't be given, and is no more than it has then.
+            let (_, most) = getrlimit(*resource)?;
+            let limit = (*limit).min(most);
+            setrlimit(*resource, limit, limit)?;
+        }
+        Ok(())
+    };
+    // SAFETY: the closure makes system calls that are async-signal-safe (getrlimit, setrlimit), and neither allocates nor
+    // takes a lock; its vector was allocated before the fork.
+    unsafe {
+        command.pre_exec(set);
+    }
 }
 
 async fn feed(pipe: Option<ChildStdin>, input: Option<Vec<u8>>) {

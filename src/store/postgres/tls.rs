@@ -4,12 +4,12 @@
 //! isn't looked at. `verify-ca`: it must come from an authority that is trusted; so does `require` with an
 //! `sslrootcert`. `verify-full`: and be for the host's name. Trusted are those in the file `sslrootcert`, or the system's.
 
+use crate::tls::trusted;
 use rustls::client::WebPkiServerVerifier;
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, ring, verify_tls12_signature, verify_tls13_signature};
-use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, RootCertStore, SignatureScheme};
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, Error, SignatureScheme};
 use std::path::Path;
 use std::sync::Arc;
 
@@ -36,38 +36,13 @@ pub(super) fn client_config(check: Check, roots: Option<&Path>) -> Result<Client
     let authorities = match check {
         Check::Nothing => None,
         Check::Authority | Check::AuthorityAndName => {
-            let store = Arc::new(trusted(roots)?);
+            let store = Arc::new(trusted("sslrootcert", roots)?);
             let verifier = WebPkiServerVerifier::builder_with_provider(store, provider.clone()).build();
             Some(verifier.map_err(|error| error.to_string())?)
         }
     };
     let verifier = Verifier { provider, authorities, name: check == Check::AuthorityAndName };
     Ok(builder.dangerous().with_custom_certificate_verifier(Arc::new(verifier)).with_no_client_auth())
-}
-
-fn trusted(roots: Option<&Path>) -> Result<RootCertStore, String> {
-    let mut store = RootCertStore::empty();
-    match roots {
-        Some(path) => {
-            let unreadable = |error: &dyn std::fmt::Display| format!("sslrootcert {}: {error}", path.display());
-            let certificates = CertificateDer::pem_file_iter(path).map_err(|error| unreadable(&error))?;
-            for certificate in certificates {
-                let certificate = certificate.map_err(|error| unreadable(&error))?;
-                store.add(certificate).map_err(|error| unreadable(&error))?;
-            }
-            if store.is_empty() {
-                return Err(unreadable(&"holds no certificate"));
-            }
-        }
-        None => {
-            let found = rustls_native_certs::load_native_certs();
-            store.add_parsable_certificates(found.certs);
-            if store.is_empty() {
-                return Err("the system trusts no authorities; name some with sslrootcert=FILE".into());
-            }
-        }
-    }
-    Ok(store)
 }
 
 /// Checks as much as is asked for.

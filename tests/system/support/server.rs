@@ -111,6 +111,8 @@ impl Server {
 
     /// A folder and a port, and no process yet.
     pub fn prepare(options: ServerOptions) -> Self {
+        // The tests' own HTTP clients are made without saying how they would speak TLS.
+        rustls::crypto::ring::default_provider().install_default().ok();
         let port = free_port();
         let folder = match options.in_memory {
             true => cluster::in_memory("odoshi-test-"),
@@ -404,11 +406,24 @@ pub struct AgentProcess {
 impl AgentProcess {
     /// Starts an agent that may run anything; `token` enrolls it the first time.
     pub fn start(server: &str, name: &str, labels: &[(&str, &str)], folder: &Path, token: &str) -> Self {
+        Self::start_with(server, name, labels, folder, token, "")
+    }
+
+    /// The same, with more at the top of its settings.
+    pub fn start_with(
+        server: &str,
+        name: &str,
+        labels: &[(&str, &str)],
+        folder: &Path,
+        token: &str,
+        settings: &str,
+    ) -> Self {
         let state = folder.join(name);
         std::fs::create_dir_all(&state).unwrap();
         let (token_file, config) = (state.join("enroll"), state.join("agent.toml"));
         std::fs::write(&token_file, token).unwrap();
-        std::fs::write(&config, "[exec]\nallow = [\"*\"]\n[backoff]\nmin = \"20ms\"\nmax = \"500ms\"\n").unwrap();
+        let settings = format!("{settings}[exec]\nallow = [\"*\"]\n[backoff]\nmin = \"20ms\"\nmax = \"500ms\"\n");
+        std::fs::write(&config, settings).unwrap();
         let log = state.join("agent.log");
         let arguments: Vec<String> = [
             ["agent", "--server", server, "--name", name].map(str::to_owned).to_vec(),
