@@ -3,6 +3,7 @@
 //! Only the ratio says something: machines differ, and so do hours of the day. Each figure is the median of the rounds.
 
 mod fleet;
+mod latency;
 mod raw;
 
 use super::Outcome;
@@ -19,6 +20,8 @@ pub(super) enum Command {
     Create(Args),
     /// A command's whole life: stored, handed over, its result stored
     Life(Args),
+    /// An idle server: from POST /v1/actions to a connected agent having the command
+    Latency(latency::Args),
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -38,11 +41,16 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(command: Command) -> Outcome {
+    let folder = tempfile::Builder::new().prefix("odoshi-bench-").tempdir()?;
     let (args, life) = match command {
         Command::Create(args) => (args, false),
         Command::Life(args) => (args, true),
+        Command::Latency(args) => {
+            actix_rt::System::new().block_on(latency::run(&args, folder.path()))?;
+            folder.close()?;
+            return Ok(ExitCode::SUCCESS);
+        }
     };
-    let folder = tempfile::Builder::new().prefix("odoshi-bench-").tempdir()?;
     let times = actix_rt::System::new().block_on(async {
         let place = Place::at(args.store.as_deref()).await?;
         let times = measure(&args, life, &place, folder.path()).await;

@@ -77,10 +77,10 @@ async fn submit(api: &Api, document: &[u8], key: Option<String>, by: Author) -> 
     action.author = by;
     let id = action.id;
     match api.store.action_insert(vec![action]).await?.pop() {
-        Some(Accepted::Stored { id, .. }) => {
+        Some(Accepted::Stored { id, fresh, .. }) => {
             api.resolver.try_send(Resolve).ok();
-            let view = api.store.action_view(id).await?;
-            let status = view.map_or(ActionState::Scheduled, |view| view.status);
+            let known = if fresh { None } else { api.store.action_view(id).await? };
+            let status = known.map_or(ActionState::Scheduled, |view| view.status);
             Ok(HttpResponse::Accepted().json(AcceptedAction { id, status }))
         }
         Some(Accepted::KeyMismatch) => {

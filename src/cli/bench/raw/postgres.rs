@@ -45,3 +45,25 @@ pub(in super::super) async fn round(
     }
     Ok(started.elapsed())
 }
+
+/// How long two transactions of one row each take, `samples` times, with a pause between.
+pub(in super::super) async fn pairs(
+    scratch: &Scratch,
+    samples: u32,
+    pause: Duration,
+) -> Result<Vec<Duration>, Box<dyn std::error::Error>> {
+    let mut conn = scratch.connect().await?;
+    let table =
+        "CREATE TABLE IF NOT EXISTS pairs (no BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY, body TEXT NOT NULL)";
+    scratch.execute(&mut conn, table).await?;
+    let mut times = Vec::new();
+    for _ in 0..samples {
+        tokio::time::sleep(pause).await;
+        let started = Instant::now();
+        for _ in 0..2 {
+            sql_query("INSERT INTO pairs (body) VALUES ($1)").bind::<Text, _>("one row").execute(&mut conn).await?;
+        }
+        times.push(started.elapsed());
+    }
+    Ok(times)
+}

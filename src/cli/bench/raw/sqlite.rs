@@ -46,3 +46,22 @@ pub(in super::super) fn round(database: &Path, count: u32, batch: usize, life: b
 fn insert(conn: &mut SqliteConnection, statement: &str, rows: &str) -> QueryResult<()> {
     conn.immediate_transaction(|conn| sql_query(statement).bind::<Text, _>(rows).execute(conn).map(|_| ()))
 }
+
+/// How long two transactions of one row each take, `samples` times, with a pause between.
+pub(in super::super) fn pairs(database: &Path, samples: u32, pause: Duration) -> Result<Vec<Duration>, Failure> {
+    let mut conn = SqliteConnection::establish(&database.display().to_string())?;
+    conn.batch_execute(
+        "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4096; \
+         CREATE TABLE pairs (no INTEGER PRIMARY KEY, body TEXT NOT NULL);",
+    )?;
+    let mut times = Vec::new();
+    for _ in 0..samples {
+        std::thread::sleep(pause);
+        let started = Instant::now();
+        for _ in 0..2 {
+            insert(&mut conn, "INSERT INTO pairs (body) VALUES (?)", "one row")?;
+        }
+        times.push(started.elapsed());
+    }
+    Ok(times)
+}
