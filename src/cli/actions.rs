@@ -101,7 +101,7 @@ pub(super) fn run(command: Command) -> Outcome {
                 if !detach {
                     return follow(&client, id, output).await;
                 }
-                println!("{id}");
+                say!("{id}");
             }
         }
         Ok(ExitCode::SUCCESS)
@@ -110,6 +110,6 @@ pub(super) fn run(command: Command) -> Outcome {
 
 async fn steer(Steer { id, server }: Steer, what: &str) -> Result<(), super::client::ClientError> {
     let action = Client::new(&server)?.call(Method::POST, &format!("/v1/actions/{id}/{what}"), None).await?;
-    println!("{id} is {}", action["status"].as_str().unwrap_or_default());
+    say!("{id} is {}", action["status"].as_str().unwrap_or_default());
     Ok(())
 }

@@ -70,7 +70,7 @@ pub(super) fn run(args: Args) -> Outcome {
     actix_rt::System::new().block_on(async {
         if args.once {
             let results = agent.run_once().await?;
-            println!("{results} results were stored");
+            say!("{results} results were stored");
             return Ok(ExitCode::SUCCESS);
         }
         let mut terminate = signal(SignalKind::terminate())?;

@@ -87,7 +87,7 @@ pub(super) fn run(command: Command) -> Outcome {
                 let labels: BTreeMap<String, String> = labels.into_iter().collect();
                 let body = json!({ "name": name, "transport": transport, "address": address, "labels": labels });
                 let added = Client::new(&server)?.call(Method::POST, "/v1/agents", Some(body)).await?;
-                println!("{}", serde_json::to_string_pretty(&added)?);
+                say!("{}", serde_json::to_string_pretty(&added)?);
             }
             Command::Label { name, labels, server } => {
                 let mut patch = serde_json::Map::new();
@@ -98,20 +98,20 @@ pub(super) fn run(command: Command) -> Outcome {
                     patch.insert(key.to_owned(), if value.is_empty() { Value::Null } else { value.into() });
                 }
                 let agent = change(&server, &name, json!({ "labels": patch })).await?;
-                println!("{name}: {}", agent["labels"]);
+                say!("{name}: {}", agent["labels"]);
             }
             Command::Disable { name, undo, server } => {
                 let agent = change(&server, &name, json!({ "disabled": !undo })).await?;
-                println!("{name} is {}", if agent["disabled"] == true { "disabled" } else { "not disabled" });
+                say!("{name} is {}", if agent["disabled"] == true { "disabled" } else { "not disabled" });
             }
             Command::Remove { name, server } => {
                 let path = format!("/v1/agents/{}", super::client::encoded(&name));
                 Client::new(&server)?.call(Method::DELETE, &path, None).await?;
-                println!("{name} is removed");
+                say!("{name} is removed");
             }
             Command::Show { name, server } => {
                 let path = format!("/v1/agents/{}", super::client::encoded(&name));
-                println!("{}", serde_json::to_string_pretty(&Client::new(&server)?.get(&path).await?)?);
+                say!("{}", serde_json::to_string_pretty(&Client::new(&server)?.get(&path).await?)?);
             }
         }
         Ok(ExitCode::SUCCESS)

@@ -116,11 +116,11 @@ fn print(args: &Args, life: bool, times: Times) {
     for (name, time) in rows {
         table.add_row([name.to_owned(), format!("{:.0}", rate(time)), format!("{:.3}", time.as_secs_f64())]);
     }
-    println!("{table}");
+    say!("{table}");
     let (agents, rounds) = (args.agents, args.rounds);
-    println!("{agents} commands, median of {rounds} rounds: odoshi/bare = {:.2}", rate(ours) / rate(bare));
+    say!("{agents} commands, median of {rounds} rounds: odoshi/bare = {:.2}", rate(ours) / rate(bare));
     if let Some(held) = held {
-        println!("beside a held transaction/without = {:.2}", rate(held) / rate(ours));
+        say!("beside a held transaction/without = {:.2}", rate(held) / rate(ours));
     }
 }
 

@@ -42,7 +42,7 @@ pub(super) enum ClientError {
     },
     /// What was to be printed can't be.
     #[error("the output cannot be written: {0}")]
-    Output(std::io::Error),
+    Output(#[source] std::io::Error),
     /// TLS can't be spoken.
     #[error("{0}")]
     Tls(String),

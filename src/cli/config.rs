@@ -22,10 +22,10 @@ pub(super) struct Args {
 
 pub(super) fn run(command: Command) -> Outcome {
     match command {
-        Command::Show(args) => print!("{}", Config::load(args.config.as_deref(), &[])?.to_toml()),
+        Command::Show(args) => say!("{}", Config::load(args.config.as_deref(), &[])?.to_toml().trim_end()),
         Command::Check(args) => {
             Config::load(args.config.as_deref(), &[])?;
-            println!("the settings are valid");
+            say!("the settings are valid");
         }
     }
     Ok(ExitCode::SUCCESS)

@@ -66,7 +66,7 @@ async fn show(args: &Args, store: Option<&str>, folder: &Path) -> Outcome {
     let mut running = Odoshi::builder(config).start().await?;
     running.ready().await?;
     let server = format!("http://{}", running.address());
-    println!("a server on {server}, its spool in {}", spool.display());
+    say!("a server on {server}, its spool in {}", spool.display());
     let client = Client::with(&server, read_token(&admin)?, None)?;
     let enroll = client.call(Method::POST, "/v1/tokens", Some(json!({ "role": "enroll", "name": "demo" }))).await?;
     let enroll = enroll["token"].as_str().unwrap_or_default().to_owned();
@@ -93,13 +93,11 @@ async fn show(args: &Args, store: Option<&str>, folder: &Path) -> Outcome {
         rows.push(follow(&client, &spool, document).await?);
     }
     let succeeded = rows.iter().all(|row| row.all_succeeded());
-    println!("{}", summary(&rows));
+    say!("{}", summary(&rows));
     fleet.stop().await?;
     running.drain().await?;
     if succeeded {
-        println!(
-            "next: odoshi serve, then drop JSON files like these into odoshi-data/spool/new (README.md has a tour)"
-        );
+        say!("next: odoshi serve, then drop JSON files like these into odoshi-data/spool/new (README.md has a tour)");
         Ok(ExitCode::SUCCESS)
     } else {
         eprintln!("some commands did not succeed");
@@ -182,7 +180,7 @@ async fn all_connected(running: &Running, count: u32) -> Result<(), String> {
         bar.set_position(here as u64);
         if here >= count as usize {
             bar.finish();
-            println!("{count} agents enrolled and connected in {:.2} s", started.elapsed().as_secs_f64());
+            say!("{count} agents enrolled and connected in {:.2} s", started.elapsed().as_secs_f64());
             return Ok(());
         }
         if started.elapsed() > PATIENCE {

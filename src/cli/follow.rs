@@ -107,7 +107,7 @@ pub(super) async fn show(
         Format::Json => {
             let mut whole = action.clone();
             whole["commands"] = client.all(&path, "", "commands").await?.into();
-            println!("{}", serde_json::to_string_pretty(&whole)?);
+            say!("{}", serde_json::to_string_pretty(&whole)?);
         }
         Format::Table => {
             let page = client.get(&format!("{path}?limit={ROWS}")).await?;
@@ -115,9 +115,9 @@ pub(super) async fn show(
             rows.iter_mut().for_each(|row| row["output"] = output(row).into());
             print(&rows, &COLUMNS, Format::Table)?;
             if page["next"].is_string() {
-                println!("… the rest: odoshi actions show {id} -o csv");
+                say!("… the rest: odoshi actions show {id} -o csv");
             }
-            println!("{id} {}: {}", action["status"].as_str().unwrap_or_default(), told(action));
+            say!("{id} {}: {}", action["status"].as_str().unwrap_or_default(), told(action));
         }
     }
     Ok(())

@@ -23,6 +23,6 @@ pub(super) fn run(args: Args) -> Outcome {
         store.node_stop().await
     })?;
 
-    println!("{url} is up to date");
+    say!("{url} is up to date");
     Ok(ExitCode::SUCCESS)
 }

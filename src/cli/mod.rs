@@ -1,5 +1,9 @@
 //! The command line: one file per subcommand. Results go to stdout, everything else to stderr.
-#![allow(clippy::print_stdout, reason = "printing is what a command line does")]
+
+/// Prints a line. A reader that has seen enough (`odoshi actions list | head`) ends the program, quietly.
+macro_rules! say {
+    ($($what:tt)*) => { $crate::cli::output::say(format_args!($($what)*)) };
+}
 
 mod actions;
 mod agent;
@@ -90,10 +94,15 @@ pub fn main() -> ExitCode {
         Command::Migrate(args) => migrate::run(args),
         Command::Bench(command) => bench::run(command),
         Command::Completions { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "odoshi", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "odoshi", &mut script);
+            output::say(format_args!("{}", String::from_utf8_lossy(&script).trim_end()));
             Ok(ExitCode::SUCCESS)
         }
     };
+    if output::reader_has_gone(outcome.as_ref().err().map(|error| &**error)) {
+        return ExitCode::from(output::CLOSED);
+    }
     outcome.unwrap_or_else(|error| {
         eprintln!("odoshi: {error}");
         ExitCode::from(exit_code(&*error))

@@ -3,6 +3,7 @@
 use comfy_table::Table;
 use serde_json::Value;
 use std::io::Write;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// The format of what is printed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -16,6 +17,39 @@ pub(super) enum Format {
     Jsonl,
     /// A header row, and a row each
     Csv,
+}
+
+/// What a program ends with whose reader has gone, as if SIGPIPE had ended it.
+pub(super) const CLOSED: u8 = 141;
+
+/// Set when a line found no reader.
+static READER_HAS_GONE: AtomicBool = AtomicBool::new(false);
+
+/// Prints a line; see the macro of this name.
+pub(super) fn say(line: std::fmt::Arguments<'_>) {
+    let mut out = std::io::stdout().lock();
+    if let Err(error) = writeln!(out, "{line}").and_then(|()| out.flush()) {
+        match error.kind() {
+            std::io::ErrorKind::BrokenPipe => READER_HAS_GONE.store(true, Ordering::Relaxed),
+            _ => eprintln!("odoshi: the output cannot be written: {error}"),
+        }
+    }
+}
+
+/// Whether a line found no reader, or what went wrong is that there is none.
+pub(super) fn reader_has_gone(error: Option<&(dyn std::error::Error + 'static)>) -> bool {
+    if READER_HAS_GONE.load(Ordering::Relaxed) {
+        return true;
+    }
+    let mut cause = error;
+    while let Some(error) = cause {
+        let io = error.downcast_ref::<std::io::Error>();
+        if io.is_some_and(|error| error.kind() == std::io::ErrorKind::BrokenPipe) {
+            return true;
+        }
+        cause = error.source();
+    }
+    false
 }
 
 /// Prints items, of which each column is a path of keys separated by dots.

@@ -20,12 +20,12 @@ pub(super) fn run(args: Args) -> Outcome {
         let body = json!({ "target": args.target });
         let preview = Client::new(&args.server)?.call(Method::POST, "/v1/targets/preview", Some(body)).await?;
         let count = preview["count"].as_i64().unwrap_or_default();
-        println!("{count} {}", if count == 1 { "agent matches" } else { "agents match" });
+        say!("{count} {}", if count == 1 { "agent matches" } else { "agents match" });
         let names: Vec<&str> =
             preview["sample"].as_array().into_iter().flatten().filter_map(|name| name.as_str()).collect();
-        names.iter().for_each(|name| println!("{name}"));
+        names.iter().for_each(|name| say!("{name}"));
         if names.len() < usize::try_from(count).unwrap_or(0) {
-            println!("…");
+            say!("…");
         }
         Ok(ExitCode::SUCCESS)
     })

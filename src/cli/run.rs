@@ -54,7 +54,7 @@ pub(super) fn run(args: Args) -> Outcome {
         let accepted = client.call(Method::POST, "/v1/actions", Some(document)).await?;
         let id = accepted["id"].as_str().unwrap_or_default();
         if args.detach {
-            println!("{id}");
+            say!("{id}");
             return Ok(ExitCode::SUCCESS);
         }
         follow(&client, id, args.output).await

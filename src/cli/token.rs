@@ -44,7 +44,7 @@ pub(super) fn run(command: Command) -> Outcome {
             Command::Create { role, name, expires_after, server } => {
                 let body = json!({ "role": role, "name": name, "expires_after": expires_after });
                 let made = Client::new(&server)?.call(Method::POST, "/v1/tokens", Some(body)).await?;
-                println!("{}", made["token"].as_str().unwrap_or_default());
+                say!("{}", made["token"].as_str().unwrap_or_default());
             }
             Command::List { server } => list(&Client::new(&server)?).await?,
             Command::Revoke { id, server } => {
@@ -70,6 +70,6 @@ async fn list(client: &Client) -> Result<(), super::client::ClientError> {
             None => break,
         }
     }
-    println!("{table}");
+    say!("{table}");
     Ok(())
 }

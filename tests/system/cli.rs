@@ -1,7 +1,7 @@
 //! The command line, through the built binary.
 
 use crate::cluster;
-use crate::support::{Server, ServerOptions};
+use crate::support::{Server, ServerOptions, program};
 use std::process::{Command, Output};
 
 fn odoshi(arguments: &[&str]) -> Output {
@@ -59,6 +59,64 @@ fn the_benchmarks_print_their_figures_beside_bare_ones() {
         assert_eq!(output.status.code(), Some(0), "{out}{}", text(&output.stderr));
         assert!(out.contains("odoshi/bare = ") && out.contains("bare:"), "{out}");
     }
+}
+
+#[test]
+fn the_latency_of_an_idle_server_is_measured_beside_bare_commits() {
+    let output = odoshi(&["bench", "latency", "--samples", "20"]);
+    let out = text(&output.stdout);
+    assert_eq!(output.status.code(), Some(0), "{out}{}", text(&output.stderr));
+    assert!(out.contains("POST → the agent has the command") && out.contains("arrived/bare = "), "{out}");
+}
+
+#[test]
+fn shells_get_their_completions_and_mistakes_their_hints() {
+    for (shell, holds) in [("bash", "_odoshi()"), ("zsh", "#compdef odoshi"), ("fish", "complete -c odoshi")] {
+        let output = odoshi(&["completions", shell]);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(text(&output.stdout).contains(holds), "{shell}");
+    }
+    for (wrong, hint) in [
+        (&["action", "list"][..], "'actions'"),
+        (&["actions", "lst"], "'list'"),
+        (&["run", "--tarhet", "TRUE"], "'--target'"),
+        (&["completions", "bsh"], "'bash'"),
+    ] {
+        let output = odoshi(wrong);
+        let err = text(&output.stderr);
+        assert!(output.status.code() == Some(2) && err.contains("similar") && err.contains(hint), "{wrong:?}: {err}");
+    }
+    assert!(text(&odoshi(&["--version"]).stdout).starts_with("odoshi "));
+}
+
+#[test]
+fn settings_are_shown_as_they_are_in_force_and_tables_are_made_by_migrate() {
+    let folder = tempfile::tempdir().unwrap();
+    let file = folder.path().join("odoshi.toml");
+    std::fs::write(&file, format!("data_dir = \"{}\"\n[http]\ntoken_rate = 7\n", folder.path().display())).unwrap();
+    let with = |arguments: &[&str]| {
+        let mut command = Command::new(program());
+        command.args(arguments).arg("--config").arg(&file).env("ODOSHI__HTTP__TOKEN_STREAMS", "9");
+        command.output().unwrap()
+    };
+    let shown = with(&["config", "show"]);
+    let out = text(&shown.stdout);
+    assert!(shown.status.success() && out.contains("token_rate = 7") && out.contains("token_streams = 9"), "{out}");
+    for _ in 0..2 {
+        let migrated = with(&["migrate"]);
+        assert_eq!(migrated.status.code(), Some(0), "{}", text(&migrated.stderr));
+    }
+    assert!(folder.path().join("odoshi.db").exists());
+}
+
+#[test]
+fn a_reader_that_has_seen_enough_ends_the_program_quietly() {
+    let mut child = Command::new(program());
+    child.args(["completions", "bash"]).stdout(std::process::Stdio::piped()).stderr(std::process::Stdio::piped());
+    let mut child = child.spawn().unwrap();
+    drop(child.stdout.take());
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((output.status.code(), text(&output.stderr).as_str()), (Some(141), ""));
 }
 
 #[test]

@@ -171,7 +171,7 @@ fn print(times: Times) {
         table.add_row([what.to_owned(), format!("{p50:.2}"), format!("{p99:.2}"), format!("{max:.2}")]);
         medians.push((p50, p99));
     }
-    println!("{table}");
+    say!("{table}");
     let ratio = |of: fn(&(f64, f64)) -> f64| of(&medians[0]) / of(&medians[2]);
-    println!("{samples} actions: arrived/bare = {:.2} (p50), {:.2} (p99)", ratio(|row| row.0), ratio(|row| row.1));
+    say!("{samples} actions: arrived/bare = {:.2} (p50), {:.2} (p99)", ratio(|row| row.0), ratio(|row| row.1));
 }

@@ -48,6 +48,7 @@ fn insert(conn: &mut SqliteConnection, statement: &str, rows: &str) -> QueryResu
 }
 
 /// How long two transactions of one row each take, `samples` times, with a pause between.
+#[allow(clippy::disallowed_methods, reason = "it has a thread of its own")]
 pub(in super::super) fn pairs(database: &Path, samples: u32, pause: Duration) -> Result<Vec<Duration>, Failure> {
     let mut conn = SqliteConnection::establish(&database.display().to_string())?;
     conn.batch_execute(
