@@ -72,8 +72,8 @@ impl Client {
     pub(super) fn new(args: &ServerArgs) -> Result<Self, ClientError> {
         let token = match (&args.token_file, std::env::var("ODOSHI_TOKEN")) {
             (Some(path), _) => read_token(path)?,
-            (None, Ok(token)) => token,
-            (None, Err(_)) => return Err(ClientError::NoToken),
+            (None, Ok(token)) if !token.trim().is_empty() => token,
+            (None, _) => return Err(ClientError::NoToken),
         };
         Self::with(&args.server, token, args.ca_file.as_deref())
     }

@@ -3,6 +3,7 @@
 use super::Outcome;
 use super::client::{Client, ClientError};
 use super::output::{Format, print};
+use crate::domain::time::Timestamp;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use std::process::ExitCode;
@@ -15,7 +16,7 @@ const PATIENCE: Duration = Duration::from_secs(30);
 /// A table shows so many commands; the rest is for programs.
 const ROWS: usize = 1_000;
 
-const COLUMNS: [&str; 7] = ["agent", "status", "runs", "sent_at", "finished_at", "output", "error"];
+const COLUMNS: [&str; 6] = ["agent", "status", "runs", "took", "output", "error"];
 
 /// Follows until nothing will change any more, and prints the commands. Ctrl-C ends the following, not the action.
 pub(super) async fn follow(client: &Client, id: &str, format: Format) -> Outcome {
@@ -112,7 +113,10 @@ pub(super) async fn show(
         Format::Table => {
             let page = client.get(&format!("{path}?limit={ROWS}")).await?;
             let mut rows: Vec<Value> = page["commands"].as_array().cloned().unwrap_or_default();
-            rows.iter_mut().for_each(|row| row["output"] = output(row).into());
+            for row in &mut rows {
+                row["output"] = output(row).into();
+                row["took"] = took(row).into();
+            }
             print(&rows, &COLUMNS, Format::Table)?;
             if page["next"].is_string() {
                 say!("… the rest: odoshi actions show {id} -o csv");
@@ -121,6 +125,12 @@ pub(super) async fn show(
         }
     }
     Ok(())
+}
+
+/// From when the agent had it to its end.
+fn took(command: &Value) -> Option<String> {
+    let time = |key: &str| Timestamp::parse(command[key].as_str()?).ok();
+    Some(format!("{:.1}s", time("finished_at")?.since(time("sent_at")?).as_secs_f64()))
 }
 
 /// The first line of what a command's last operation printed, or what it answered.

@@ -1,6 +1,7 @@
 //! How lists are printed: tables for people, JSON and CSV for programs.
 
-use comfy_table::Table;
+use crate::domain::time::Timestamp;
+use comfy_table::{ContentArrangement, Table};
 use serde_json::Value;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -58,10 +59,11 @@ pub(super) fn print(items: &[Value], columns: &[&str], format: Format) -> Result
     match format {
         Format::Table => {
             let mut table = Table::new();
-            table.load_style(comfy_table::presets::NOTHING);
+            // On a terminal a row is as wide as that, and long cells have several lines.
+            table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
             table.set_header(columns.iter().map(|column| column.rsplit('.').next().unwrap_or(column).to_uppercase()));
             for item in items {
-                table.add_row(columns.iter().map(|column| cell(item, column)));
+                table.add_row(columns.iter().map(|column| for_people(cell(item, column))));
             }
             writeln!(out, "{table}")?;
         }
@@ -81,6 +83,14 @@ pub(super) fn print(items: &[Value], columns: &[&str], format: Format) -> Result
         }
     }
     Ok(())
+}
+
+/// A time without what nobody reads: `2026-01-01 12:00:00`, still in UTC.
+fn for_people(cell: String) -> String {
+    match Timestamp::parse(&cell) {
+        Ok(_) => cell.chars().take(19).map(|c| if c == 'T' { ' ' } else { c }).collect(),
+        Err(_) => cell,
+    }
 }
 
 /// A value as a cell shows it: a text without its quotes, nothing for null.
