@@ -25,6 +25,7 @@ use crate::pipeline::action_book::ActionBook;
 use crate::pipeline::batcher::Batcher;
 use crate::pipeline::command_store::{CommandSink, CommandStore};
 use crate::pipeline::delay_scheduler::{DelayScheduler, SchedulerParts};
+use crate::pipeline::hints::{HintParts, Hints};
 use crate::pipeline::housekeeper::{Housekeeper, HousekeeperParts};
 use crate::pipeline::membership::{Membership, MembershipParts};
 use crate::pipeline::messages::{Deliver, Drain};
@@ -207,9 +208,19 @@ impl Builder {
         };
         let scheduler = supervise("delay_scheduler", DelayScheduler::new(parts), MAILBOX, &supervision);
         upstream.set_scheduler(scheduler.clone());
+        let parts = HintParts {
+            store: store.clone(),
+            book: book.clone(),
+            scheduler: scheduler.clone(),
+            stream: stream.clone(),
+            notifier: notifier.clone(),
+            metrics: metrics.clone(),
+        };
+        let hints = supervise("hints", Hints::new(parts), MAILBOX, &supervision);
         let sink = CommandSink {
             store: store.clone(),
             scheduler: scheduler.clone(),
+            hints: hints.clone(),
             notifier: notifier.clone(),
             metrics: metrics.clone(),
         };
@@ -228,6 +239,7 @@ impl Builder {
             store: store.clone(),
             book: book.clone(),
             scheduler: scheduler.clone(),
+            hints: hints.clone(),
             notifier: notifier.clone(),
             waiters: waiters.clone(),
             metrics: metrics.clone(),
@@ -259,6 +271,7 @@ impl Builder {
             resolver: resolver.clone(),
             scheduler: scheduler.clone(),
             housekeeper: housekeeper.clone(),
+            hints: hints.clone(),
             notifier,
             waiters,
             metrics,
@@ -283,8 +296,18 @@ impl Builder {
         let http = server.handle();
         actix_rt::spawn(server);
         log::info!(address:% = address, store:% = config.store_url(), spool:? = config.spool_dir(); "the server is up");
-        let stages =
-            Stages { loader, resolver, membership, commands, scheduler, stream, housekeeper, outcomes, sessions };
+        let stages = Stages {
+            loader,
+            resolver,
+            membership,
+            hints,
+            commands,
+            scheduler,
+            stream,
+            housekeeper,
+            outcomes,
+            sessions,
+        };
         Ok(Running { config, address, store, preparing, supervision, presence, stages, http, _lock: lock })
     }
 }
@@ -294,6 +317,7 @@ struct Stages {
     loader: Addr<SpoolLoader>,
     resolver: Addr<Resolver>,
     membership: Addr<Membership>,
+    hints: Addr<Hints>,
     commands: Addr<CommandStore>,
     scheduler: Addr<DelayScheduler>,
     stream: Addr<StreamSender>,
@@ -397,14 +421,25 @@ impl Running {
         if let Some(preparing) = preparing {
             preparing.abort();
         }
-        let Stages { loader, resolver, membership, commands, scheduler, stream, housekeeper, outcomes, sessions } =
-            stages;
+        let Stages {
+            loader,
+            resolver,
+            membership,
+            hints,
+            commands,
+            scheduler,
+            stream,
+            housekeeper,
+            outcomes,
+            sessions,
+        } = stages;
         let drain = async {
             // An actor that is gone has nothing left to drain.
             loader.send(Drain).await.ok();
             resolver.send(Drain).await.ok();
             membership.send(Drain).await.ok();
             commands.send(Drain).await.ok();
+            hints.send(Drain).await.ok();
             scheduler.send(Drain).await.ok();
             stream.send(Drain).await.ok();
             housekeeper.send(Drain).await.ok();

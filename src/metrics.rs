@@ -16,6 +16,7 @@
 //! | `odoshi_agents_connected` | | agents connected to this process |
 //! | `odoshi_actor_restarts` | `actor` | since the start |
 //! | `odoshi_actor_running` | `actor` | 1, or 0 while it is restarted or stopped |
+//! | `odoshi_hints_total` | `what` | messages between nodes: `sent`, `failed`; what was `heard` |
 //! | `odoshi_store_up` | | 1 when the store answers |
 
 use crate::domain::batch::Reason;
@@ -56,6 +57,7 @@ struct Inner {
     agents_connected: Gauge,
     actor_restarts: Family<Label, Gauge>,
     actor_running: Family<Label, Gauge>,
+    hints: Family<Label, Counter>,
     store_up: Gauge,
 }
 
@@ -87,6 +89,7 @@ impl Default for Metrics {
             agents_connected: Gauge::default(),
             actor_restarts: Family::default(),
             actor_running: Family::default(),
+            hints: Family::default(),
             store_up: Gauge::default(),
         };
         let of = &mut inner.registry;
@@ -104,6 +107,7 @@ impl Default for Metrics {
         of.register("agents_connected", "Agents connected to this process", inner.agents_connected.clone());
         of.register("actor_restarts", "Restarts of each actor since the start", inner.actor_restarts.clone());
         of.register("actor_running", "1, or 0 while it is restarted or stopped", inner.actor_running.clone());
+        of.register("hints", "Messages between nodes", inner.hints.clone());
         of.register("store_up", "1 when the store answers", inner.store_up.clone());
         Self(Arc::new(inner))
     }
@@ -176,6 +180,21 @@ impl Metrics {
     /// A command is handed on so long after it was due.
     pub fn handed_on(&self, late: Duration) {
         self.0.delay_lateness.observe(late.as_secs_f64());
+    }
+
+    /// Other nodes were told.
+    pub fn hints_sent(&self) {
+        self.0.hints.get_or_create(&[("what", "sent")]).inc();
+    }
+
+    /// Other nodes could not be told, and will be.
+    pub fn hints_failed(&self) {
+        self.0.hints.get_or_create(&[("what", "failed")]).inc();
+    }
+
+    /// Another node told so many things.
+    pub fn hints_heard(&self, hints: usize) {
+        self.0.hints.get_or_create(&[("what", "heard")]).inc_by(hints as u64);
     }
 
     /// All of it as text.

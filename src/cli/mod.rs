@@ -15,6 +15,7 @@ mod demo;
 mod follow;
 mod limits;
 mod migrate;
+mod nodes;
 mod output;
 mod place;
 mod preview;
@@ -51,6 +52,8 @@ enum Command {
     /// List and show agents
     #[command(subcommand)]
     Agents(agents::Command),
+    /// The servers that share the store, and who is alive
+    Nodes(nodes::Args),
     /// Make, list and revoke tokens
     #[command(subcommand)]
     Token(token::Command),
@@ -89,6 +92,7 @@ pub fn main() -> ExitCode {
         Command::Preview(args) => preview::run(args),
         Command::Actions(command) => actions::run(command),
         Command::Agents(command) => agents::run(command),
+        Command::Nodes(args) => nodes::run(args),
         Command::Token(command) => token::run(command),
         Command::Config(command) => config::run(command),
         Command::Migrate(args) => migrate::run(args),

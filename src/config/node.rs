@@ -11,6 +11,8 @@ section! {
         name: Option<String> = None, example "odoshi-1";
         /// How often it says that it lives.
         heartbeat: Span = Span::secs(2);
+        /// Whether nodes tell each other at once of what there is to do; without, each finds it within seconds.
+        notify: bool = true;
         /// After how long a silence the others take over its work; at least twice the heartbeat.
         dead_after: Span = Span::secs(10);
     }

@@ -241,7 +241,7 @@ fn full() -> Config {
             amqp: Amqp { url: url("amqp://a") },
             smtp: Smtp { url: url("smtp://s") },
         },
-        node: Node { name: Some("n".into()), heartbeat: Span::secs(1), dead_after: Span::secs(2) },
+        node: Node { name: Some("n".into()), heartbeat: Span::secs(1), notify: false, dead_after: Span::secs(2) },
         ..Config::default()
     }
 }

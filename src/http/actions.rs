@@ -7,9 +7,10 @@ use crate::domain::agent::Role;
 use crate::domain::audit::Author;
 use crate::domain::command::CommandState;
 use crate::domain::counts::Counts;
+use crate::domain::hint::Hint;
 use crate::domain::problem::{Problem, ProblemKind};
 use crate::domain::time::{Span, Timestamp};
-use crate::pipeline::messages::{Cancelled, Resolve, Resumed, Touched};
+use crate::pipeline::messages::{Cancelled, Resolve, Resumed, Tell, Touched};
 use crate::store::{Accepted, ActionView, CommandView};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Serialize};
@@ -216,6 +217,7 @@ pub(super) async fn cancel(request: HttpRequest, id: web::Path<Uuid>, api: web::
         api.store.action_cancel(*id, &by).await?.ok_or_else(|| ApiError::not_found(format!("no action {id}")))?;
     api.book.cancel(view.no);
     api.notifier.notify();
+    api.hints.try_send(Tell(vec![Hint::Action(view.no)])).ok();
     api.scheduler.try_send(Cancelled(vec![(view.no, view.id)])).ok();
     api.housekeeper.try_send(Touched(vec![view.no])).ok();
     Ok(HttpResponse::Ok().json(Action::from(view)))
@@ -245,6 +247,7 @@ async fn set_paused(request: HttpRequest, id: Uuid, api: web::Data<Api>, paused:
         api.store.action_pause(id, paused, &by).await?.ok_or_else(|| ApiError::not_found(format!("no action {id}")))?;
     api.book.pause(view.no, view.status == ActionState::Paused);
     api.notifier.notify();
+    api.hints.try_send(Tell(vec![Hint::Action(view.no)])).ok();
     if !paused {
         api.scheduler.try_send(Resumed(vec![view.no])).ok();
     }

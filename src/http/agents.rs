@@ -4,10 +4,11 @@ use super::pages::{Page, json, limit};
 use super::{Api, ApiError, ApiResult, auth};
 use crate::domain::agent::{Enrollment, MAX_DESCRIPTION, Role, STREAM, Secret, SigningSecret};
 use crate::domain::audit::Author;
+use crate::domain::hint::Hint;
 use crate::domain::problem::{Problem, ProblemKind};
 use crate::domain::target::Target;
 use crate::domain::text::has_nul;
-use crate::pipeline::messages::{Banned, Changed};
+use crate::pipeline::messages::{Banned, Changed, Tell};
 use crate::store::{AgentPatch, AgentView, Enrolled, NewAgent};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -198,6 +199,7 @@ pub(super) async fn patch(
     let (no, agent) = changed.ok_or_else(|| ApiError::not_found(format!("no agent {name}")))?;
     api.sessions.membership.try_send(Changed(no)).ok();
     if agent.disabled {
+        api.hints.try_send(Tell(vec![Hint::Agent(no)])).ok();
         api.sessions.sender.try_send(Banned(no)).ok();
     }
     log::info!(agent = name.as_str(), disabled = agent.disabled; "an agent was changed");
@@ -215,6 +217,7 @@ pub(super) async fn remove(
     let by = Author::from(&auth::needs(&api, &request, Role::Admin).await?);
     let removed = api.store.agent_remove(&name, &by).await?;
     let no = removed.ok_or_else(|| ApiError::not_found(format!("no agent {name}")))?;
+    api.hints.try_send(Tell(vec![Hint::Agent(no)])).ok();
     api.sessions.sender.try_send(Banned(no)).ok();
     log::info!(agent = name.as_str(); "an agent was removed");
     Ok(HttpResponse::NoContent().finish())

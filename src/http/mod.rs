@@ -12,6 +12,7 @@ mod events;
 mod health;
 mod limits;
 mod lines;
+mod nodes;
 mod openapi;
 mod pages;
 mod preview;
@@ -26,6 +27,7 @@ use crate::config::Http;
 use crate::metrics::Metrics;
 use crate::pipeline::action_book::ActionBook;
 use crate::pipeline::delay_scheduler::DelayScheduler;
+use crate::pipeline::hints::Hints;
 use crate::pipeline::housekeeper::Housekeeper;
 use crate::pipeline::notifier::Notifier;
 use crate::pipeline::presence::Presence;
@@ -60,6 +62,8 @@ pub struct Api {
     pub scheduler: Addr<DelayScheduler>,
     /// Told of changed ones.
     pub housekeeper: Addr<Housekeeper>,
+    /// Tells other nodes.
+    pub hints: Addr<Hints>,
     /// Moves when something is committed.
     pub notifier: Notifier,
     /// Agents that wait over plain HTTP.
@@ -171,6 +175,7 @@ fn routes(config: &mut web::ServiceConfig) {
         .service(on("/v1/targets/preview", "POST").route(post().to(preview::preview)))
         .service(on("/v1/tokens", "GET, POST").route(get().to(tokens::list)).route(post().to(tokens::create)))
         .service(on("/v1/tokens/{id}", "DELETE").route(delete().to(tokens::revoke)))
+        .service(on("/v1/nodes", "GET").route(get().to(nodes::list)))
         .service(on("/v1/audit", "GET").route(get().to(audit::list)))
         .service(on("/v1/agent/enroll", "POST").route(post().to(agent_calls::enroll)))
         .service(on("/v1/agent/commands", "GET").route(get().to(check_in::commands)))

@@ -1,6 +1,6 @@
 //! The OpenAPI document, made from the handlers: `/openapi.json`.
 
-use super::{ApiResult, actions, agent_calls, agents, audit, check_in, error, events, health, preview, tokens};
+use super::{ApiResult, actions, agent_calls, agents, audit, check_in, error, events, health, nodes, preview, tokens};
 use crate::domain::problem::Problem;
 use actix_web::HttpResponse;
 use std::sync::OnceLock;
@@ -19,7 +19,7 @@ use utoipa::{Modify, OpenApi};
         preview::preview, agents::list, agents::add, agents::show, agents::patch, agents::remove,
         tokens::list, tokens::create, tokens::revoke, audit::list,
         agent_calls::enroll, agent_calls::stream, check_in::commands, check_in::received, check_in::results,
-        health::healthz, health::readyz, health::metrics, openapi,
+        health::healthz, health::readyz, health::metrics, nodes::list, openapi,
     ),
     components(schemas(Problem)),
     modifiers(&Token, &Problems),

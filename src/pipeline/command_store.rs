@@ -8,8 +8,10 @@
 
 use super::batcher::{Batcher, Refused, Sink};
 use super::delay_scheduler::DelayScheduler;
-use super::messages::{Committed, NewPage};
+use super::hints::Hints;
+use super::messages::{Committed, NewPage, Tell};
 use super::notifier::Notifier;
+use crate::domain::hint::Hint;
 use crate::metrics::Metrics;
 use crate::store::{Inserted, Store, StoreResult};
 use actix::prelude::*;
@@ -25,6 +27,8 @@ pub struct CommandSink {
     pub store: Arc<dyn Store>,
     /// Who hears of what is committed.
     pub scheduler: Addr<DelayScheduler>,
+    /// Who tells other nodes.
+    pub hints: Addr<Hints>,
     /// For watchers.
     pub notifier: Notifier,
     /// Where it counts.
@@ -52,13 +56,18 @@ impl Sink for CommandSink {
     async fn written(&self, pages: Vec<NewPage>, answers: &[Result<Inserted, Refused>]) {
         crate::fault_point!("command_store.written");
         self.notifier.notify();
+        let mut told = Vec::new();
         for (NewPage { action, page, commands }, answer) in pages.into_iter().zip(answers) {
             if matches!(answer, Ok(Inserted::Written)) && !commands.is_empty() {
+                told.push(Hint::Commands { action_no: action.no, after: page.after });
                 self.metrics.commands_written(commands.len() as u64);
                 let committed = Committed { action, after: page.after, through: page.through, commands };
                 // Awaited so that pages don't pile up in the scheduler's mailbox; if it falls, it reads the store.
                 self.scheduler.send(committed).await.ok();
             }
+        }
+        if !told.is_empty() {
+            self.hints.try_send(Tell(told)).ok();
         }
     }
 }

@@ -21,7 +21,7 @@ mod intake;
 
 use super::action_book::ActionBook;
 use super::batcher::Put;
-use super::messages::{Cancelled, Committed, Delivery, Dispatch, Drain, DueAgain, Resumed};
+use super::messages::{Cancelled, Committed, Delivery, Dispatch, Drain, DueAgain, Hinted, Resumed};
 use super::outcomes::{OutcomeSink, Outcomes};
 use super::presence::Presence;
 use super::sender_router::SenderRouter;
@@ -93,6 +93,8 @@ struct Cursor {
     hinted: bool,
     /// `dispatched_through` when it was looked at last.
     dispatched: i64,
+    /// This node writes down whose agents are away, and sends what isn't a stream.
+    owned: bool,
 }
 
 /// See the module.
@@ -250,20 +252,27 @@ impl DelayScheduler {
         }
         let count = away.len();
         self.holds += count;
-        let reports = away
-            .into_iter()
-            .map(|(agent_no, due_at)| Report {
-                action_no: action.no,
-                agent_no,
-                policy: action.policy,
-                event: Event::Hold { due_at },
-                fresh: false,
-            })
-            .collect();
-        let written = self.parts.outcomes.send(Put::<OutcomeSink>(reports));
+        let (action_no, policy) = (action.no, action.policy);
+        let (store, outcomes) = (self.parts.store.clone(), self.parts.outcomes.clone());
+        // The commands are committed, and then the sessions are read: a node whose session isn't seen here yet reads them
+        // with its backlog.
+        let written = async move {
+            let agents: Vec<i64> = away.iter().map(|(agent_no, _)| *agent_no).collect();
+            let elsewhere: HashSet<i64> = store.session_elsewhere(&agents).await.ok()?.into_iter().collect();
+            let here = away.into_iter().filter(|(agent_no, _)| !elsewhere.contains(agent_no));
+            let report = |(agent_no, due_at)| {
+                let event = Event::Hold { due_at };
+                Report { action_no, agent_no, policy, event, fresh: false }
+            };
+            let reports: Vec<Report> = here.map(report).collect();
+            if reports.is_empty() {
+                return Some(());
+            }
+            outcomes.send(Put::<OutcomeSink>(reports)).await.ok().flatten().map(|_| ())
+        };
         ctx.spawn(written.into_actor(self).map(move |written, scheduler, ctx| {
             scheduler.holds -= count;
-            if !matches!(written, Ok(Some(_))) {
+            if written.is_none() {
                 // The slow reading finds them: they have neither outcome nor open row.
                 log::warn!(commands = count; "commands of absent agents are looked at again later");
             }
@@ -346,6 +355,28 @@ impl Handler<Resumed> for DelayScheduler {
         // Those with an open row.
         self.second_reading = Some(FIRST);
         self.look_again(ctx);
+    }
+}
+
+impl Handler<Hinted> for DelayScheduler {
+    type Result = ();
+
+    fn handle(&mut self, Hinted { commands, open, everything }: Hinted, ctx: &mut Self::Context) {
+        let now = self.parts.store.now();
+        for (no, after) in commands {
+            let new = Cursor { at: after, behind: None, hinted: false, dispatched: 0, owned: false };
+            let cursor = self.cursors.entry(no).or_insert(new);
+            // While it is being read, it is read once more.
+            cursor.hinted = true;
+            cursor.behind.get_or_insert(now);
+        }
+        if open {
+            self.second_reading = Some(FIRST);
+        }
+        if everything {
+            self.look_again(ctx);
+        }
+        self.read(ctx);
     }
 }
 

@@ -9,9 +9,11 @@
 
 use super::action_book::ActionBook;
 use super::delay_scheduler::DelayScheduler;
-use super::messages::{Changed, Drain, DueAgain};
+use super::hints::Hints;
+use super::messages::{Changed, Drain, DueAgain, Tell};
 use super::notifier::Notifier;
 use super::waiters::Waiters;
+use crate::domain::hint::Hint;
 use crate::domain::target::Target;
 use crate::metrics::Metrics;
 use crate::store::{Store, StoreError};
@@ -38,6 +40,8 @@ pub struct MembershipParts {
     pub book: ActionBook,
     /// Who hands the new commands on.
     pub scheduler: Addr<DelayScheduler>,
+    /// Who tells other nodes.
+    pub hints: Addr<Hints>,
     /// For watchers.
     pub notifier: Notifier,
     /// For agents that wait over plain HTTP.
@@ -116,6 +120,7 @@ async fn join(parts: &MembershipParts, no: i64, among: Option<&[i64]>) -> Result
             parts.metrics.commands_written(due.len() as u64);
             parts.waiters.wake(due.iter().map(|due| due.agent_no));
             parts.scheduler.try_send(DueAgain(due)).ok();
+            parts.hints.try_send(Tell(vec![Hint::Open])).ok();
             parts.notifier.notify();
         }
         if !full {

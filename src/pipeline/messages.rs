@@ -1,6 +1,7 @@
 //! What the actors say to each other, in the order in which data flows.
 
 use crate::domain::action::Action;
+use crate::domain::hint::Hint;
 use crate::domain::protocol::Command;
 use crate::domain::time::Timestamp;
 use crate::store::{CommandPage, Due};
@@ -93,6 +94,23 @@ pub struct Cancelled(pub Vec<(i64, Uuid)>);
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Resumed(pub Vec<i64>);
+
+/// Anyone → hints: other nodes may wait for this. A hint.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Tell(pub Vec<Hint>);
+
+/// Hints → delay scheduler: another node says that there is something to be looked at.
+#[derive(Debug, Default, Message)]
+#[rtype(result = "()")]
+pub struct Hinted {
+    /// Actions with new commands, and the agent key after which these begin.
+    pub commands: Vec<(i64, i64)>,
+    /// There are new open rows.
+    pub open: bool,
+    /// All open actions are to be looked at.
+    pub everything: bool,
+}
 
 /// HTTP → stream sender: this agent is disabled or removed; its connection is to be closed.
 #[derive(Message)]

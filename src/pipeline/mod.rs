@@ -5,6 +5,7 @@ pub mod action_book;
 pub mod batcher;
 pub mod command_store;
 pub mod delay_scheduler;
+pub mod hints;
 pub mod housekeeper;
 pub mod membership;
 pub mod messages;

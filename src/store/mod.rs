@@ -28,7 +28,7 @@ pub mod sqlite;
 pub use error::StoreError;
 pub use models::{
     Accepted, ActionView, AgentPatch, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent,
-    OpenAction, Report, Resolution, Unfinished, UntouchedPage,
+    NodeView, OpenAction, Report, Resolution, Unfinished, UntouchedPage,
 };
 
 use crate::config::Config;
@@ -36,6 +36,7 @@ use crate::domain::action::{Action, ActionState, NewAction};
 use crate::domain::agent::{AgentRef, Token};
 use crate::domain::audit::{AuditEntry, Author};
 use crate::domain::command::{Answer, CommandState};
+use crate::domain::hint::Hint;
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use async_trait::async_trait;
@@ -75,6 +76,18 @@ pub trait Store: Send + Sync + 'static {
 
     /// Waits until another process has taken over from this one, which can write nothing any more. On SQLite: for ever.
     async fn node_lost(&self);
+
+    /// The nodes that share the store, oldest first.
+    async fn node_list(&self) -> StoreResult<Vec<NodeView>>;
+
+    /// Tells the other nodes; who doesn't hear it looks by itself later. On SQLite there are none.
+    async fn hint_send(&self, hints: &[Hint]) -> StoreResult<()>;
+
+    /// Waits for what other nodes tell. On SQLite: for ever.
+    async fn hint_next(&self) -> Vec<Hint>;
+
+    /// Those of these agents whose connection another node holds. On SQLite: none.
+    async fn session_elsewhere(&self, agent_nos: &[i64]) -> StoreResult<Vec<i64>>;
 
     /// Writes actions. The same idempotency key, or the same id, again is the same action if its digest is the same.
     /// Answers are in the order given.

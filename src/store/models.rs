@@ -42,6 +42,8 @@ pub struct OpenAction {
     pub expires_at: Timestamp,
     /// Agents may join it until it expires.
     pub live: bool,
+    /// This node writes down whose agents are away, and sends what isn't a stream.
+    pub owned: bool,
     /// All its commands are written.
     pub resolved: bool,
     /// A user ended it.
@@ -220,6 +222,23 @@ pub struct AgentView {
     pub last_seen: Option<Timestamp>,
     /// Gets nothing while it is.
     pub disabled: bool,
+}
+
+/// A node as users see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct NodeView {
+    /// What its settings call it.
+    pub name: String,
+    /// Its process; another one at each start.
+    pub incarnation: String,
+    /// When it started.
+    pub started_at: Timestamp,
+    /// When it last said that it lives.
+    pub heartbeat: Timestamp,
+    /// Whether that was within `node.dead_after`.
+    pub alive: bool,
+    /// Agents that are connected to it.
+    pub agents: i64,
 }
 
 /// What is to be changed about an agent; `None` stays as it is.

@@ -1,6 +1,6 @@
 //! Rows as the databases answer them, and how they become what the store's methods answer. The same for both halves.
 
-use super::models::{ActionView, AgentView, CommandView, Due, OpenAction};
+use super::models::{ActionView, AgentView, CommandView, Due, NodeView, OpenAction};
 use super::schema::{actions, tokens};
 use crate::domain::action::{Action, ActionState, Membership, NewAction};
 use crate::domain::agent::{Role, Token};
@@ -207,6 +207,8 @@ pub(super) struct OpenActionRow {
     #[diesel(sql_type = Bool)]
     live: bool,
     #[diesel(sql_type = Bool)]
+    owned: bool,
+    #[diesel(sql_type = Bool)]
     resolved: bool,
     #[diesel(sql_type = Bool)]
     cancelled: bool,
@@ -231,6 +233,7 @@ impl From<OpenActionRow> for OpenAction {
             valid_from: Timestamp(row.valid_from),
             expires_at: Timestamp(row.expires_at),
             live: row.live,
+            owned: row.owned,
             resolved: row.resolved,
             cancelled: row.cancelled,
             paused: row.paused,
@@ -478,3 +481,32 @@ impl AuditRow {
         Ok(AuditEntry { no, at: Timestamp(at), token, name, role, did, subject, detail })
     }
 }
+
+/// A node.
+#[derive(QueryableByName)]
+pub(super) struct NodeRow {
+    #[diesel(sql_type = Text)]
+    name: String,
+    #[diesel(sql_type = Text)]
+    incarnation: String,
+    #[diesel(sql_type = BigInt)]
+    started_at: i64,
+    #[diesel(sql_type = BigInt)]
+    heartbeat: i64,
+    #[diesel(sql_type = BigInt)]
+    agents: i64,
+}
+
+impl NodeRow {
+    /// As users see it; alive if it was heard of after `since`.
+    pub(super) fn view(self, since: Timestamp) -> NodeView {
+        let Self { name, incarnation, started_at, heartbeat, agents } = self;
+        let (started_at, heartbeat) = (Timestamp(started_at), Timestamp(heartbeat));
+        NodeView { name, incarnation, started_at, heartbeat, alive: heartbeat > since, agents }
+    }
+}
+
+/// All nodes, each with how many agents are connected to it.
+pub(super) const NODES: &str = "SELECT n.name, n.incarnation, n.started_at, n.heartbeat, \
+     (SELECT count(*) FROM agent_sessions s WHERE s.incarnation = n.incarnation) AS agents \
+     FROM nodes n ORDER BY n.started_at, n.incarnation";

@@ -197,9 +197,10 @@ pub async fn due_rows_are_those_of_agents_that_this_node_reaches(backend: &mut i
     assert_eq!(found, [(fleet[0], "stream", true, 7), (fleet[2], "webhook", true, 7)]);
     store.session_close(&[(fleet[0], 1)]).await.unwrap();
     assert_eq!(due(store, Timestamp(0), horizon).await, [fleet[2]]);
-    // A session that another process held is none of this one's.
+    // A session that another process held is none of this one's, which takes over what isn't a stream.
     store.session_open(&[(fleet[1], 5)]).await.unwrap();
     backend.reopen().await;
+    backend.store().node_start("one").await.unwrap();
     assert_eq!(due(backend.store(), Timestamp(0), horizon).await, [fleet[2]]);
 }
 

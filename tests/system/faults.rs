@@ -25,6 +25,7 @@ const ACTORS: &[(&str, &str, u64)] = &[
     ("outcomes", "outcomes=1*off->1*panic->4*off->1*panic;outcomes.written=1*panic->5*off->1*panic->9*off->1*panic", 4),
     ("sessions", "sessions=1*off->1*panic;sessions.written=1*panic", 2),
     ("housekeeper", "housekeeper=1*panic->2*off->1*panic;housekeeper.round=3*off->1*panic->3*off->1*panic", 4),
+    ("membership", "membership=1*panic->1*off->1*panic", 2),
     ("session", "session=2*off->1*panic->9*off->1*panic;session.stored=3*off->1*panic->9*off->1*panic", 4),
 ];
 

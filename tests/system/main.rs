@@ -17,6 +17,7 @@ mod http_api;
 mod https;
 mod joining;
 mod kill;
+mod nodes;
 mod postgres_access;
 mod retention;
 mod scale;

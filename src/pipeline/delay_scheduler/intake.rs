@@ -43,14 +43,19 @@ impl DelayScheduler {
     pub(super) fn take_committed(&mut self, committed: Committed, ctx: &mut Context<Self>) {
         let Committed { action, after, through, commands } = committed;
         let now = self.parts.store.now();
-        let cursor =
-            self.cursors.entry(action.no).or_insert(Cursor { at: 0, behind: None, hinted: false, dispatched: 0 });
+        let cursor = self.cursors.entry(action.no).or_insert(Cursor {
+            at: 0,
+            behind: None,
+            hinted: false,
+            dispatched: 0,
+            owned: true,
+        });
         if cursor.behind.is_some() || cursor.at != after {
             cursor.hinted = true;
             cursor.behind.get_or_insert(now);
             return;
         }
-        let taken = self.take_in(&action, commands, ctx);
+        let taken = self.take_in(&action, commands, true, ctx);
         if let Some(cursor) = self.cursors.get_mut(&action.no) {
             match taken {
                 Taken::All => cursor.at = through,
@@ -62,11 +67,13 @@ impl DelayScheduler {
         }
     }
 
-    /// Takes commands in, in key order, as far as there is room and the horizon reaches.
+    /// Takes commands in, in key order, as far as there is room and the horizon reaches. Those of an action that isn't
+    /// `owned` are only taken in if their agents are here; the others are another node's.
     fn take_in(
         &mut self,
         action: &Arc<Action>,
         commands: Vec<(i64, Arc<str>, Timestamp)>,
+        owned: bool,
         ctx: &mut Context<Self>,
     ) -> Taken {
         let (now, horizon) = (self.parts.store.now(), self.horizon());
@@ -82,7 +89,11 @@ impl DelayScheduler {
                 stopped = Some(due_at.minus(self.parts.horizon / 2).max(now));
                 break;
             }
-            if &*transport == STREAM && !self.parts.presence.contains(agent_no) {
+            let is_stream = &*transport == STREAM;
+            let is_here = is_stream && self.parts.presence.contains(agent_no);
+            if !owned && !is_here {
+                // Not ours.
+            } else if is_stream && !is_here {
                 if self.holds + away.len() >= HOLDS_AT_A_TIME {
                     stopped = Some(now);
                     break;
@@ -237,7 +248,8 @@ impl DelayScheduler {
             }
             Page::Commands(no, Some(action), page) if !action.is_cancelled() => {
                 let now = self.parts.store.now();
-                let taken = self.take_in(&action, page.commands, ctx);
+                let Some(owned) = self.cursors.get(&no).map(|cursor| cursor.owned) else { return };
+                let taken = self.take_in(&action, page.commands, owned, ctx);
                 let Some(cursor) = self.cursors.get_mut(&no) else { return };
                 match (taken, page.through) {
                     (Taken::Until(at, when), _) => {
@@ -291,7 +303,7 @@ impl DelayScheduler {
         self.cursors.retain(|no, _| known.contains(no));
         for action in open.iter().filter(|action| !action.cancelled && !action.expired) {
             let dispatched = action.dispatched_through;
-            let fresh = Cursor { at: dispatched, behind: Some(now), hinted: false, dispatched };
+            let fresh = Cursor { at: dispatched, behind: Some(now), hinted: false, dispatched, owned: action.owned };
             let cursor = self.cursors.entry(action.no).or_insert(fresh);
             // What is not due yet, and what waits for its time beyond the horizon, is not missing.
             let waits = action.valid_from > now || cursor.behind.is_some_and(|when| when <= now);
@@ -300,6 +312,7 @@ impl DelayScheduler {
                 cursor.behind = Some(now);
             }
             cursor.dispatched = dispatched;
+            cursor.owned = action.owned;
         }
         if self.looks.is_multiple_of(SECOND_READING) {
             self.second_reading.get_or_insert(FIRST);

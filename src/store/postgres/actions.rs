@@ -129,13 +129,19 @@ pub(super) async fn no(conn: &mut AsyncPgConnection, id: Uuid) -> QueryResult<Op
     Ok(row.get_result::<Key>(conn).await.optional()?.map(|row| row.key))
 }
 
-pub(super) async fn list_open(conn: &mut AsyncPgConnection, after: i64, limit: usize) -> QueryResult<Vec<OpenAction>> {
+pub(super) async fn list_open(
+    conn: &mut AsyncPgConnection,
+    here: &str,
+    after: i64,
+    limit: usize,
+) -> QueryResult<Vec<OpenAction>> {
     let rows: Vec<OpenActionRow> = sql(format!(
         "SELECT a.*, n_total - n_succeeded - n_failed - n_timed_out - n_undeliverable - n_expired - n_cancelled \
-         AS unfinished, n_sent AS sent FROM (SELECT no, valid_from, expires_at, live, resolved, cancelled, paused, expired, \
+         AS unfinished, n_sent AS sent FROM (SELECT no, valid_from, expires_at, live, owner IS NOT DISTINCT FROM ? AS owned, resolved, cancelled, paused, expired, \
          resolved_through, dispatched_through FROM actions WHERE ended_at IS NULL AND no > ? ORDER BY no LIMIT ?) a \
          {SUMS} ORDER BY a.no"
     ))
+    .bind(here)
     .bind(after)
     .bind(sql_limit(limit))
     .load(conn)

@@ -319,6 +319,22 @@ pub(super) async fn session_open(
     seen(conn, agents, now).await
 }
 
+/// Those of these agents whose connection another node holds.
+pub(super) async fn session_elsewhere(
+    conn: &mut AsyncPgConnection,
+    agent_nos: &[i64],
+    here: &str,
+) -> QueryResult<Vec<i64>> {
+    let rows: Vec<Key> = sql(
+        "SELECT agent_no AS key FROM agent_sessions WHERE agent_no = ANY(?) AND incarnation <> ? ORDER BY agent_no",
+    )
+    .bind(agent_nos.to_vec())
+    .bind(here)
+    .load(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| row.key).collect())
+}
+
 pub(super) async fn session_close(
     conn: &mut AsyncPgConnection,
     sessions: &[(i64, i64)],

@@ -1,24 +1,27 @@
 //! The calls of the store, each handed to the file of its topic.
 
 use super::commands::Duplicates;
+use super::sql::sql;
 use super::{MIGRATION_TRIES, PING_WITHIN, PostgresStore, State};
 use super::{
-    actions, agents, audit, commands, error, live, migrate, node, not_connected, outcomes, tokens, transaction,
+    actions, agents, audit, commands, error, hints, live, migrate, node, not_connected, outcomes, tokens, transaction,
 };
 use crate::domain::action::{Action, ActionState, NewAction};
 use crate::domain::agent::{AgentRef, Token};
 use crate::domain::audit::{AuditEntry, Author};
 use crate::domain::command::{Answer, CommandState};
+use crate::domain::hint::Hint;
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::CHECK_IN_WRITTEN;
+use crate::store::rows::{NODES, NodeRow};
 use crate::store::{
     Accepted, ActionView, AgentPatch, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent,
-    OpenAction, Report, Resolution, Store, StoreError, StoreResult, Unfinished, UntouchedPage,
+    NodeView, OpenAction, Report, Resolution, Store, StoreError, StoreResult, Unfinished, UntouchedPage,
 };
 use async_trait::async_trait;
 use diesel::result::{DatabaseErrorKind, Error};
-use diesel_async::SimpleAsyncConnection;
+use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Instant;
@@ -52,6 +55,7 @@ impl Store for PostgresStore {
         if *self.inner.state.borrow() != State::Unprepared {
             return Ok(());
         }
+        let told = self.told.clone();
         let (inner, heartbeat, dead_after) = (self.inner.clone(), self.heartbeat, self.dead_after);
         let conn = {
             let inner = inner.clone();
@@ -70,6 +74,9 @@ impl Store for PostgresStore {
             let time = time.map_err(|error| error::sort("prepare", error))?;
             inner.clock.observe(time, asked, Instant::now());
             inner.set_state(State::Ready);
+            if inner.notify {
+                tokio::spawn(hints::listen(Arc::downgrade(&inner), told));
+            }
             tokio::spawn(node::heartbeats(Arc::downgrade(&inner), conn, heartbeat, dead_after));
             Ok(())
         })
@@ -105,6 +112,39 @@ impl Store for PostgresStore {
         state.wait_for(|state| *state == State::Fenced).await.ok();
     }
 
+    async fn node_list(&self) -> StoreResult<Vec<NodeView>> {
+        let since = self.now().minus(self.dead_after);
+        let nodes: Vec<NodeRow> = self.read("node_list", body!([] conn => sql(NODES).load(conn))).await?;
+        Ok(nodes.into_iter().map(|row| row.view(since)).collect())
+    }
+
+    async fn hint_send(&self, hints: &[Hint]) -> StoreResult<()> {
+        if !self.inner.notify || !self.inner.has_others() {
+            return Ok(());
+        }
+        let (me, hints) = (self.inner.incarnation.clone(), Arc::new(hints.to_vec()));
+        self.read("hint_send", body!([me, hints] conn => hints::send(conn, &me, &hints))).await
+    }
+
+    async fn hint_next(&self) -> Vec<Hint> {
+        let mut heard = self.heard.lock().await;
+        let mut hints = Vec::new();
+        if heard.recv_many(&mut hints, hints::WAITING).await == 0 {
+            // Nobody listens any more: the store is being closed.
+            std::future::pending::<()>().await;
+        }
+        hints
+    }
+
+    async fn session_elsewhere(&self, agent_nos: &[i64]) -> StoreResult<Vec<i64>> {
+        if !self.inner.has_others() {
+            return Ok(Vec::new());
+        }
+        let (agent_nos, here) = (Arc::new(agent_nos.to_vec()), self.inner.incarnation.clone());
+        let look = body!([agent_nos, here] conn => agents::session_elsewhere(conn, &agent_nos, &here));
+        self.read("session_elsewhere", look).await
+    }
+
     async fn action_insert(&self, actions: Vec<NewAction>) -> StoreResult<Vec<Accepted>> {
         let (actions, owner, now) = (Arc::new(actions), self.inner.incarnation.clone(), self.now());
         let insert = body!([actions, owner] conn => actions::insert(conn, &actions, &owner, now));
@@ -133,7 +173,8 @@ impl Store for PostgresStore {
     }
 
     async fn action_list_open(&self, after: i64, limit: usize) -> StoreResult<Vec<OpenAction>> {
-        self.read("action_list_open", body!([] conn => actions::list_open(conn, after, limit))).await
+        let here = self.inner.incarnation.clone();
+        self.read("action_list_open", body!([here] conn => actions::list_open(conn, &here, after, limit))).await
     }
 
     async fn action_list_unresolved(&self, horizon: Timestamp, limit: usize) -> StoreResult<Vec<i64>> {

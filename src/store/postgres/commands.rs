@@ -19,7 +19,7 @@ const UNTOUCHED: &str = "NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.action_no 
      AND p.agent_no = c.agent_no OFFSET 0)";
 
 /// The action of what is called `p`, if it goes on.
-const GOING_OF_P: &str = "CROSS JOIN LATERAL (SELECT x.priority FROM actions x WHERE x.no = p.action_no \
+const GOING_OF_P: &str = "CROSS JOIN LATERAL (SELECT x.priority, x.owner FROM actions x WHERE x.no = p.action_no \
      AND x.ended_at IS NULL AND NOT x.cancelled AND NOT x.paused AND NOT x.expired OFFSET 0) a";
 
 /// An action with no more commands than this is listed by sorting them all.
@@ -239,7 +239,7 @@ pub(super) async fn due(
              CROSS JOIN LATERAL (SELECT no, transport FROM agents x WHERE x.no = p.agent_no AND NOT x.disabled \
              OFFSET 0) g \
              WHERE p.state = {} AND (p.due_at, p.action_no, p.agent_no) > (?, ?, ?) AND p.due_at <= ? \
-             AND (g.transport <> 'stream' OR EXISTS \
+             AND ((g.transport <> 'stream' AND a.owner = ?) OR EXISTS \
              (SELECT 1 FROM agent_sessions s WHERE s.agent_no = g.no AND s.incarnation = ? OFFSET 0)) \
              ORDER BY p.due_at, p.action_no, p.agent_no LIMIT ?)",
             state as i16
@@ -251,8 +251,14 @@ pub(super) async fn due(
         one(OpenState::Retry)
     ));
     for _ in [OpenState::Waiting, OpenState::Retry] {
-        query =
-            query.bind(after.0).bind(after_action).bind(after_agent).bind(horizon.0).bind(here).bind(sql_limit(limit));
+        query = query
+            .bind(after.0)
+            .bind(after_action)
+            .bind(after_agent)
+            .bind(horizon.0)
+            .bind(here)
+            .bind(here)
+            .bind(sql_limit(limit));
     }
     let rows: Vec<DueRow> = query.bind(sql_limit(limit)).load(conn).await?;
     let mut transports = Transports::default();

@@ -17,6 +17,7 @@ mod commands;
 mod connect;
 mod counts;
 mod error;
+mod hints;
 mod live;
 mod node;
 mod outcomes;
@@ -30,6 +31,7 @@ pub use scratch::Scratch;
 
 use super::{StoreError, StoreResult};
 use crate::config::Config;
+use crate::domain::hint::Hint;
 use clock::Clock;
 use connect::Connector;
 use diesel::ConnectionError;
@@ -40,10 +42,10 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use sql::sql;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::Duration;
 use tokio::runtime::Runtime;
-use tokio::sync::{Mutex, watch};
+use tokio::sync::{Mutex, mpsc, watch};
 use transaction::{Access, Body};
 use uuid::Uuid;
 
@@ -83,6 +85,9 @@ pub struct PostgresStore {
     failed: AtomicU32,
     heartbeat: Duration,
     dead_after: Duration,
+    /// What other nodes say, and where the listener puts it.
+    heard: Mutex<mpsc::Receiver<Hint>>,
+    told: mpsc::Sender<Hint>,
     /// `None` when it is being dropped.
     runtime: Option<Runtime>,
 }
@@ -94,6 +99,10 @@ struct Inner {
     incarnation: String,
     clock: Clock,
     state: watch::Sender<State>,
+    /// Whether nodes tell each other what there is to be looked at.
+    notify: bool,
+    /// Whether there are other nodes.
+    others: AtomicBool,
 }
 
 impl Inner {
@@ -125,6 +134,16 @@ impl Inner {
             }
             changed
         });
+    }
+
+    /// Whether there may be other nodes.
+    fn has_others(&self) -> bool {
+        AtomicBool::load(&self.others, Ordering::Relaxed)
+    }
+
+    /// Another node has said something.
+    fn met_others(&self) {
+        self.others.store(true, Ordering::Relaxed);
     }
 
     fn set_away(&self, error: &str) {
@@ -159,8 +178,13 @@ impl PostgresStore {
             incarnation: Uuid::now_v7().to_string(),
             clock: Clock::new(),
             state: watch::Sender::new(State::Unprepared),
+            notify: settings.node.notify,
+            others: AtomicBool::new(true),
         };
+        let (told, heard) = mpsc::channel(hints::WAITING);
         Ok(Self {
+            heard: Mutex::new(heard),
+            told,
             inner: Arc::new(inner),
             preparing: Mutex::new(()),
             failed: AtomicU32::new(0),

@@ -9,10 +9,11 @@ use super::sql::sql;
 use super::{Inner, State};
 use crate::store::rows::Key;
 use diesel::prelude::*;
-use diesel::sql_types::Text;
+use diesel::sql_types::{BigInt, Text};
 use diesel::{ConnectionError, ConnectionResult};
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
 use std::sync::Weak;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
@@ -27,6 +28,14 @@ const GONE_WITHIN: Duration = Duration::from_secs(2);
 struct Incarnation {
     #[diesel(sql_type = Text)]
     incarnation: String,
+}
+
+#[derive(QueryableByName)]
+struct Beat {
+    #[diesel(sql_type = BigInt)]
+    heartbeat: i64,
+    #[diesel(sql_type = BigInt)]
+    nodes: i64,
 }
 
 /// Makes this process known. Answers the database's time.
@@ -186,14 +195,18 @@ async fn beat(conn: &mut Option<AsyncPgConnection>, inner: &Inner) -> Result<boo
         None => conn.insert(connect(inner).await.map_err(|error| error.to_string())?),
     };
     let asked = Instant::now();
-    let row = sql(format!("UPDATE nodes SET heartbeat = {NOW} WHERE incarnation = ? RETURNING heartbeat AS key"))
-        .bind(inner.incarnation.as_str())
-        .get_result::<Key>(conn)
-        .await
-        .optional()
-        .map_err(|error| error.to_string())?;
+    let row = sql(format!(
+        "UPDATE nodes SET heartbeat = {NOW} WHERE incarnation = ? \
+         RETURNING heartbeat, (SELECT count(*) FROM nodes) AS nodes"
+    ))
+    .bind(inner.incarnation.as_str())
+    .get_result::<Beat>(conn)
+    .await
+    .optional()
+    .map_err(|error| error.to_string())?;
     if let Some(row) = &row {
-        inner.clock.observe(row.key, asked, Instant::now());
+        inner.clock.observe(row.heartbeat, asked, Instant::now());
+        inner.others.store(row.nodes > 1, Ordering::Relaxed);
     }
     Ok(row.is_some())
 }

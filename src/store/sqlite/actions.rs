@@ -123,7 +123,7 @@ pub(super) fn no(conn: &mut SqliteConnection, id: Uuid) -> QueryResult<Option<i6
 
 pub(super) fn list_open(conn: &mut SqliteConnection, after: i64, limit: usize) -> QueryResult<Vec<OpenAction>> {
     let rows = sql_query(
-        "SELECT no, valid_from, expires_at, live, resolved, cancelled, paused, expired, resolved_through, dispatched_through, \
+        "SELECT no, valid_from, expires_at, live, TRUE AS owned, resolved, cancelled, paused, expired, resolved_through, dispatched_through, \
          (SELECT coalesce(sum(total - succeeded - failed - timed_out - undeliverable - c.expired - c.cancelled), 0) \
           FROM action_counts c WHERE c.action_no = a.no) AS unfinished, \
          (SELECT coalesce(sum(sent), 0) FROM action_counts c WHERE c.action_no = a.no) AS sent \

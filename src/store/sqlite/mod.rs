@@ -18,14 +18,16 @@ mod outcomes;
 mod tokens;
 
 use super::CHECK_IN_WRITTEN;
+use super::rows::{NODES, NodeRow};
 use super::{
     Accepted, ActionView, AgentPatch, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent,
-    OpenAction, Report, Resolution, Store, StoreError, StoreResult, Unfinished, UntouchedPage,
+    NodeView, OpenAction, Report, Resolution, Store, StoreError, StoreResult, Unfinished, UntouchedPage,
 };
 use crate::domain::action::{Action, ActionState, NewAction};
 use crate::domain::agent::{AgentRef, Token};
 use crate::domain::audit::{AuditEntry, Author};
 use crate::domain::command::{Answer, CommandState};
+use crate::domain::hint::Hint;
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use async_trait::async_trait;
@@ -198,6 +200,26 @@ impl Store for SqliteStore {
 
     async fn node_lost(&self) {
         std::future::pending().await
+    }
+
+    async fn node_list(&self) -> StoreResult<Vec<NodeView>> {
+        // It lives as long as it answers.
+        let now = self.now();
+        let nodes = move |conn: &mut SqliteConnection| diesel::sql_query(NODES).load::<NodeRow>(conn);
+        let nodes = self.read("node_list", nodes).await?.into_iter();
+        Ok(nodes.map(|row| NodeView { heartbeat: now, alive: true, ..row.view(now) }).collect())
+    }
+
+    async fn hint_send(&self, _: &[Hint]) -> StoreResult<()> {
+        Ok(())
+    }
+
+    async fn hint_next(&self) -> Vec<Hint> {
+        std::future::pending().await
+    }
+
+    async fn session_elsewhere(&self, _: &[i64]) -> StoreResult<Vec<i64>> {
+        Ok(Vec::new())
     }
 
     async fn action_insert(&self, actions: Vec<NewAction>) -> StoreResult<Vec<Accepted>> {

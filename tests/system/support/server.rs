@@ -70,6 +70,8 @@ pub struct ServerOptions {
     pub on: On,
     /// The PostgreSQL server that it is in, if it isn't the shared one.
     pub cluster: Option<&'static Cluster>,
+    /// A database that is there already, in the shared PostgreSQL server: another server's.
+    pub database: Option<String>,
     /// A disk that can be filled.
     pub disk: Option<SmallDisk>,
     /// Keep everything in memory, where there is such a folder: a commit waits for no disk, and a kill loses nothing.
@@ -120,7 +122,7 @@ impl Server {
         };
         let database = (options.on == On::Postgres).then(|| {
             let cluster = options.cluster.unwrap_or_else(cluster::shared);
-            (cluster, cluster.database())
+            (cluster, options.database.clone().unwrap_or_else(|| cluster.database()))
         });
         let url = format!("http://127.0.0.1:{port}");
         if let Some(uid) = options.uid {

@@ -1,0 +1,135 @@
+//! Hints between nodes, by LISTEN and NOTIFY.
+//!
+//! A NOTIFY takes a lock of the whole database at its commit: it is sent by itself, not in anybody's transaction. The
+//! channel is of the schema, so that two installations in one database don't hear each other. The listener has a
+//! connection of its own, which is always read from, and holds no snapshot; when it was cut off it tells that hints may
+//! have been lost.
+
+use super::sql::sql;
+use super::{Inner, State};
+use crate::domain::hint::Hint;
+use diesel::prelude::*;
+use diesel::sql_types::Text;
+use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use futures_util::StreamExt;
+use std::sync::Weak;
+use std::time::Duration;
+use tokio::sync::mpsc;
+
+/// PostgreSQL takes payloads of less than 8,000 bytes.
+const LONGEST: usize = 7_900;
+/// Hints that wait to be taken; beyond these, one that says so.
+pub(super) const WAITING: usize = 1_024;
+/// The pause before the listener connects again.
+const AGAIN: Duration = Duration::from_secs(1);
+
+#[derive(QueryableByName)]
+struct Channel {
+    #[diesel(sql_type = Text)]
+    channel: String,
+}
+
+/// The channel of this schema; names are cut off at 63 bytes.
+const CHANNEL: &str = "left('odoshi_' || current_schema(), 63)";
+
+/// Says these in one notification; more than fit into one are said as [`Hint::Everything`].
+pub(super) async fn send(conn: &mut AsyncPgConnection, from: &str, hints: &[Hint]) -> QueryResult<()> {
+    sql(format!("SELECT pg_notify({CHANNEL}, ?)")).bind(payload(from, hints)).execute(conn).await.map(|_| ())
+}
+
+fn payload(from: &str, hints: &[Hint]) -> String {
+    let mut text = from.to_owned();
+    for hint in hints {
+        text.push(' ');
+        text.push_str(&hint.encode());
+    }
+    match text.len() {
+        ..=LONGEST => text,
+        _ => format!("{from} {}", Hint::Everything.encode()),
+    }
+}
+
+/// What somebody else said; nothing when it was this node itself.
+fn heard(me: &str, payload: &str) -> Vec<Hint> {
+    let mut words = payload.split(' ');
+    match words.next() {
+        Some(from) if from != me => words.filter_map(Hint::decode).collect(),
+        _ => Vec::new(),
+    }
+}
+
+/// Listens for as long as somebody else holds `inner`.
+pub(super) async fn listen(inner: Weak<Inner>, hints: mpsc::Sender<Hint>) {
+    loop {
+        let Some(held) = inner.upgrade() else { return };
+        let (me, connector) = (held.incarnation.clone(), held.connector.clone());
+        if matches!(*held.state.borrow(), State::Fenced | State::Gone) {
+            return;
+        }
+        drop(held);
+        match connector.connect().await {
+            Ok(conn) => {
+                if let Err(error) = follow(conn, &me, &inner, &hints).await {
+                    log::info!(error = error.to_string().as_str(); "the listener for other nodes connects again");
+                }
+            }
+            Err(error) => log::debug!(error = error.to_string().as_str(); "the listener for other nodes waits"),
+        }
+        tokio::time::sleep(AGAIN).await;
+    }
+}
+
+async fn follow(
+    mut conn: AsyncPgConnection,
+    me: &str,
+    inner: &Weak<Inner>,
+    hints: &mpsc::Sender<Hint>,
+) -> QueryResult<()> {
+    let channel: Channel = sql(format!("SELECT {CHANNEL} AS channel")).get_result(&mut conn).await?;
+    conn.batch_execute(&format!("LISTEN \"{}\"", channel.channel.replace('"', "\"\""))).await?;
+    // What was said before this connection listened is lost.
+    tell(hints, Hint::Everything);
+    let mut notifications = std::pin::pin!(conn.notifications_stream());
+    while let Some(notification) = notifications.next().await {
+        let heard = heard(me, &notification?.payload);
+        if let (false, Some(inner)) = (heard.is_empty(), inner.upgrade()) {
+            inner.met_others();
+        }
+        heard.into_iter().for_each(|hint| tell(hints, hint));
+    }
+    Ok(())
+}
+
+/// Never waits: notifications that nobody reads would pile up for all listeners of the database.
+fn tell(hints: &mpsc::Sender<Hint>, hint: Hint) {
+    // The last place is for saying that there were more.
+    match hints.capacity() {
+        0 => {}
+        1 => drop(hints.try_send(Hint::Everything)),
+        _ => drop(hints.try_send(hint)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_payload_is_short_enough_and_heard_by_others_alone() {
+        let few = [Hint::Action(1), Hint::Commands { action_no: 2, after: 3 }];
+        assert_eq!(heard("b", &payload("a", &few)), few);
+        assert!(heard("a", &payload("a", &few)).is_empty());
+        let many: Vec<Hint> = (0..2_000).map(Hint::Action).collect();
+        let text = payload("a", &many);
+        assert!(text.len() < 8_000);
+        assert_eq!(heard("b", &text), [Hint::Everything]);
+    }
+
+    #[test]
+    fn what_finds_no_room_is_told_as_everything() {
+        let (sender, mut receiver) = mpsc::channel(3);
+        (1..=5).for_each(|no| tell(&sender, Hint::Action(no)));
+        let told: Vec<Hint> = std::iter::from_fn(|| receiver.try_recv().ok()).collect();
+        assert_eq!(told, [Hint::Action(1), Hint::Action(2), Hint::Everything]);
+    }
+}

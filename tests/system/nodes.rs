@@ -1,0 +1,169 @@
+//! Several servers that share one PostgreSQL database: whoever takes an action, agents of all of them get it.
+
+use crate::support::{On, Server, ServerOptions, WireAgent, eventually, program};
+use serde_json::{Value, json};
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// How many servers.
+const NODES: usize = 3;
+
+/// Servers on one database, and an agent connected to each. They share the first one's admin token.
+struct Cluster {
+    servers: Vec<Server>,
+    agents: Vec<WireAgent>,
+    tokens: Vec<String>,
+    admin: String,
+}
+
+impl Cluster {
+    async fn start(options: ServerOptions) -> Self {
+        let named = |number: usize| options.clone().with("ODOSHI__NODE__NAME", &format!("node-{number}"));
+        let first = Server::start(ServerOptions { on: On::Postgres, ..named(0) }).await;
+        let (database, admin) = (Some(first.database().to_owned()), first.admin_token());
+        let mut cluster = Self { servers: vec![first], agents: Vec::new(), tokens: Vec::new(), admin };
+        for number in 1..NODES {
+            let options = ServerOptions { on: On::Postgres, database: database.clone(), ..named(number) };
+            cluster.servers.push(Server::start(options).await);
+        }
+        for number in 0..NODES {
+            let token = cluster.servers[0].enroll(&format!("a{number}"), json!({})).await;
+            cluster.agents.push(WireAgent::hello(&cluster.servers[number].url, &token, 16).await);
+            cluster.tokens.push(token);
+        }
+        cluster
+    }
+
+    /// Calls one of the servers as the admin.
+    async fn call(&self, node: usize, method: &str, path: &str, body: Option<Value>) -> Value {
+        let (status, answer) = self.servers[node].call_as(&self.admin, method, path, body).await;
+        assert!(status < 300, "{method} {path} on {node}: {status} {answer}");
+        answer
+    }
+
+    async fn submit(&self, node: usize) -> String {
+        let document = json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "ping" }] });
+        self.call(node, "POST", "/v1/actions", Some(document)).await["id"].as_str().unwrap().to_owned()
+    }
+
+    async fn until_completed(&self, node: usize, id: &str) -> Value {
+        eventually(&format!("{id} to be completed"), || async {
+            let view = self.call(node, "GET", &format!("/v1/actions/{id}"), None).await;
+            (view["status"] == "completed").then_some(view)
+        })
+        .await
+    }
+
+    /// Each agent gets the action's command and says that it went well; how long the last one waited for it.
+    async fn all_run(&mut self, id: &str, since: Instant) -> Duration {
+        let mut longest = Duration::ZERO;
+        for agent in &mut self.agents {
+            let commands = agent.commands().await;
+            longest = longest.max(since.elapsed());
+            assert_eq!((commands.len(), commands[0]["action"].as_str()), (1, Some(id)), "{commands:?}");
+            agent.succeed(&commands[0]).await;
+            agent.expect("stored").await;
+        }
+        longest
+    }
+}
+
+#[actix_rt::test]
+async fn an_action_reaches_the_agents_of_all_nodes_whichever_took_it() {
+    let mut cluster = Cluster::start(ServerOptions::default()).await;
+    for node in 0..NODES {
+        let begun = Instant::now();
+        let id = cluster.submit(node).await;
+        let took = cluster.all_run(&id, begun).await;
+        println!("an action taken by node {node} was with the agents of all nodes after {took:?}");
+        assert!(took < Duration::from_secs(5), "nobody was told: {took:?}");
+        let view = cluster.until_completed((node + 1) % NODES, &id).await;
+        assert_eq!(view["counts"]["succeeded"], NODES);
+    }
+    let mut sql = cluster.servers[0].sql();
+    assert_eq!(sql.number("SELECT count(*) AS n FROM open_commands"), 0, "nobody was written down as away");
+
+    // Paused by one node, resumed by another, cancelled by a third.
+    let late = json!({ "name": "n", "target": "TRUE", "delay": "2s", "operations": [{ "module": "ping" }] });
+    let id = cluster.call(0, "POST", "/v1/actions", Some(late)).await["id"].as_str().unwrap().to_owned();
+    cluster.call(1, "POST", &format!("/v1/actions/{id}/pause"), None).await;
+    let other = cluster.submit(1).await;
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    cluster.all_run(&other, Instant::now()).await;
+    cluster.call(2, "POST", &format!("/v1/actions/{id}/resume"), None).await;
+    for agent in &mut cluster.agents {
+        let commands = agent.commands().await;
+        assert_eq!(commands[0]["action"], id.as_str());
+        let run = json!({ "action": id, "run": 1 });
+        agent.send(json!({ "type": "received", "commands": [run] })).await;
+    }
+    cluster.call(1, "POST", &format!("/v1/actions/{id}/cancel"), None).await;
+    for agent in &mut cluster.agents {
+        assert_eq!(agent.expect("cancel").await["actions"], json!([id]));
+    }
+    // An agent that is disabled on one node is closed by the one that it is connected to.
+    cluster.call(0, "PATCH", "/v1/agents/a2", Some(json!({ "disabled": true }))).await;
+    assert_eq!(cluster.agents[2].expect_close().await, 4003);
+}
+
+#[actix_rt::test]
+async fn nodes_that_tell_each_other_nothing_find_it_by_themselves() {
+    let options = ServerOptions::default().with("ODOSHI__NODE__NOTIFY", "false");
+    let mut cluster = Cluster::start(options).await;
+    let begun = Instant::now();
+    let id = cluster.submit(0).await;
+    let took = cluster.all_run(&id, begun).await;
+    println!("without notifications the last agent had it after {took:?}");
+    cluster.until_completed(2, &id).await;
+}
+
+#[actix_rt::test]
+async fn a_node_that_is_killed_is_taken_over_and_its_agents_work_goes_on_elsewhere() {
+    let quick = [("ODOSHI__NODE__HEARTBEAT", "500ms"), ("ODOSHI__NODE__DEAD_AFTER", "2s")];
+    let options = quick.iter().fold(ServerOptions::default(), |options, (key, value)| options.with(key, value));
+    let mut cluster = Cluster::start(options).await;
+    let nodes = cluster.call(1, "GET", "/v1/nodes", None).await;
+    let names = |nodes: &Value| -> Vec<String> {
+        let nodes = nodes["nodes"].as_array().unwrap().iter();
+        nodes.filter(|node| node["alive"] == true).map(|node| node["name"].as_str().unwrap().to_owned()).collect()
+    };
+    assert_eq!(names(&nodes), ["node-0", "node-1", "node-2"]);
+    assert!(nodes["nodes"].as_array().unwrap().iter().all(|node| node["agents"] == 1), "{nodes}");
+
+    // Its agent has one command and not the result; the other actions come while nobody knows that it is dead.
+    let id = cluster.submit(0).await;
+    let commands = cluster.agents[0].commands().await;
+    assert_eq!(commands[0]["action"], id.as_str());
+    cluster.servers[0].kill();
+    let killed = Instant::now();
+    let meanwhile = cluster.submit(1).await;
+    eventually("the dead node to be taken over", || async {
+        (names(&cluster.call(1, "GET", "/v1/nodes", None).await) == ["node-1", "node-2"]).then_some(())
+    })
+    .await;
+    println!("a dead node was taken over after {:?}", killed.elapsed());
+    cluster.agents[0] = WireAgent::hello(&cluster.servers[2].url, &cluster.tokens[0], 16).await;
+    for agent in &mut cluster.agents {
+        let mut ran = 0;
+        while ran < 2 {
+            for command in agent.commands().await {
+                agent.succeed(&command).await;
+                agent.expect("stored").await;
+                ran += 1;
+            }
+        }
+    }
+    for action in [&id, &meanwhile] {
+        let view = cluster.until_completed(1, action).await;
+        assert_eq!(view["counts"]["succeeded"], NODES, "{view}");
+    }
+    assert_eq!(cluster.servers[1].sql().exceptions(), []);
+
+    let mut list = Command::new(program());
+    list.args(["nodes", "-o", "json"])
+        .env("ODOSHI_SERVER", &cluster.servers[1].url)
+        .env("ODOSHI_TOKEN", &cluster.admin);
+    let list = tokio::task::spawn_blocking(move || list.output().unwrap()).await.unwrap();
+    let listed: Vec<Value> = serde_json::from_slice(&list.stdout).unwrap();
+    assert_eq!(listed.iter().map(|node| node["name"].as_str().unwrap()).collect::<Vec<_>>(), ["node-1", "node-2"]);
+}
