@@ -5,6 +5,7 @@ mod abuse;
 mod agent_flow;
 mod agent_input;
 mod basics;
+mod chaos;
 mod check_in;
 mod cli;
 mod cli_operator;

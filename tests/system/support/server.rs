@@ -285,6 +285,14 @@ impl Server {
         child.wait().unwrap();
     }
 
+    /// Whether its process runs; one that has ended may be started again.
+    pub fn is_running(&mut self) -> bool {
+        if self.child.as_mut().is_some_and(|child| child.try_wait().unwrap().is_some()) {
+            self.child = None;
+        }
+        self.child.is_some()
+    }
+
     pub async fn restart(&mut self) {
         self.spawn();
         self.ready().await;
