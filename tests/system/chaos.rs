@@ -60,6 +60,7 @@ struct Nodes {
     lines: Vec<Proxy>,
     urls: Vec<String>,
     admin: String,
+    enroll: String,
 }
 
 impl Nodes {
@@ -80,8 +81,8 @@ impl Nodes {
             servers.push(server);
         }
         let urls = servers.iter().map(|server| server.url.clone()).collect();
-        let admin = servers[0].admin_token();
-        Self { database, servers: RefCell::new(servers), lines, urls, admin }
+        let (admin, enroll) = (servers[0].admin_token(), servers[0].enroll_token().await);
+        Self { database, servers: RefCell::new(servers), lines, urls, admin, enroll }
     }
 
     /// What a service manager does: whoever has ended is started again.
@@ -207,12 +208,8 @@ async fn nothing_is_lost_or_repeated_whatever_happens_to_three_nodes() {
     let nodes = Nodes::start().await;
     let ports = nodes.urls.iter().map(|url| url.rsplit(':').next().unwrap().parse().unwrap()).collect();
     let balancer = Balancer::over(ports);
-    let (enroll, folder) = {
-        let servers = nodes.servers.borrow();
-        let enroll = servers[0].enroll_token().await;
-        (enroll, servers[0].folder.path().to_owned())
-    };
-    let fleet = Fleet::start(AGENTS, &balancer.url, &enroll, &folder);
+    let folder = tempfile::tempdir().unwrap();
+    let fleet = Fleet::start(AGENTS, &balancer.url, &nodes.enroll, folder.path());
     let sql = || nodes.servers.borrow()[0].sql();
     eventually("all agents to be enrolled", || async {
         (sql().number("SELECT count(*) AS n FROM agents") == AGENTS as i64).then_some(())

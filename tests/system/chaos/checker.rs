@@ -31,13 +31,16 @@ pub struct Stored {
     pub untimely: i64,
 }
 
+/// Puts a number where it belongs.
+type Set = fn(&mut Stored, i64);
+
 impl Evidence {
     /// `runs` are by (agent, parameters), which are the action's id in quotes.
     pub fn gather(accepted: Vec<String>, agents: usize, runs: HashMap<(String, String), usize>, sql: &mut Sql) -> Self {
         let runs = runs.into_iter().map(|((agent, id), times)| ((agent, id.trim_matches('"').to_owned()), times));
         let mut stored: BTreeMap<String, Stored> = BTreeMap::new();
         let by_action = "FROM actions a LEFT JOIN outcomes o ON o.action_no = a.no AND o.is_final GROUP BY a.id";
-        let columns: [(&str, fn(&mut Stored, i64)); 6] = [
+        let columns: [(&str, Set); 6] = [
             (
                 "SELECT a.id, 0, count(c.agent_no) FROM actions a LEFT JOIN commands c ON c.action_no = a.no GROUP BY a.id",
                 |stored, n| stored.commands = n,
