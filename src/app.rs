@@ -14,6 +14,7 @@
 //! then each stage finishes what it has, the outcomes last; what isn't done by the deadline is still in the store.
 //! The pipeline lives on one arbiter: a message to another thread costs a wake-up.
 
+mod service;
 mod startup;
 
 use crate::config::{Config, ConfigError};
@@ -386,9 +387,13 @@ impl Running {
         let mut terminate = signal(SignalKind::terminate()).map_err(io_error("SIGTERM"))?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("SIGINT"))?;
         let (store, supervision) = (self.store.clone(), self.supervision.clone());
+        let alive = service::keep_alive();
         let serving = async {
             match self.ready().await {
-                Ok(()) => std::future::pending().await,
+                Ok(()) => {
+                    service::ready();
+                    std::future::pending().await
+                }
                 Err(error) => error,
             }
         };
@@ -403,11 +408,15 @@ impl Running {
             Some(fault) => log::error!(error = fault.to_string().as_str(); "the server drains and stops"),
             None => log::info!("the server drains and stops; a second signal stops it at once"),
         }
+        service::stopping();
         let drained = tokio::select! {
             drained = self.drain() => drained,
             _ = terminate.recv() => Err(AppError::Deadline),
             _ = interrupt.recv() => Err(AppError::Deadline),
         };
+        if let Some(alive) = alive {
+            alive.abort();
+        }
         fault.map_or(drained, Err)
     }
 

@@ -15,6 +15,8 @@ section! {
         password_file: Option<PathBuf> = None, example "/etc/odoshi/postgres.password";
         /// How many connections are kept.
         pool_size: usize = 8;
+        /// A transaction in PostgreSQL, whoever's, that is open for longer is told of in the log: vacuum waits for it.
+        warn_transaction: Span = Span::secs(300);
         /// When collected rows are written.
         batch: Batch = Batch::default();
     }
@@ -45,6 +47,7 @@ impl Store {
             );
         }
         checks.count("store.pool_size", self.pool_size, 1_000);
+        checks.duration("store.warn_transaction", self.warn_transaction, Span::days(365));
         checks.count("store.batch.max_items", self.batch.max_items, 100_000);
         checks.duration("store.batch.max_wait", self.batch.max_wait, Span::secs(60));
         let idle = self.batch.idle;

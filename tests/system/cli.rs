@@ -173,6 +173,27 @@ async fn a_second_server_on_the_same_store_is_refused() {
     assert!(text(&output.stderr).contains("in use by another process"), "{}", text(&output.stderr));
 }
 
+#[actix_rt::test]
+async fn a_service_manager_is_told_that_the_server_is_ready_alive_and_stopping() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("notify");
+    let socket = std::os::unix::net::UnixDatagram::bind(&path).unwrap();
+    socket.set_read_timeout(Some(std::time::Duration::from_secs(30))).unwrap();
+    let hear = || {
+        let mut buffer = [0; 256];
+        let length = socket.recv(&mut buffer).expect("to be told something");
+        text(&buffer[..length]).trim().to_owned()
+    };
+    let options =
+        ServerOptions::default().with("NOTIFY_SOCKET", path.to_str().unwrap()).with("WATCHDOG_USEC", "200000");
+    let mut server = Server::start(options).await;
+    let heard: Vec<String> = (0..6).map(|_| hear()).collect();
+    assert!(heard.iter().any(|told| told == "READY=1"), "{heard:?}");
+    assert!(heard.iter().filter(|told| *told == "WATCHDOG=1").count() >= 4, "{heard:?}");
+    assert_eq!(server.terminate().await.code(), Some(0));
+    while hear() != "STOPPING=1" {}
+}
+
 #[test]
 fn ctrl_c_ends_a_demo_cleanly() {
     let folder = tempfile::tempdir().unwrap();

@@ -368,3 +368,25 @@ async fn who_was_taken_over_writes_nothing_more_and_ends() {
     assert_eq!(server.sql().number("SELECT count(*) AS n FROM actions"), 0);
     server.restart().await;
 }
+
+#[actix_rt::test]
+async fn a_transaction_that_holds_up_vacuum_is_told_of_with_its_pid() {
+    let server = Server::start(On::Postgres.options().with("ODOSHI__STORE__WARN_TRANSACTION", "2s")).await;
+    let (cluster, database) = (cluster::shared(), server.database().to_owned());
+    let mut psql = cluster.client("psql", &database);
+    psql.args(["-X", "-q", "-A", "-t"]).stdin(std::process::Stdio::piped()).stdout(std::process::Stdio::piped());
+    let mut forgetful = psql.spawn().unwrap();
+    let say = "BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT count(*) FROM agents; SELECT pg_backend_pid();\n";
+    std::io::Write::write_all(forgetful.stdin.as_mut().unwrap(), say.as_bytes()).unwrap();
+    let mut lines = std::io::BufRead::lines(std::io::BufReader::new(forgetful.stdout.take().unwrap()));
+    let pid = tokio::task::spawn_blocking(move || lines.nth(1).unwrap().unwrap()).await.unwrap();
+    eventually("the log to name it", || async {
+        let log = server.log_text();
+        let line = log.lines().find(|line| line.contains("vacuum waits for it"))?;
+        assert!(line.contains(&format!("pid={pid} ")), "{line}");
+        Some(())
+    })
+    .await;
+    drop(forgetful.stdin.take());
+    forgetful.wait().unwrap();
+}

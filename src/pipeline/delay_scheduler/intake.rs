@@ -307,12 +307,14 @@ impl DelayScheduler {
             let cursor = self.cursors.entry(action.no).or_insert(fresh);
             // What is not due yet, and what waits for its time beyond the horizon, is not missing.
             let waits = action.valid_from > now || cursor.behind.is_some_and(|when| when <= now);
-            if !waits && dispatched < action.resolved_through && cursor.dispatched == dispatched {
+            // What was another node's is this one's now.
+            let is_taken_over = !std::mem::replace(&mut cursor.owned, action.owned) && action.owned;
+            let is_stuck = !waits && dispatched < action.resolved_through && cursor.dispatched == dispatched;
+            if is_taken_over || is_stuck {
                 cursor.at = dispatched;
                 cursor.behind = Some(now);
             }
             cursor.dispatched = dispatched;
-            cursor.owned = action.owned;
         }
         if self.looks.is_multiple_of(SECOND_READING) {
             self.second_reading.get_or_insert(FIRST);

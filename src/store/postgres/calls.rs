@@ -4,7 +4,8 @@ use super::commands::Duplicates;
 use super::sql::sql;
 use super::{MIGRATION_TRIES, PING_WITHIN, PostgresStore, State};
 use super::{
-    actions, agents, audit, commands, error, hints, live, migrate, node, not_connected, outcomes, tokens, transaction,
+    actions, agents, audit, commands, elders, error, hints, live, migrate, node, not_connected, outcomes, tokens,
+    transaction,
 };
 use crate::domain::action::{Action, ActionState, NewAction};
 use crate::domain::agent::{AgentRef, Token};
@@ -55,7 +56,7 @@ impl Store for PostgresStore {
         if *self.inner.state.borrow() != State::Unprepared {
             return Ok(());
         }
-        let told = self.told.clone();
+        let warn_transaction = self.warn_transaction;
         let (inner, heartbeat, dead_after) = (self.inner.clone(), self.heartbeat, self.dead_after);
         let conn = {
             let inner = inner.clone();
@@ -74,8 +75,9 @@ impl Store for PostgresStore {
             let time = time.map_err(|error| error::sort("prepare", error))?;
             inner.clock.observe(time, asked, Instant::now());
             inner.set_state(State::Ready);
+            tokio::spawn(elders::watch(Arc::downgrade(&inner), warn_transaction));
             if inner.notify {
-                tokio::spawn(hints::listen(Arc::downgrade(&inner), told));
+                tokio::spawn(hints::listen(Arc::downgrade(&inner)));
             }
             tokio::spawn(node::heartbeats(Arc::downgrade(&inner), conn, heartbeat, dead_after));
             Ok(())

@@ -59,10 +59,10 @@ fn heard(me: &str, payload: &str) -> Vec<Hint> {
 }
 
 /// Listens for as long as somebody else holds `inner`.
-pub(super) async fn listen(inner: Weak<Inner>, hints: mpsc::Sender<Hint>) {
+pub(super) async fn listen(inner: Weak<Inner>) {
     loop {
         let Some(held) = inner.upgrade() else { return };
-        let (me, connector) = (held.incarnation.clone(), held.connector.clone());
+        let (me, connector, hints) = (held.incarnation.clone(), held.connector.clone(), held.told.clone());
         if matches!(*held.state.borrow(), State::Fenced | State::Gone) {
             return;
         }
@@ -101,7 +101,7 @@ async fn follow(
 }
 
 /// Never waits: notifications that nobody reads would pile up for all listeners of the database.
-fn tell(hints: &mpsc::Sender<Hint>, hint: Hint) {
+pub(super) fn tell(hints: &mpsc::Sender<Hint>, hint: Hint) {
     // The last place is for saying that there were more.
     match hints.capacity() {
         0 => {}

@@ -16,6 +16,7 @@ mod clock;
 mod commands;
 mod connect;
 mod counts;
+mod elders;
 mod error;
 mod hints;
 mod live;
@@ -85,9 +86,9 @@ pub struct PostgresStore {
     failed: AtomicU32,
     heartbeat: Duration,
     dead_after: Duration,
-    /// What other nodes say, and where the listener puts it.
+    warn_transaction: Duration,
+    /// What other nodes say.
     heard: Mutex<mpsc::Receiver<Hint>>,
-    told: mpsc::Sender<Hint>,
     /// `None` when it is being dropped.
     runtime: Option<Runtime>,
 }
@@ -103,6 +104,8 @@ struct Inner {
     notify: bool,
     /// Whether there are other nodes.
     others: AtomicBool,
+    /// Where what other nodes say is put.
+    told: mpsc::Sender<Hint>,
 }
 
 impl Inner {
@@ -172,6 +175,7 @@ impl PostgresStore {
             .enable_all()
             .build()
             .map_err(|error| StoreError::Unusable(error.to_string()))?;
+        let (told, heard) = mpsc::channel(hints::WAITING);
         let inner = Inner {
             pool: pool(connector.clone(), settings.store.pool_size).map_err(StoreError::Unusable)?,
             connector,
@@ -180,16 +184,16 @@ impl PostgresStore {
             state: watch::Sender::new(State::Unprepared),
             notify: settings.node.notify,
             others: AtomicBool::new(true),
+            told,
         };
-        let (told, heard) = mpsc::channel(hints::WAITING);
         Ok(Self {
             heard: Mutex::new(heard),
-            told,
             inner: Arc::new(inner),
             preparing: Mutex::new(()),
             failed: AtomicU32::new(0),
             heartbeat: settings.node.heartbeat.0,
             dead_after: settings.node.dead_after.0,
+            warn_transaction: settings.store.warn_transaction.0,
             runtime: Some(runtime),
         })
     }

@@ -6,7 +6,8 @@
 //! wrong, about a process that was only slow or cut off; fencing makes that harmless, see [`super::transaction`].
 
 use super::sql::sql;
-use super::{Inner, State};
+use super::{Inner, State, hints};
+use crate::domain::hint::Hint;
 use crate::store::rows::Key;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Text};
@@ -185,7 +186,16 @@ pub(super) async fn heartbeats(inner: Weak<Inner>, conn: AsyncPgConnection, ever
 
 async fn bury(conn: &mut AsyncPgConnection, inner: &Inner, dead_after: Duration) -> QueryResult<()> {
     let dead = silent(conn, &inner.incarnation, dead_after).await?;
-    take_over(conn, &inner.incarnation, dead).await
+    if dead.is_empty() {
+        return Ok(());
+    }
+    take_over(conn, &inner.incarnation, dead).await?;
+    // Whatever they had committed and could tell nobody any more.
+    hints::tell(&inner.told, Hint::Everything);
+    if inner.notify {
+        hints::send(conn, &inner.incarnation, &[Hint::Everything]).await?;
+    }
+    Ok(())
 }
 
 /// One heartbeat; false when there is no such node any more.
