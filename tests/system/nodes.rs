@@ -1,6 +1,6 @@
 //! Several servers that share one PostgreSQL database: whoever takes an action, agents of all of them get it.
 
-use crate::support::{On, Server, ServerOptions, WireAgent, eventually, program};
+use crate::support::{Balancer, Fleet, On, Server, ServerOptions, WireAgent, eventually, program};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -166,4 +166,80 @@ async fn a_node_that_is_killed_is_taken_over_and_its_agents_work_goes_on_elsewhe
     let list = tokio::task::spawn_blocking(move || list.output().unwrap()).await.unwrap();
     let listed: Vec<Value> = serde_json::from_slice(&list.stdout).unwrap();
     assert_eq!(listed.iter().map(|node| node["name"].as_str().unwrap()).collect::<Vec<_>>(), ["node-1", "node-2"]);
+}
+
+#[actix_rt::test]
+async fn a_hundred_thousand_commands_make_few_notifications() {
+    const ACTIONS: usize = 200;
+    const AGENTS: usize = 500;
+    let cluster = Cluster::start(ServerOptions::default()).await;
+    let store = cluster.servers[0].store().await;
+    let named = |n| odoshi::store::NewAgent {
+        enrollment: odoshi::domain::agent::Enrollment { name: format!("away-{n}"), ..Default::default() },
+        transport: "stream".into(),
+        address: None,
+        secret: None,
+    };
+    store.agent_insert((0..AGENTS).map(named).collect()).await.unwrap();
+    store.node_stop().await.unwrap();
+    let sent = async |node: usize| {
+        let call = reqwest::Client::new().get(format!("{}/metrics", cluster.servers[node].url));
+        let text = call.bearer_auth(&cluster.admin).send().await.unwrap().text().await.unwrap();
+        let line = text.lines().find_map(|line| line.strip_prefix("odoshi_hints_total{what=\"sent\"} ")?.parse().ok());
+        line.unwrap_or(0.0)
+    };
+    let (mut before, begun) = (Vec::new(), Instant::now());
+    for node in 0..NODES {
+        before.push(sent(node).await);
+    }
+    let document = json!({ "name": "n", "target": "name LIKE 'away-%'", "operations": [{ "module": "ping" }] });
+    for n in 0..ACTIONS {
+        cluster.servers[n % NODES].drop_file(&format!("{n}.json"), &document.to_string());
+    }
+    eventually("all commands", || async {
+        let all = cluster.servers[0].sql().number("SELECT count(*) AS n FROM commands");
+        (all == (ACTIONS * AGENTS) as i64).then_some(())
+    })
+    .await;
+    for (node, before) in before.into_iter().enumerate() {
+        let (sent, seconds) = (sent(node).await - before, begun.elapsed().as_secs_f64());
+        println!("node {node} sent {sent} notifications in {seconds:.1} s");
+        assert!(sent >= 1.0 && sent <= 20.0 * seconds + 1.0, "{sent} in {seconds} s");
+    }
+}
+
+#[actix_rt::test]
+async fn what_a_killed_node_had_taken_is_done_soon_after_its_takeover() {
+    const AGENTS: usize = 60;
+    const DEAD_AFTER: Duration = Duration::from_secs(3);
+    let quick = [("ODOSHI__NODE__HEARTBEAT", "500ms"), ("ODOSHI__NODE__DEAD_AFTER", "3s")];
+    let options = quick.iter().fold(ServerOptions::default(), |options, (key, value)| options.with(key, value));
+    let mut cluster = Cluster::start(options).await;
+    let ports = cluster.servers.iter().map(|server| server.url.rsplit(':').next().unwrap().parse().unwrap());
+    let balancer = Balancer::over(ports.collect());
+    let enroll = cluster.servers[0].enroll_token().await;
+    let folder = tempfile::tempdir().unwrap();
+    let _fleet = Fleet::start(AGENTS, &balancer.url, &enroll, folder.path());
+    eventually("all agents to be online", || async {
+        let online = cluster.servers[1].sql().number("SELECT count(*) AS n FROM agent_sessions");
+        (online == (AGENTS + NODES) as i64).then_some(())
+    })
+    .await;
+    let document = json!({ "name": "n", "target": "name LIKE 'a0__'", "operations": [{ "module": "tally" }] });
+    let mut ids = Vec::new();
+    for _ in 0..100 {
+        let accepted = cluster.call(0, "POST", "/v1/actions", Some(document.clone())).await;
+        ids.push(accepted["id"].as_str().unwrap().to_owned());
+    }
+    cluster.servers[0].kill();
+    let killed = Instant::now();
+    let open = cluster.servers[1].sql().number("SELECT count(*) AS n FROM actions WHERE ended_at IS NULL");
+    for id in &ids {
+        let view = cluster.until_completed(1, id).await;
+        assert_eq!(view["counts"]["succeeded"], AGENTS, "{view}");
+    }
+    let took = killed.elapsed();
+    println!("{open} of 100 actions were open when their node was killed; the last result came {took:?} after that");
+    assert!(took < 4 * DEAD_AFTER, "{took:?}");
+    assert_eq!(cluster.servers[1].sql().exceptions(), []);
 }
