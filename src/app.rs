@@ -39,7 +39,7 @@ use crate::pipeline::spool_loader::{SpoolLoader, SpoolSettings};
 use crate::pipeline::waiters::Waiters;
 use crate::senders::SenderContext;
 use crate::senders::stream::StreamSender;
-use crate::senders::stream::session::SessionParts;
+use crate::senders::stream::connection::SessionParts;
 use crate::senders::stream::sessions::{SessionSink, Sessions};
 use crate::store::{Store, StoreError};
 use crate::supervision::{Supervision, supervise};

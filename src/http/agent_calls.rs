@@ -7,7 +7,7 @@ use crate::domain::audit::Author;
 use crate::domain::problem::{Problem, ProblemKind};
 use crate::domain::protocol::MAX_FRAME;
 use crate::pipeline::messages::Changed;
-use crate::senders::stream::session;
+use crate::senders::stream::connection;
 use crate::store::{Enrolled, NewAgent};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
@@ -84,7 +84,7 @@ pub(super) async fn stream(
     let (response, socket, stream) = actix_ws::handle(&request, payload).map_err(ApiError::bad_request)?;
     let stream = stream.max_frame_size(MAX_FRAME).aggregate_continuations().max_continuation_size(MAX_FRAME);
     let name = agent.name.clone();
-    let served = session::serve(api.sessions.clone(), agent, socket, stream);
+    let served = connection::serve(api.sessions.clone(), agent, socket, stream);
     actix_web::rt::spawn(async move {
         // A fault in one session is that session's alone: the socket closes, and the agent comes back.
         let guarded = std::panic::AssertUnwindSafe(served);

@@ -33,7 +33,7 @@ use crate::pipeline::notifier::Notifier;
 use crate::pipeline::presence::Presence;
 use crate::pipeline::resolver::Resolver;
 use crate::pipeline::waiters::Waiters;
-use crate::senders::stream::session::SessionParts;
+use crate::senders::stream::connection::SessionParts;
 use crate::store::Store;
 use crate::supervision::Supervision;
 use actix::Addr;

@@ -90,10 +90,11 @@ impl Hints {
         };
         ctx.spawn(sent.into_actor(self).map(|(sent, hints), actor, ctx| {
             let rest = match sent {
-                Ok(()) => {
+                Ok(true) => {
                     actor.parts.metrics.hints_sent();
                     REST
                 }
+                Ok(false) => REST,
                 Err(error) => {
                     log::debug!(error = error.to_string().as_str(); "hints to other nodes wait");
                     actor.parts.metrics.hints_failed();

@@ -80,8 +80,8 @@ pub trait Store: Send + Sync + 'static {
     /// The nodes that share the store, oldest first.
     async fn node_list(&self) -> StoreResult<Vec<NodeView>>;
 
-    /// Tells the other nodes; who doesn't hear it looks by itself later. On SQLite there are none.
-    async fn hint_send(&self, hints: &[Hint]) -> StoreResult<()>;
+    /// Tells the other nodes; who doesn't hear it looks by itself later. False when there are none, as on SQLite.
+    async fn hint_send(&self, hints: &[Hint]) -> StoreResult<bool>;
 
     /// Waits for what other nodes tell. On SQLite: for ever.
     async fn hint_next(&self) -> Vec<Hint>;

@@ -1,10 +1,13 @@
 //! Rows as the databases answer them, and how they become what the store's methods answer. The same for both halves.
 
-use super::models::{ActionView, AgentView, CommandView, Due, NodeView, OpenAction};
-use super::schema::{actions, tokens};
+mod agents;
+
+pub(super) use agents::{AgentViewRow, AuditRow, NODES, NodeRow, TokenRow, agent_view};
+
+use super::models::{ActionView, CommandView, Due, OpenAction};
+use super::schema::actions;
 use crate::domain::action::{Action, ActionState, Membership, NewAction};
-use crate::domain::agent::{Role, Token};
-use crate::domain::audit::{AuditEntry, Author};
+use crate::domain::audit::Author;
 use crate::domain::command::{CommandState, Known, Open, OpenState};
 use crate::domain::counts::Counts;
 use crate::domain::time::{Span, Timestamp};
@@ -391,122 +394,3 @@ impl KnownRow {
         Ok(Known { exists: true, open, last })
     }
 }
-
-/// An agent as users see it: name, transport, address, labels, facts, version, enrolled_at, last_seen, disabled, online.
-pub(super) type AgentViewRow = (String, String, Option<String>, String, String, String, i64, Option<i64>, bool, bool);
-
-/// Makes it what users see.
-pub(super) fn agent_view(row: AgentViewRow) -> QueryResult<AgentView> {
-    let (name, transport, address, labels, facts, version, enrolled_at, last_seen, disabled, online) = row;
-    Ok(AgentView {
-        name,
-        status: if online { "online" } else { "offline" },
-        transport,
-        address,
-        labels: RawValue::from_string(labels).map_err(corrupt)?,
-        facts: RawValue::from_string(facts).map_err(corrupt)?,
-        version,
-        enrolled_at: Timestamp(enrolled_at),
-        last_seen: last_seen.map(Timestamp),
-        disabled,
-    })
-}
-
-/// A token.
-#[derive(Queryable, Insertable, QueryableByName)]
-#[diesel(table_name = tokens)]
-pub(super) struct TokenRow {
-    pub(super) id: String,
-    pub(super) hash: Vec<u8>,
-    pub(super) role: String,
-    pub(super) name: String,
-    pub(super) agent_no: Option<i64>,
-    pub(super) created_at: i64,
-    pub(super) expires_at: Option<i64>,
-    pub(super) revoked_at: Option<i64>,
-}
-
-impl TokenRow {
-    pub(super) fn new(token: &Token, hash: Vec<u8>) -> Self {
-        Self {
-            id: token.id.to_string(),
-            hash,
-            role: token.role.as_str().into(),
-            name: token.name.clone(),
-            agent_no: token.agent_no,
-            created_at: token.created_at.0,
-            expires_at: token.expires_at.map(|time| time.0),
-            revoked_at: token.revoked_at.map(|time| time.0),
-        }
-    }
-
-    pub(super) fn token(self) -> QueryResult<Token> {
-        Ok(Token {
-            id: Uuid::parse_str(&self.id).map_err(corrupt)?,
-            role: Role::from_name(&self.role).ok_or_else(|| corrupt(format!("an unknown role, {}", self.role)))?,
-            name: self.name,
-            agent_no: self.agent_no,
-            created_at: Timestamp(self.created_at),
-            expires_at: self.expires_at.map(Timestamp),
-            revoked_at: self.revoked_at.map(Timestamp),
-        })
-    }
-}
-
-/// An entry of the audit log.
-#[derive(QueryableByName)]
-pub(super) struct AuditRow {
-    #[diesel(sql_type = BigInt)]
-    no: i64,
-    #[diesel(sql_type = BigInt)]
-    at: i64,
-    #[diesel(sql_type = Nullable<Text>)]
-    token_id: Option<String>,
-    #[diesel(sql_type = Text)]
-    name: String,
-    #[diesel(sql_type = Text)]
-    role: String,
-    #[diesel(sql_type = Text)]
-    did: String,
-    #[diesel(sql_type = Text)]
-    subject: String,
-    #[diesel(sql_type = Text)]
-    detail: String,
-}
-
-impl AuditRow {
-    pub(super) fn entry(self) -> QueryResult<AuditEntry> {
-        let Self { no, at, token_id, name, role, did, subject, detail } = self;
-        let token = token_id.as_deref().map(Uuid::parse_str).transpose().map_err(corrupt)?;
-        Ok(AuditEntry { no, at: Timestamp(at), token, name, role, did, subject, detail })
-    }
-}
-
-/// A node.
-#[derive(QueryableByName)]
-pub(super) struct NodeRow {
-    #[diesel(sql_type = Text)]
-    name: String,
-    #[diesel(sql_type = Text)]
-    incarnation: String,
-    #[diesel(sql_type = BigInt)]
-    started_at: i64,
-    #[diesel(sql_type = BigInt)]
-    heartbeat: i64,
-    #[diesel(sql_type = BigInt)]
-    agents: i64,
-}
-
-impl NodeRow {
-    /// As users see it; alive if it was heard of after `since`.
-    pub(super) fn view(self, since: Timestamp) -> NodeView {
-        let Self { name, incarnation, started_at, heartbeat, agents } = self;
-        let (started_at, heartbeat) = (Timestamp(started_at), Timestamp(heartbeat));
-        NodeView { name, incarnation, started_at, heartbeat, alive: heartbeat > since, agents }
-    }
-}
-
-/// All nodes, each with how many agents are connected to it.
-pub(super) const NODES: &str = "SELECT n.name, n.incarnation, n.started_at, n.heartbeat, \
-     (SELECT count(*) FROM agent_sessions s WHERE s.incarnation = n.incarnation) AS agents \
-     FROM nodes n ORDER BY n.started_at, n.incarnation";

@@ -26,6 +26,7 @@ const ACTORS: &[(&str, &str, u64)] = &[
     ("sessions", "sessions=1*off->1*panic;sessions.written=1*panic", 2),
     ("housekeeper", "housekeeper=1*panic->2*off->1*panic;housekeeper.round=3*off->1*panic->3*off->1*panic", 4),
     ("membership", "membership=1*panic->1*off->1*panic", 2),
+    ("hints", "hints=2*off->1*panic->3*off->1*panic", 2),
     ("session", "session=2*off->1*panic->9*off->1*panic;session.stored=3*off->1*panic->9*off->1*panic", 4),
 ];
 

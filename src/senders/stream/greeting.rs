@@ -1,6 +1,6 @@
 //! How a session begins, and why it ends.
 
-use super::session::SessionParts;
+use super::connection::SessionParts;
 use super::{Connect, Connected};
 use crate::domain::agent::{AgentRef, facts_fit};
 use crate::domain::protocol::{AgentFrame, HELLO_WITHIN, Hello, close};

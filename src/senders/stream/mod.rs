@@ -6,6 +6,7 @@
 //!
 //! Dies: the sessions notice that their channel is closed, connect again and read their backlog from the store.
 
+pub mod connection;
 pub mod desk;
 mod greeting;
 pub(crate) mod records;

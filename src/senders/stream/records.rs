@@ -1,7 +1,7 @@
 //! What a session asks of the store: backlogs, and records that are tried again while the outcomes are being restarted.
 
+use super::connection::SessionParts;
 use super::desk::result_report;
-use super::session::SessionParts;
 use crate::domain::action::Action;
 use crate::domain::command::Answer;
 use crate::domain::protocol::{Rejected, RunRef, RunResult, Stored};

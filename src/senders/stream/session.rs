@@ -7,32 +7,27 @@
 //! Should the store's actors fall, records are tried again a few times; then the connection is closed with 1012, and the
 //! agent comes back with all that was not stored.
 
+use super::connection::SessionParts;
 use super::desk::{Desk, Offered, QUEUE};
-use super::greeting::{End, greet};
+use super::greeting::End;
 use super::records::{Done, backlog, record, store_results};
-use super::{Connect, Connected, StreamSender, ToSession};
+use super::{Connect, Connected, ToSession};
 use crate::domain::agent::AgentRef;
 use crate::domain::command::{Answer, Event};
 use crate::domain::protocol::{
     AgentFrame, Command, ErrorFrame, Hello, MAX_FRAME, PING_EVERY, RunRef, RunResult, SILENCE, ServerFrame, Welcome,
     close,
 };
-use crate::pipeline::action_book::ActionBook;
-use crate::pipeline::delay_scheduler::DelayScheduler;
-use crate::pipeline::membership::Membership;
 use crate::pipeline::messages::Delivery;
-use crate::senders::SenderContext;
-use crate::store::{Report, Store};
-use actix::prelude::*;
-use actix_ws::{AggregatedMessage, AggregatedMessageStream, CloseCode, CloseReason, ProtocolError};
+use crate::store::Report;
+use actix_ws::{AggregatedMessage, AggregatedMessageStream, ProtocolError};
 use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
 use std::collections::{HashSet, VecDeque};
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 
 /// Frames that wait for the socket; beyond that the agent isn't read.
 const OUTBOX: usize = 64;
@@ -43,58 +38,8 @@ const STALLED: Duration = Duration::from_secs(30);
 /// A frame of commands is closed when it has grown to this, in bytes.
 const FULL_FRAME: usize = MAX_FRAME / 2;
 
-/// What all sessions share.
-#[derive(Clone)]
-pub struct SessionParts {
-    /// Where backlogs are read.
-    pub store: Arc<dyn Store>,
-    /// The actions in memory.
-    pub book: ActionBook,
-    /// Where results go.
-    pub context: SenderContext,
-    /// Where the session signs on.
-    pub sender: Addr<StreamSender>,
-    /// Gets what of the backlog isn't due yet.
-    pub scheduler: Addr<DelayScheduler>,
-    /// Told when an agent says something new of itself.
-    pub membership: Addr<Membership>,
-    /// Bytes of results that all sessions together may have in memory.
-    pub budget: Arc<Semaphore>,
-    /// How far ahead the backlog is read.
-    pub horizon: Duration,
-}
-
-/// Serves one connection until it ends. `agent` has shown its token.
-pub async fn serve(
-    parts: SessionParts,
-    agent: AgentRef,
-    mut socket: actix_ws::Session,
-    mut stream: AggregatedMessageStream,
-) {
-    let end = match greet(&parts, &agent, &mut stream).await {
-        Err(end) => end,
-        Ok((hello, connected)) => {
-            log::info!(agent = agent.name.as_str(), version = hello.version.as_str(); "an agent is connected");
-            let mut session = Session::new(parts, agent.clone(), &hello, connected);
-            let end = session.run(hello, &mut socket, &mut stream).await;
-            session.leave().await;
-            log::info!(agent = agent.name.as_str(), code = end.code; "an agent's connection has ended");
-            end
-        }
-    };
-    let farewell = async {
-        if let Some((code, message)) = end.error {
-            log::warn!(agent = agent.name.as_str(), code, message = message.as_str(); "an agent's connection is closed");
-            let frame = ServerFrame::Error(ErrorFrame { code: code.into(), message });
-            socket.text(frame.to_text()).await?;
-        }
-        socket.close(Some(CloseReason { code: CloseCode::from(end.code), description: None })).await
-    };
-    // A peer that doesn't read won't read this either; the socket is dropped then.
-    tokio::time::timeout(Duration::from_secs(5), farewell).await.ok();
-}
-
-struct Session {
+/// One agent, while it is connected.
+pub(super) struct Session {
     parts: SessionParts,
     agent: AgentRef,
     connected: Connected,
@@ -113,7 +58,7 @@ struct Session {
 }
 
 impl Session {
-    fn new(parts: SessionParts, agent: AgentRef, hello: &Hello, connected: Connected) -> Self {
+    pub(super) fn new(parts: SessionParts, agent: AgentRef, hello: &Hello, connected: Connected) -> Self {
         let now = Instant::now();
         Self {
             desk: Desk::new(agent.no, hello.capacity),
@@ -131,7 +76,12 @@ impl Session {
         }
     }
 
-    async fn run(&mut self, hello: Hello, socket: &mut actix_ws::Session, stream: &mut AggregatedMessageStream) -> End {
+    pub(super) async fn run(
+        &mut self,
+        hello: Hello,
+        socket: &mut actix_ws::Session,
+        stream: &mut AggregatedMessageStream,
+    ) -> End {
         let welcome = Welcome { agent: self.agent.name.clone(), server_time: self.parts.store.now() };
         self.push(&ServerFrame::Welcome(welcome));
         if hello.running.is_empty() {
@@ -484,7 +434,7 @@ impl Session {
     }
 
     /// Finishes what is under way, and leaves to the store what was in hand.
-    async fn leave(&mut self) {
+    pub(super) async fn leave(&mut self) {
         while let Some(done) = self.working.next().await {
             if let Done::Results(Some(stored)) = done {
                 stored.commands.iter().for_each(|run| self.desk.forget(*run));

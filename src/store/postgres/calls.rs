@@ -120,12 +120,13 @@ impl Store for PostgresStore {
         Ok(nodes.into_iter().map(|row| row.view(since)).collect())
     }
 
-    async fn hint_send(&self, hints: &[Hint]) -> StoreResult<()> {
+    async fn hint_send(&self, hints: &[Hint]) -> StoreResult<bool> {
         if !self.inner.notify || !self.inner.has_others() {
-            return Ok(());
+            return Ok(false);
         }
         let (me, hints) = (self.inner.incarnation.clone(), Arc::new(hints.to_vec()));
-        self.read("hint_send", body!([me, hints] conn => hints::send(conn, &me, &hints))).await
+        self.read("hint_send", body!([me, hints] conn => hints::send(conn, &me, &hints))).await?;
+        Ok(true)
     }
 
     async fn hint_next(&self) -> Vec<Hint> {
