@@ -272,6 +272,11 @@ async fn a_node_frozen_inside_of_a_transaction_holds_nobody_up_and_writes_nothin
     cluster.until_completed(2, &id).await;
     println!("the action of a node that froze inside of a transaction was with all agents {took:?} after that");
     assert!(took < Duration::from_secs(20), "{took:?}");
+    eventually("it to be taken over", || async {
+        let nodes = cluster.servers[1].sql().number("SELECT count(*) AS n FROM nodes");
+        (nodes == (NODES - 1) as i64).then_some(())
+    })
+    .await;
     kill(pid, Signal::SIGCONT).unwrap();
     assert_eq!(cluster.servers[0].wait().await.code(), Some(1), "it is no node any more");
     assert_eq!(cluster.servers[1].sql().exceptions(), []);
