@@ -4,6 +4,7 @@
 
 #![allow(dead_code, reason = "each crate of tests uses a part of it")]
 
+use nix::sys::signal::Signal;
 use nix::unistd::{Uid, User, chown};
 use std::ffi::OsStr;
 use std::fs;
@@ -64,6 +65,20 @@ fn installed() -> (PathBuf, u32) {
 
 fn programs() -> PathBuf {
     installed().0
+}
+
+/// A process's state and its parent, while it is there.
+fn state_of(pid: i32) -> Option<(char, i32)> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
+    // The name, in parentheses, may have anything in it.
+    let mut after_name = stat.rsplit(')').next()?.split_whitespace();
+    Some((after_name.next()?.chars().next()?, after_name.next()?.parse().ok()?))
+}
+
+/// The processes that this one has started and that are there.
+fn children_of(parent: i32) -> impl Iterator<Item = i32> {
+    let pids = fs::read_dir("/proc").unwrap().flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pids.filter(move |pid| state_of(*pid).is_some_and(|(_, its)| its == parent))
 }
 
 /// A server, and how it is reached. It is stopped, and its folder removed, when it is dropped.
@@ -188,12 +203,25 @@ impl Cluster {
         watch.wait().unwrap();
     }
 
-    /// `kill -9` on the server and all that belongs to it; it can be resumed.
+    /// `kill -9` on the server and all that belongs to it; it can be resumed. A server doesn't start beside a process of
+    /// the one before, and such a process may outlive it by as long as its statement takes: it waits until all are gone.
     pub fn kill(&self) {
         let pid = fs::read_to_string(self.data().join("postmaster.pid")).unwrap();
         let pid: i32 = pid.lines().next().unwrap().trim().parse().unwrap();
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL).unwrap();
+        let send = |pid: i32, signal| nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), signal);
+        // Stopped first, so that it starts none meanwhile.
+        send(pid, Signal::SIGSTOP).unwrap();
+        let all: Vec<i32> = children_of(pid).chain([pid]).collect();
+        all.iter().for_each(|pid| {
+            send(*pid, Signal::SIGKILL).ok();
+        });
         self.stop();
+        let started = Instant::now();
+        // Of one that nobody has waited for yet, only its number is left.
+        while all.iter().any(|pid| state_of(*pid).is_some_and(|(state, _)| state != 'Z')) {
+            assert!(started.elapsed() < PATIENCE, "processes of PostgreSQL outlive their end");
+            std::thread::park_timeout(Duration::from_millis(5));
+        }
     }
 
     /// Where a database of it is.

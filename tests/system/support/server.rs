@@ -5,11 +5,12 @@ use crate::cluster::{self, Cluster, free_port};
 use odoshi::config::Config;
 use odoshi::store::{self, Store};
 use serde_json::{Value, json};
+use std::cell::RefCell;
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
@@ -26,6 +27,23 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: i
         assert!(started.elapsed() < PATIENCE, "waited in vain for {what}");
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
+}
+
+thread_local! {
+    /// What this thread's last panic said.
+    static LAST_PANIC: RefCell<String> = const { RefCell::new(String::new()) };
+}
+
+/// From here on panics are remembered, beside being printed.
+fn remember_panics() {
+    static ONCE: Once = Once::new();
+    ONCE.call_once(|| {
+        let print = std::panic::take_hook();
+        std::panic::set_hook(Box::new(move |panic| {
+            LAST_PANIC.set(panic.to_string());
+            print(panic);
+        }));
+    });
 }
 
 /// The program under test. `ODOSHI_TEST_PROGRAM` names a copy of it, for when a build goes on beside a test that restarts it.
@@ -113,6 +131,7 @@ impl Server {
 
     /// A folder and a port, and no process yet.
     pub fn prepare(options: ServerOptions) -> Self {
+        remember_panics();
         // The tests' own HTTP clients are made without saying how they would speak TLS.
         rustls::crypto::ring::default_provider().install_default().ok();
         let port = free_port();
@@ -403,6 +422,8 @@ impl Drop for Server {
             let text = self.log_text();
             let lines: Vec<&str> = text.lines().collect();
             lines[lines.len().saturating_sub(40)..].iter().for_each(|line| eprintln!("{line}"));
+            // Again after the logs, where it is looked for.
+            LAST_PANIC.with_borrow(|panic| eprintln!("--- {panic} ---"));
         }
     }
 }
