@@ -157,10 +157,14 @@ impl Builder {
         config.validate()?;
         startup::make_private_folder(&config.data_dir)?;
         let (store, lock) = startup::open_store(&config).await?;
-        let preparing = match startup::prepare(&*store, &config).await {
+        let serves_stream = config.sender.enabled.iter().any(|name| name == STREAM);
+        let own = senders.iter().map(|(transport, _)| *transport);
+        let transports: Vec<String> =
+            serves_stream.then_some(STREAM).into_iter().chain(own).map(str::to_owned).collect();
+        let preparing = match startup::prepare(&*store, &config, &transports).await {
             Err(error) if error.may_pass() => {
                 log::warn!(error = error.to_string().as_str(); "the server waits for its store");
-                Some(actix_rt::spawn(startup::prepare_patiently(store.clone(), config.clone())))
+                Some(actix_rt::spawn(startup::prepare_patiently(store.clone(), config.clone(), transports)))
             }
             prepared => {
                 prepared?;
@@ -183,20 +187,25 @@ impl Builder {
             metrics: metrics.clone(),
         };
         let outcomes = supervise("outcomes", Batcher::new(sink, limits), MAILBOX, &supervision);
-        let sink = SessionSink { store: store.clone(), metrics: metrics.clone() };
+        let sink = SessionSink { store: store.clone(), upstream: upstream.clone(), metrics: metrics.clone() };
         let sessions = supervise("sessions", Batcher::new(sink, limits), MAILBOX, &supervision);
         let context = SenderContext::new(store.clone(), outcomes.clone());
         let stream = StreamSender::new(context.clone(), presence.clone(), sessions.clone());
         let stream = supervise("stream_sender", stream, MAILBOX, &supervision);
         let mut routes = HashMap::new();
-        if config.sender.enabled.iter().any(|name| name == STREAM) {
+        if serves_stream {
             let (deliver, cancelled) = (stream.clone().recipient(), Some(stream.clone().recipient()));
             routes.insert(STREAM.to_owned(), Route { deliver, cancelled });
         }
         for (transport, make) in senders {
             routes.insert(transport.to_owned(), make(context.clone(), &supervision));
         }
-        let router = supervise("sender_router", SenderRouter::new(routes, outcomes.clone()), MAILBOX, &supervision);
+        let router = supervise(
+            "sender_router",
+            SenderRouter::new(routes, outcomes.clone(), upstream.clone()),
+            MAILBOX,
+            &supervision,
+        );
         let parts = SchedulerParts {
             store: store.clone(),
             book: book.clone(),
@@ -215,9 +224,11 @@ impl Builder {
             scheduler: scheduler.clone(),
             stream: stream.clone(),
             notifier: notifier.clone(),
+            waiters: waiters.clone(),
             metrics: metrics.clone(),
         };
         let hints = supervise("hints", Hints::new(parts), MAILBOX, &supervision);
+        upstream.set_hints(hints.clone());
         let sink = CommandSink {
             store: store.clone(),
             scheduler: scheduler.clone(),
@@ -286,9 +297,12 @@ impl Builder {
                 sender: stream.clone(),
                 scheduler: scheduler.clone(),
                 membership: membership.clone(),
+                hints: hints.clone(),
                 budget: Arc::new(Semaphore::new(RESULTS_IN_MEMORY)),
                 horizon: config.delay.horizon.0,
             },
+            serves_stream,
+            unserved: Arc::default(),
             supervision: supervision.clone(),
             max_body: config.http.max_body.as_usize(),
         };

@@ -38,17 +38,21 @@ pub(super) async fn open_store(config: &Config) -> Result<(Arc<dyn Store>, Optio
 }
 
 /// Makes the store ready to be used, and this process known to it.
-pub(super) async fn prepare(store: &dyn Store, config: &Config) -> Result<(), AppError> {
+pub(super) async fn prepare(store: &dyn Store, config: &Config, transports: &[String]) -> Result<(), AppError> {
     store.prepare().await?;
-    store.node_start(&config.node_name()).await?;
+    store.node_start(&config.node_name(), transports).await?;
     make_admin_token(store, &config.data_dir).await
 }
 
 /// Does the same, for as long as the store is away.
-pub(super) async fn prepare_patiently(store: Arc<dyn Store>, config: Config) -> Result<(), AppError> {
+pub(super) async fn prepare_patiently(
+    store: Arc<dyn Store>,
+    config: Config,
+    transports: Vec<String>,
+) -> Result<(), AppError> {
     let mut wait = WAIT_MIN;
     loop {
-        match prepare(&*store, &config).await {
+        match prepare(&*store, &config, &transports).await {
             Err(error) if error.may_pass() => {
                 log::warn!(error = error.to_string().as_str(), again_in_ms = wait.as_millis() as u64;
                     "the server waits for its store");

@@ -6,7 +6,7 @@ use super::output::{Format, print};
 use serde_json::Value;
 use std::process::ExitCode;
 
-const COLUMNS: [&str; 6] = ["name", "alive", "agents", "started_at", "heartbeat", "incarnation"];
+const COLUMNS: [&str; 7] = ["name", "alive", "agents", "transports", "started_at", "heartbeat", "incarnation"];
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

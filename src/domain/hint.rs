@@ -15,8 +15,19 @@ pub enum Hint {
     Action(i64),
     /// An agent was disabled or removed.
     Agent(i64),
-    /// There are new open rows.
+    /// There are new open rows that are due.
     Open,
+    /// There are new open rows of agents that no node has a connection with: one that asks may be waiting for them.
+    Waiting,
+    /// An agent has a newer connection elsewhere: one that is older than this epoch is none any more.
+    Moved {
+        /// The agent.
+        agent_no: i64,
+        /// Its newer connection.
+        epoch: i64,
+    },
+    /// What an agent's older connection had is in the store again: who has a newer one reads its backlog.
+    Backlog(i64),
     /// More happened than can be told one by one; or hints may have been lost.
     Everything,
 }
@@ -29,6 +40,9 @@ impl Hint {
             Self::Action(no) => format!("a{no}"),
             Self::Agent(no) => format!("g{no}"),
             Self::Open => "o".into(),
+            Self::Waiting => "w".into(),
+            Self::Moved { agent_no, epoch } => format!("m{agent_no}.{epoch}"),
+            Self::Backlog(agent_no) => format!("b{agent_no}"),
             Self::Everything => "*".into(),
         }
     }
@@ -36,14 +50,15 @@ impl Hint {
     /// The other way round; `None` for what a later version says.
     pub fn decode(text: &str) -> Option<Self> {
         let rest = text.get(1..)?;
+        let two = || rest.split_once('.').and_then(|(one, two)| Some((one.parse().ok()?, two.parse().ok()?)));
         match text.as_bytes().first()? {
-            b'c' => {
-                let (action_no, after) = rest.split_once('.')?;
-                Some(Self::Commands { action_no: action_no.parse().ok()?, after: after.parse().ok()? })
-            }
+            b'c' => two().map(|(action_no, after)| Self::Commands { action_no, after }),
+            b'm' => two().map(|(agent_no, epoch)| Self::Moved { agent_no, epoch }),
+            b'b' => rest.parse().ok().map(Self::Backlog),
             b'a' => rest.parse().ok().map(Self::Action),
             b'g' => rest.parse().ok().map(Self::Agent),
             b'o' if rest.is_empty() => Some(Self::Open),
+            b'w' if rest.is_empty() => Some(Self::Waiting),
             b'*' if rest.is_empty() => Some(Self::Everything),
             _ => None,
         }
@@ -61,12 +76,15 @@ mod tests {
             Hint::Action(i64::MAX),
             Hint::Agent(7),
             Hint::Open,
+            Hint::Waiting,
+            Hint::Moved { agent_no: 6, epoch: i64::MAX },
+            Hint::Backlog(8),
             Hint::Everything,
         ];
         for hint in all {
             assert_eq!(Hint::decode(&hint.encode()), Some(hint));
         }
-        for text in ["", "c12", "c.", "cx.1", "a", "axe", "g1.2", "oo", "z9", "ü"] {
+        for text in ["", "c12", "c.", "cx.1", "a", "axe", "g1.2", "m1", "b", "w1", "oo", "z9", "ü"] {
             assert_eq!(Hint::decode(text), None, "{text}");
         }
     }

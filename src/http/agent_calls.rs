@@ -81,6 +81,12 @@ pub(super) async fn stream(
     if api.supervision.is_draining() {
         return Err(ApiError::new(ProblemKind::Unavailable, "the server is stopping; connect to another one"));
     }
+    if !api.serves_stream {
+        return Err(ApiError::new(
+            ProblemKind::Unavailable,
+            "this node does not serve streams; connect to another one",
+        ));
+    }
     let (response, socket, stream) = actix_ws::handle(&request, payload).map_err(ApiError::bad_request)?;
     let stream = stream.max_frame_size(MAX_FRAME).aggregate_continuations().max_continuation_size(MAX_FRAME);
     let name = agent.name.clone();

@@ -3,9 +3,17 @@
 use super::{Api, ApiError, ApiResult, auth};
 use crate::domain::agent::Role;
 use crate::domain::problem::ProblemKind;
+use crate::store::{Store, StoreResult};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
 use utoipa::ToSchema;
+
+/// How long it counts what was found of commands that nobody serves.
+const UNSERVED_FOR: Duration = Duration::from_secs(10);
+/// Counted no further.
+const UNSERVED_LIMIT: usize = 100_000;
 
 /// The process runs.
 #[utoipa::path(get, path = "/healthz", tag = "server",
@@ -22,6 +30,27 @@ pub(super) struct Readiness {
     store: String,
     draining: bool,
     actors: Vec<crate::supervision::ActorReport>,
+    /// Due commands, by transport, that no node has a sender for: they wait until one is started that has. Looked at every
+    /// 10 s, and counted up to 100,000.
+    unserved: BTreeMap<String, i64>,
+}
+
+/// What [`Store::command_unserved`](crate::store::Store::command_unserved) said last: readiness is asked for by everybody.
+#[derive(Debug, Default)]
+pub struct Unserved(tokio::sync::Mutex<Option<(Instant, BTreeMap<String, i64>)>>);
+
+impl Unserved {
+    async fn look(&self, store: &dyn Store) -> StoreResult<BTreeMap<String, i64>> {
+        let mut last = self.0.lock().await;
+        if let Some((at, unserved)) = &*last
+            && at.elapsed() < UNSERVED_FOR
+        {
+            return Ok(unserved.clone());
+        }
+        let unserved: BTreeMap<_, _> = store.command_unserved(UNSERVED_LIMIT).await?.into_iter().collect();
+        *last = Some((Instant::now(), unserved.clone()));
+        Ok(unserved)
+    }
 }
 
 /// Whether actions can be accepted: the store answers, and all actors run.
@@ -29,17 +58,21 @@ pub(super) struct Readiness {
     responses((status = 200, body = Readiness, description = "They can"),
         (status = 503, body = Readiness, description = "They can't; this says why")))]
 pub(super) async fn readyz(api: web::Data<Api>) -> HttpResponse {
-    let store = match api.store.ping().await {
-        Ok(()) => "ok".to_owned(),
+    let asked = async {
+        api.store.ping().await?;
+        api.unserved.look(&*api.store).await
+    };
+    let (store, unserved) = match asked.await {
+        Ok(unserved) => ("ok".to_owned(), unserved),
         Err(error) => {
             log::warn!(error = error.to_string().as_str(); "not ready: the store does not answer");
-            "not available".to_owned()
+            ("not available".to_owned(), BTreeMap::new())
         }
     };
     let draining = api.supervision.is_draining();
     let actors = api.supervision.reports();
     let ready = store == "ok" && !draining && actors.iter().all(|actor| actor.state == "running");
-    let readiness = Readiness { ready, store, draining, actors };
+    let readiness = Readiness { ready, store, draining, actors, unserved };
     if ready {
         HttpResponse::Ok().json(readiness)
     } else {

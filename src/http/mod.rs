@@ -20,6 +20,7 @@ mod tls;
 mod tokens;
 
 pub use error::{ApiError, ApiResult};
+pub use health::Unserved;
 pub use limits::Limits;
 
 use crate::config::Http;
@@ -78,6 +79,10 @@ pub struct Api {
     pub limits: Limits,
     /// For agents that connect.
     pub sessions: SessionParts,
+    /// Whether agents may connect to this node.
+    pub serves_stream: bool,
+    /// Commands that nobody serves, as they were a moment ago.
+    pub unserved: Arc<Unserved>,
     /// Who is alive.
     pub supervision: Supervision,
     /// The largest body, in bytes.

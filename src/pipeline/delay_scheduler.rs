@@ -111,6 +111,8 @@ pub struct DelayScheduler {
     looks: u32,
     /// Where the slow second reading of open rows is, while there is one.
     second_reading: Option<DuePlace>,
+    /// There is to be one more after it.
+    read_once_more: bool,
     /// Commands in chunks that the router has.
     dispatched: HashSet<(i64, i64)>,
     chunks: usize,
@@ -132,6 +134,7 @@ impl DelayScheduler {
             last_read: 0,
             looks: 0,
             second_reading: None,
+            read_once_more: false,
             dispatched: HashSet::new(),
             chunks: 0,
             holds: 0,
@@ -353,7 +356,7 @@ impl Handler<Resumed> for DelayScheduler {
             }
         }
         // Those with an open row.
-        self.second_reading = Some(FIRST);
+        self.read_open_again();
         self.look_again(ctx);
     }
 }
@@ -371,7 +374,7 @@ impl Handler<Hinted> for DelayScheduler {
             cursor.behind.get_or_insert(now);
         }
         if open {
-            self.second_reading = Some(FIRST);
+            self.read_open_again();
         }
         if everything {
             self.look_again(ctx);

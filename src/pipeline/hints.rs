@@ -8,8 +8,9 @@
 
 use super::action_book::ActionBook;
 use super::delay_scheduler::DelayScheduler;
-use super::messages::{Banned, Cancelled, Drain, Hinted, Resumed, Tell};
+use super::messages::{Backlog, Banned, Cancelled, Drain, Hinted, Moved, Resumed, Tell};
 use super::notifier::Notifier;
+use super::waiters::Waiters;
 use crate::domain::hint::Hint;
 use crate::metrics::Metrics;
 use crate::senders::stream::StreamSender;
@@ -39,6 +40,8 @@ pub struct HintParts {
     pub stream: Addr<StreamSender>,
     /// For watchers.
     pub notifier: Notifier,
+    /// Agents that wait over plain HTTP.
+    pub waiters: Waiters,
     /// Where it counts.
     pub metrics: Metrics,
 }
@@ -128,11 +131,16 @@ impl Hints {
 async fn take(parts: &HintParts, hints: Vec<Hint>) -> Result<(), StoreError> {
     parts.metrics.hints_heard(hints.len());
     let mut hinted = Hinted::default();
+    let mut moved = Vec::new();
+    let mut waiting = false;
     for hint in hints {
         match hint {
+            Hint::Moved { agent_no, epoch } => moved.push((agent_no, epoch)),
+            Hint::Backlog(agent_no) => drop(parts.stream.try_send(Backlog(agent_no))),
+            Hint::Waiting => waiting = true,
             Hint::Commands { action_no, after } => hinted.commands.push((action_no, after)),
-            Hint::Open => hinted.open = true,
-            Hint::Everything => hinted.everything = true,
+            Hint::Open => (hinted.open, waiting) = (true, true),
+            Hint::Everything => (hinted.everything, waiting) = (true, true),
             Hint::Action(no) => {
                 let Some(action) = parts.store.action_get(no).await? else { continue };
                 if action.is_cancelled() {
@@ -152,7 +160,16 @@ async fn take(parts: &HintParts, hints: Vec<Hint>) -> Result<(), StoreError> {
             }
         }
     }
-    parts.scheduler.try_send(hinted).ok();
+    if !moved.is_empty() {
+        parts.stream.try_send(Moved(moved)).ok();
+    }
+    if hinted != Hinted::default() {
+        parts.scheduler.try_send(hinted).ok();
+    }
+    let waiters = if waiting { parts.waiters.agents() } else { Vec::new() };
+    if !waiters.is_empty() {
+        parts.waiters.wake(parts.store.agent_with_due(&waiters).await?.into_iter());
+    }
     parts.notifier.notify();
     Ok(())
 }

@@ -101,7 +101,7 @@ pub struct Resumed(pub Vec<i64>);
 pub struct Tell(pub Vec<Hint>);
 
 /// Hints → delay scheduler: another node says that there is something to be looked at.
-#[derive(Debug, Default, Message)]
+#[derive(Debug, Default, PartialEq, Eq, Message)]
 #[rtype(result = "()")]
 pub struct Hinted {
     /// Actions with new commands, and the agent key after which these begin.
@@ -116,6 +116,16 @@ pub struct Hinted {
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Banned(pub i64);
+
+/// Hints → stream sender: these agents have newer connections at other nodes: (agent, epoch).
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Moved(pub Vec<(i64, i64)>);
+
+/// Sessions, hints → stream sender: what an older connection of this agent had is in the store again.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct Backlog(pub i64);
 
 /// HTTP, sessions → membership: this agent is new, or what is said of it is. A hint; it also looks by itself.
 #[derive(Message)]

@@ -8,11 +8,13 @@
 
 use super::batcher::{Batcher, Put, Refused, Sink};
 use super::delay_scheduler::DelayScheduler;
+use super::hints::Hints;
 use super::housekeeper::Housekeeper;
-use super::messages::{DueAgain, Touched};
+use super::messages::{DueAgain, Tell, Touched};
 use super::notifier::Notifier;
 use super::waiters::Waiters;
 use crate::domain::command::{Answer, Event};
+use crate::domain::hint::Hint;
 use crate::metrics::Metrics;
 use crate::store::{Due, Report, Store, StoreResult};
 use actix::prelude::*;
@@ -30,12 +32,25 @@ pub type Record = Put<OutcomeSink>;
 pub struct Upstream {
     scheduler: Arc<OnceLock<Addr<DelayScheduler>>>,
     housekeeper: Arc<OnceLock<Addr<Housekeeper>>>,
+    hints: Arc<OnceLock<Addr<Hints>>>,
 }
 
 impl Upstream {
     /// Names the delay scheduler, once.
     pub fn set_scheduler(&self, scheduler: Addr<DelayScheduler>) {
         self.scheduler.set(scheduler).ok();
+    }
+
+    /// Names who tells other nodes, once.
+    pub fn set_hints(&self, hints: Addr<Hints>) {
+        self.hints.set(hints).ok();
+    }
+
+    /// Tells other nodes. A hint.
+    pub fn tell(&self, hints: Vec<Hint>) {
+        if let (false, Some(actor)) = (hints.is_empty(), self.hints.get()) {
+            actor.try_send(Tell(hints)).ok();
+        }
     }
 
     /// Names the housekeeper, once.
@@ -83,7 +98,11 @@ impl Sink for OutcomeSink {
             _ => false,
         };
         let waiting = reports.iter().zip(answers).filter(|(report, answer)| waits(report, answer));
-        self.waiters.wake(waiting.map(|(report, _)| report.agent_no));
+        let waiting: Vec<i64> = waiting.map(|(report, _)| report.agent_no).collect();
+        if !waiting.is_empty() {
+            self.waiters.wake(waiting.into_iter());
+            self.upstream.tell(vec![Hint::Waiting]);
+        }
         let mut again = Vec::new();
         let mut touched = BTreeSet::new();
         for (report, answer) in reports.iter().zip(answers) {

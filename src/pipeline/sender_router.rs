@@ -1,14 +1,16 @@
 //! Passes due commands to the sender of their agents' transport.
 //!
 //! Receives [`Dispatch`] from the delay scheduler and sends [`Deliver`] to the senders; its answer waits for theirs, so
-//! that the scheduler's credits bound what is under way. Commands whose transport nobody serves here get a `waiting` row.
+//! that the scheduler's credits bound what is under way. Commands whose transport nobody serves here get a `waiting` row,
+//! and another node that serves it takes them from there.
 //!
 //! Dies: the chunks in hand come back to the scheduler, which tries them again.
 
 use super::batcher::Put;
 use super::messages::{Cancelled, Deliver, Delivery, Dispatch};
-use super::outcomes::{OutcomeSink, Outcomes};
+use super::outcomes::{OutcomeSink, Outcomes, Upstream};
 use crate::domain::command::Event;
+use crate::domain::hint::Hint;
 use crate::store::Report;
 use actix::prelude::*;
 use futures_util::future::join_all;
@@ -28,12 +30,13 @@ pub struct Route {
 pub struct SenderRouter {
     routes: HashMap<String, Route>,
     outcomes: Addr<Outcomes>,
+    upstream: Upstream,
 }
 
 impl SenderRouter {
     /// With the senders by transport.
-    pub fn new(routes: HashMap<String, Route>, outcomes: Addr<Outcomes>) -> Self {
-        Self { routes, outcomes }
+    pub fn new(routes: HashMap<String, Route>, outcomes: Addr<Outcomes>, upstream: Upstream) -> Self {
+        Self { routes, outcomes, upstream }
     }
 }
 
@@ -77,12 +80,15 @@ impl Handler<Dispatch> for SenderRouter {
                 }
             }
         }
-        let outcomes = self.outcomes.clone();
+        let (outcomes, upstream) = (self.outcomes.clone(), self.upstream.clone());
         let done = async move {
             let back: Vec<_> = join_all(taken_over).await.into_iter().flatten().collect();
             crate::fault_point!("sender_router.answered");
-            if !unserved.is_empty() && !matches!(outcomes.send(Put::<OutcomeSink>(unserved)).await, Ok(Some(_))) {
-                log::warn!("commands without a sender are looked at again later");
+            if !unserved.is_empty() {
+                match outcomes.send(Put::<OutcomeSink>(unserved)).await {
+                    Ok(Some(_)) => upstream.tell(vec![Hint::Open]),
+                    _ => log::warn!("commands without a sender are looked at again later"),
+                }
             }
             back
         };

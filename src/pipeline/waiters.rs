@@ -1,7 +1,7 @@
 //! Agents that wait for a command over plain HTTP, to be woken when there is one.
 //!
-//! The outcomes wake those of whose commands they have just written that they wait. A wake that is lost costs the waiter's
-//! own period.
+//! The outcomes wake those of whose commands they have just written that they wait; hints from other nodes wake those for
+//! whom something is due. A wake that is lost costs the waiter's own period.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -30,6 +30,11 @@ impl Waiters {
     pub fn wait(&self, agent_no: i64) -> Waiting {
         let notify = self.with(|map| map.entry(agent_no).or_default().clone());
         Waiting { waiters: self.clone(), agent_no, notify }
+    }
+
+    /// Those that wait.
+    pub fn agents(&self) -> Vec<i64> {
+        self.with(|map| map.keys().copied().collect())
     }
 
     /// Wakes those of these agents that wait.

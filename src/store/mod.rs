@@ -67,9 +67,9 @@ pub trait Store: Send + Sync + 'static {
     /// An error that isn't transient means that it can't be used as it is. On SQLite opening it has done so.
     async fn prepare(&self) -> StoreResult<()>;
 
-    /// Gives this process its name, and takes over what other processes left behind that are gone. On SQLite there can be
+    /// Gives this process its name, says for which transports it has senders, and takes over what other processes left behind that are gone. On SQLite there can be
     /// no other one.
-    async fn node_start(&self, name: &str) -> StoreResult<()>;
+    async fn node_start(&self, name: &str, transports: &[String]) -> StoreResult<()>;
 
     /// Says goodbye: what this process held is free at once. Nothing can be written after it.
     async fn node_stop(&self) -> StoreResult<()>;
@@ -152,9 +152,17 @@ pub trait Store: Send + Sync + 'static {
     async fn command_backlog(&self, agent_no: i64, horizon: Timestamp, limit: usize) -> StoreResult<Vec<Due>>;
 
     /// Open rows `waiting` or `retry` after a place in their order and due up to `horizon`, whose agent can be reached from
-    /// this node: it has a session here, or its transport is not a stream. In order of (due time, action, agent).
+    /// this node: it has a session here, or its transport is not a stream and it is for this node to send: its action's
+    /// owner does, or, if that has no sender for the transport, the first of the nodes that have one. In order of
+    /// (due time, action, agent).
     async fn command_due(&self, after: DuePlace, horizon: Timestamp, limit: usize)
     -> StoreResult<Vec<(Due, Arc<str>)>>;
+
+    /// Those of these agents that have open rows `waiting` or `retry` that are due.
+    async fn agent_with_due(&self, agent_nos: &[i64]) -> StoreResult<Vec<i64>>;
+
+    /// Transports that no node has a sender for, and how many due commands wait for one; counted up to `limit` in all.
+    async fn command_unserved(&self, limit: usize) -> StoreResult<Vec<(String, i64)>>;
 
     /// Commands whose agent has them and should have sent a result by `now`: (action, agent).
     async fn command_overdue(&self, now: Timestamp, limit: usize) -> StoreResult<Vec<(i64, i64)>>;

@@ -239,6 +239,8 @@ pub struct NodeView {
     pub alive: bool,
     /// Agents that are connected to it.
     pub agents: i64,
+    /// What it has senders for.
+    pub transports: Vec<String>,
 }
 
 /// What is to be changed about an agent; `None` stays as it is.

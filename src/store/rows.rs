@@ -2,7 +2,7 @@
 
 mod agents;
 
-pub(super) use agents::{AgentViewRow, AuditRow, NODES, NodeRow, TokenRow, agent_view};
+pub(super) use agents::{AgentViewRow, AuditRow, NODES, Named, NodeRow, TokenRow, agent_view};
 
 use super::models::{ActionView, CommandView, Due, OpenAction};
 use super::schema::actions;

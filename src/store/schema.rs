@@ -37,6 +37,7 @@ diesel::table! {
         name -> Text,
         started_at -> BigInt,
         heartbeat -> BigInt,
+        transports -> Text,
     }
 }
 

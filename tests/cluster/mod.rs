@@ -103,6 +103,25 @@ impl Cluster {
         cluster
     }
 
+    /// A copy of this one as it is at this moment, taken while it is used, as an operator's backup is; not started.
+    pub fn base_backup(&self) -> Self {
+        let folder =
+            tempfile::Builder::new().prefix("odoshi-postgres-").tempdir_in(std::env::temp_dir()).unwrap().keep();
+        if let Some((uid, gid)) = unprivileged() {
+            chown(&folder, Some(uid.into()), Some(gid.into())).unwrap();
+        }
+        let copy = Self { folder, port: free_port(), watch: Mutex::default() };
+        let mut backup = self.program("pg_basebackup");
+        backup.env("PGPASSWORD", PASSWORD).args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "odoshi"]);
+        let made = backup.args(["-c", "fast", "-X", "stream", "-D"]).arg(copy.data()).output().unwrap();
+        assert!(made.status.success(), "pg_basebackup: {}", String::from_utf8_lossy(&made.stderr));
+        copy.append(
+            "postgresql.conf",
+            &format!("port = {}\nunix_socket_directories = '{}'\n", copy.port, copy.folder.display()),
+        );
+        copy
+    }
+
     fn program(&self, name: &str) -> Command {
         let mut command = Command::new(programs().join(name));
         if let Some((uid, gid)) = unprivileged() {
@@ -222,6 +241,21 @@ impl Cluster {
             assert!(started.elapsed() < PATIENCE, "processes of PostgreSQL outlive their end");
             std::thread::park_timeout(Duration::from_millis(5));
         }
+    }
+
+    /// The CPU time that its processes have taken that still run, and those before them that it has waited for.
+    pub fn cpu(&self) -> Duration {
+        let pid = fs::read_to_string(self.data().join("postmaster.pid")).unwrap();
+        let pid: i32 = pid.lines().next().unwrap().trim().parse().unwrap();
+        let ticks = |pid: i32, fields: std::ops::Range<usize>| -> u64 {
+            let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+            let fields =
+                stat.rsplit(')').next().unwrap_or_default().split_whitespace().skip(fields.start).take(fields.len());
+            fields.filter_map(|field| field.parse::<u64>().ok()).sum()
+        };
+        // utime and stime; of the server itself also those of the children that have ended.
+        let all: u64 = children_of(pid).map(|child| ticks(child, 11..13)).sum::<u64>() + ticks(pid, 11..15);
+        Duration::from_millis(all * 10)
     }
 
     /// Where a database of it is.

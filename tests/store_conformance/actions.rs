@@ -174,7 +174,7 @@ pub async fn resolving_goes_on_after_a_restart(backend: &mut impl Backend) {
     backend.store().command_insert(vec![page(taken.no, 0, &fleet[..3], false)]).await.unwrap();
     backend.reopen().await;
     let store = backend.store();
-    store.node_start("again").await.unwrap();
+    store.node_start("again", &[]).await.unwrap();
     assert_eq!(store.action_list_unresolved(store.now(), 10).await.unwrap(), [taken.no]);
     let found = store.action_resolution(vec![(taken.no, Target::All)]).await.unwrap().remove(0);
     assert_eq!(found, Resolution { through: fleet[2], written: 3, expected: 4, done: false });

@@ -115,11 +115,11 @@ pub async fn closing_an_older_epoch_does_nothing(backend: &mut impl Backend) {
 
 pub async fn a_start_of_the_node_ends_all_sessions(backend: &mut impl Backend) {
     let fleet = agents(backend.store(), 2).await;
-    backend.store().node_start("node").await.unwrap();
+    backend.store().node_start("node", &[]).await.unwrap();
     backend.store().session_open(&[(fleet[0], 7), (fleet[1], 7)]).await.unwrap();
     backend.reopen().await;
     assert_eq!(online(backend.store()).await.len(), 2);
-    backend.store().node_start("node").await.unwrap();
+    backend.store().node_start("node", &[]).await.unwrap();
     assert!(online(backend.store()).await.is_empty());
     backend.store().session_open(&[(fleet[1], 1)]).await.unwrap();
     assert_eq!(online(backend.store()).await, fleet[1..]);

@@ -181,7 +181,7 @@ async fn due(store: &dyn Store, after: Timestamp, horizon: Timestamp) -> Vec<i64
 pub async fn due_rows_are_those_of_agents_that_this_node_reaches(backend: &mut impl Backend) {
     let agents =
         vec![named("here", "stream"), named("away", "stream"), named("hook", "webhook"), named("has", "webhook")];
-    backend.store().node_start("one").await.unwrap();
+    backend.store().node_start("one", &[]).await.unwrap();
     backend.store().agent_insert(agents).await.unwrap();
     let fleet = crate::support::matching(backend.store(), &odoshi::domain::target::Target::All).await;
     let taken = resolved(backend.store(), json!({"priority": 7}), &fleet).await;
@@ -200,7 +200,7 @@ pub async fn due_rows_are_those_of_agents_that_this_node_reaches(backend: &mut i
     // A session that another process held is none of this one's, which takes over what isn't a stream.
     store.session_open(&[(fleet[1], 5)]).await.unwrap();
     backend.reopen().await;
-    backend.store().node_start("one").await.unwrap();
+    backend.store().node_start("one", &[]).await.unwrap();
     assert_eq!(due(backend.store(), Timestamp(0), horizon).await, [fleet[2]]);
 }
 

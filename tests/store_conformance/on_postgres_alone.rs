@@ -93,7 +93,7 @@ fn who_takes_over_waits_for_a_writer_in_flight_and_later_ones_write_nothing() {
     block_on(async {
         let backend = Postgres::fresh().await;
         let store = backend.store();
-        store.node_start("one").await.unwrap();
+        store.node_start("one", &[]).await.unwrap();
         let fleet = agents(store, 2).await;
         store.session_open(&[(fleet[0], 1)]).await.unwrap();
         let taken = accept(store, json!({})).await;
@@ -107,7 +107,7 @@ fn who_takes_over_waits_for_a_writer_in_flight_and_later_ones_write_nothing() {
         // The first node falls silent.
         backend.execute("UPDATE nodes SET heartbeat = 0 WHERE name = 'one'").await;
         let second = open(&backend.url()).await;
-        let take_over = second.node_start("two");
+        let take_over = second.node_start("two", &[]);
         tokio::pin!(take_over);
         assert!(tokio::time::timeout(A_WHILE, &mut take_over).await.is_err(), "it must wait for the writer");
         assert_eq!(matching(store, &online).await, fleet[..1]);
@@ -128,16 +128,16 @@ fn who_takes_over_waits_for_a_writer_in_flight_and_later_ones_write_nothing() {
 fn a_node_that_was_started_anew_does_not_wait_for_the_one_before() {
     block_on(async {
         let mut backend = Postgres::fresh().await;
-        backend.store().node_start("one").await.unwrap();
+        backend.store().node_start("one", &[]).await.unwrap();
         let fleet = agents(backend.store(), 1).await;
         backend.store().session_open(&[(fleet[0], 1)]).await.unwrap();
         // A namesake that lives is left alone.
         let second = open(&backend.url()).await;
-        second.node_start("one").await.unwrap();
+        second.node_start("one", &[]).await.unwrap();
         assert_eq!(backend.number("SELECT count(*) FROM nodes").await, 2);
         second.node_stop().await.unwrap();
         backend.reopen().await;
-        backend.store().node_start("one").await.unwrap();
+        backend.store().node_start("one", &[]).await.unwrap();
         assert_eq!(backend.number("SELECT count(*) FROM nodes").await, 1);
         assert_eq!(backend.number("SELECT count(*) FROM agent_sessions").await, 0);
     });

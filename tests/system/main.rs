@@ -4,6 +4,7 @@
 mod abuse;
 mod agent_flow;
 mod agent_input;
+mod backup;
 mod basics;
 mod chaos;
 mod check_in;
@@ -20,6 +21,8 @@ mod joining;
 mod kill;
 mod nodes;
 mod postgres_access;
+mod reconnect;
+mod recording;
 mod retention;
 mod scale;
 mod spool_input;

@@ -108,6 +108,49 @@ async fn an_action_reaches_the_agents_of_all_nodes_whichever_took_it() {
 }
 
 #[actix_rt::test]
+async fn an_agent_that_has_moved_is_no_longer_connected_where_it_was() {
+    let mut cluster = Cluster::start(ServerOptions::default()).await;
+    // It has a command, and its old connection lives on as if nothing had happened.
+    let id = cluster.submit(1).await;
+    let commands = cluster.agents[0].commands().await;
+    let mut moved = WireAgent::hello(&cluster.servers[1].url, &cluster.tokens[0], 16).await;
+    assert_eq!(cluster.agents[0].expect_close().await, 4001);
+    // What it had there comes again, unless its old connection's end says first that it is there.
+    let again = moved.commands().await;
+    assert_eq!(again[0]["action"], commands[0]["action"]);
+    let agents = std::mem::take(&mut cluster.agents);
+    cluster.agents = std::iter::once(moved).chain(agents.into_iter().skip(1)).collect();
+    cluster.agents[0].succeed(&again[0]).await;
+    for agent in &mut cluster.agents[1..] {
+        let commands = agent.commands().await;
+        agent.succeed(&commands[0]).await;
+    }
+    cluster.until_completed(2, &id).await;
+    let next = cluster.submit(2).await;
+    let took = cluster.all_run(&next, Instant::now()).await;
+    assert!(took < Duration::from_secs(5), "{took:?}");
+}
+
+#[actix_rt::test]
+async fn an_agent_that_asks_one_node_and_waits_is_told_of_what_another_one_has() {
+    let cluster = Cluster::start(ServerOptions::default()).await;
+    let token = cluster.servers[0].enroll("asks", json!({})).await;
+    let asking = async {
+        let begun = Instant::now();
+        let (status, answer) = cluster.servers[2].call_as(&token, "GET", "/v1/agent/commands?wait=60s", None).await;
+        assert_eq!((status, answer["commands"].as_array().map(Vec::len)), (200, Some(1)), "{answer}");
+        begun.elapsed()
+    };
+    let submitting = async {
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        cluster.submit(0).await;
+        Instant::now()
+    };
+    let (waited, _) = tokio::join!(asking, submitting);
+    println!("the agent that asked node 2 had the command that node 0 took {waited:?} after it began to wait");
+}
+
+#[actix_rt::test]
 async fn nodes_that_tell_each_other_nothing_find_it_by_themselves() {
     let options = ServerOptions::default().with("ODOSHI__NODE__NOTIFY", "false");
     let mut cluster = Cluster::start(options).await;

@@ -210,6 +210,15 @@ impl DelayScheduler {
         }));
     }
 
+    /// Reads all open rows that are due a second time; when that is under way, once more when it is done, lest it never
+    /// comes beyond its beginning.
+    pub(super) fn read_open_again(&mut self) {
+        match self.second_reading {
+            Some(_) => self.read_once_more = true,
+            None => self.second_reading = Some(FIRST),
+        }
+    }
+
     fn next_read(&self) -> Option<Next> {
         let (now, horizon) = (self.parts.store.now(), self.horizon());
         if self.open_read_through.0 < now.plus(self.parts.horizon / 2) && self.open_not_before <= now {
@@ -242,6 +251,9 @@ impl DelayScheduler {
                 }
                 if second {
                     self.second_reading = last;
+                    if last.is_none() && std::mem::take(&mut self.read_once_more) {
+                        self.second_reading = Some(FIRST);
+                    }
                 } else {
                     self.open_read_through = last.unwrap_or((until, i64::MAX, i64::MAX));
                 }

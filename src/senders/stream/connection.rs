@@ -7,6 +7,7 @@ use crate::domain::agent::AgentRef;
 use crate::domain::protocol::{ErrorFrame, ServerFrame};
 use crate::pipeline::action_book::ActionBook;
 use crate::pipeline::delay_scheduler::DelayScheduler;
+use crate::pipeline::hints::Hints;
 use crate::pipeline::membership::Membership;
 use crate::senders::SenderContext;
 use crate::store::Store;
@@ -31,6 +32,8 @@ pub struct SessionParts {
     pub scheduler: Addr<DelayScheduler>,
     /// Told when an agent says something new of itself.
     pub membership: Addr<Membership>,
+    /// Tells other nodes.
+    pub hints: Addr<Hints>,
     /// Bytes of results that all sessions together may have in memory.
     pub budget: Arc<Semaphore>,
     /// How far ahead the backlog is read.

@@ -15,7 +15,7 @@ pub mod sessions;
 
 use super::SenderContext;
 use crate::pipeline::batcher::Put;
-use crate::pipeline::messages::{Banned, Cancelled, Deliver, Delivery, Drain};
+use crate::pipeline::messages::{Backlog, Banned, Cancelled, Deliver, Delivery, Drain, Moved};
 use crate::pipeline::presence::Presence;
 use actix::prelude::*;
 use desk::hold_report;
@@ -113,6 +113,16 @@ impl StreamSender {
         Self { context, presence, sessions, by_agent: HashMap::new(), last_epoch: 0, drained: None, leaving: false }
     }
 
+    /// Has a session end; if it has no room to be told, it finds its channel closed.
+    fn close(&mut self, agent_no: i64, why: ToSession) {
+        let Some(handle) = self.by_agent.get(&agent_no) else { return };
+        if handle.inbox.try_send(why).is_err() {
+            handle.replaced.store(true, Ordering::Release);
+            self.by_agent.remove(&agent_no);
+            self.presence.remove(agent_no);
+        }
+    }
+
     /// Grows from connection to connection, and from process to process.
     fn next_epoch(&mut self) -> i64 {
         let micros = self.context.store.now().0.saturating_mul(1_000);
@@ -188,12 +198,34 @@ impl Handler<Banned> for StreamSender {
     type Result = ();
 
     fn handle(&mut self, Banned(agent_no): Banned, _: &mut Self::Context) {
-        let Some(handle) = self.by_agent.get(&agent_no) else { return };
-        if handle.inbox.try_send(ToSession::Banned).is_err() {
-            // No room to be told: it is closed as if replaced, and isn't let in again.
-            handle.replaced.store(true, Ordering::Release);
-            self.by_agent.remove(&agent_no);
-            self.presence.remove(agent_no);
+        // Without room to be told it is closed as if replaced, and isn't let in again.
+        self.close(agent_no, ToSession::Banned);
+    }
+}
+
+impl Handler<Moved> for StreamSender {
+    type Result = ();
+
+    fn handle(&mut self, Moved(moved): Moved, _: &mut Self::Context) {
+        for (agent_no, epoch) in moved {
+            if let Some(handle) = self.by_agent.get(&agent_no)
+                && handle.epoch < epoch
+            {
+                handle.replaced.store(true, Ordering::Release);
+                self.close(agent_no, ToSession::Replaced);
+            }
+        }
+    }
+}
+
+impl Handler<Backlog> for StreamSender {
+    type Result = ();
+
+    fn handle(&mut self, Backlog(agent_no): Backlog, _: &mut Self::Context) {
+        if let Some(handle) = self.by_agent.get(&agent_no) {
+            handle.more.store(true, Ordering::Release);
+            // It looks when it is woken; a full inbox wakes it anyway.
+            handle.inbox.try_send(ToSession::Commands(Vec::new())).ok();
         }
     }
 }

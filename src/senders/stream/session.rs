@@ -14,11 +14,12 @@ use super::records::{Done, backlog, record, store_results};
 use super::{Connect, Connected, ToSession};
 use crate::domain::agent::AgentRef;
 use crate::domain::command::{Answer, Event};
+use crate::domain::hint::Hint;
 use crate::domain::protocol::{
     AgentFrame, Command, ErrorFrame, Hello, MAX_FRAME, PING_EVERY, RunRef, RunResult, SILENCE, ServerFrame, Welcome,
     close,
 };
-use crate::pipeline::messages::Delivery;
+use crate::pipeline::messages::{Backlog, Delivery, Tell};
 use crate::store::Report;
 use actix_ws::{AggregatedMessage, AggregatedMessageStream, ProtocolError};
 use futures_util::StreamExt;
@@ -449,8 +450,15 @@ impl Session {
             }
         }
         reports.extend(self.desk.close());
-        if !reports.is_empty() && record(&self.parts.context, reports).await.is_none() {
+        if reports.is_empty() {
+            return;
+        }
+        if record(&self.parts.context, reports).await.is_none() {
             log::warn!(agent = self.agent.name.as_str(); "what an agent left behind is looked at again later");
+        } else if self.connected.replaced.load(Ordering::Acquire) {
+            // Its newer connection, here or elsewhere, may have read its backlog before.
+            self.parts.sender.do_send(Backlog(self.agent.no));
+            self.parts.hints.try_send(Tell(vec![Hint::Backlog(self.agent.no)])).ok();
         }
     }
 }

@@ -1,7 +1,9 @@
 //! Writes which agents are connected here: the connects and disconnects of many sessions in one transaction.
 
+use crate::domain::hint::Hint;
 use crate::metrics::Metrics;
 use crate::pipeline::batcher::{Batcher, Refused, Sink};
+use crate::pipeline::outcomes::Upstream;
 use crate::store::{Store, StoreResult};
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -33,6 +35,8 @@ pub enum SessionChange {
 pub struct SessionSink {
     /// Where they are written.
     pub store: Arc<dyn Store>,
+    /// Who tells other nodes.
+    pub upstream: Upstream,
     /// Where it counts.
     pub metrics: Metrics,
 }
@@ -66,7 +70,12 @@ impl Sink for SessionSink {
             }
         }
         if !opened.is_empty() {
-            self.store.session_open(&opened.into_iter().collect::<Vec<_>>()).await?;
+            let agents: Vec<i64> = opened.keys().copied().collect();
+            let moved = self.store.session_elsewhere(&agents).await?;
+            self.store.session_open(&opened.iter().map(|(agent, epoch)| (*agent, *epoch)).collect::<Vec<_>>()).await?;
+            // Where they were, their connections may half live on.
+            let told = moved.into_iter().map(|agent_no| Hint::Moved { agent_no, epoch: opened[&agent_no] });
+            self.upstream.tell(told.collect());
         }
         if !closed.is_empty() {
             self.store.session_close(&closed.into_keys().collect::<Vec<_>>()).await?;

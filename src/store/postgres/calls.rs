@@ -93,9 +93,12 @@ impl Store for PostgresStore {
         }
     }
 
-    async fn node_start(&self, name: &str) -> StoreResult<()> {
+    async fn node_start(&self, name: &str, transports: &[String]) -> StoreResult<()> {
         let (name, incarnation, dead_after) = (name.to_owned(), self.inner.incarnation.clone(), self.dead_after);
-        let start = body!([name, incarnation] conn => node::start(conn, &incarnation, &name, dead_after));
+        let transports = Arc::new(transports.to_vec());
+        let start = body!([name, incarnation, transports] conn => {
+            node::start(conn, &incarnation, &name, &transports, dead_after)
+        });
         self.read("node_start", start).await
     }
 
@@ -267,6 +270,16 @@ impl Store for PostgresStore {
     ) -> StoreResult<Vec<(Due, Arc<str>)>> {
         let here = self.inner.incarnation.clone();
         self.read("command_due", body!([here] conn => commands::due(conn, after, horizon, &here, limit))).await
+    }
+
+    async fn agent_with_due(&self, agent_nos: &[i64]) -> StoreResult<Vec<i64>> {
+        let (agent_nos, now) = (Arc::new(agent_nos.to_vec()), self.now());
+        self.read("agent_with_due", body!([agent_nos] conn => commands::with_due(conn, &agent_nos, now))).await
+    }
+
+    async fn command_unserved(&self, limit: usize) -> StoreResult<Vec<(String, i64)>> {
+        let now = self.now();
+        self.read("command_unserved", body!([] conn => commands::unserved(conn, now, limit))).await
     }
 
     async fn command_overdue(&self, now: Timestamp, limit: usize) -> StoreResult<Vec<(i64, i64)>> {

@@ -5,7 +5,7 @@ use super::sql::sql;
 use crate::domain::command::{CommandState, OpenState};
 use crate::domain::time::Timestamp;
 use crate::store::changes::Deltas;
-use crate::store::rows::{CommandKey, CommandViewRow, DueRow, Key, Transports, UntouchedRow, sql_limit};
+use crate::store::rows::{CommandKey, CommandViewRow, DueRow, Key, Named, Transports, UntouchedRow, sql_limit};
 use crate::store::{CommandPage, CommandView, Due, DuePlace, Inserted, Unfinished, UntouchedPage};
 use diesel::prelude::*;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
@@ -224,6 +224,46 @@ pub(super) async fn backlog(
     Ok(rows.iter().map(DueRow::due).collect())
 }
 
+/// The node that is to send to an agent `g` of a transport that isn't a stream, commands of an action `a`: its owner, or the
+/// first of those that have a sender.
+const WHO_SENDS: &str = "(SELECT n.incarnation FROM nodes n WHERE n.transports @> to_jsonb(g.transport) \
+     ORDER BY n.incarnation IS DISTINCT FROM a.owner, n.incarnation LIMIT 1)";
+
+pub(super) async fn with_due(conn: &mut AsyncPgConnection, agent_nos: &[i64], now: Timestamp) -> QueryResult<Vec<i64>> {
+    let rows: Vec<Key> = sql(format!(
+        "SELECT j.no AS key FROM UNNEST(?) j (no) WHERE EXISTS (SELECT 1 FROM open_commands p \
+         WHERE p.agent_no = j.no AND p.due_at <= ? AND p.state IN ({}, {}) OFFSET 0)",
+        OpenState::Waiting as i16,
+        OpenState::Retry as i16
+    ))
+    .bind(agent_nos.to_vec())
+    .bind(now.0)
+    .load(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| row.key).collect())
+}
+
+pub(super) async fn unserved(
+    conn: &mut AsyncPgConnection,
+    now: Timestamp,
+    limit: usize,
+) -> QueryResult<Vec<(String, i64)>> {
+    let rows: Vec<Named> = sql(format!(
+        "SELECT transport AS name, count(*) AS number FROM (SELECT g.transport FROM agents g \
+         CROSS JOIN LATERAL (SELECT action_no FROM open_commands x WHERE x.agent_no = g.no AND x.due_at <= ? \
+         AND x.state IN ({}, {}) OFFSET 0) p {GOING_OF_P} WHERE g.transport <> 'stream' AND g.removed_at IS NULL \
+         AND NOT EXISTS (SELECT 1 FROM nodes n WHERE n.transports @> to_jsonb(g.transport)) LIMIT ?) s \
+         GROUP BY transport ORDER BY transport",
+        OpenState::Waiting as i16,
+        OpenState::Retry as i16
+    ))
+    .bind(now.0)
+    .bind(sql_limit(limit))
+    .load(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| (row.name, row.number)).collect())
+}
+
 pub(super) async fn due(
     conn: &mut AsyncPgConnection,
     (after, after_action, after_agent): DuePlace,
@@ -239,7 +279,7 @@ pub(super) async fn due(
              CROSS JOIN LATERAL (SELECT no, transport FROM agents x WHERE x.no = p.agent_no AND NOT x.disabled \
              OFFSET 0) g \
              WHERE p.state = {} AND (p.due_at, p.action_no, p.agent_no) > (?, ?, ?) AND p.due_at <= ? \
-             AND ((g.transport <> 'stream' AND a.owner = ?) OR EXISTS \
+             AND ((g.transport <> 'stream' AND {WHO_SENDS} = ?) OR EXISTS \
              (SELECT 1 FROM agent_sessions s WHERE s.agent_no = g.no AND s.incarnation = ? OFFSET 0)) \
              ORDER BY p.due_at, p.action_no, p.agent_no LIMIT ?)",
             state as i16

@@ -10,6 +10,7 @@ use super::{Inner, State, hints};
 use crate::domain::hint::Hint;
 use crate::store::rows::Key;
 use diesel::prelude::*;
+use diesel::result::Error;
 use diesel::sql_types::{BigInt, Text};
 use diesel::{ConnectionError, ConnectionResult};
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
@@ -52,14 +53,21 @@ pub(super) async fn register(conn: &mut AsyncPgConnection, incarnation: &str) ->
     .map(|row| row.key)
 }
 
-/// Gives the node its name, and takes over from those that are dead.
+/// Gives the node its name, says what it has senders for, and takes over from those that are dead.
 pub(super) async fn start(
     conn: &mut AsyncPgConnection,
     incarnation: &str,
     name: &str,
+    transports: &[String],
     dead_after: Duration,
 ) -> QueryResult<()> {
-    sql("UPDATE nodes SET name = ? WHERE incarnation = ?").bind(name).bind(incarnation).execute(conn).await?;
+    let transports = serde_json::to_string(transports).map_err(|error| Error::SerializationError(error.into()))?;
+    sql("UPDATE nodes SET name = ?, transports = CAST(? AS JSONB) WHERE incarnation = ?")
+        .bind(name)
+        .bind(transports.as_str())
+        .bind(incarnation)
+        .execute(conn)
+        .await?;
     let started = Instant::now();
     loop {
         let namesakes: Vec<Incarnation> = sql("SELECT incarnation FROM nodes WHERE name = ? AND incarnation <> ?")

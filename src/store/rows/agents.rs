@@ -102,6 +102,15 @@ impl AuditRow {
     }
 }
 
+/// A name and how many.
+#[derive(QueryableByName)]
+pub(in crate::store) struct Named {
+    #[diesel(sql_type = Text)]
+    pub(in crate::store) name: String,
+    #[diesel(sql_type = BigInt)]
+    pub(in crate::store) number: i64,
+}
+
 /// A node.
 #[derive(QueryableByName)]
 pub(in crate::store) struct NodeRow {
@@ -115,18 +124,22 @@ pub(in crate::store) struct NodeRow {
     heartbeat: i64,
     #[diesel(sql_type = BigInt)]
     agents: i64,
+    #[diesel(sql_type = Text)]
+    transports: String,
 }
 
 impl NodeRow {
     /// As users see it; alive if it was heard of after `since`.
     pub(in crate::store) fn view(self, since: Timestamp) -> NodeView {
-        let Self { name, incarnation, started_at, heartbeat, agents } = self;
+        let Self { name, incarnation, started_at, heartbeat, agents, transports } = self;
+        // What can't be read was written by a later version.
+        let transports = serde_json::from_str(&transports).unwrap_or_default();
         let (started_at, heartbeat) = (Timestamp(started_at), Timestamp(heartbeat));
-        NodeView { name, incarnation, started_at, heartbeat, alive: heartbeat > since, agents }
+        NodeView { name, incarnation, started_at, heartbeat, alive: heartbeat > since, agents, transports }
     }
 }
 
 /// All nodes, each with how many agents are connected to it.
 pub(in crate::store) const NODES: &str = "SELECT n.name, n.incarnation, n.started_at, n.heartbeat, \
-     (SELECT count(*) FROM agent_sessions s WHERE s.incarnation = n.incarnation) AS agents \
+     CAST(n.transports AS TEXT) AS transports, (SELECT count(*) FROM agent_sessions s WHERE s.incarnation = n.incarnation) AS agents \
      FROM nodes n ORDER BY n.started_at, n.incarnation";

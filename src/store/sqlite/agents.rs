@@ -18,6 +18,7 @@ pub(super) fn node_start(
     conn: &mut SqliteConnection,
     name: &str,
     incarnation: &str,
+    transports: &[String],
     now: Timestamp,
 ) -> QueryResult<()> {
     // The database file is locked by one process: whatever else is in here is dead.
@@ -29,6 +30,7 @@ pub(super) fn node_start(
             nodes::name.eq(name),
             nodes::started_at.eq(now.0),
             nodes::heartbeat.eq(now.0),
+            nodes::transports.eq(json(&transports)?),
         ))
         .execute(conn)?;
     sql_query("UPDATE actions SET owner = ? WHERE ended_at IS NULL").bind::<Text, _>(incarnation).execute(conn)?;

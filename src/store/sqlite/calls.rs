@@ -36,9 +36,10 @@ impl Store for SqliteStore {
         self.read("ping", |conn| conn.batch_execute("SELECT 1")).await
     }
 
-    async fn node_start(&self, name: &str) -> StoreResult<()> {
+    async fn node_start(&self, name: &str, transports: &[String]) -> StoreResult<()> {
         let (name, incarnation, now) = (name.to_owned(), self.incarnation.clone(), self.now());
-        self.write("node_start", move |conn| agents::node_start(conn, &name, &incarnation, now)).await
+        let transports = transports.to_vec();
+        self.write("node_start", move |conn| agents::node_start(conn, &name, &incarnation, &transports, now)).await
     }
 
     async fn node_stop(&self) -> StoreResult<()> {
@@ -173,6 +174,16 @@ impl Store for SqliteStore {
     ) -> StoreResult<Vec<(Due, Arc<str>)>> {
         let here = self.incarnation.clone();
         self.read("command_due", move |conn| commands::due(conn, after, horizon, &here, limit)).await
+    }
+
+    async fn agent_with_due(&self, agent_nos: &[i64]) -> StoreResult<Vec<i64>> {
+        let (agent_nos, now) = (agent_nos.to_vec(), self.now());
+        self.read("agent_with_due", move |conn| commands::with_due(conn, &agent_nos, now)).await
+    }
+
+    async fn command_unserved(&self, limit: usize) -> StoreResult<Vec<(String, i64)>> {
+        let now = self.now();
+        self.read("command_unserved", move |conn| commands::unserved(conn, now, limit)).await
     }
 
     async fn command_overdue(&self, now: Timestamp, limit: usize) -> StoreResult<Vec<(i64, i64)>> {

@@ -1,7 +1,7 @@
 //! Commands and open commands: written in pages, read by the scheduler, the agents' sessions and the reconcilers.
 
 use super::super::changes::Deltas;
-use super::super::rows::{CommandKey, CommandViewRow, DueRow, Key, Transports, UntouchedRow, sql_limit};
+use super::super::rows::{CommandKey, CommandViewRow, DueRow, Key, Named, Transports, UntouchedRow, sql_limit};
 use super::super::{CommandPage, CommandView, Due, DuePlace, Inserted, Unfinished, UntouchedPage};
 use super::json;
 use crate::domain::command::{CommandState, OpenState};
@@ -153,6 +153,38 @@ pub(super) fn backlog(
     Ok(rows.iter().map(DueRow::due).collect())
 }
 
+/// Whether there is a sender for the transport of an agent `g`.
+const SERVED: &str = "EXISTS (SELECT 1 FROM nodes n, json_each(n.transports) t WHERE t.value = g.transport)";
+
+pub(super) fn with_due(conn: &mut SqliteConnection, agent_nos: &[i64], now: Timestamp) -> QueryResult<Vec<i64>> {
+    let rows = sql_query(format!(
+        "SELECT j.value AS key FROM json_each(?1) j WHERE EXISTS (SELECT 1 FROM open_commands p \
+         WHERE p.agent_no = j.value AND p.due_at <= ?2 AND p.state IN ({}, {}))",
+        OpenState::Waiting as i16,
+        OpenState::Retry as i16
+    ))
+    .bind::<Text, _>(super::json(&agent_nos)?)
+    .bind::<BigInt, _>(now.0)
+    .load::<Key>(conn)?;
+    Ok(rows.into_iter().map(|row| row.key).collect())
+}
+
+pub(super) fn unserved(conn: &mut SqliteConnection, now: Timestamp, limit: usize) -> QueryResult<Vec<(String, i64)>> {
+    let rows = sql_query(format!(
+        "SELECT transport AS name, count(*) AS number FROM (SELECT g.transport FROM agents g \
+         CROSS JOIN open_commands p ON p.agent_no = g.no CROSS JOIN actions a ON a.no = p.action_no \
+         WHERE g.transport <> 'stream' AND g.removed_at IS NULL AND NOT {SERVED} AND p.state IN ({}, {}) \
+         AND p.due_at <= ?1 AND a.ended_at IS NULL AND NOT a.cancelled AND NOT a.paused AND NOT a.expired LIMIT ?2) \
+         GROUP BY transport ORDER BY transport",
+        OpenState::Waiting as i16,
+        OpenState::Retry as i16
+    ))
+    .bind::<BigInt, _>(now.0)
+    .bind::<BigInt, _>(sql_limit(limit))
+    .load::<Named>(conn)?;
+    Ok(rows.into_iter().map(|row| (row.name, row.number)).collect())
+}
+
 pub(super) fn due(
     conn: &mut SqliteConnection,
     (after, after_action, after_agent): DuePlace,
@@ -166,7 +198,7 @@ pub(super) fn due(
              FROM open_commands p CROSS JOIN actions a ON a.no = p.action_no CROSS JOIN agents g ON g.no = p.agent_no \
              WHERE p.state = {} AND (p.due_at, p.action_no, p.agent_no) > (?1, ?5, ?6) AND p.due_at <= ?2 \
              AND a.ended_at IS NULL AND NOT a.cancelled AND NOT a.paused AND NOT a.expired \
-             AND NOT g.disabled AND (g.transport <> 'stream' OR EXISTS \
+             AND NOT g.disabled AND ((g.transport <> 'stream' AND {SERVED}) OR EXISTS \
              (SELECT 1 FROM agent_sessions s WHERE s.agent_no = g.no AND s.incarnation = ?3))",
             state as i16
         )

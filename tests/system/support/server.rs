@@ -92,6 +92,8 @@ pub struct ServerOptions {
     pub database: Option<String>,
     /// A disk that can be filled.
     pub disk: Option<SmallDisk>,
+    /// The server of [`crate::recording`] instead of the program.
+    pub recording: bool,
     /// Keep everything in memory, where there is such a folder: a commit waits for no disk, and a kill loses nothing.
     pub in_memory: bool,
 }
@@ -180,6 +182,11 @@ impl Server {
         Path::new(&format!("/proc/{}/root", self.pid())).join(folder.strip_prefix("/").unwrap())
     }
 
+    /// From the next start on its database is this one's, of the same name.
+    pub fn move_to(&mut self, cluster: &'static Cluster) {
+        self.database = self.database.take().map(|(_, name)| (cluster, name));
+    }
+
     /// A look into its database.
     pub fn sql(&self) -> Sql {
         match &self.database {
@@ -215,6 +222,7 @@ impl Server {
         self.starts += 1;
         let log = File::create(self.log(self.starts)).unwrap();
         let mut command = match self.options.disk {
+            None if self.options.recording => crate::recording::command(&self.data()),
             None => Command::new(program()),
             Some(SmallDisk { folder, size }) => {
                 let folder = self.data().join(folder);
@@ -227,8 +235,10 @@ impl Server {
                 unshare
             }
         };
+        if !self.options.recording {
+            command.arg("serve");
+        }
         command
-            .arg("serve")
             .env("ODOSHI__DATA_DIR", self.data())
             .env("ODOSHI__HTTP__LISTEN", format!("127.0.0.1:{}", self.port))
             .env("ODOSHI__STORE__URL", self.store_url())

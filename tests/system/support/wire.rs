@@ -2,10 +2,12 @@
 
 use super::server::PATIENCE;
 use futures_util::{SinkExt, StreamExt};
+use rand::RngExt;
 use serde_json::{Value, json};
+use std::time::Duration;
 use tokio::net::TcpStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
+use tokio_tungstenite::tungstenite::{Error, Message};
 use tokio_tungstenite::{MaybeTlsStream, WebSocketStream, connect_async};
 
 pub struct WireAgent {
@@ -15,20 +17,41 @@ pub struct WireAgent {
 impl WireAgent {
     /// Connects, without saying anything.
     pub async fn connect(url: &str, token: &str) -> Self {
+        Self::try_connect(url, token).await.unwrap()
+    }
+
+    /// The same, where it may be refused.
+    async fn try_connect(url: &str, token: &str) -> Result<Self, Error> {
         let url = format!("{}/v1/agent/stream", url.replace("http://", "ws://"));
         let mut request = url.into_client_request().unwrap();
         request.headers_mut().insert("Authorization", format!("Bearer {token}").parse().unwrap());
-        Self { socket: connect_async(request).await.unwrap().0 }
+        Ok(Self { socket: connect_async(request).await?.0 })
+    }
+
+    /// Connects, again and again as agents do, and says `hello`; answers when it is welcome.
+    pub async fn persistently(url: &str, token: &str, capacity: u32) -> Self {
+        loop {
+            if let Ok(mut agent) = Self::try_connect(url, token).await
+                && agent.send_hello(capacity).await.is_ok()
+                && agent.next().await.is_ok_and(|frame| frame["type"] == "welcome")
+            {
+                return agent;
+            }
+            tokio::time::sleep(Duration::from_millis(rand::rng().random_range(50..1_000))).await;
+        }
     }
 
     /// Connects, says `hello` and waits for `welcome`.
     pub async fn hello(url: &str, token: &str, capacity: u32) -> Self {
         let mut agent = Self::connect(url, token).await;
-        agent
-            .send(json!({ "type": "hello", "version": "wire", "facts": {}, "capacity": capacity, "running": [] }))
-            .await;
+        agent.send_hello(capacity).await.unwrap();
         agent.expect("welcome").await;
         agent
+    }
+
+    async fn send_hello(&mut self, capacity: u32) -> Result<(), Error> {
+        let hello = json!({ "type": "hello", "version": "wire", "facts": {}, "capacity": capacity, "running": [] });
+        self.socket.send(Message::text(hello.to_string())).await
     }
 
     pub async fn send(&mut self, frame: Value) {

@@ -1,0 +1,2 @@
+DROP INDEX agents_by_transport;
+ALTER TABLE nodes DROP COLUMN transports;

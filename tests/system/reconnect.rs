@@ -1,0 +1,110 @@
+//! A node dies, and all of its agents come to the others at once.
+
+use crate::cluster;
+use crate::support::{On, Server, ServerOptions, WireAgent, eventually};
+use futures_util::StreamExt;
+use futures_util::stream::iter;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use serde_json::json;
+use std::time::{Duration, Instant};
+
+const AGENTS: usize = 10_000;
+/// Actions whose commands each of them has to get.
+const BACKLOG: usize = 3;
+
+#[actix_rt::test]
+async fn ten_thousand_agents_that_come_at_once_have_their_backlog_soon() {
+    // A socket here and one in a server for each of them; the servers raise their own limit.
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
+    assert!(hard > AGENTS as u64 + 1_000, "the limit of open files is {hard}: too low for {AGENTS} agents");
+    let database = tokio::task::spawn_blocking(|| cluster::own(&[])).await.unwrap();
+    let options = ServerOptions { cluster: Some(database), ..On::Postgres.options() };
+    let options = options.with("ODOSHI__NODE__HEARTBEAT", "500ms").with("ODOSHI__NODE__DEAD_AFTER", "3s");
+    let mut died = Server::start(options.clone().with("ODOSHI__NODE__NAME", "died")).await;
+    let name = Some(died.database().to_owned());
+    let mut others = Vec::new();
+    for node in ["one", "two"] {
+        let options = ServerOptions { database: name.clone(), ..options.clone() };
+        others.push(Server::start(options.with("ODOSHI__NODE__NAME", node)).await);
+    }
+
+    let (http, enroll) = (reqwest::Client::new(), died.enroll_token().await);
+    let tokens: Vec<String> = iter(0..AGENTS)
+        .map(|number| {
+            let call = http.post(format!("{}/v1/agent/enroll", died.url)).bearer_auth(&enroll);
+            let call =
+                call.json(&json!({ "name": format!("a{number}"), "labels": {}, "facts": {}, "version": "wire" }));
+            async move {
+                let answer: serde_json::Value = call.send().await.unwrap().json().await.unwrap();
+                answer["token"].as_str().unwrap().to_owned()
+            }
+        })
+        .buffered(64)
+        .collect()
+        .await;
+    let connect = |url: String, token: String| async move { WireAgent::persistently(&url, &token, 16).await };
+    let old: Vec<WireAgent> =
+        iter(&tokens).map(|token| connect(died.url.clone(), token.clone())).buffer_unordered(256).collect().await;
+    let sessions = "SELECT count(*) AS n FROM agent_sessions";
+    eventually("all to be connected", || async { (died.sql().number(sessions) == AGENTS as i64).then_some(()) }).await;
+
+    died.kill();
+    drop(old);
+    let admin = died.admin_token();
+    for number in 0..BACKLOG {
+        let document = json!({ "name": format!("n{number}"), "target": "TRUE", "operations": [{ "module": "ping" }] });
+        let (status, answer) = others[0].call_as(&admin, "POST", "/v1/actions", Some(document)).await;
+        assert_eq!(status, 202, "{answer}");
+    }
+    let rows = "SELECT count(*) AS n FROM commands";
+    let all = (AGENTS * BACKLOG) as i64;
+    eventually("all commands to be written", || async { (died.sql().number(rows) == all).then_some(()) }).await;
+
+    let load = || {
+        let numbers = database.psql(died.database(), "SELECT sum(xact_commit + xact_rollback) FROM pg_stat_database");
+        (numbers.parse::<f64>().unwrap(), database.cpu())
+    };
+    let (transactions, cpu) = load();
+    let begun = Instant::now();
+    let mut waits: Vec<Duration> = iter(tokens.iter().enumerate())
+        .map(|(number, token)| {
+            let url = &others[number % others.len()].url;
+            async move {
+                let mut agent = WireAgent::persistently(url, token, 16).await;
+                let mut got = 0;
+                while got < BACKLOG {
+                    let commands = agent.commands().await;
+                    got += commands.len();
+                    for command in &commands {
+                        agent.succeed(command).await;
+                    }
+                }
+                assert_eq!(got, BACKLOG);
+                // It stays until it has been told that its results are kept.
+                let waited = begun.elapsed();
+                let mut stored = 0;
+                while stored < BACKLOG {
+                    stored += agent.expect("stored").await["commands"].as_array().unwrap().len();
+                }
+                waited
+            }
+        })
+        .buffer_unordered(AGENTS)
+        .collect()
+        .await;
+    let (all_over, (transactions_after, cpu_after)) = (begun.elapsed(), load());
+    waits.sort_unstable();
+    println!(
+        "{AGENTS} agents at once had {BACKLOG} commands each: half after {:.1?}, all after {:.1?}; all results were stored \
+         after {all_over:.1?}; the database made {:.0} transactions and took {:.1?} of CPU",
+        waits[AGENTS / 2],
+        waits[AGENTS - 1],
+        transactions_after - transactions,
+        cpu_after - cpu,
+    );
+    let open = "SELECT count(*) AS n FROM actions WHERE ended_at IS NULL";
+    eventually("the actions to be completed", || async { (died.sql().number(open) == 0).then_some(()) }).await;
+    assert_eq!(died.sql().number("SELECT coalesce(sum(succeeded), 0) AS n FROM action_counts"), all);
+    assert_eq!(died.sql().exceptions(), []);
+}

@@ -1,0 +1,127 @@
+//! A server with a sender of the tests' own, which writes down what is handed to it and when: this program once more, in a
+//! process of its own.
+
+use crate::support::{On, Server, ServerOptions, eventually};
+use actix::prelude::*;
+use odoshi::Odoshi;
+use odoshi::config::Config;
+use odoshi::domain::command::{CommandState, Event, RunEnd};
+use odoshi::pipeline::messages::{Deliver, Delivery};
+use odoshi::senders::{SenderContext, report};
+use serde_json::json;
+use std::fs::File;
+use std::io::Write;
+use std::path::Path;
+use std::process::Command;
+
+/// The transport that it serves.
+const TRANSPORT: &str = "recording";
+/// Names the file that it writes to; without it, it isn't to run.
+const RECORD: &str = "ODOSHI_TEST_RECORD";
+
+/// How it is started, with what it records in this folder.
+pub fn command(data: &Path) -> Command {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(["--exact", "recording::the_server_itself", "--nocapture"]).env(RECORD, data.join("recorded"));
+    command
+}
+
+/// Appends a line to the file for each command: its action, its agent, when it was due, and when it came.
+struct RecordingSender {
+    context: SenderContext,
+    file: File,
+}
+
+impl Actor for RecordingSender {
+    type Context = Context<Self>;
+}
+
+impl Supervised for RecordingSender {}
+
+impl Handler<Deliver> for RecordingSender {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, Deliver(deliveries): Deliver, _: &mut Self::Context) -> Self::Result {
+        let now = self.context.store.now();
+        let line = |delivery: &Delivery| {
+            let due = &delivery.due;
+            format!("{} {} {} {}\n", due.action_no, due.agent_no, due.due_at.0, now.0)
+        };
+        let text: String = deliveries.iter().map(line).collect();
+        self.file.write_all(text.as_bytes()).unwrap();
+        let reports = deliveries.iter().map(|delivery| report(delivery, succeeded(delivery, now))).collect();
+        let context = self.context.clone();
+        Box::pin(async move { drop(context.record(reports).await) })
+    }
+}
+
+fn succeeded(delivery: &Delivery, now: odoshi::domain::time::Timestamp) -> Event {
+    Event::Result(Box::new(RunEnd {
+        run: delivery.due.run,
+        status: CommandState::Succeeded,
+        attempts: delivery.due.attempts,
+        sent_at: Some(now),
+        started_at: None,
+        finished_at: now,
+        results: None,
+        error: None,
+    }))
+}
+
+/// Not a test unless it is started by one: the server.
+#[test]
+fn the_server_itself() {
+    let Some(path) = std::env::var_os(RECORD) else { return };
+    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
+    let config = Config::load(None, &[]).unwrap();
+    actix_rt::System::new().block_on(async {
+        let open = move |context| {
+            let file = File::options().create(true).append(true).open(&path).unwrap();
+            RecordingSender { context, file }
+        };
+        Odoshi::builder(config).sender(TRANSPORT, open).run().await.unwrap();
+    });
+}
+
+/// One who connects to nobody, and whose commands go through the sender.
+async fn add_agent(server: &Server, name: &str) {
+    let body = json!({ "name": name, "transport": TRANSPORT });
+    let (status, answer) = server.call("POST", "/v1/agents", Some(body)).await;
+    assert_eq!(status, 201, "{answer}");
+}
+
+#[actix_rt::test]
+async fn what_no_node_serves_waits_and_is_told_and_goes_out_by_one_that_does() {
+    let first = Server::start(On::Postgres.options()).await;
+    add_agent(&first, "one").await;
+    add_agent(&first, "two").await;
+    let document = json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "ping" }] });
+    let id = first.submit(document).await;
+    let unserved = |wanted: serde_json::Value| {
+        let (first, wanted) = (&first, wanted);
+        async move {
+            eventually("what is unserved to be told", || async {
+                let (status, ready) = first.readyz().await?;
+                (status == 200 && ready["unserved"] == wanted).then_some(())
+            })
+            .await
+        }
+    };
+    unserved(json!({ TRANSPORT: 2 })).await;
+
+    // The action is the first one's still; the sender is another's.
+    let database = Some(first.database().to_owned());
+    let options = ServerOptions { recording: true, database, ..On::Postgres.options() };
+    let second = Server::start(options.with("ODOSHI__NODE__NAME", "second")).await;
+    let view = first.until_status(&id, "completed").await;
+    assert_eq!(view["counts"]["succeeded"], 2);
+    unserved(json!({})).await;
+    let recorded = std::fs::read_to_string(second.data().join("recorded")).unwrap();
+    assert_eq!(recorded.lines().count(), 2, "{recorded}");
+    let (_, nodes) = first.call("GET", "/v1/nodes", None).await;
+    assert_eq!(nodes["nodes"][1]["transports"], json!(["stream", TRANSPORT]), "{nodes}");
+
+    // What the first one is given from now on comes to the second one too, and soon.
+    let id = first.submit(json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "ping" }] })).await;
+    assert_eq!(first.until_status(&id, "completed").await["counts"]["succeeded"], 2);
+}
