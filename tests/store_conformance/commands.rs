@@ -181,7 +181,7 @@ async fn due(store: &dyn Store, after: Timestamp, horizon: Timestamp) -> Vec<i64
 pub async fn due_rows_are_those_of_agents_that_this_node_reaches(backend: &mut impl Backend) {
     let agents =
         vec![named("here", "stream"), named("away", "stream"), named("hook", "webhook"), named("has", "webhook")];
-    backend.store().node_start("one", &[]).await.unwrap();
+    backend.store().node_start("one", &["webhook".into()]).await.unwrap();
     backend.store().agent_insert(agents).await.unwrap();
     let fleet = crate::support::matching(backend.store(), &odoshi::domain::target::Target::All).await;
     let taken = resolved(backend.store(), json!({"priority": 7}), &fleet).await;
@@ -200,8 +200,31 @@ pub async fn due_rows_are_those_of_agents_that_this_node_reaches(backend: &mut i
     // A session that another process held is none of this one's, which takes over what isn't a stream.
     store.session_open(&[(fleet[1], 5)]).await.unwrap();
     backend.reopen().await;
-    backend.store().node_start("one", &[]).await.unwrap();
+    backend.store().node_start("one", &["webhook".into()]).await.unwrap();
     assert_eq!(due(backend.store(), Timestamp(0), horizon).await, [fleet[2]]);
+}
+
+pub async fn what_no_node_has_a_sender_for_is_counted_and_is_not_due(backend: &mut impl Backend) {
+    let store = backend.store();
+    let agents = [("a", "stream"), ("b", "pager"), ("c", "pager"), ("d", "webhook"), ("e", "chat")];
+    store.agent_insert(agents.map(|(name, transport)| named(name, transport)).to_vec()).await.unwrap();
+    store.node_start("one", &["stream".into(), "webhook".into()]).await.unwrap();
+    let fleet = crate::support::matching(store, &odoshi::domain::target::Target::All).await;
+    let [taken, paused] = [resolved(store, json!({}), &fleet).await, resolved(store, json!({}), &fleet).await];
+    assert_eq!(store.command_unserved(10).await.unwrap(), []);
+    for agent in &fleet[..4] {
+        taken.hold(store, *agent).await;
+        paused.hold(store, *agent).await;
+    }
+    taken.tell(store, fleet[4], Event::Hold { due_at: in_secs(store, 3_600) }).await;
+    store.action_pause(paused.id, true, &me()).await.unwrap();
+    let counts = [("pager".to_owned(), 2)];
+    assert_eq!(store.command_unserved(10).await.unwrap(), counts, "not what isn't due, or is paused");
+    assert_eq!(store.command_unserved(1).await.unwrap(), [("pager".to_owned(), 1)], "no further than the limit");
+    assert_eq!(due(store, Timestamp(0), in_secs(store, 60)).await, [fleet[3]]);
+    assert_eq!(store.agent_with_due(&[fleet[1], fleet[4], 999]).await.unwrap(), [fleet[1]]);
+    taken.sent(store, fleet[1], 1, 0).await;
+    assert_eq!(store.command_unserved(10).await.unwrap(), [("pager".to_owned(), 1)]);
 }
 
 pub async fn due_rows_lie_after_the_first_and_up_to_the_second_time(backend: &mut impl Backend) {

@@ -119,6 +119,7 @@ macro_rules! cases {
                 a_backlog_finds_what_lies_beyond_the_advanced_key
                 due_rows_are_those_of_agents_that_this_node_reaches
                 due_rows_lie_after_the_first_and_up_to_the_second_time
+                what_no_node_has_a_sender_for_is_counted_and_is_not_due
                 due_rows_of_one_time_are_read_page_by_page due_rows_of_a_cancelled_action_are_left_out
                 overdue_commands_are_found_when_the_timeout_and_the_grace_are_over
                 unfinished_commands_are_paged_with_and_without_what_is_with_the_agent

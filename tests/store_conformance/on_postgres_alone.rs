@@ -2,10 +2,11 @@
 
 use crate::Backend;
 use crate::block_on;
-use crate::postgres::{Postgres, open};
+use crate::postgres::{Postgres, open, unprepared};
 use crate::support::{accept, action, agents, matching, named, page, resolved};
 use odoshi::domain::command::CommandState;
 use odoshi::domain::target::Target;
+use odoshi::domain::time::Timestamp;
 use odoshi::store::{Inserted, Store};
 use serde_json::json;
 use std::time::Duration;
@@ -89,6 +90,47 @@ fn a_value_that_the_database_cannot_keep_is_refused_and_not_tried_for_ever() {
 }
 
 #[test]
+fn tables_that_somebody_reads_are_brought_up_to_date_later_and_an_older_node_goes_on_meanwhile() {
+    block_on(async {
+        let backend = Postgres::fresh().await;
+        let store = backend.store();
+        store.node_start("older", &[]).await.unwrap();
+        let fleet = agents(store, 2).await;
+        // As they were before their last change.
+        let newest = "(SELECT max(version) FROM __diesel_schema_migrations)";
+        let down = include_str!("../../migrations/postgres/2026-11-25-120000_transports/down.sql");
+        backend.execute(&format!("{down} DELETE FROM __diesel_schema_migrations WHERE version = {newest}")).await;
+        let applied = "SELECT count(*) FROM __diesel_schema_migrations";
+        let before = backend.number(applied).await;
+        // A dump, which takes its time.
+        let mut dump = backend.session();
+        dump.say("BEGIN; LOCK TABLE nodes, agents IN ACCESS SHARE MODE;");
+        backend
+            .until("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'", 1)
+            .await;
+        let newer = unprepared(&backend.url());
+        for epoch in 1..4 {
+            let refused = newer.prepare().await.unwrap_err();
+            assert!(refused.is_transient() && refused.to_string().contains("lock timeout"), "{refused}");
+            store.session_open(&[(fleet[0], epoch)]).await.unwrap();
+        }
+        assert_eq!(backend.number(applied).await, before);
+        dump.say("COMMIT;");
+        tokio::time::timeout(Duration::from_secs(30), async {
+            while newer.prepare().await.is_err() {
+                tokio::time::sleep(Duration::from_millis(100)).await;
+            }
+        })
+        .await
+        .expect("it is brought up to date");
+        assert_eq!(backend.number(applied).await, before + 1);
+        newer.node_start("newer", &["stream".into()]).await.unwrap();
+        store.session_open(&[(fleet[1], 1)]).await.unwrap();
+        assert_eq!(backend.number("SELECT count(*) FROM nodes").await, 2);
+    });
+}
+
+#[test]
 fn who_takes_over_waits_for_a_writer_in_flight_and_later_ones_write_nothing() {
     block_on(async {
         let backend = Postgres::fresh().await;
@@ -121,6 +163,36 @@ fn who_takes_over_waits_for_a_writer_in_flight_and_later_ones_write_nothing() {
         tokio::time::timeout(Duration::from_secs(10), store.node_lost()).await.expect("it learns of it");
         assert_eq!(second.action_list_unresolved(second.now(), 10).await.unwrap(), [taken.no]);
         assert_eq!(backend.number("SELECT count(*) FROM actions").await, 1);
+    });
+}
+
+#[test]
+fn what_the_owner_has_no_sender_for_is_sent_by_one_other_node() {
+    block_on(async {
+        let backend = Postgres::fresh().await;
+        let owner = backend.store();
+        let [pager, chat] = [vec!["stream".to_owned(), "pager".into()], vec!["pager".to_owned(), "chat".into()]];
+        owner.node_start("owner", &pager).await.unwrap();
+        let (second, third) = (open(&backend.url()).await, open(&backend.url()).await);
+        second.node_start("second", &chat).await.unwrap();
+        third.node_start("third", &chat).await.unwrap();
+        owner.agent_insert(vec![named("p", "pager"), named("c", "chat")]).await.unwrap();
+        let fleet = matching(owner, &Target::All).await;
+        let taken = resolved(owner, json!({}), &fleet).await;
+        for agent in &fleet {
+            taken.hold(owner, *agent).await;
+        }
+        let due = async |store: &dyn Store| -> Vec<i64> {
+            let rows = store.command_due((Timestamp(0), 0, 0), store.now(), 10).await.unwrap();
+            rows.iter().map(|(due, _)| due.agent_no).collect()
+        };
+        assert_eq!(due(owner).await, fleet[..1]);
+        let others = [due(&second).await, due(&third).await];
+        assert_eq!(others.concat(), fleet[1..], "one of them, and not both");
+        // Whoever it was, the other one goes on.
+        let (leaves, stays) = if others[0].is_empty() { (&third, &second) } else { (&second, &third) };
+        leaves.node_stop().await.unwrap();
+        assert_eq!(due(stays).await, fleet[1..]);
     });
 }
 

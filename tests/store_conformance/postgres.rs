@@ -42,11 +42,16 @@ struct Number {
 
 /// A store on a database of the shared server, ready to be used.
 pub async fn open(url: &str) -> PostgresStore {
-    let flags = [("store.url".to_owned(), url.to_owned()), ("store.pool_size".to_owned(), "4".to_owned())];
-    let settings = Config::load_with(None, std::iter::empty(), &flags).unwrap();
-    let store = PostgresStore::new(&settings).unwrap();
+    let store = unprepared(url);
     store.prepare().await.unwrap();
     store
+}
+
+/// The same, not ready yet.
+pub fn unprepared(url: &str) -> PostgresStore {
+    let flags = [("store.url".to_owned(), url.to_owned()), ("store.pool_size".to_owned(), "4".to_owned())];
+    let settings = Config::load_with(None, std::iter::empty(), &flags).unwrap();
+    PostgresStore::new(&settings).unwrap()
 }
 
 /// A database with all tables, and nothing in them.

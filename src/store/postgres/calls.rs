@@ -2,7 +2,7 @@
 
 use super::commands::Duplicates;
 use super::sql::sql;
-use super::{MIGRATION_TRIES, PING_WITHIN, PostgresStore, State};
+use super::{MIGRATION_WITHIN, PING_WITHIN, PostgresStore, State};
 use super::{
     actions, agents, audit, commands, elders, error, hints, live, migrate, node, not_connected, outcomes, tokens,
     transaction,
@@ -24,7 +24,6 @@ use async_trait::async_trait;
 use diesel::result::{DatabaseErrorKind, Error};
 use diesel_async::{RunQueryDsl, SimpleAsyncConnection};
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Instant;
 use uuid::Uuid;
 
@@ -63,7 +62,7 @@ impl Store for PostgresStore {
             self.run(async move { inner.connector.connect().await.map_err(not_connected) }).await?
         };
         match self.run(migrate(conn)).await {
-            Err(error) if self.failed.fetch_add(1, Ordering::Relaxed) + 1 < MIGRATION_TRIES => {
+            Err(error) if self.failing_since.get_or_init(Instant::now).elapsed() < MIGRATION_WITHIN => {
                 return Err(StoreError::Unavailable(error.to_string()));
             }
             migrated => migrated?,

@@ -42,9 +42,9 @@ use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfi
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use sql::sql;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
-use std::time::Duration;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio::sync::{Mutex, mpsc, watch};
 use transaction::{Access, Body};
@@ -56,8 +56,12 @@ const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(5);
 /// How long the store may take to say that it is there.
 const PING_WITHIN: Duration = Duration::from_secs(2);
-/// The tables may fail to be brought up to date so often before that counts as final: the database may have gone meanwhile.
-const MIGRATION_TRIES: u32 = 3;
+/// For so long the tables may fail to be brought up to date before that counts as final: the database may have gone meanwhile,
+/// or somebody (a dump) may be reading what is to be changed.
+const MIGRATION_WITHIN: Duration = Duration::from_secs(60);
+/// How long a migration waits for a table that somebody uses, which keeps all others waiting behind it, older nodes with their
+/// heartbeats among them. It is tried again.
+const MIGRATION_WAITS: Duration = Duration::from_secs(1);
 /// The advisory lock of whoever brings the tables up to date.
 const MIGRATING: i64 = 0x006f_646f_7368_6900;
 
@@ -83,7 +87,7 @@ pub struct PostgresStore {
     inner: Arc<Inner>,
     preparing: Mutex<()>,
     /// How often the tables could not be brought up to date.
-    failed: AtomicU32,
+    failing_since: OnceLock<Instant>,
     heartbeat: Duration,
     dead_after: Duration,
     warn_transaction: Duration,
@@ -190,7 +194,7 @@ impl PostgresStore {
             heard: Mutex::new(heard),
             inner: Arc::new(inner),
             preparing: Mutex::new(()),
-            failed: AtomicU32::new(0),
+            failing_since: OnceLock::new(),
             heartbeat: settings.node.heartbeat.0,
             dead_after: settings.node.dead_after.0,
             warn_transaction: settings.store.warn_transaction.0,
@@ -262,6 +266,8 @@ async fn migrate(mut conn: AsyncPgConnection) -> StoreResult<()> {
     let during = |error| error::sort("migrate", error);
     conn.batch_execute("SET statement_timeout = 0; SET lock_timeout = 0").await.map_err(during)?;
     sql("SELECT pg_advisory_lock(?)").bind(MIGRATING).execute(&mut conn).await.map_err(during)?;
+    let patience = format!("SET lock_timeout = {}", MIGRATION_WAITS.as_millis());
+    conn.batch_execute(&patience).await.map_err(during)?;
     // The harness is a blocking one. The lock goes with the connection.
     let migrated = tokio::task::spawn_blocking(move || {
         let mut harness: AsyncConnectionWrapper<AsyncPgConnection> = conn.into();
