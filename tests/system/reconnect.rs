@@ -103,6 +103,13 @@ async fn ten_thousand_agents_that_come_at_once_have_their_backlog_soon() {
         transactions_after - transactions,
         cpu_after - cpu,
     );
+    let size = "SELECT sum(pg_total_relation_size(oid))::bigint AS n FROM pg_class WHERE relname IN ('commands', 'outcomes')";
+    println!(
+        "a node with {} agents takes {} MB; a command and its outcome take {} bytes in the database",
+        AGENTS / others.len(),
+        others[0].memory("VmRSS") / 1_024,
+        died.sql().number(size) / all,
+    );
     let open = "SELECT count(*) AS n FROM actions WHERE ended_at IS NULL";
     eventually("the actions to be completed", || async { (died.sql().number(open) == 0).then_some(()) }).await;
     assert_eq!(died.sql().number("SELECT coalesce(sum(succeeded), 0) AS n FROM action_counts"), all);
