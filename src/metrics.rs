@@ -12,6 +12,7 @@
 //! | `odoshi_run_ends_total` | `state` | runs by how they ended: what agents said, and what the server decided for them |
 //! | `odoshi_http_request_seconds` | `method`, `path` | from the request's head to the answer's head, a histogram |
 //! | `odoshi_delay_entries` | | commands in memory that wait for their time |
+//! | `odoshi_delay_next_due_timestamp_seconds` | | when the next of them is due (Unix time), 0 when there is none |
 //! | `odoshi_delay_lateness_seconds` | | from due to handed on, a histogram |
 //! | `odoshi_agents_connected` | | agents connected to this process |
 //! | `odoshi_actor_restarts` | `actor` | since the start |
@@ -21,6 +22,7 @@
 
 use crate::domain::batch::Reason;
 use crate::domain::command::{CommandState, Event};
+use crate::domain::time::Timestamp;
 use crate::pipeline::presence::Presence;
 use crate::supervision::Supervision;
 use prometheus_client::encoding::text::encode;
@@ -30,6 +32,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
 use prometheus_client::registry::Registry;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 type Label = [(&'static str, &'static str); 1];
@@ -53,6 +56,7 @@ struct Inner {
     http_seconds: Family<TwoLabels, Histogram, fn() -> Histogram>,
     reports: Family<Label, Counter>,
     delay_entries: Gauge,
+    delay_next_due: Gauge<f64, AtomicU64>,
     delay_lateness: Histogram,
     agents_connected: Gauge,
     actor_restarts: Family<Label, Gauge>,
@@ -85,6 +89,7 @@ impl Default for Metrics {
             http_seconds: Family::new_with_constructor(seconds),
             reports: Family::default(),
             delay_entries: Gauge::default(),
+            delay_next_due: Gauge::default(),
             delay_lateness: seconds(),
             agents_connected: Gauge::default(),
             actor_restarts: Family::default(),
@@ -103,6 +108,8 @@ impl Default for Metrics {
         of.register("commands", "Commands written", inner.commands.clone());
         of.register("reports", "What happened to commands, as it was recorded", inner.reports.clone());
         of.register("delay_entries", "Commands in memory that wait for their time", inner.delay_entries.clone());
+        let next_due = "When the next command in memory is due";
+        of.register("delay_next_due_timestamp_seconds", next_due, inner.delay_next_due.clone());
         of.register("delay_lateness_seconds", "From due to handed on", inner.delay_lateness.clone());
         of.register("agents_connected", "Agents connected to this process", inner.agents_connected.clone());
         of.register("actor_restarts", "Restarts of each actor since the start", inner.actor_restarts.clone());
@@ -172,9 +179,10 @@ impl Metrics {
         self.0.run_ends.get_or_create(&[("state", ended.as_str())]).inc();
     }
 
-    /// So many commands wait in memory for their time.
-    pub fn delay_entries(&self, entries: usize) {
+    /// So many commands wait in memory for their time, and the next one is due then.
+    pub fn delay_entries(&self, entries: usize, next: Option<Timestamp>) {
         self.0.delay_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
+        self.0.delay_next_due.set(next.map_or(0.0, |next| next.0 as f64 / 1_000.0));
     }
 
     /// A command is handed on so long after it was due.

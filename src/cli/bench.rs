@@ -2,6 +2,7 @@
 //!
 //! Only the ratio says something: machines differ, and so do hours of the day. Each figure is the median of the rounds.
 
+mod delay;
 mod fleet;
 mod latency;
 mod raw;
@@ -22,6 +23,8 @@ pub(super) enum Command {
     Life(Args),
     /// An idle server: from POST /v1/actions to a connected agent having the command
     Latency(latency::Args),
+    /// The queue of what is due, beside others of its kind
+    Delay(delay::Args),
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -43,6 +46,7 @@ pub(super) struct Args {
 pub(super) fn run(command: Command) -> Outcome {
     let folder = tempfile::Builder::new().prefix("odoshi-bench-").tempdir()?;
     let (args, life) = match command {
+        Command::Delay(args) => return delay::run(&args),
         Command::Create(args) => (args, false),
         Command::Life(args) => (args, true),
         Command::Latency(args) => {

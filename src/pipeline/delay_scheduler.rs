@@ -9,7 +9,13 @@
 //! - now and then everything that should have gone out long ago is read again: a hint that was lost costs latency, and
 //!   nothing else.
 //!
-//! What is paused is passed over when it is due, and read again when it goes on.
+//! Where room is short the nearest are in memory: what is nearer displaces the farthest, which goes back to the store, and
+//! its cursor back to before it.
+//!
+//! What is paused or cancelled is passed over when it is due, from that moment on; what was paused is read again when it goes on.
+//! Delays, `valid_from`, spreads and retries all come by here. Timeouts and expiry don't: they end what is in nobody's
+//! hands, or in an agent's, for which no punctuality is promised but a grace of seconds, so the housekeeper finds them by an
+//! index over their times, and they take no memory and survive everything.
 //!
 //! Commands of agents that have no connection here get an open row `waiting`, and are found when the agent connects.
 //! What is due goes to the sender router in order of (due time, priority, arrival), in chunks, a few at a time.
@@ -27,7 +33,7 @@ use super::presence::Presence;
 use super::sender_router::SenderRouter;
 use crate::domain::action::Action;
 use crate::domain::command::Event;
-use crate::domain::delay::DelayQueue;
+use crate::domain::delay::{DelayQueue, Refused, WhenFull};
 use crate::domain::time::Timestamp;
 use crate::metrics::Metrics;
 use crate::store::{Due, DuePlace, Report, Store};
@@ -43,10 +49,10 @@ const CHUNK: usize = 1_000;
 const CHUNKS_AT_A_TIME: usize = 4;
 /// How many commands may be on their way to a `waiting` row.
 const HOLDS_AT_A_TIME: usize = 20_000;
+/// How long what was cancelled may stay in memory.
+const SWEEP: Duration = Duration::from_secs(1);
 /// How long a command rests whose chunk the router gave back.
 const REST: Duration = Duration::from_millis(200);
-/// What is due within this is due now, where room is short.
-const NOW: Duration = Duration::from_secs(1);
 /// Sleep no longer than this: the machine's clock may be set.
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);
 
@@ -91,6 +97,8 @@ struct Cursor {
     behind: Option<Timestamp>,
     /// A hint came while the store was read.
     hinted: bool,
+    /// What was displaced lies beyond this agent key, and is to be read again at this time.
+    back: Option<(i64, Timestamp)>,
     /// `dispatched_through` when it was looked at last.
     dispatched: i64,
     /// This node writes down whose agents are away, and sends what isn't a stream.
@@ -117,6 +125,8 @@ pub struct DelayScheduler {
     dispatched: HashSet<(i64, i64)>,
     chunks: usize,
     holds: usize,
+    /// Cancelled actions of which something may be in memory.
+    cancelled: HashSet<i64>,
     reading: bool,
     timer: Option<(Timestamp, SpawnHandle)>,
     draining: Option<oneshot::Sender<()>>,
@@ -127,7 +137,7 @@ impl DelayScheduler {
     /// With nothing in memory.
     pub fn new(parts: SchedulerParts) -> Self {
         Self {
-            queue: DelayQueue::new(parts.capacity),
+            queue: DelayQueue::new(parts.capacity, WhenFull::Displace),
             cursors: BTreeMap::new(),
             open_read_through: FIRST,
             open_not_before: Timestamp(0),
@@ -138,6 +148,7 @@ impl DelayScheduler {
             dispatched: HashSet::new(),
             chunks: 0,
             holds: 0,
+            cancelled: HashSet::new(),
             reading: false,
             timer: None,
             draining: None,
@@ -150,22 +161,22 @@ impl DelayScheduler {
         self.parts.store.now().plus(self.parts.horizon)
     }
 
-    /// Puts one command in; false when there is no room. The last tenth of the room is for what is due now, so that it is
-    /// never kept out by what has time.
+    /// Puts one command in; false when there is no room for it.
     fn insert(&mut self, action: &Arc<Action>, transport: &Arc<str>, due: Due) -> bool {
-        let has_time = due.due_at > self.parts.store.now().plus(NOW);
-        let reserve = if has_time { self.parts.capacity / 10 } else { 0 };
-        if self.queue.room() <= reserve {
-            return false;
-        }
         let key = (due.action_no, due.agent_no);
-        if !self.dispatched.contains(&key) {
-            let (at, priority) = (due.due_at, action.priority);
-            let entry = Entry { action: action.clone(), transport: transport.clone(), due };
-            // Refused: it is in there already.
-            self.queue.insert(key, at, priority, entry).ok();
+        if self.dispatched.contains(&key) {
+            return true;
         }
-        true
+        let (at, priority) = (due.due_at, action.priority);
+        let entry = Entry { action: action.clone(), transport: transport.clone(), due };
+        match self.queue.insert(key, at, priority, entry) {
+            Ok(None) | Err(Refused::Known(_) | Refused::Stopped(_)) => true,
+            Ok(Some(displaced)) => {
+                self.give_back(&displaced.value.due);
+                true
+            }
+            Err(Refused::Full(_)) => false,
+        }
     }
 
     /// Hands over what is due, and sets the timer for what comes next.
@@ -179,12 +190,12 @@ impl DelayScheduler {
             }
             // What a user ended or what expired gets its outcome from the housekeeper; what is paused is read again.
             let goes_on = |action: &Action| !action.is_cancelled() && !action.is_paused() && action.expires_at > now;
-            due.retain(|(_, entry)| goes_on(&entry.action));
-            let entries: Vec<Entry> = due.into_iter().map(|(_, entry)| entry).collect();
+            due.retain(|entry| goes_on(&entry.value.action));
+            let entries: Vec<Entry> = due.into_iter().map(|entry| entry.value).collect();
             entries.iter().for_each(|entry| self.parts.metrics.handed_on(now.since(entry.due.due_at)));
             self.hand_over(entries, ctx);
         }
-        self.parts.metrics.delay_entries(self.queue.len());
+        self.parts.metrics.delay_entries(self.queue.len(), self.queue.next_due());
         self.set_timer(ctx);
         self.finish_drain();
     }
@@ -335,11 +346,22 @@ impl Handler<DueAgain> for DelayScheduler {
 impl Handler<Cancelled> for DelayScheduler {
     type Result = ();
 
-    fn handle(&mut self, cancelled: Cancelled, _: &mut Self::Context) {
-        let nos: HashSet<i64> = cancelled.0.iter().map(|(no, _)| *no).collect();
-        nos.iter().for_each(|no| self.parts.book.cancel(*no));
-        self.queue.remove_where(|(action_no, _), _| nos.contains(action_no));
-        self.cursors.retain(|no, _| !nos.contains(no));
+    fn handle(&mut self, cancelled: Cancelled, ctx: &mut Self::Context) {
+        // From here on nothing of it is handed over.
+        for (no, _) in &cancelled.0 {
+            self.parts.book.cancel(*no);
+            self.cursors.remove(no);
+        }
+        // Its memory is given back a moment later, that of many at once.
+        if !self.queue.is_empty() {
+            if self.cancelled.is_empty() {
+                ctx.run_later(SWEEP, |scheduler, _| {
+                    let cancelled = std::mem::take(&mut scheduler.cancelled);
+                    scheduler.queue.cancel_where(|(action_no, _), _| cancelled.contains(action_no));
+                });
+            }
+            self.cancelled.extend(cancelled.0.iter().map(|(no, _)| *no));
+        }
         self.parts.router.try_send(cancelled).ok();
     }
 }
@@ -367,7 +389,7 @@ impl Handler<Hinted> for DelayScheduler {
     fn handle(&mut self, Hinted { commands, open, everything }: Hinted, ctx: &mut Self::Context) {
         let now = self.parts.store.now();
         for (no, after) in commands {
-            let new = Cursor { at: after, behind: None, hinted: false, dispatched: 0, owned: false };
+            let new = Cursor { at: after, behind: None, hinted: false, back: None, dispatched: 0, owned: false };
             let cursor = self.cursors.entry(no).or_insert(new);
             // While it is being read, it is read once more.
             cursor.hinted = true;
@@ -389,6 +411,8 @@ impl Handler<Drain> for DelayScheduler {
     fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
         // What is not handed over stays pending in the store.
         self.stopped = true;
+        self.queue.stop(self.parts.store.now());
+        log::info!(commands = self.queue.len(); "commands that wait for their time stay in the store");
         let (sender, drained) = oneshot::channel();
         self.draining = Some(sender);
         self.finish_drain();

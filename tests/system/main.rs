@@ -110,6 +110,9 @@ on_both! {
         retention {
         actions_go_when_they_have_been_over_for_long_enough
     }
+    recording {
+        two_hundred_thousand_commands_go_out_in_their_time_over_a_kill
+    }
     scale {
         a_hundred_thousand_commands_are_stored_once_in_bounded_memory_and_cancelled_over_a_kill
         an_agent_that_connects_after_many_actions_gets_all_of_them_in_order_and_soon

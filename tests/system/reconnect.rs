@@ -103,7 +103,8 @@ async fn ten_thousand_agents_that_come_at_once_have_their_backlog_soon() {
         transactions_after - transactions,
         cpu_after - cpu,
     );
-    let size = "SELECT sum(pg_total_relation_size(oid))::bigint AS n FROM pg_class WHERE relname IN ('commands', 'outcomes')";
+    let size =
+        "SELECT sum(pg_total_relation_size(oid))::bigint AS n FROM pg_class WHERE relname IN ('commands', 'outcomes')";
     println!(
         "a node with {} agents takes {} MB; a command and its outcome take {} bytes in the database",
         AGENTS / others.len(),

@@ -9,10 +9,12 @@ use odoshi::domain::command::{CommandState, Event, RunEnd};
 use odoshi::pipeline::messages::{Deliver, Delivery};
 use odoshi::senders::{SenderContext, report};
 use serde_json::json;
+use std::collections::{BTreeSet, HashMap};
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
+use std::time::Duration;
 
 /// The transport that it serves.
 const TRANSPORT: &str = "recording";
@@ -124,4 +126,47 @@ async fn what_no_node_serves_waits_and_is_told_and_goes_out_by_one_that_does() {
     // What the first one is given from now on comes to the second one too, and soon.
     let id = first.submit(json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "ping" }] })).await;
     assert_eq!(first.until_status(&id, "completed").await["counts"]["succeeded"], 2);
+}
+
+const COMMANDS: usize = 200_000;
+
+pub async fn two_hundred_thousand_commands_go_out_in_their_time_over_a_kill(on: On) {
+    let mut server = Server::prepare(ServerOptions { recording: true, ..on.options() });
+    std::fs::create_dir_all(server.data()).unwrap();
+    server.put_agents(COMMANDS, TRANSPORT).await;
+    server.restart().await;
+    let spread = json!({ "name": "n", "target": "TRUE", "spread": "20s", "operations": [{ "module": "ping" }] });
+    let id = server.submit(spread).await;
+    tokio::time::sleep(Duration::from_secs(10)).await;
+    server.kill();
+    let killed_at = chrono::Utc::now().timestamp_millis();
+    server.restart().await;
+    let view = server.until_status(&id, "completed").await;
+    assert_eq!(view["counts"]["succeeded"], COMMANDS, "{view}");
+    assert_eq!(server.sql().exceptions(), []);
+
+    // By agent: when it was due, and when it came first. What was cut off by the kill is no line.
+    let mut first: HashMap<i64, (i64, i64)> = HashMap::new();
+    let recorded = std::fs::read_to_string(server.data().join("recorded")).unwrap();
+    let mut lines = 0;
+    for line in recorded.lines() {
+        let numbers: Vec<i64> = line.split(' ').filter_map(|number| number.parse().ok()).collect();
+        let [_, agent, due, came] = numbers[..] else { continue };
+        assert!(came >= due, "agent {agent} at {came}, and it was due at {due}");
+        first.entry(agent).or_insert((due, came));
+        lines += 1;
+    }
+    assert_eq!(first.len(), COMMANDS, "each was handed over");
+    let dues: BTreeSet<i64> = first.values().map(|(due, _)| *due).collect();
+    assert!(dues.last().unwrap() - dues.first().unwrap() >= 19_000, "they were spread over the time");
+    let lateness = |which: &dyn Fn(i64, i64) -> bool| {
+        let mut late: Vec<i64> =
+            first.values().filter(|(due, came)| which(*due, *came)).map(|(due, came)| came - due).collect();
+        late.sort_unstable();
+        let at = |percent: usize| late[(late.len() * percent / 100).min(late.len() - 1)];
+        format!("{} commands, p50 {} ms, p99 {} ms, at most {} ms", late.len(), at(50), at(99), at(100))
+    };
+    println!("before the kill: {}", lateness(&|_, came| came <= killed_at));
+    println!("after it: {}", lateness(&|_, came| came > killed_at));
+    println!("{} were handed over twice", lines - COMMANDS);
 }

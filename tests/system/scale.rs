@@ -1,8 +1,6 @@
 //! Many agents, many actions: what takes how long, and how much memory.
 
 use crate::support::{On, Server, ServerOptions, WireAgent, eventually};
-use odoshi::domain::agent::Enrollment;
-use odoshi::store::NewAgent;
 use serde_json::{Value, json};
 use std::cell::Cell;
 use std::cmp::Reverse;
@@ -12,21 +10,6 @@ const AGENTS: i64 = 100_000;
 /// How much a server may grow while it resolves and files an action for all of them, in kilobytes.
 const GROWTH: u64 = 150 * 1024;
 const ACTION: &str = "018f0000-0000-7000-8000-000000000001";
-
-/// Puts agents that never connect straight into the store of a server that doesn't run.
-async fn put_agents(server: &Server) {
-    let store = server.store().await;
-    for chunk in 0..AGENTS / 10_000 {
-        let agent = |n| NewAgent {
-            enrollment: Enrollment::from_json(format!(r#"{{"name":"a{n:06}"}}"#).as_bytes()).unwrap(),
-            transport: "stream".into(),
-            address: None,
-            secret: None,
-        };
-        store.agent_insert((chunk * 10_000..(chunk + 1) * 10_000).map(agent).collect()).await.unwrap();
-    }
-    store.node_stop().await.unwrap();
-}
 
 fn counts(state: &str, resolved: bool) -> Value {
     let mut counts = json!({ "total": AGENTS, "resolved": resolved, "pending": 0, "sent": 0, "succeeded": 0,
@@ -38,7 +21,7 @@ fn counts(state: &str, resolved: bool) -> Value {
 pub async fn a_hundred_thousand_commands_are_stored_once_in_bounded_memory_and_cancelled_over_a_kill(on: On) {
     let mut server = Server::prepare(on.options());
     let started = Instant::now();
-    put_agents(&server).await;
+    server.put_agents(AGENTS as usize, "stream").await;
     println!("{AGENTS} agents were put in within {:?}", started.elapsed());
     server.restart().await;
     let before = server.memory("VmRSS");
@@ -101,7 +84,7 @@ pub async fn a_hundred_thousand_commands_are_stored_once_in_bounded_memory_and_c
 pub async fn an_agent_that_connects_after_many_actions_gets_all_of_them_in_order_and_soon(on: On) {
     const ACTIONS: i64 = 1_440;
     let mut server = Server::prepare(ServerOptions { in_memory: true, ..on.options() });
-    put_agents(&server).await;
+    server.put_agents(AGENTS as usize, "stream").await;
     server.restart().await;
     let token = server.enroll("late", json!({})).await;
     let (started, now) = (Instant::now(), chrono::Utc::now());

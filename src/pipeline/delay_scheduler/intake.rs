@@ -17,8 +17,12 @@ pub(super) const READ_AHEAD: Duration = Duration::from_secs(2);
 pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// Every how many looks open rows are read a second time: only what was lost needs it.
 const SECOND_READING: u32 = 6;
-/// How long what doesn't fit waits for room.
+/// How long what doesn't fit waits for room, if it is due before.
 const FOR_ROOM: Duration = Duration::from_secs(1);
+/// How long it waits at most.
+const FOR_ROOM_AHEAD: Duration = Duration::from_secs(5);
+/// Rows per read, where room is short: one that is nearer than the farthest may be among them.
+const LITTLE: usize = 100;
 /// How long a paused action is left alone; it is looked at at once when it goes on.
 const PAUSED: Duration = Duration::from_secs(60);
 /// Rows per read.
@@ -47,6 +51,7 @@ impl DelayScheduler {
             at: 0,
             behind: None,
             hinted: false,
+            back: None,
             dispatched: 0,
             owned: true,
         });
@@ -103,7 +108,7 @@ impl DelayScheduler {
                 let (action_no, priority) = (action.no, action.priority);
                 let due = Due { action_no, agent_no, run: 1, attempts: 0, due_at, priority, open: false };
                 if !self.insert(action, &transport, due) {
-                    stopped = Some(now.plus(FOR_ROOM));
+                    stopped = Some(self.when_there_is_room(due_at));
                     break;
                 }
             }
@@ -111,6 +116,25 @@ impl DelayScheduler {
         }
         self.hold(action, away, ctx);
         stopped.map_or(Taken::All, |when| Taken::Until(at, when))
+    }
+
+    /// When a command that finds no room is to be looked at again.
+    fn when_there_is_room(&self, due_at: Timestamp) -> Timestamp {
+        let now = self.parts.store.now();
+        due_at.minus(FOR_ROOM).min(now.plus(FOR_ROOM_AHEAD)).max(now.plus(FOR_ROOM))
+    }
+
+    /// What was displaced is the store's again: it is to be read once more.
+    pub(super) fn give_back(&mut self, due: &Due) {
+        let when = self.when_there_is_room(due.due_at);
+        if due.open {
+            let before = (due.due_at, due.action_no, due.agent_no - 1);
+            self.open_read_through = self.open_read_through.min(before);
+            self.open_not_before = self.open_not_before.max(self.parts.store.now().plus(FOR_ROOM));
+        } else if let Some(cursor) = self.cursors.get_mut(&due.action_no) {
+            let before = due.agent_no - 1;
+            cursor.back = Some(cursor.back.map_or((before, when), |(at, then)| (at.min(before), then.min(when))));
+        }
     }
 
     /// Takes in commands with an open row that fall due again.
@@ -158,16 +182,13 @@ impl DelayScheduler {
 
     /// Reads what is due to be read, one page at a time.
     pub(super) fn read(&mut self, ctx: &mut Context<Self>) {
-        if self.reading || self.stopped || self.queue.room() == 0 || self.holds >= HOLDS_AT_A_TIME {
+        if self.reading || self.stopped || self.holds >= HOLDS_AT_A_TIME {
             return;
         }
         let Some(next) = self.next_read() else { return };
-        if let Next::Commands(no, _) = &next {
-            self.last_read = *no;
-        }
         self.reading = true;
         let (store, book) = (self.parts.store.clone(), self.parts.book.clone());
-        let limit = PAGE.min(self.queue.room());
+        let limit = PAGE.min(self.queue.room().max(LITTLE));
         let read = async move {
             match next {
                 Next::Commands(no, after) => {
@@ -219,7 +240,7 @@ impl DelayScheduler {
         }
     }
 
-    fn next_read(&self) -> Option<Next> {
+    fn next_read(&mut self) -> Option<Next> {
         let (now, horizon) = (self.parts.store.now(), self.horizon());
         if self.open_read_through.0 < now.plus(self.parts.horizon / 2) && self.open_not_before <= now {
             return Some(Next::Open(self.open_read_through, horizon, false));
@@ -227,12 +248,17 @@ impl DelayScheduler {
         if let Some(place) = self.second_reading {
             return Some(Next::Open(place, now, true));
         }
-        let behind = |cursor: &Cursor| cursor.behind.is_some_and(|when| when <= now);
+        let behind = |cursor: &Cursor| {
+            cursor.behind.is_some_and(|when| when <= now) || cursor.back.is_some_and(|(_, when)| when <= now)
+        };
         let later = self.cursors.range(self.last_read + 1..);
-        later
-            .chain(self.cursors.range(..=self.last_read))
-            .find(|(_, cursor)| behind(cursor))
-            .map(|(no, cursor)| Next::Commands(*no, cursor.at))
+        let (no, _) = later.chain(self.cursors.range(..=self.last_read)).find(|(_, cursor)| behind(cursor))?;
+        self.last_read = *no;
+        let cursor = self.cursors.get_mut(&self.last_read)?;
+        if let Some((at, _)) = cursor.back.take() {
+            cursor.at = cursor.at.min(at);
+        }
+        Some(Next::Commands(self.last_read, cursor.at))
     }
 
     fn take_page(&mut self, page: Page, ctx: &mut Context<Self>) {
@@ -315,7 +341,14 @@ impl DelayScheduler {
         self.cursors.retain(|no, _| known.contains(no));
         for action in open.iter().filter(|action| !action.cancelled && !action.expired) {
             let dispatched = action.dispatched_through;
-            let fresh = Cursor { at: dispatched, behind: Some(now), hinted: false, dispatched, owned: action.owned };
+            let fresh = Cursor {
+                at: dispatched,
+                behind: Some(now),
+                hinted: false,
+                back: None,
+                dispatched,
+                owned: action.owned,
+            };
             let cursor = self.cursors.entry(action.no).or_insert(fresh);
             // What is not due yet, and what waits for its time beyond the horizon, is not missing.
             let waits = action.valid_from > now || cursor.behind.is_some_and(|when| when <= now);

@@ -3,7 +3,8 @@
 use super::Sql;
 use crate::cluster::{self, Cluster, free_port};
 use odoshi::config::Config;
-use odoshi::store::{self, Store};
+use odoshi::domain::agent::Enrollment;
+use odoshi::store::{self, NewAgent, Store};
 use serde_json::{Value, json};
 use std::cell::RefCell;
 use std::fs::File;
@@ -209,6 +210,21 @@ impl Server {
         let store = store::open(&Config::load_with(None, std::iter::empty(), &flags).unwrap()).await.unwrap();
         store.prepare().await.unwrap();
         store
+    }
+
+    /// Puts agents that never connect straight into the store, while the server doesn't run.
+    pub async fn put_agents(&self, count: usize, transport: &str) {
+        let agent = |n| NewAgent {
+            enrollment: Enrollment::from_json(format!(r#"{{"name":"a{n:07}"}}"#).as_bytes()).unwrap(),
+            transport: transport.into(),
+            address: None,
+            secret: None,
+        };
+        let store = self.store().await;
+        for first in (0..count).step_by(10_000) {
+            store.agent_insert((first..count.min(first + 10_000)).map(agent).collect()).await.unwrap();
+        }
+        store.node_stop().await.unwrap();
     }
 
     /// The log of the `n`th start, from 1.
