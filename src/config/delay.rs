@@ -9,7 +9,7 @@ section! {
     pub struct Delay {
         /// Commands due within this time are held in memory; later ones stay in the store.
         horizon: Span = Span::secs(60);
-        /// How many are held at most, the last tenth for what is due now; the rest waits in the store.
+        /// How many are held at most: the nearest; the rest waits in the store.
         capacity: usize = 1_000_000;
     }
 }

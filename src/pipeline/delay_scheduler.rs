@@ -95,6 +95,8 @@ struct Cursor {
     at: i64,
     /// `Some`: there is, or may be, more in the store, to be read at this time.
     behind: Option<Timestamp>,
+    /// What comes next is due no sooner, as far as is known: the nearest are read first.
+    next_due: Timestamp,
     /// A hint came while the store was read.
     hinted: bool,
     /// What was displaced lies beyond this agent key, and is to be read again at this time.
@@ -114,6 +116,8 @@ pub struct DelayScheduler {
     open_read_through: DuePlace,
     /// They didn't all fit: not before this.
     open_not_before: Timestamp,
+    /// When something found no room, and when that is due; none has been made since.
+    refused: Option<(Timestamp, Timestamp)>,
     /// The action whose commands were read last; the next one has its turn.
     last_read: i64,
     looks: u32,
@@ -141,6 +145,7 @@ impl DelayScheduler {
             cursors: BTreeMap::new(),
             open_read_through: FIRST,
             open_not_before: Timestamp(0),
+            refused: None,
             last_read: 0,
             looks: 0,
             second_reading: None,
@@ -175,7 +180,10 @@ impl DelayScheduler {
                 self.give_back(&displaced.value.due);
                 true
             }
-            Err(Refused::Full(_)) => false,
+            Err(Refused::Full(_)) => {
+                self.refused = Some((self.parts.store.now(), at));
+                false
+            }
         }
     }
 
@@ -188,6 +196,7 @@ impl DelayScheduler {
             if due.is_empty() {
                 break;
             }
+            self.refused = None;
             // What a user ended or what expired gets its outcome from the housekeeper; what is paused is read again.
             let goes_on = |action: &Action| !action.is_cancelled() && !action.is_paused() && action.expires_at > now;
             due.retain(|entry| goes_on(&entry.value.action));
@@ -375,6 +384,7 @@ impl Handler<Resumed> for DelayScheduler {
             if let Some(cursor) = self.cursors.get_mut(&no) {
                 cursor.at = cursor.dispatched;
                 cursor.behind = Some(now);
+                cursor.next_due = Timestamp(0);
             }
         }
         // Those with an open row.
@@ -389,10 +399,19 @@ impl Handler<Hinted> for DelayScheduler {
     fn handle(&mut self, Hinted { commands, open, everything }: Hinted, ctx: &mut Self::Context) {
         let now = self.parts.store.now();
         for (no, after) in commands {
-            let new = Cursor { at: after, behind: None, hinted: false, back: None, dispatched: 0, owned: false };
+            let new = Cursor {
+                at: after,
+                behind: None,
+                next_due: Timestamp(0),
+                hinted: false,
+                back: None,
+                dispatched: 0,
+                owned: false,
+            };
             let cursor = self.cursors.entry(no).or_insert(new);
             // While it is being read, it is read once more.
             cursor.hinted = true;
+            cursor.next_due = Timestamp(0);
             cursor.behind.get_or_insert(now);
         }
         if open {

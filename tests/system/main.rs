@@ -112,6 +112,7 @@ on_both! {
     }
     recording {
         two_hundred_thousand_commands_go_out_in_their_time_over_a_kill
+        what_is_urgent_displaces_what_has_time_and_nothing_is_lost
     }
     scale {
         a_hundred_thousand_commands_are_stored_once_in_bounded_memory_and_cancelled_over_a_kill

@@ -8,8 +8,8 @@ use odoshi::config::Config;
 use odoshi::domain::command::{CommandState, Event, RunEnd};
 use odoshi::pipeline::messages::{Deliver, Delivery};
 use odoshi::senders::{SenderContext, report};
-use serde_json::json;
-use std::collections::{BTreeSet, HashMap};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Write;
 use std::path::Path;
@@ -99,7 +99,7 @@ async fn what_no_node_serves_waits_and_is_told_and_goes_out_by_one_that_does() {
     add_agent(&first, "two").await;
     let document = json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "ping" }] });
     let id = first.submit(document).await;
-    let unserved = |wanted: serde_json::Value| {
+    let unserved = |wanted: Value| {
         let (first, wanted) = (&first, wanted);
         async move {
             eventually("what is unserved to be told", || async {
@@ -130,6 +130,28 @@ async fn what_no_node_serves_waits_and_is_told_and_goes_out_by_one_that_does() {
 
 const COMMANDS: usize = 200_000;
 
+/// What a server has recorded: (action, agent, when it was due, when it came). A line that a kill cut off is none.
+fn recorded(server: &Server) -> Vec<[i64; 4]> {
+    let text = std::fs::read_to_string(server.data().join("recorded")).unwrap();
+    let line = |line: &str| -> Option<[i64; 4]> {
+        let numbers: Vec<i64> = line.split(' ').filter_map(|number| number.parse().ok()).collect();
+        numbers.try_into().ok()
+    };
+    let lines: Vec<[i64; 4]> = text.lines().filter_map(line).collect();
+    for [action, agent, due, came] in &lines {
+        assert!(came >= due, "action {action}, agent {agent}: at {came}, and it was due at {due}");
+    }
+    lines
+}
+
+/// How many, and how many milliseconds late.
+fn lateness(lines: impl Iterator<Item = [i64; 4]>) -> String {
+    let mut late: Vec<i64> = lines.map(|[_, _, due, came]| came - due).collect();
+    late.sort_unstable();
+    let at = |percent: usize| late[(late.len() * percent / 100).min(late.len() - 1)];
+    format!("{} commands, late by {} ms (p50), {} ms (p99), {} ms at most", late.len(), at(50), at(99), at(100))
+}
+
 pub async fn two_hundred_thousand_commands_go_out_in_their_time_over_a_kill(on: On) {
     let mut server = Server::prepare(ServerOptions { recording: true, ..on.options() });
     std::fs::create_dir_all(server.data()).unwrap();
@@ -145,28 +167,49 @@ pub async fn two_hundred_thousand_commands_go_out_in_their_time_over_a_kill(on: 
     assert_eq!(view["counts"]["succeeded"], COMMANDS, "{view}");
     assert_eq!(server.sql().exceptions(), []);
 
-    // By agent: when it was due, and when it came first. What was cut off by the kill is no line.
-    let mut first: HashMap<i64, (i64, i64)> = HashMap::new();
-    let recorded = std::fs::read_to_string(server.data().join("recorded")).unwrap();
-    let mut lines = 0;
-    for line in recorded.lines() {
-        let numbers: Vec<i64> = line.split(' ').filter_map(|number| number.parse().ok()).collect();
-        let [_, agent, due, came] = numbers[..] else { continue };
-        assert!(came >= due, "agent {agent} at {came}, and it was due at {due}");
-        first.entry(agent).or_insert((due, came));
-        lines += 1;
+    let lines = recorded(&server);
+    let mut first: BTreeMap<i64, [i64; 4]> = BTreeMap::new();
+    for line in &lines {
+        first.entry(line[1]).or_insert(*line);
     }
     assert_eq!(first.len(), COMMANDS, "each was handed over");
-    let dues: BTreeSet<i64> = first.values().map(|(due, _)| *due).collect();
+    let dues: BTreeSet<i64> = first.values().map(|line| line[2]).collect();
     assert!(dues.last().unwrap() - dues.first().unwrap() >= 19_000, "they were spread over the time");
-    let lateness = |which: &dyn Fn(i64, i64) -> bool| {
-        let mut late: Vec<i64> =
-            first.values().filter(|(due, came)| which(*due, *came)).map(|(due, came)| came - due).collect();
-        late.sort_unstable();
-        let at = |percent: usize| late[(late.len() * percent / 100).min(late.len() - 1)];
-        format!("{} commands, p50 {} ms, p99 {} ms, at most {} ms", late.len(), at(50), at(99), at(100))
+    println!("before the kill: {}", lateness(first.values().copied().filter(|line| line[3] <= killed_at)));
+    println!("after it: {}", lateness(first.values().copied().filter(|line| line[3] > killed_at)));
+    println!("{} were handed over twice", lines.len() - COMMANDS);
+}
+
+pub async fn what_is_urgent_displaces_what_has_time_and_nothing_is_lost(on: On) {
+    const AGENTS: usize = 5_000;
+    let options = on.options().with("ODOSHI__DELAY__CAPACITY", "500");
+    let mut server = Server::prepare(ServerOptions { recording: true, ..options });
+    std::fs::create_dir_all(server.data()).unwrap();
+    server.put_agents(AGENTS, TRANSPORT).await;
+    server.restart().await;
+    let document = |more: Value| {
+        let mut document = json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "ping" }] });
+        document.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        document
     };
-    println!("before the kill: {}", lateness(&|_, came| came <= killed_at));
-    println!("after it: {}", lateness(&|_, came| came > killed_at));
-    println!("{} were handed over twice", lines - COMMANDS);
+    // Ten times what there is room for, a part of it due far off; then twice what is due now.
+    let far = server.submit(document(json!({ "spread": "12s" }))).await;
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    let mut urgent = Vec::new();
+    for _ in 0..2 {
+        urgent.push(server.submit(document(json!({}))).await);
+    }
+    for id in &urgent {
+        server.until_status(id, "completed").await;
+    }
+    let view = server.action(&far).await;
+    assert_eq!(view["status"], "running", "what had time kept the rest waiting: {view}");
+    let view = server.until_status(&far, "completed").await;
+    assert_eq!(view["counts"]["succeeded"], AGENTS, "{view}");
+    assert_eq!(server.sql().exceptions(), []);
+    let lines = recorded(&server);
+    assert_eq!(lines.len(), 3 * AGENTS, "each once: nothing was killed");
+    for action in 1..=3 {
+        println!("action {action}: {}", lateness(lines.iter().copied().filter(|line| line[0] == action)));
+    }
 }

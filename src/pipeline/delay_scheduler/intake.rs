@@ -50,6 +50,7 @@ impl DelayScheduler {
         let cursor = self.cursors.entry(action.no).or_insert(Cursor {
             at: 0,
             behind: None,
+            next_due: Timestamp(0),
             hinted: false,
             back: None,
             dispatched: 0,
@@ -64,9 +65,10 @@ impl DelayScheduler {
         if let Some(cursor) = self.cursors.get_mut(&action.no) {
             match taken {
                 Taken::All => cursor.at = through,
-                Taken::Until(at, when) => {
+                Taken::Until(at, when, due) => {
                     cursor.at = at.max(after);
                     cursor.behind = Some(when);
+                    cursor.next_due = due;
                 }
             }
         }
@@ -83,7 +85,7 @@ impl DelayScheduler {
     ) -> Taken {
         let (now, horizon) = (self.parts.store.now(), self.horizon());
         if action.is_paused() && !commands.is_empty() {
-            return Taken::Until(0, now.plus(PAUSED));
+            return Taken::Until(0, now.plus(PAUSED), Timestamp(0));
         }
         let mut away = Vec::new();
         let mut at = 0;
@@ -91,7 +93,7 @@ impl DelayScheduler {
         for (agent_no, transport, due_at) in commands {
             if due_at > horizon {
                 // Ahead of its time by half the horizon.
-                stopped = Some(due_at.minus(self.parts.horizon / 2).max(now));
+                stopped = Some((due_at.minus(self.parts.horizon / 2).max(now), due_at));
                 break;
             }
             let is_stream = &*transport == STREAM;
@@ -100,7 +102,7 @@ impl DelayScheduler {
                 // Not ours.
             } else if is_stream && !is_here {
                 if self.holds + away.len() >= HOLDS_AT_A_TIME {
-                    stopped = Some(now);
+                    stopped = Some((now, due_at));
                     break;
                 }
                 away.push((agent_no, due_at));
@@ -108,20 +110,25 @@ impl DelayScheduler {
                 let (action_no, priority) = (action.no, action.priority);
                 let due = Due { action_no, agent_no, run: 1, attempts: 0, due_at, priority, open: false };
                 if !self.insert(action, &transport, due) {
-                    stopped = Some(self.when_there_is_room(due_at));
+                    stopped = Some((self.when_there_is_room(due_at), due_at));
                     break;
                 }
             }
             at = agent_no;
         }
         self.hold(action, away, ctx);
-        stopped.map_or(Taken::All, |when| Taken::Until(at, when))
+        stopped.map_or(Taken::All, |(when, due)| Taken::Until(at, when, due))
     }
 
-    /// When a command that finds no room is to be looked at again.
+    /// When a command that finds no room is to be looked at again; if it is due, that is as soon as there is some.
     fn when_there_is_room(&self, due_at: Timestamp) -> Timestamp {
         let now = self.parts.store.now();
-        due_at.minus(FOR_ROOM).min(now.plus(FOR_ROOM_AHEAD)).max(now.plus(FOR_ROOM))
+        due_at.minus(FOR_ROOM).min(now.plus(FOR_ROOM_AHEAD)).max(now)
+    }
+
+    /// Whether what is due no sooner than `next_due` would only be refused. (Looked at now and then all the same.)
+    fn is_crowded(&self, now: Timestamp, next_due: Timestamp) -> bool {
+        self.refused.is_some_and(|(at, due)| next_due >= due && now.since(at) < FOR_ROOM)
     }
 
     /// What was displaced is the store's again: it is to be read once more.
@@ -130,10 +137,11 @@ impl DelayScheduler {
         if due.open {
             let before = (due.due_at, due.action_no, due.agent_no - 1);
             self.open_read_through = self.open_read_through.min(before);
-            self.open_not_before = self.open_not_before.max(self.parts.store.now().plus(FOR_ROOM));
+            self.open_not_before = self.open_not_before.max(when);
         } else if let Some(cursor) = self.cursors.get_mut(&due.action_no) {
             let before = due.agent_no - 1;
             cursor.back = Some(cursor.back.map_or((before, when), |(at, then)| (at.min(before), then.min(when))));
+            cursor.next_due = cursor.next_due.min(due.due_at);
         }
     }
 
@@ -251,9 +259,14 @@ impl DelayScheduler {
         let behind = |cursor: &Cursor| {
             cursor.behind.is_some_and(|when| when <= now) || cursor.back.is_some_and(|(_, when)| when <= now)
         };
-        let later = self.cursors.range(self.last_read + 1..);
-        let (no, _) = later.chain(self.cursors.range(..=self.last_read)).find(|(_, cursor)| behind(cursor))?;
-        self.last_read = *no;
+        // The nearest first, lest what has time fills the room; of those alike each has its turn.
+        let waiting = self.cursors.iter().filter(|(_, cursor)| behind(cursor));
+        let turn = |(no, cursor): &(&i64, &Cursor)| (cursor.next_due, **no <= self.last_read, **no);
+        let (no, next_due) = waiting.min_by_key(turn).map(|(no, cursor)| (*no, cursor.next_due))?;
+        if self.is_crowded(now, next_due) {
+            return None;
+        }
+        self.last_read = no;
         let cursor = self.cursors.get_mut(&self.last_read)?;
         if let Some((at, _)) = cursor.back.take() {
             cursor.at = cursor.at.min(at);
@@ -268,7 +281,7 @@ impl DelayScheduler {
                     let place = (due.due_at, due.action_no, due.agent_no);
                     if !self.insert(&action, &transport, due) && !second {
                         // Up to here; the rest when there is room.
-                        self.open_not_before = self.parts.store.now().plus(FOR_ROOM);
+                        self.open_not_before = self.when_there_is_room(place.0);
                         return;
                     }
                     if !second {
@@ -290,9 +303,10 @@ impl DelayScheduler {
                 let taken = self.take_in(&action, page.commands, owned, ctx);
                 let Some(cursor) = self.cursors.get_mut(&no) else { return };
                 match (taken, page.through) {
-                    (Taken::Until(at, when), _) => {
+                    (Taken::Until(at, when, due), _) => {
                         cursor.at = cursor.at.max(at);
                         cursor.behind = Some(when);
+                        cursor.next_due = due;
                     }
                     (Taken::All, Some(through)) => {
                         cursor.at = cursor.at.max(through);
@@ -344,6 +358,7 @@ impl DelayScheduler {
             let fresh = Cursor {
                 at: dispatched,
                 behind: Some(now),
+                next_due: Timestamp(0),
                 hinted: false,
                 back: None,
                 dispatched,
@@ -358,6 +373,7 @@ impl DelayScheduler {
             if is_taken_over || is_stuck {
                 cursor.at = dispatched;
                 cursor.behind = Some(now);
+                cursor.next_due = Timestamp(0);
             }
             cursor.dispatched = dispatched;
         }
@@ -376,6 +392,6 @@ fn unreadable(no: i64, error: &StoreError) {
 /// How much of a page was taken in.
 enum Taken {
     All,
-    /// Up to this agent key (0: nothing); the rest is to be looked at then.
-    Until(i64, Timestamp),
+    /// Up to this agent key (0: nothing); the rest is to be looked at then, and is due no sooner than that.
+    Until(i64, Timestamp, Timestamp),
 }
