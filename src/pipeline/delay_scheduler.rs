@@ -99,12 +99,20 @@ struct Cursor {
     next_due: Timestamp,
     /// A hint came while the store was read.
     hinted: bool,
-    /// What was displaced lies beyond this agent key, and is to be read again at this time.
+    /// What lies beyond this agent key is to be read again at this time: it was displaced, passed over or lost. Apart from
+    /// `at`, which a read that is under way moves on.
     back: Option<(i64, Timestamp)>,
     /// `dispatched_through` when it was looked at last.
     dispatched: i64,
     /// This node writes down whose agents are away, and sends what isn't a stream.
     owned: bool,
+}
+
+impl Cursor {
+    /// Goes back to an agent key, at this time.
+    fn go_back(&mut self, to: i64, when: Timestamp) {
+        self.back = Some(self.back.map_or((to, when), |(at, then)| (at.min(to), then.min(when))));
+    }
 }
 
 /// See the module.
@@ -116,6 +124,8 @@ pub struct DelayScheduler {
     open_read_through: DuePlace,
     /// They didn't all fit: not before this.
     open_not_before: Timestamp,
+    /// What was displaced comes after this, and is to be read again at this time.
+    open_back: Option<(DuePlace, Timestamp)>,
     /// When something found no room, and when that is due; none has been made since.
     refused: Option<(Timestamp, Timestamp)>,
     /// The action whose commands were read last; the next one has its turn.
@@ -145,6 +155,7 @@ impl DelayScheduler {
             cursors: BTreeMap::new(),
             open_read_through: FIRST,
             open_not_before: Timestamp(0),
+            open_back: None,
             refused: None,
             last_read: 0,
             looks: 0,
@@ -382,8 +393,7 @@ impl Handler<Resumed> for DelayScheduler {
         let now = self.parts.store.now();
         for no in nos {
             if let Some(cursor) = self.cursors.get_mut(&no) {
-                cursor.at = cursor.dispatched;
-                cursor.behind = Some(now);
+                cursor.go_back(cursor.dispatched, now);
                 cursor.next_due = Timestamp(0);
             }
         }

@@ -136,11 +136,9 @@ impl DelayScheduler {
         let when = self.when_there_is_room(due.due_at);
         if due.open {
             let before = (due.due_at, due.action_no, due.agent_no - 1);
-            self.open_read_through = self.open_read_through.min(before);
-            self.open_not_before = self.open_not_before.max(when);
+            self.open_back = Some(self.open_back.map_or((before, when), |(at, then)| (at.min(before), then.min(when))));
         } else if let Some(cursor) = self.cursors.get_mut(&due.action_no) {
-            let before = due.agent_no - 1;
-            cursor.back = Some(cursor.back.map_or((before, when), |(at, then)| (at.min(before), then.min(when))));
+            cursor.go_back(due.agent_no - 1, when);
             cursor.next_due = cursor.next_due.min(due.due_at);
         }
     }
@@ -250,6 +248,12 @@ impl DelayScheduler {
 
     fn next_read(&mut self) -> Option<Next> {
         let (now, horizon) = (self.parts.store.now(), self.horizon());
+        if let Some((place, when)) = self.open_back
+            && when <= now
+        {
+            self.open_back = None;
+            self.open_read_through = self.open_read_through.min(place);
+        }
         if self.open_read_through.0 < now.plus(self.parts.horizon / 2) && self.open_not_before <= now {
             return Some(Next::Open(self.open_read_through, horizon, false));
         }
@@ -371,8 +375,7 @@ impl DelayScheduler {
             let is_taken_over = !std::mem::replace(&mut cursor.owned, action.owned) && action.owned;
             let is_stuck = !waits && dispatched < action.resolved_through && cursor.dispatched == dispatched;
             if is_taken_over || is_stuck {
-                cursor.at = dispatched;
-                cursor.behind = Some(now);
+                cursor.go_back(dispatched, now);
                 cursor.next_due = Timestamp(0);
             }
             cursor.dispatched = dispatched;
