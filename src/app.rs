@@ -61,6 +61,11 @@ const MAILBOX: usize = 4_096;
 /// Bytes of results that all sessions together have in memory.
 const RESULTS_IN_MEMORY: usize = 256 * 1024 * 1024;
 
+/// Commands are read ahead at least so far: a read takes time, and comes every few seconds.
+const LEAST_HORIZON: Duration = Duration::from_secs(5);
+
+/// How long a node that was taken over may take to send its agents away.
+const FENCED_WITHIN: Duration = Duration::from_secs(2);
 /// How long the store may take to be told goodbye.
 const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
 
@@ -93,6 +98,9 @@ pub enum AppError {
     /// The deadline came before everything was finished; what wasn't is in the store.
     #[error("shutdown_timeout passed before everything was finished; what was not is taken up at the next start")]
     Deadline,
+    /// A second signal came before everything was finished; what wasn't is in the store.
+    #[error("a second signal came before everything was finished; what was not is taken up at the next start")]
+    Interrupted,
 }
 
 impl AppError {
@@ -212,7 +220,7 @@ impl Builder {
             presence: presence.clone(),
             router,
             outcomes: outcomes.clone(),
-            horizon: config.delay.horizon.0,
+            horizon: config.delay.horizon.0.max(LEAST_HORIZON),
             capacity: config.delay.capacity,
             metrics: metrics.clone(),
         };
@@ -241,6 +249,7 @@ impl Builder {
             store: store.clone(),
             book: book.clone(),
             outcomes: outcomes.clone(),
+            upstream: upstream.clone(),
             keep: config.retention.actions.0,
             keep_audit: config.retention.audit.0,
             notifier: notifier.clone(),
@@ -423,10 +432,12 @@ impl Running {
             None => log::info!("the server drains and stops; a second signal stops it at once"),
         }
         service::stopping();
+        // Whose place is taken can finish nothing: its agents are to be elsewhere, soon.
+        let is_fenced = matches!(fault, Some(AppError::TakenOver));
         let drained = tokio::select! {
-            drained = self.drain() => drained,
-            _ = terminate.recv() => Err(AppError::Deadline),
-            _ = interrupt.recv() => Err(AppError::Deadline),
+            drained = self.drain_within(if is_fenced { FENCED_WITHIN } else { Duration::MAX }) => drained,
+            _ = terminate.recv() => Err(AppError::Interrupted),
+            _ = interrupt.recv() => Err(AppError::Interrupted),
         };
         if let Some(alive) = alive {
             alive.abort();
@@ -439,6 +450,10 @@ impl Running {
     /// # Errors
     /// When the time was over before; nothing is lost by that.
     pub async fn drain(self) -> Result<(), AppError> {
+        self.drain_within(Duration::MAX).await
+    }
+
+    async fn drain_within(self, limit: Duration) -> Result<(), AppError> {
         let Self { config, store, preparing, supervision, stages, http, .. } = self;
         supervision.set_draining();
         if let Some(preparing) = preparing {
@@ -458,6 +473,9 @@ impl Running {
         } = stages;
         let drain = async {
             // An actor that is gone has nothing left to drain.
+            if limit < Duration::MAX {
+                stream.send(Drain).await.ok();
+            }
             loader.send(Drain).await.ok();
             resolver.send(Drain).await.ok();
             membership.send(Drain).await.ok();
@@ -470,7 +488,7 @@ impl Running {
             sessions.send(Drain).await.ok();
             http.stop(true).await;
         };
-        let drained = tokio::time::timeout(config.shutdown_timeout.0, drain).await;
+        let drained = tokio::time::timeout(config.shutdown_timeout.0.min(limit), drain).await;
         if drained.is_err() {
             http.stop(false).await;
         }

@@ -2,7 +2,7 @@
 
 use super::Outcome;
 use super::client::{Client, ServerArgs, encoded};
-use super::follow::{follow, show};
+use super::follow::{follow, interrupts, show};
 use super::output::{Format, print};
 use reqwest::Method;
 use std::process::ExitCode;
@@ -88,7 +88,7 @@ pub(super) fn run(command: Command) -> Outcome {
                 show(&client, &id, &action, output).await?;
             }
             Command::Follow(One { id, output, server }) => {
-                return follow(&Client::new(&server)?, &id.to_string(), output).await;
+                return follow(&Client::new(&server)?, &id.to_string(), output, interrupts()?).await;
             }
             Command::Cancel(to) => steer(to, "cancel").await?,
             Command::Pause(to) => steer(to, "pause").await?,
@@ -96,12 +96,13 @@ pub(super) fn run(command: Command) -> Outcome {
             Command::Retry { id, status, detach, output, server } => {
                 let client = Client::new(&server)?;
                 let status = status.map(|status| format!("?status={}", encoded(&status))).unwrap_or_default();
+                let interrupts = if detach { None } else { Some(interrupts()?) };
                 let made = client.call(Method::POST, &format!("/v1/actions/{id}/retry{status}"), None).await?;
                 let id = made["id"].as_str().unwrap_or_default();
-                if !detach {
-                    return follow(&client, id, output).await;
+                match interrupts {
+                    Some(interrupts) => return follow(&client, id, output, interrupts).await,
+                    None => say!("{id}"),
                 }
-                say!("{id}");
             }
         }
         Ok(ExitCode::SUCCESS)

@@ -8,6 +8,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How often it looks.
 const LOOK: Duration = Duration::from_millis(200);
@@ -18,11 +19,17 @@ const ROWS: usize = 1_000;
 
 const COLUMNS: [&str; 6] = ["agent", "status", "runs", "took", "output", "error"];
 
+/// Ctrl-C from here on: before an action is submitted that is to be followed, so that there is no moment in which it
+/// goes on and nobody says so.
+pub(super) fn interrupts() -> std::io::Result<Signal> {
+    signal(SignalKind::interrupt())
+}
+
 /// Follows until nothing will change any more, and prints the commands. Ctrl-C ends the following, not the action.
-pub(super) async fn follow(client: &Client, id: &str, format: Format) -> Outcome {
+pub(super) async fn follow(client: &Client, id: &str, format: Format, mut interrupts: Signal) -> Outcome {
     let followed = tokio::select! {
         followed = until_over(client, id) => followed?,
-        _ = tokio::signal::ctrl_c() => {
+        _ = interrupts.recv() => {
             eprintln!("\nthe action goes on; to follow it again: odoshi actions follow {id}");
             return Ok(ExitCode::from(130));
         }

@@ -2,7 +2,7 @@
 
 use super::Outcome;
 use super::client::{Client, ServerArgs};
-use super::follow::follow;
+use super::follow::{follow, interrupts};
 use super::output::Format;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -51,13 +51,16 @@ pub(super) fn run(args: Args) -> Outcome {
     let document = document(&args)?;
     actix_rt::System::new().block_on(async {
         let client = Client::new(&args.server)?;
+        let interrupts = if args.detach { None } else { Some(interrupts()?) };
         let accepted = client.call(Method::POST, "/v1/actions", Some(document)).await?;
         let id = accepted["id"].as_str().unwrap_or_default();
-        if args.detach {
-            say!("{id}");
-            return Ok(ExitCode::SUCCESS);
+        match interrupts {
+            Some(interrupts) => follow(&client, id, args.output, interrupts).await,
+            None => {
+                say!("{id}");
+                Ok(ExitCode::SUCCESS)
+            }
         }
-        follow(&client, id, args.output).await
     })
 }
 

@@ -7,7 +7,7 @@ use crate::domain::time::Span;
 section! {
     /// Commands that wait in memory for their time.
     pub struct Delay {
-        /// Commands due within this time are held in memory; later ones stay in the store.
+        /// Commands due within this time (or 5 s, if it is less) are held in memory; later ones stay in the store.
         horizon: Span = Span::secs(60);
         /// How many are held at most: the nearest; the rest waits in the store.
         capacity: usize = 1_000_000;

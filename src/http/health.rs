@@ -3,7 +3,7 @@
 use super::{Api, ApiError, ApiResult, auth};
 use crate::domain::agent::Role;
 use crate::domain::problem::ProblemKind;
-use crate::store::{Store, StoreResult};
+use crate::store::Store;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -12,6 +12,8 @@ use utoipa::ToSchema;
 
 /// How long it counts what was found of commands that nobody serves.
 const UNSERVED_FOR: Duration = Duration::from_secs(10);
+/// Readiness waits no longer for it.
+const UNSERVED_WITHIN: Duration = Duration::from_secs(2);
 /// Counted no further.
 const UNSERVED_LIMIT: usize = 100_000;
 
@@ -40,16 +42,24 @@ pub(super) struct Readiness {
 pub struct Unserved(tokio::sync::Mutex<Option<(Instant, BTreeMap<String, i64>)>>);
 
 impl Unserved {
-    async fn look(&self, store: &dyn Store) -> StoreResult<BTreeMap<String, i64>> {
+    async fn look(&self, store: &dyn Store) -> BTreeMap<String, i64> {
         let mut last = self.0.lock().await;
         if let Some((at, unserved)) = &*last
             && at.elapsed() < UNSERVED_FOR
         {
-            return Ok(unserved.clone());
+            return unserved.clone();
         }
-        let unserved: BTreeMap<_, _> = store.command_unserved(UNSERVED_LIMIT).await?.into_iter().collect();
+        let asked = tokio::time::timeout(UNSERVED_WITHIN, store.command_unserved(UNSERVED_LIMIT)).await;
+        let unserved: BTreeMap<_, _> = match asked {
+            Ok(Ok(unserved)) => unserved.into_iter().collect(),
+            // What it was before says more than nothing; whether the store answers is asked by itself.
+            failed => {
+                log::warn!(timeout = failed.is_err(); "commands that nobody serves can't be counted now");
+                last.take().map(|(_, unserved)| unserved).unwrap_or_default()
+            }
+        };
         *last = Some((Instant::now(), unserved.clone()));
-        Ok(unserved)
+        unserved
     }
 }
 
@@ -58,12 +68,8 @@ impl Unserved {
     responses((status = 200, body = Readiness, description = "They can"),
         (status = 503, body = Readiness, description = "They can't; this says why")))]
 pub(super) async fn readyz(api: web::Data<Api>) -> HttpResponse {
-    let asked = async {
-        api.store.ping().await?;
-        api.unserved.look(&*api.store).await
-    };
-    let (store, unserved) = match asked.await {
-        Ok(unserved) => ("ok".to_owned(), unserved),
+    let (store, unserved) = match api.store.ping().await {
+        Ok(()) => ("ok".to_owned(), api.unserved.look(&*api.store).await),
         Err(error) => {
             log::warn!(error = error.to_string().as_str(); "not ready: the store does not answer");
             ("not available".to_owned(), BTreeMap::new())

@@ -71,6 +71,11 @@ impl ActionBook {
         }
     }
 
+    /// Whether an action that is in memory is marked as paused.
+    pub fn is_paused(&self, no: i64) -> Option<bool> {
+        self.in_memory(no).map(|action| action.is_paused())
+    }
+
     /// Marks an action as paused by a user, or as going on, for all who hold it.
     pub fn pause(&self, no: i64, paused: bool) {
         if let Some(action) = self.in_memory(no) {

@@ -23,6 +23,7 @@
 //! Dies: starts with empty hands, each cursor at the action's `dispatched_through`. What was on its way may go out twice;
 //! agents run it once.
 
+mod cursor;
 mod intake;
 
 use super::action_book::ActionBook;
@@ -38,7 +39,8 @@ use crate::domain::time::Timestamp;
 use crate::metrics::Metrics;
 use crate::store::{Due, DuePlace, Report, Store};
 use actix::prelude::*;
-use std::collections::{BTreeMap, HashSet};
+use cursor::{Cursor, Cursors};
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -57,7 +59,7 @@ const REST: Duration = Duration::from_millis(200);
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);
 
 /// Before all open rows.
-const FIRST: DuePlace = (Timestamp(0), 0, 0);
+const FIRST: DuePlace = (Timestamp(i64::MIN), 0, 0);
 
 /// What the scheduler needs.
 #[derive(Clone)]
@@ -88,55 +90,32 @@ struct Entry {
     due: Due,
 }
 
-/// How far an action's commands have been taken in.
-#[derive(Debug)]
-struct Cursor {
-    /// The agent key up to which they are.
-    at: i64,
-    /// `Some`: there is, or may be, more in the store, to be read at this time.
-    behind: Option<Timestamp>,
-    /// What comes next is due no sooner, as far as is known: the nearest are read first.
-    next_due: Timestamp,
-    /// A hint came while the store was read.
-    hinted: bool,
-    /// What lies beyond this agent key is to be read again at this time: it was displaced, passed over or lost. Apart from
-    /// `at`, which a read that is under way moves on.
-    back: Option<(i64, Timestamp)>,
-    /// `dispatched_through` when it was looked at last.
-    dispatched: i64,
-    /// This node writes down whose agents are away, and sends what isn't a stream.
-    owned: bool,
-}
-
-impl Cursor {
-    /// Goes back to an agent key, at this time.
-    fn go_back(&mut self, to: i64, when: Timestamp) {
-        self.back = Some(self.back.map_or((to, when), |(at, then)| (at.min(to), then.min(when))));
-    }
-}
-
 /// See the module.
 pub struct DelayScheduler {
     parts: SchedulerParts,
     queue: DelayQueue<(i64, i64), Entry>,
-    cursors: BTreeMap<i64, Cursor>,
+    cursors: Cursors,
     /// Open rows due up to here have been read.
     open_read_through: DuePlace,
     /// They didn't all fit: not before this.
     open_not_before: Timestamp,
+    /// What comes then is due no sooner.
+    open_next_due: Timestamp,
     /// What was displaced comes after this, and is to be read again at this time.
     open_back: Option<(DuePlace, Timestamp)>,
     /// When something found no room, and when that is due; none has been made since.
     refused: Option<(Timestamp, Timestamp)>,
-    /// The action whose commands were read last; the next one has its turn.
-    last_read: i64,
     looks: u32,
     /// Where the slow second reading of open rows is, while there is one.
     second_reading: Option<DuePlace>,
     /// There is to be one more after it.
     read_once_more: bool,
-    /// Commands in chunks that the router has.
-    dispatched: HashSet<(i64, i64)>,
+    /// The last read was one of it.
+    has_had_turn: bool,
+    /// Commands in chunks that the router has: their run, and attempts before. An answer during a read is kept in mind
+    /// until that is done: it may bring them as they were before.
+    dispatched: HashMap<(i64, i64), (i32, i32)>,
+    answered: Vec<(i64, i64)>,
     chunks: usize,
     holds: usize,
     /// Cancelled actions of which something may be in memory.
@@ -152,16 +131,18 @@ impl DelayScheduler {
     pub fn new(parts: SchedulerParts) -> Self {
         Self {
             queue: DelayQueue::new(parts.capacity, WhenFull::Displace),
-            cursors: BTreeMap::new(),
+            cursors: Cursors::default(),
             open_read_through: FIRST,
-            open_not_before: Timestamp(0),
+            open_not_before: Timestamp(i64::MIN),
+            open_next_due: Timestamp(i64::MIN),
             open_back: None,
             refused: None,
-            last_read: 0,
             looks: 0,
             second_reading: None,
             read_once_more: false,
-            dispatched: HashSet::new(),
+            has_had_turn: false,
+            dispatched: HashMap::new(),
+            answered: Vec::new(),
             chunks: 0,
             holds: 0,
             cancelled: HashSet::new(),
@@ -179,13 +160,18 @@ impl DelayScheduler {
 
     /// Puts one command in; false when there is no room for it.
     fn insert(&mut self, action: &Arc<Action>, transport: &Arc<str>, due: Due) -> bool {
+        let at = due.due_at;
+        self.insert_at(action, transport, due, at)
+    }
+
+    /// The same, to go out at a time of its own.
+    fn insert_at(&mut self, action: &Arc<Action>, transport: &Arc<str>, due: Due, at: Timestamp) -> bool {
         let key = (due.action_no, due.agent_no);
-        if self.dispatched.contains(&key) {
+        if self.dispatched.get(&key).is_some_and(|known| (due.run, due.attempts) <= *known) {
             return true;
         }
-        let (at, priority) = (due.due_at, action.priority);
         let entry = Entry { action: action.clone(), transport: transport.clone(), due };
-        match self.queue.insert(key, at, priority, entry) {
+        match self.queue.insert(key, at, action.priority, entry) {
             Ok(None) | Err(Refused::Known(_) | Refused::Stopped(_)) => true,
             Ok(Some(displaced)) => {
                 self.give_back(&displaced.value.due);
@@ -195,6 +181,13 @@ impl DelayScheduler {
                 self.refused = Some((self.parts.store.now(), at));
                 false
             }
+        }
+    }
+
+    /// The same; what finds no room is read again later.
+    fn insert_or_give_back(&mut self, action: &Arc<Action>, transport: &Arc<str>, due: Due, at: Timestamp) {
+        if !self.insert_at(action, transport, due.clone(), at) {
+            self.give_back(&due);
         }
     }
 
@@ -224,7 +217,8 @@ impl DelayScheduler {
         if entries.is_empty() {
             return;
         }
-        self.dispatched.extend(entries.iter().map(|entry| (entry.due.action_no, entry.due.agent_no)));
+        let known = |entry: &Entry| ((entry.due.action_no, entry.due.agent_no), (entry.due.run, entry.due.attempts));
+        self.dispatched.extend(entries.iter().map(known));
         let deliveries = entries
             .iter()
             .map(|entry| (entry.transport.clone(), Delivery { due: entry.due.clone(), action: entry.action.clone() }))
@@ -234,9 +228,8 @@ impl DelayScheduler {
         ctx.spawn(answer.into_actor(self).map(move |answer, scheduler, ctx| {
             crate::fault_point!("delay_scheduler.answered");
             scheduler.chunks -= 1;
-            for entry in &entries {
-                scheduler.dispatched.remove(&(entry.due.action_no, entry.due.agent_no));
-            }
+            scheduler.answered.extend(entries.iter().map(|entry| (entry.due.action_no, entry.due.agent_no)));
+            scheduler.forget_answered();
             // All of it, if the router itself fell.
             let back = answer.unwrap_or_else(|_| {
                 entries
@@ -248,12 +241,22 @@ impl DelayScheduler {
                 log::warn!(commands = back.len(); "due commands came back and are tried again");
                 let again = scheduler.parts.store.now().plus(REST);
                 for (transport, Delivery { due, action }) in back {
-                    scheduler.insert(&action, &transport, Due { due_at: again, ..due });
+                    scheduler.dispatched.remove(&(due.action_no, due.agent_no));
+                    scheduler.insert_or_give_back(&action, &transport, due, again);
                 }
             }
             scheduler.dispatch(ctx);
             scheduler.read(ctx);
         }));
+    }
+
+    /// Forgets what the router has answered for, unless a read is under way.
+    fn forget_answered(&mut self) {
+        if !self.reading {
+            for key in std::mem::take(&mut self.answered) {
+                self.dispatched.remove(&key);
+            }
+        }
     }
 
     fn set_timer(&mut self, ctx: &mut Context<Self>) {
@@ -370,14 +373,16 @@ impl Handler<Cancelled> for DelayScheduler {
         // From here on nothing of it is handed over.
         for (no, _) in &cancelled.0 {
             self.parts.book.cancel(*no);
-            self.cursors.remove(no);
+            self.cursors.by_action.remove(no);
         }
         // Its memory is given back a moment later, that of many at once.
         if !self.queue.is_empty() {
             if self.cancelled.is_empty() {
-                ctx.run_later(SWEEP, |scheduler, _| {
+                ctx.run_later(SWEEP, |scheduler, ctx| {
                     let cancelled = std::mem::take(&mut scheduler.cancelled);
                     scheduler.queue.cancel_where(|(action_no, _), _| cancelled.contains(action_no));
+                    scheduler.refused = None;
+                    scheduler.read(ctx);
                 });
             }
             self.cancelled.extend(cancelled.0.iter().map(|(no, _)| *no));
@@ -392,9 +397,8 @@ impl Handler<Resumed> for DelayScheduler {
     fn handle(&mut self, Resumed(nos): Resumed, ctx: &mut Self::Context) {
         let now = self.parts.store.now();
         for no in nos {
-            if let Some(cursor) = self.cursors.get_mut(&no) {
-                cursor.go_back(cursor.dispatched, now);
-                cursor.next_due = Timestamp(0);
+            if let Some(cursor) = self.cursors.by_action.get_mut(&no) {
+                cursor.go_back(cursor.dispatched, now, Timestamp(i64::MIN));
             }
         }
         // Those with an open row.
@@ -409,22 +413,17 @@ impl Handler<Hinted> for DelayScheduler {
     fn handle(&mut self, Hinted { commands, open, everything }: Hinted, ctx: &mut Self::Context) {
         let now = self.parts.store.now();
         for (no, after) in commands {
-            let new = Cursor {
-                at: after,
-                behind: None,
-                next_due: Timestamp(0),
-                hinted: false,
-                back: None,
-                dispatched: 0,
-                owned: false,
-            };
-            let cursor = self.cursors.entry(no).or_insert(new);
-            // While it is being read, it is read once more.
+            let look = self.looks;
+            let cursor = self
+                .cursors
+                .by_action
+                .entry(no)
+                .or_insert_with(|| Cursor { dispatched: 0, ..Cursor::new(after, false, look) });
+            // While it is being read, it is read once more; and a hint may have come before an earlier one.
             cursor.hinted = true;
-            cursor.next_due = Timestamp(0);
-            cursor.behind.get_or_insert(now);
+            cursor.go_back(after, now, Timestamp(i64::MIN));
         }
-        if open {
+        if open || everything {
             self.read_open_again();
         }
         if everything {

@@ -118,17 +118,18 @@ impl Hints {
         let heard = async move {
             loop {
                 let hints = parts.store.hint_next().await;
-                if let Err(error) = take(&parts, hints).await {
-                    log::warn!(error = error.to_string().as_str(); "what another node told is looked at later");
-                }
+                take(&parts, hints).await;
             }
         };
         ctx.spawn(heard.into_actor(self));
     }
 }
 
-/// Passes on what was heard.
-async fn take(parts: &HintParts, hints: Vec<Hint>) -> Result<(), StoreError> {
+/// Passes on what was heard. What can't be looked up now is found by those who look without being told.
+async fn take(parts: &HintParts, hints: Vec<Hint>) {
+    let failed = |error: StoreError| {
+        log::warn!(error = error.to_string().as_str(); "what another node told is looked at later");
+    };
     parts.metrics.hints_heard(hints.len());
     let mut hinted = Hinted::default();
     let mut moved = Vec::new();
@@ -142,7 +143,11 @@ async fn take(parts: &HintParts, hints: Vec<Hint>) -> Result<(), StoreError> {
             Hint::Open => (hinted.open, waiting) = (true, true),
             Hint::Everything => (hinted.everything, waiting) = (true, true),
             Hint::Action(no) => {
-                let Some(action) = parts.store.action_get(no).await? else { continue };
+                let action = parts.store.action_get(no).await.unwrap_or_else(|error| {
+                    failed(error);
+                    None
+                });
+                let Some(action) = action else { continue };
                 if action.is_cancelled() {
                     parts.book.cancel(no);
                     parts.scheduler.try_send(Cancelled(vec![(no, action.id)])).ok();
@@ -153,11 +158,13 @@ async fn take(parts: &HintParts, hints: Vec<Hint>) -> Result<(), StoreError> {
                     }
                 }
             }
-            Hint::Agent(no) => {
-                if parts.store.agent_get(no).await?.is_none_or(|agent| agent.disabled) {
-                    parts.stream.try_send(Banned(no)).ok();
+            Hint::Agent(no) => match parts.store.agent_get(no).await {
+                Ok(agent) if agent.as_ref().is_none_or(|agent| agent.disabled) => {
+                    drop(parts.stream.try_send(Banned(no)))
                 }
-            }
+                Ok(_) => {}
+                Err(error) => failed(error),
+            },
         }
     }
     if !moved.is_empty() {
@@ -168,10 +175,12 @@ async fn take(parts: &HintParts, hints: Vec<Hint>) -> Result<(), StoreError> {
     }
     let waiters = if waiting { parts.waiters.agents() } else { Vec::new() };
     if !waiters.is_empty() {
-        parts.waiters.wake(parts.store.agent_with_due(&waiters).await?.into_iter());
+        match parts.store.agent_with_due(&waiters).await {
+            Ok(agents) => parts.waiters.wake(agents.into_iter()),
+            Err(error) => failed(error),
+        }
     }
     parts.notifier.notify();
-    Ok(())
 }
 
 impl Actor for Hints {

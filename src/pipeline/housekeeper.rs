@@ -11,7 +11,7 @@ use super::action_book::ActionBook;
 use super::batcher::Put;
 use super::messages::{Drain, Touched};
 use super::notifier::Notifier;
-use super::outcomes::{OutcomeSink, Outcomes};
+use super::outcomes::{OutcomeSink, Outcomes, Upstream};
 use crate::domain::action::{Action, GRACE};
 use crate::domain::command::Event;
 use crate::store::{OpenAction, Report, Store, StoreError, Unfinished};
@@ -50,6 +50,8 @@ pub struct HousekeeperParts {
     pub book: ActionBook,
     /// Where it records.
     pub outcomes: Addr<Outcomes>,
+    /// Told of actions that go on.
+    pub upstream: Upstream,
     /// How long actions are kept after their end.
     pub keep: Duration,
     /// How long the audit log is kept.
@@ -205,8 +207,16 @@ pub async fn run_once(parts: &HousekeeperParts) -> Result<(), StoreError> {
 
 async fn reconcile(parts: &HousekeeperParts, action: &OpenAction) -> Result<(), StoreError> {
     let now = parts.store.now();
-    // Whoever reads an action while it is paused, or goes on, may have read it as it was before.
-    parts.book.pause(action.no, action.paused);
+    // Whoever reads an action while it is paused, or goes on, may have read it as it was before; so may this list.
+    if parts.book.is_paused(action.no).is_some_and(|marked| marked != action.paused)
+        && let Some(read) = parts.store.action_get(action.no).await?
+        && parts.book.is_paused(action.no) != Some(read.is_paused())
+    {
+        parts.book.pause(action.no, read.is_paused());
+        if !read.is_paused() {
+            parts.upstream.resumed(action.no);
+        }
+    }
     if action.cancelled {
         parts.book.cancel(action.no);
         close(parts, action.no, Unfinished::All, &Event::Cancelled).await?;

@@ -10,7 +10,7 @@ use super::batcher::{Batcher, Put, Refused, Sink};
 use super::delay_scheduler::DelayScheduler;
 use super::hints::Hints;
 use super::housekeeper::Housekeeper;
-use super::messages::{DueAgain, Tell, Touched};
+use super::messages::{DueAgain, Resumed, Tell, Touched};
 use super::notifier::Notifier;
 use super::waiters::Waiters;
 use crate::domain::command::{Answer, Event};
@@ -50,6 +50,13 @@ impl Upstream {
     pub fn tell(&self, hints: Vec<Hint>) {
         if let (false, Some(actor)) = (hints.is_empty(), self.hints.get()) {
             actor.try_send(Tell(hints)).ok();
+        }
+    }
+
+    /// This action goes on after a pause. A hint.
+    pub fn resumed(&self, no: i64) {
+        if let Some(scheduler) = self.scheduler.get() {
+            scheduler.try_send(Resumed(vec![no])).ok();
         }
     }
 

@@ -28,6 +28,8 @@ use tokio::sync::{Semaphore, oneshot};
 const PERIOD: Duration = Duration::from_secs(1);
 /// Actions resolved at a time.
 const ACTIONS_AT_A_TIME: usize = 64;
+/// Of how many actions the agents are counted in one call.
+const COUNTED_AT_A_TIME: usize = 8;
 /// Actions looked at, oldest first, to find those: more, since those in hand and any that can't be read are among them.
 const LOOK_AT: usize = 1_000;
 /// Pages of one action on their way to the store.
@@ -170,8 +172,12 @@ pub async fn begin(parts: &ResolverParts, active: &HashSet<i64>) -> Result<Vec<B
                 "an action's target cannot be read by this version; it stays unresolved until it expires"),
         }
     }
-    let asked = actions.iter().map(|(action, target)| (action.no, target.clone())).collect();
-    let resolutions = store.action_resolution(asked).await?;
+    let mut resolutions = Vec::with_capacity(actions.len());
+    // Counting the agents of a large fleet takes a while: what has been counted is kept.
+    for some in actions.chunks(COUNTED_AT_A_TIME) {
+        let asked = some.iter().map(|(action, target)| (action.no, target.clone())).collect();
+        resolutions.extend(store.action_resolution(asked).await?);
+    }
     let begun = actions.into_iter().zip(resolutions);
     Ok(begun
         .filter(|(_, resolution)| !resolution.done)

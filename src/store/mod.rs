@@ -113,7 +113,7 @@ pub trait Store: Send + Sync + 'static {
     /// Actions that have not ended, in key order after `after`.
     async fn action_list_open(&self, after: i64, limit: usize) -> StoreResult<Vec<OpenAction>>;
 
-    /// Keys of actions that are to be resolved: not resolved, and valid before `horizon`; oldest first.
+    /// Keys of actions that this node is to resolve: its own, not resolved, and valid before `horizon`; oldest first.
     async fn action_list_unresolved(&self, horizon: Timestamp, limit: usize) -> StoreResult<Vec<i64>>;
 
     /// How far these actions are resolved, in the order given; on the first call for one, counts the agents that its
@@ -158,7 +158,7 @@ pub trait Store: Send + Sync + 'static {
     async fn command_due(&self, after: DuePlace, horizon: Timestamp, limit: usize)
     -> StoreResult<Vec<(Due, Arc<str>)>>;
 
-    /// Those of these agents that have open rows `waiting` or `retry` that are due.
+    /// Those of these agents that have open rows `waiting` or `retry` that are due, of actions that go on.
     async fn agent_with_due(&self, agent_nos: &[i64]) -> StoreResult<Vec<i64>>;
 
     /// Transports that no node has a sender for, and how many due commands wait for one; counted up to `limit` in all.

@@ -168,6 +168,7 @@ pub async fn expected_agents_are_counted_once(backend: &mut impl Backend) {
 }
 
 pub async fn resolving_goes_on_after_a_restart(backend: &mut impl Backend) {
+    backend.store().node_start("again", &[]).await.unwrap();
     let fleet = agents(backend.store(), 4).await;
     let taken = accept(backend.store(), json!({})).await;
     backend.store().action_resolution(vec![(taken.no, Target::All)]).await.unwrap().remove(0);

@@ -2,7 +2,7 @@
 
 use crate::Backend;
 use crate::block_on;
-use crate::postgres::{Postgres, open, unprepared};
+use crate::postgres::{Postgres, impatient, open, unprepared};
 use crate::support::{accept, action, agents, matching, named, page, resolved};
 use odoshi::domain::command::CommandState;
 use odoshi::domain::target::Target;
@@ -146,15 +146,20 @@ fn who_takes_over_waits_for_a_writer_in_flight_and_later_ones_write_nothing() {
         backend
             .until("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'", 1)
             .await;
-        // The first node falls silent.
-        backend.execute("UPDATE nodes SET heartbeat = 0 WHERE name = 'one'").await;
-        let second = open(&backend.url()).await;
-        let take_over = second.node_start("two", &[]);
-        tokio::pin!(take_over);
-        assert!(tokio::time::timeout(A_WHILE, &mut take_over).await.is_err(), "it must wait for the writer");
+        // One that is less patient than the first node's heart beats. Its start takes over from nobody.
+        let second = impatient(&backend.url());
+        second.prepare().await.unwrap();
+        second.node_start("two", &[]).await.unwrap();
+        let nodes = "SELECT count(*) FROM nodes WHERE name = 'one'";
+        assert_eq!(backend.number(nodes).await, 1);
+        let waiting =
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        backend.until(waiting, 1).await;
+        tokio::time::sleep(A_WHILE).await;
+        assert_eq!(backend.number(nodes).await, 1, "it must wait for the writer");
         assert_eq!(matching(store, &online).await, fleet[..1]);
         writer.say("COMMIT;");
-        take_over.await.unwrap();
+        backend.until(nodes, 0).await;
         assert!(matching(&second, &online).await.is_empty(), "its sessions went with it");
 
         let late = store.action_insert(vec![action(store, json!({}))]).await.unwrap_err();
@@ -163,6 +168,27 @@ fn who_takes_over_waits_for_a_writer_in_flight_and_later_ones_write_nothing() {
         tokio::time::timeout(Duration::from_secs(10), store.node_lost()).await.expect("it learns of it");
         assert_eq!(second.action_list_unresolved(second.now(), 10).await.unwrap(), [taken.no]);
         assert_eq!(backend.number("SELECT count(*) FROM actions").await, 1);
+    });
+}
+
+#[test]
+fn what_a_node_leaves_behind_is_anothers_at_once_or_the_next_ones() {
+    block_on(async {
+        let backend = Postgres::fresh().await;
+        let first = backend.store();
+        first.node_start("first", &[]).await.unwrap();
+        let taken = accept(first, json!({})).await;
+        let unresolved = async |store: &dyn Store| store.action_list_unresolved(store.now(), 10).await.unwrap();
+        let second = open(&backend.url()).await;
+        second.node_start("second", &[]).await.unwrap();
+        assert_eq!((unresolved(first).await, unresolved(&second).await), (vec![taken.no], vec![]), "one of them");
+        first.node_stop().await.unwrap();
+        assert_eq!(unresolved(&second).await, [taken.no]);
+        second.node_stop().await.unwrap();
+        // Nobody is there; and nobody of the name of those who were.
+        let third = open(&backend.url()).await;
+        third.node_start("third", &[]).await.unwrap();
+        assert_eq!(unresolved(&third).await, [taken.no]);
     });
 }
 

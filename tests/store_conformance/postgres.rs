@@ -49,7 +49,16 @@ pub async fn open(url: &str) -> PostgresStore {
 
 /// The same, not ready yet.
 pub fn unprepared(url: &str) -> PostgresStore {
-    let flags = [("store.url".to_owned(), url.to_owned()), ("store.pool_size".to_owned(), "4".to_owned())];
+    with(&[("store.url", url), ("store.pool_size", "4")])
+}
+
+/// The same, which takes whoever hasn't said within a second that he lives for dead.
+pub fn impatient(url: &str) -> PostgresStore {
+    with(&[("store.url", url), ("store.pool_size", "4"), ("node.heartbeat", "200ms"), ("node.dead_after", "1s")])
+}
+
+fn with(flags: &[(&str, &str)]) -> PostgresStore {
+    let flags: Vec<(String, String)> = flags.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
     let settings = Config::load_with(None, std::iter::empty(), &flags).unwrap();
     PostgresStore::new(&settings).unwrap()
 }

@@ -2,7 +2,7 @@
 //! ends by itself, nothing is lost, nothing is run twice, and memory stays bounded meanwhile.
 
 use crate::cluster::{self, Cluster};
-use crate::support::{Fleet, Line, On, Proxy, Server, ServerOptions, eventually};
+use crate::support::{Fleet, Line, On, Proxy, Server, ServerOptions, WireAgent, eventually};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
@@ -200,6 +200,29 @@ async fn an_answer_to_a_commit_that_is_lost_is_looked_up_and_nothing_is_done_twi
     let lost = server.log_text().matches("the answer to a commit was lost").count();
     println!("{lost} answers were lost");
     assert!(lost >= 12, "{lost}");
+}
+
+#[actix_rt::test]
+async fn a_second_signal_ends_a_server_at_once_that_would_wait_for_its_database() {
+    let cluster = aside(cluster::shared).await;
+    let proxy = Proxy::to(cluster.port);
+    let mut server = server_through(cluster, proxy.port).await;
+    let token = server.enroll("a", json!({})).await;
+    let _agent = WireAgent::hello(&server.url, &token, 16).await;
+    proxy.set(Line::BlackHole);
+    let pid = nix::unistd::Pid::from_raw(server.pid());
+    let terminate = || nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGTERM).unwrap();
+    terminate();
+    eventually("it to drain", || async { server.log_text().contains("drains and stops").then_some(()) }).await;
+    // Time is what is tested: that it waits, and then that it doesn't.
+    tokio::time::sleep(Duration::from_millis(300)).await;
+    assert!(server.is_running(), "it did not wait: {}", server.log_text());
+    let signalled = Instant::now();
+    terminate();
+    let status = server.wait().await;
+    assert_eq!(status.code(), Some(1), "{}", server.log_text());
+    assert!(server.log_text().contains("a second signal"), "{}", server.log_text());
+    assert!(signalled.elapsed() < Duration::from_secs(5), "{:?}", signalled.elapsed());
 }
 
 /// Blocks on what talks to PostgreSQL's own programs, elsewhere.

@@ -1,2 +1,1 @@
-DROP INDEX agents_by_transport;
 ALTER TABLE nodes DROP COLUMN transports;

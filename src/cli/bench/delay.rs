@@ -234,6 +234,9 @@ async fn measure_queue<Q: Queue>(args: &Args, make: impl Fn() -> Q) -> Result<Fi
         queue.insert(number, begun + *due);
     }
     let insert = begun.elapsed();
+    if insert > LEAD {
+        return Err(format!("inserting took {insert:?}, longer than {LEAD:?}: take fewer --entries").into());
+    }
     let bytes = (resident()? - before) / entries as f64 - Q::PAYLOAD;
     // A timer's tick later, too.
     sleep_until(begun + LEAD + SPREAD + Duration::from_millis(10)).await;
@@ -253,6 +256,9 @@ async fn measure_queue<Q: Queue>(args: &Args, make: impl Fn() -> Q) -> Result<Fi
     let due = |number: u64| begun + LEAD + Duration::from_secs_f64(number as f64 / f64::from(args.rate));
     for number in order {
         queue.insert(number, due(number));
+    }
+    if begun.elapsed() > LEAD {
+        return Err(format!("inserting took longer than {LEAD:?}: take fewer --entries").into());
     }
     let mut late: Vec<Duration> = Vec::with_capacity(entries);
     while late.len() < entries {

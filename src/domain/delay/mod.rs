@@ -86,6 +86,8 @@ pub struct DelayQueue<K, V, T = Timestamp> {
     when_full: WhenFull,
     paused: bool,
     stopped: Option<T>,
+    /// The deadline of the stop has come.
+    over: bool,
 }
 
 impl<K: Eq + Hash, V, T: Copy + Ord> DelayQueue<K, V, T> {
@@ -102,6 +104,7 @@ impl<K: Eq + Hash, V, T: Copy + Ord> DelayQueue<K, V, T> {
             when_full,
             paused: false,
             stopped: None,
+            over: false,
         }
     }
 
@@ -140,7 +143,7 @@ impl<K: Eq + Hash, V, T: Copy + Ord> DelayQueue<K, V, T> {
         let slots = &self.slots;
         let same = |place: &Place| place.0 == short && slots[place.1 as usize].is(&key);
         let KeyEntry::Vacant(vacant) = self.keys.entry(hash, same, rehash) else { return Err(Refused::Known(value)) };
-        let item = Item { due, sequence: self.sequence, rank: priority.saturating_neg(), slot: 0 };
+        let item = Item { due, sequence: self.sequence, rank: !priority, slot: 0 };
         let taken = Slot { sequence: item.sequence, rank: item.rank, entry: Some((key, value)) };
         let slot = match self.free.pop() {
             Some(slot) => {
@@ -173,7 +176,7 @@ impl<K: Eq + Hash, V, T: Copy + Ord> DelayQueue<K, V, T> {
             return Err(Refused::Full(value));
         }
         let Some(farthest) = self.pop_farthest() else { return Err(Refused::Full(value)) };
-        let item = Item { due, sequence: self.sequence, rank: priority.saturating_neg(), slot: 0 };
+        let item = Item { due, sequence: self.sequence, rank: !priority, slot: 0 };
         if item > farthest {
             self.order.push(farthest);
             return Err(Refused::Full(value));
@@ -214,15 +217,17 @@ impl<K: Eq + Hash, V, T: Copy + Ord> DelayQueue<K, V, T> {
         before - self.len()
     }
 
-    /// When the next entry leaves; `None` when there is none, or during a pause.
+    /// When the next entry leaves; `None` when none does: there is none, or a pause, or the deadline of a stop comes before.
     pub fn next_due(&self) -> Option<T> {
-        if self.paused { None } else { self.order.first().map(|item| item.due) }
+        let next = self.order.first().map(|item| item.due).filter(|_| !self.paused && !self.over)?;
+        self.stopped.is_none_or(|deadline| next < deadline).then_some(next)
     }
 
     /// Takes up to `limit` entries that are due at `now`, in order; none during a pause, or after the deadline of a stop.
     pub fn pop_due(&mut self, now: T, limit: usize) -> Vec<Entry<K, V, T>> {
         let mut due = Vec::new();
-        if self.paused || self.stopped.is_some_and(|deadline| now >= deadline) {
+        self.over |= self.stopped.is_some_and(|deadline| now >= deadline);
+        if self.paused || self.over {
             return due;
         }
         while due.len() < limit && self.order.first().is_some_and(|item| item.due <= now) {
@@ -279,7 +284,7 @@ impl<K: Eq + Hash, V, T: Copy + Ord> DelayQueue<K, V, T> {
     /// The entry that an item which was just taken out of the order stands for.
     fn take(&mut self, item: Item<T>) -> Option<Entry<K, V, T>> {
         let (key, value) = self.vacate(item.slot)?;
-        Some(Entry { key, due: item.due, priority: item.rank.saturating_neg(), value })
+        Some(Entry { key, due: item.due, priority: !item.rank, value })
     }
 
     fn vacate(&mut self, slot: u32) -> Option<(K, V)> {

@@ -21,7 +21,7 @@ pub(super) struct Item<T> {
     pub due: T,
     /// Unique, and growing: equal times leave as they came.
     pub sequence: u64,
-    /// The priority, negated.
+    /// The priority, turned round: its bits inverted, which has a counterpart for each.
     pub rank: i32,
     pub slot: u32,
 }

@@ -66,6 +66,7 @@ struct Model {
     when_full: WhenFull,
     paused: bool,
     stopped: Option<i64>,
+    over: bool,
 }
 
 impl Model {
@@ -118,11 +119,13 @@ impl Model {
     }
 
     fn next_due(&self) -> Option<i64> {
-        if self.paused { None } else { self.entries.iter().min().map(|entry| entry.0.0) }
+        let next = self.entries.iter().min().map(|entry| entry.0.0).filter(|_| !self.paused && !self.over)?;
+        self.stopped.is_none_or(|deadline| next < deadline).then_some(next)
     }
 
     fn pop_due(&mut self, now: i64, limit: usize) -> Vec<Entry<u32, u64, i64>> {
-        if self.paused || self.stopped.is_some_and(|deadline| now >= deadline) {
+        self.over = self.over || self.stopped.is_some_and(|deadline| now >= deadline);
+        if self.paused || self.over {
             return Vec::new();
         }
         self.entries.sort_unstable();
@@ -138,7 +141,8 @@ fn left(((due, rank, _), key, value): ((i64, i32, u64), u32, u64)) -> Entry<u32,
 /// Runs a sequence against the model, in a queue of this capacity.
 fn compare(steps: Vec<Step>, capacity: usize, when_full: WhenFull) -> Result<(), TestCaseError> {
     let mut queue: DelayQueue<u32, u64, i64> = DelayQueue::new(capacity, when_full);
-    let mut model = Model { entries: Vec::new(), arrival: 0, capacity, when_full, paused: false, stopped: None };
+    let mut model =
+        Model { entries: Vec::new(), arrival: 0, capacity, when_full, paused: false, stopped: None, over: false };
     // Every value is another one: what goes in must come out, once.
     let (mut now, mut value, mut inside) = (0, 0, std::collections::BTreeSet::new());
     let mut insert = |queue: &mut DelayQueue<u32, u64, i64>, model: &mut Model, key, due, priority| {
@@ -272,6 +276,17 @@ fn a_hundred_thousand_leave_in_order_whatever_comes_meanwhile() {
         }
     }
     assert!(queue.is_empty() && queue.next_due().is_none());
+}
+
+#[test]
+fn every_priority_has_its_place() {
+    let mut queue: DelayQueue<i32, (), u8> = DelayQueue::new(10, WhenFull::Refuse);
+    for priority in [i32::MIN, 0, i32::MIN + 1, i32::MAX, -1, i32::MAX - 1] {
+        queue.insert(priority, 0, priority, ()).expect("there is room");
+    }
+    let order: Vec<(i32, i32)> = queue.pop_due(0, 10).iter().map(|entry| (entry.key, entry.priority)).collect();
+    let expected = [i32::MAX, i32::MAX - 1, 0, -1, i32::MIN + 1, i32::MIN];
+    assert_eq!(order, expected.map(|priority| (priority, priority)));
 }
 
 #[test]

@@ -1,13 +1,14 @@
 //! How commands come into the scheduler: from the command store's hints, and from the store.
 
 use super::super::messages::Committed;
-use super::{Cursor, DelayScheduler, FIRST, HOLDS_AT_A_TIME};
+use super::cursor::Cursor;
+use super::{DelayScheduler, FIRST, HOLDS_AT_A_TIME};
 use crate::domain::action::Action;
 use crate::domain::agent::STREAM;
 use crate::domain::time::Timestamp;
 use crate::store::{Due, DuePlace, OpenAction, StoreError, UntouchedPage};
 use actix::prelude::*;
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,12 +18,14 @@ pub(super) const READ_AHEAD: Duration = Duration::from_secs(2);
 pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(10);
 /// Every how many looks open rows are read a second time: only what was lost needs it.
 const SECOND_READING: u32 = 6;
-/// How long what doesn't fit waits for room, if it is due before.
-const FOR_ROOM: Duration = Duration::from_secs(1);
-/// How long it waits at most.
-const FOR_ROOM_AHEAD: Duration = Duration::from_secs(5);
+/// How long what doesn't fit waits for room, if it has time.
+const FOR_ROOM: Duration = Duration::from_secs(5);
+/// So much before its time it is read again. More than [`READ_AHEAD`]: nothing else may wake the scheduler.
+const AHEAD: Duration = Duration::from_secs(3);
+/// How long nothing is read that is no nearer than what has just been refused.
+const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// Rows per read, where room is short: one that is nearer than the farthest may be among them.
-const LITTLE: usize = 100;
+const LITTLE: usize = 1_000;
 /// How long a paused action is left alone; it is looked at at once when it goes on.
 const PAUSED: Duration = Duration::from_secs(60);
 /// Rows per read.
@@ -47,28 +50,21 @@ impl DelayScheduler {
     pub(super) fn take_committed(&mut self, committed: Committed, ctx: &mut Context<Self>) {
         let Committed { action, after, through, commands } = committed;
         let now = self.parts.store.now();
-        let cursor = self.cursors.entry(action.no).or_insert(Cursor {
-            at: 0,
-            behind: None,
-            next_due: Timestamp(0),
-            hinted: false,
-            back: None,
-            dispatched: 0,
-            owned: true,
-        });
+        let look = self.looks;
+        let cursor = self.cursors.by_action.entry(action.no).or_insert_with(|| Cursor::new(0, true, look));
         if cursor.behind.is_some() || cursor.at != after {
             cursor.hinted = true;
             cursor.behind.get_or_insert(now);
+            cursor.next_due = cursor.next_due.min(action.valid_from);
             return;
         }
         let taken = self.take_in(&action, commands, true, ctx);
-        if let Some(cursor) = self.cursors.get_mut(&action.no) {
+        if let Some(cursor) = self.cursors.by_action.get_mut(&action.no) {
             match taken {
                 Taken::All => cursor.at = through,
                 Taken::Until(at, when, due) => {
                     cursor.at = at.max(after);
-                    cursor.behind = Some(when);
-                    cursor.next_due = due;
+                    cursor.wait(when, due);
                 }
             }
         }
@@ -85,7 +81,7 @@ impl DelayScheduler {
     ) -> Taken {
         let (now, horizon) = (self.parts.store.now(), self.horizon());
         if action.is_paused() && !commands.is_empty() {
-            return Taken::Until(0, now.plus(PAUSED), Timestamp(0));
+            return Taken::Until(0, now.plus(PAUSED), Timestamp(i64::MIN));
         }
         let mut away = Vec::new();
         let mut at = 0;
@@ -123,27 +119,33 @@ impl DelayScheduler {
     /// When a command that finds no room is to be looked at again; if it is due, that is as soon as there is some.
     fn when_there_is_room(&self, due_at: Timestamp) -> Timestamp {
         let now = self.parts.store.now();
-        due_at.minus(FOR_ROOM).min(now.plus(FOR_ROOM_AHEAD)).max(now)
+        due_at.minus(AHEAD).min(now.plus(FOR_ROOM)).max(now)
     }
 
     /// Whether what is due no sooner than `next_due` would only be refused. (Looked at now and then all the same.)
     fn is_crowded(&self, now: Timestamp, next_due: Timestamp) -> bool {
-        self.refused.is_some_and(|(at, due)| next_due >= due && now.since(at) < FOR_ROOM)
+        self.refused.is_some_and(|(at, due)| next_due >= due && now.since(at) < TRY_AGAIN)
     }
 
     /// What was displaced is the store's again: it is to be read once more.
     pub(super) fn give_back(&mut self, due: &Due) {
         let when = self.when_there_is_room(due.due_at);
         if due.open {
-            let before = (due.due_at, due.action_no, due.agent_no - 1);
-            self.open_back = Some(self.open_back.map_or((before, when), |(at, then)| (at.min(before), then.min(when))));
-        } else if let Some(cursor) = self.cursors.get_mut(&due.action_no) {
-            cursor.go_back(due.agent_no - 1, when);
-            cursor.next_due = cursor.next_due.min(due.due_at);
+            self.open_go_back(due, when);
+        } else if let Some(cursor) = self.cursors.by_action.get_mut(&due.action_no) {
+            cursor.go_back(due.agent_no - 1, when, due.due_at);
         }
     }
 
-    /// Takes in commands with an open row that fall due again.
+    /// Reads open rows from this one on again, at this time.
+    fn open_go_back(&mut self, due: &Due, when: Timestamp) {
+        let before = (due.due_at, due.action_no, due.agent_no - 1);
+        self.open_back = Some(self.open_back.map_or((before, when), |(at, then)| (at.min(before), then.min(when))));
+    }
+
+    /// Takes in commands with an open row that fall due again. Those of streams that are not connected here are left to
+    /// the sessions, which find them when they come; and whether it is this node that sends what isn't a stream, the
+    /// store says.
     pub(super) fn take_again(&mut self, again: Vec<Due>, ctx: &mut Context<Self>) {
         if again.is_empty() || self.stopped {
             return;
@@ -151,36 +153,32 @@ impl DelayScheduler {
         let (store, book) = (self.parts.store.clone(), self.parts.book.clone());
         let presence = self.parts.presence.clone();
         let looked_up = async move {
-            let mut transports: HashMap<i64, Arc<str>> = HashMap::new();
-            let absent: Vec<i64> = again.iter().map(|due| due.agent_no).filter(|no| !presence.contains(*no)).collect();
-            for agent in store.agent_get_many(&absent).await? {
-                transports.insert(agent.no, agent.transport.into());
-            }
-            let stream: Arc<str> = STREAM.into();
-            let mut found = Vec::with_capacity(again.len());
-            for due in again {
-                let transport = if presence.contains(due.agent_no) {
-                    stream.clone()
-                } else {
-                    match transports.get(&due.agent_no) {
-                        // Removed, or a stream that is not connected here: its session finds the row when it comes.
-                        None => continue,
-                        Some(transport) if &**transport == STREAM => continue,
-                        Some(transport) => transport.clone(),
-                    }
-                };
+            let (here, absent): (Vec<Due>, Vec<Due>) =
+                again.into_iter().partition(|due| presence.contains(due.agent_no));
+            let agents: Vec<i64> = absent.iter().map(|due| due.agent_no).collect();
+            let others = store.agent_get_many(&agents).await?.into_iter().filter(|agent| agent.transport != STREAM);
+            let others: HashSet<i64> = others.map(|agent| agent.no).collect();
+            let mut found = Vec::with_capacity(here.len());
+            for due in here {
                 if let Some(action) = book.get(due.action_no).await? {
-                    found.push((action, transport, due));
+                    found.push((action, due));
                 }
             }
-            Ok::<_, StoreError>(found)
+            let elsewhere: Vec<Due> = absent.into_iter().filter(|due| others.contains(&due.agent_no)).collect();
+            Ok::<_, StoreError>((found, elsewhere))
         };
         ctx.spawn(looked_up.into_actor(self).map(|found, scheduler, ctx| match found {
-            Ok(found) => {
-                for (action, transport, due) in found.into_iter().filter(|(action, ..)| !action.is_paused()) {
-                    scheduler.insert(&action, &transport, due);
+            Ok((here, elsewhere)) => {
+                let (stream, now): (Arc<str>, _) = (STREAM.into(), scheduler.parts.store.now());
+                for (action, due) in here.into_iter().filter(|(action, _)| !action.is_paused()) {
+                    let at = due.due_at;
+                    scheduler.insert_or_give_back(&action, &stream, due, at);
+                }
+                for due in elsewhere {
+                    scheduler.open_go_back(&due, now);
                 }
                 scheduler.dispatch(ctx);
+                scheduler.read(ctx);
             }
             Err(error) => log::warn!(error = error.to_string().as_str(); "retries are looked at again later"),
         }));
@@ -224,15 +222,18 @@ impl DelayScheduler {
                 }
             }
         };
-        ctx.spawn(read.into_actor(self).map(|page, scheduler, ctx| {
-            scheduler.reading = false;
-            match page {
-                Ok(page) => {
-                    scheduler.take_page(page, ctx);
-                    scheduler.dispatch(ctx);
-                    scheduler.read(ctx);
-                }
-                Err(error) => log::warn!(error = error.to_string().as_str(); "the scheduler waits for the store"),
+        ctx.spawn(read.into_actor(self).map(|page, scheduler, ctx| match page {
+            Ok(page) => {
+                scheduler.take_page(page, ctx);
+                scheduler.reading = false;
+                scheduler.forget_answered();
+                scheduler.dispatch(ctx);
+                scheduler.read(ctx);
+            }
+            Err(error) => {
+                scheduler.reading = false;
+                scheduler.forget_answered();
+                log::warn!(error = error.to_string().as_str(); "the scheduler waits for the store");
             }
         }));
     }
@@ -253,29 +254,25 @@ impl DelayScheduler {
         {
             self.open_back = None;
             self.open_read_through = self.open_read_through.min(place);
+            self.open_not_before = now;
+            self.open_next_due = self.open_next_due.min(place.0);
         }
-        if self.open_read_through.0 < now.plus(self.parts.horizon / 2) && self.open_not_before <= now {
+        if self.open_read_through.0 < now.plus(self.parts.horizon / 2)
+            && self.open_not_before <= now
+            && !self.is_crowded(now, self.open_next_due)
+        {
             return Some(Next::Open(self.open_read_through, horizon, false));
         }
-        if let Some(place) = self.second_reading {
+        let nearest = self.cursors.nearest(now).filter(|(_, next_due)| !self.is_crowded(now, *next_due));
+        // In turn with what is read for the first time: there may be much of it, again and again.
+        self.has_had_turn = !self.has_had_turn && nearest.is_some();
+        if let Some(place) = self.second_reading
+            && (self.has_had_turn || nearest.is_none())
+        {
             return Some(Next::Open(place, now, true));
         }
-        let behind = |cursor: &Cursor| {
-            cursor.behind.is_some_and(|when| when <= now) || cursor.back.is_some_and(|(_, when)| when <= now)
-        };
-        // The nearest first, lest what has time fills the room; of those alike each has its turn.
-        let waiting = self.cursors.iter().filter(|(_, cursor)| behind(cursor));
-        let turn = |(no, cursor): &(&i64, &Cursor)| (cursor.next_due, **no <= self.last_read, **no);
-        let (no, next_due) = waiting.min_by_key(turn).map(|(no, cursor)| (*no, cursor.next_due))?;
-        if self.is_crowded(now, next_due) {
-            return None;
-        }
-        self.last_read = no;
-        let cursor = self.cursors.get_mut(&self.last_read)?;
-        if let Some((at, _)) = cursor.back.take() {
-            cursor.at = cursor.at.min(at);
-        }
-        Some(Next::Commands(self.last_read, cursor.at))
+        let (no, _) = nearest?;
+        Some(Next::Commands(no, self.cursors.begin(no, now)?))
     }
 
     fn take_page(&mut self, page: Page, ctx: &mut Context<Self>) {
@@ -283,14 +280,17 @@ impl DelayScheduler {
             Page::Open(found, last, until, second) => {
                 for (action, transport, due) in found {
                     let place = (due.due_at, due.action_no, due.agent_no);
-                    if !self.insert(&action, &transport, due) && !second {
+                    if second {
+                        self.insert_or_give_back(&action, &transport, due, place.0);
+                        continue;
+                    }
+                    if !self.insert(&action, &transport, due) {
                         // Up to here; the rest when there is room.
                         self.open_not_before = self.when_there_is_room(place.0);
+                        self.open_next_due = place.0;
                         return;
                     }
-                    if !second {
-                        self.open_read_through = place;
-                    }
+                    self.open_read_through = place;
                 }
                 if second {
                     self.second_reading = last;
@@ -299,28 +299,29 @@ impl DelayScheduler {
                     }
                 } else {
                     self.open_read_through = last.unwrap_or((until, i64::MAX, i64::MAX));
+                    self.open_next_due = self.open_read_through.0;
                 }
             }
             Page::Commands(no, Some(action), page) if !action.is_cancelled() => {
                 let now = self.parts.store.now();
-                let Some(owned) = self.cursors.get(&no).map(|cursor| cursor.owned) else { return };
+                let Some(owned) = self.cursors.by_action.get(&no).map(|cursor| cursor.owned) else { return };
+                let last_due = page.commands.last().map_or(now, |(.., due_at)| *due_at);
                 let taken = self.take_in(&action, page.commands, owned, ctx);
-                let Some(cursor) = self.cursors.get_mut(&no) else { return };
+                let Some(cursor) = self.cursors.by_action.get_mut(&no) else { return };
                 match (taken, page.through) {
                     (Taken::Until(at, when, due), _) => {
                         cursor.at = cursor.at.max(at);
-                        cursor.behind = Some(when);
-                        cursor.next_due = due;
+                        cursor.wait(when, due);
                     }
                     (Taken::All, Some(through)) => {
                         cursor.at = cursor.at.max(through);
-                        cursor.behind = Some(now);
+                        cursor.wait(now, last_due);
                     }
                     (Taken::All, None) => cursor.behind = std::mem::take(&mut cursor.hinted).then_some(now),
                 }
             }
             Page::Commands(no, ..) => {
-                self.cursors.remove(&no);
+                self.cursors.by_action.remove(&no);
             }
         }
     }
@@ -331,7 +332,8 @@ impl DelayScheduler {
         if self.stopped {
             return;
         }
-        let store = self.parts.store.clone();
+        self.looks = self.looks.wrapping_add(1);
+        let (store, look) = (self.parts.store.clone(), self.looks);
         let list = async move {
             let mut open: Vec<OpenAction> = Vec::new();
             loop {
@@ -344,46 +346,42 @@ impl DelayScheduler {
                 }
             }
         };
-        ctx.spawn(list.into_actor(self).map(|open, scheduler, ctx| match open {
+        ctx.spawn(list.into_actor(self).map(move |open, scheduler, ctx| match open {
             Ok(open) => {
-                scheduler.compare(&open);
+                scheduler.compare(&open, look);
                 scheduler.read(ctx);
             }
             Err(error) => log::warn!(error = error.to_string().as_str(); "open actions are looked at again later"),
         }));
     }
 
-    fn compare(&mut self, open: &[OpenAction]) {
+    /// `look` was begun when `open` was not read yet.
+    fn compare(&mut self, open: &[OpenAction], look: u32) {
         let now = self.parts.store.now();
         let known: BTreeSet<i64> = open.iter().map(|action| action.no).collect();
-        self.cursors.retain(|no, _| known.contains(no));
+        // One that was made meanwhile is none that the list could know.
+        self.cursors.by_action.retain(|no, cursor| known.contains(no) || cursor.look >= look);
         for action in open.iter().filter(|action| !action.cancelled && !action.expired) {
             let dispatched = action.dispatched_through;
-            let fresh = Cursor {
-                at: dispatched,
+            let fresh = || Cursor {
                 behind: Some(now),
-                next_due: Timestamp(0),
-                hinted: false,
-                back: None,
-                dispatched,
-                owned: action.owned,
+                next_due: action.valid_from,
+                ..Cursor::new(dispatched, action.owned, look)
             };
-            let cursor = self.cursors.entry(action.no).or_insert(fresh);
-            // What is not due yet, and what waits for its time beyond the horizon, is not missing.
+            let cursor = self.cursors.by_action.entry(action.no).or_insert_with(fresh);
+            // What is not due yet is not missing, and what is being read neither.
             let waits = action.valid_from > now || cursor.behind.is_some_and(|when| when <= now);
             // What was another node's is this one's now.
             let is_taken_over = !std::mem::replace(&mut cursor.owned, action.owned) && action.owned;
             let is_stuck = !waits && dispatched < action.resolved_through && cursor.dispatched == dispatched;
             if is_taken_over || is_stuck {
-                cursor.go_back(dispatched, now);
-                cursor.next_due = Timestamp(0);
+                cursor.go_back(dispatched, now, action.valid_from);
             }
             cursor.dispatched = dispatched;
         }
-        if self.looks.is_multiple_of(SECOND_READING) {
+        if look.is_multiple_of(SECOND_READING) {
             self.second_reading.get_or_insert(FIRST);
         }
-        self.looks = self.looks.wrapping_add(1);
     }
 }
 

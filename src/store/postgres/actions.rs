@@ -149,18 +149,21 @@ pub(super) async fn list_open(
     Ok(rows.into_iter().map(OpenAction::from).collect())
 }
 
+/// Those that this node owns.
 pub(super) async fn list_unresolved(
     conn: &mut AsyncPgConnection,
+    here: &str,
     horizon: Timestamp,
     limit: usize,
 ) -> QueryResult<Vec<i64>> {
-    let rows: Vec<Key> = sql(
-        "SELECT no AS key FROM actions WHERE ended_at IS NULL AND NOT resolved AND valid_from <= ? ORDER BY no LIMIT ?",
-    )
-    .bind(horizon.0)
-    .bind(sql_limit(limit))
-    .load(conn)
-    .await?;
+    let rows: Vec<Key> =
+        sql("SELECT no AS key FROM actions WHERE ended_at IS NULL AND NOT resolved AND owner = ? AND valid_from <= ? \
+         ORDER BY no LIMIT ?")
+        .bind(here)
+        .bind(horizon.0)
+        .bind(sql_limit(limit))
+        .load(conn)
+        .await?;
     Ok(rows.into_iter().map(|row| row.key).collect())
 }
 
@@ -207,12 +210,11 @@ async fn resolution(conn: &mut AsyncPgConnection, no: i64) -> QueryResult<(Resol
     Ok((resolution, row.expected_total.is_some()))
 }
 
-/// Writes how many agents each action is for, if nobody else has; answers what is written.
-pub(super) async fn expect(conn: &mut AsyncPgConnection, expected: &[(i64, i64)], owner: &str) -> QueryResult<()> {
+/// Writes how many agents each action is for, if nobody else has.
+pub(super) async fn expect(conn: &mut AsyncPgConnection, expected: &[(i64, i64)]) -> QueryResult<()> {
     let (nos, totals): (Vec<i64>, Vec<i64>) = expected.iter().copied().unzip();
-    sql("UPDATE actions a SET expected_total = e.total, owner = ? FROM UNNEST(?, ?) AS e (no, total) \
+    sql("UPDATE actions a SET expected_total = e.total FROM UNNEST(?, ?) AS e (no, total) \
          WHERE a.no = ANY(?) AND a.no = e.no AND a.expected_total IS NULL")
-    .bind(owner)
     .bind(nos.clone())
     .bind(totals)
     .bind(nos)

@@ -98,7 +98,9 @@ impl Store for PostgresStore {
         let start = body!([name, incarnation, transports] conn => {
             node::start(conn, &incarnation, &name, &transports, dead_after)
         });
-        self.read("node_start", start).await
+        self.read("node_start", start).await?;
+        // They learn that there is one more that they should tell.
+        self.hint_send(&[Hint::Everything]).await.map(|_| ())
     }
 
     async fn node_stop(&self) -> StoreResult<()> {
@@ -106,6 +108,8 @@ impl Store for PostgresStore {
         // From here on it is no surprise to a heartbeat that there is no such node.
         self.inner.set_state(State::Leaving);
         self.write("node_stop", body!([incarnation] conn => node::stop(conn, &incarnation))).await?;
+        // What it owned is another's now, who should look.
+        self.hint_send(&[Hint::Everything]).await.ok();
         self.inner.set_state(State::Gone);
         Ok(())
     }
@@ -183,11 +187,13 @@ impl Store for PostgresStore {
     }
 
     async fn action_list_unresolved(&self, horizon: Timestamp, limit: usize) -> StoreResult<Vec<i64>> {
-        self.read("action_list_unresolved", body!([] conn => actions::list_unresolved(conn, horizon, limit))).await
+        let here = self.inner.incarnation.clone();
+        let list = body!([here] conn => actions::list_unresolved(conn, &here, horizon, limit));
+        self.read("action_list_unresolved", list).await
     }
 
     async fn action_resolution(&self, actions: Vec<(i64, Target)>) -> StoreResult<Vec<Resolution>> {
-        let (actions, owner, now) = (Arc::new(actions), self.inner.incarnation.clone(), self.now());
+        let (actions, now) = (Arc::new(actions), self.now());
         // Counting a million agents takes a while: not in a transaction that writes.
         let look = body!([actions] conn => actions::resolutions(conn, &actions, now));
         let (resolutions, counted) = self.read("action_resolution", look).await?;
@@ -195,8 +201,7 @@ impl Store for PostgresStore {
             return Ok(resolutions);
         }
         let counted = Arc::new(counted);
-        self.write("action_resolution", body!([counted, owner] conn => actions::expect(conn, &counted, &owner)))
-            .await?;
+        self.write("action_resolution", body!([counted] conn => actions::expect(conn, &counted))).await?;
         // Another node may have counted too, and been faster.
         Ok(self.read("action_resolution", body!([actions] conn => actions::resolutions(conn, &actions, now))).await?.0)
     }

@@ -231,8 +231,8 @@ const WHO_SENDS: &str = "(SELECT n.incarnation FROM nodes n WHERE n.transports @
 
 pub(super) async fn with_due(conn: &mut AsyncPgConnection, agent_nos: &[i64], now: Timestamp) -> QueryResult<Vec<i64>> {
     let rows: Vec<Key> = sql(format!(
-        "SELECT j.no AS key FROM UNNEST(?) j (no) WHERE EXISTS (SELECT 1 FROM open_commands p \
-         WHERE p.agent_no = j.no AND p.due_at <= ? AND p.state IN ({}, {}) OFFSET 0)",
+        "SELECT j.no AS key FROM UNNEST(?) j (no) WHERE EXISTS (SELECT 1 FROM (SELECT action_no FROM open_commands x \
+         WHERE x.agent_no = j.no AND x.due_at <= ? AND x.state IN ({}, {}) OFFSET 0) p {GOING_OF_P})",
         OpenState::Waiting as i16,
         OpenState::Retry as i16
     ))
@@ -280,7 +280,8 @@ pub(super) async fn due(
              OFFSET 0) g \
              WHERE p.state = {} AND (p.due_at, p.action_no, p.agent_no) > (?, ?, ?) AND p.due_at <= ? \
              AND ((g.transport <> 'stream' AND {WHO_SENDS} = ?) OR EXISTS \
-             (SELECT 1 FROM agent_sessions s WHERE s.agent_no = g.no AND s.incarnation = ? OFFSET 0)) \
+             (SELECT 1 FROM (SELECT incarnation FROM agent_sessions x WHERE x.agent_no = g.no OFFSET 0) s \
+             WHERE s.incarnation = ?)) \
              ORDER BY p.due_at, p.action_no, p.agent_no LIMIT ?)",
             state as i16
         )

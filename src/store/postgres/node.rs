@@ -17,10 +17,14 @@ use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
+use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 /// The database's clock, in whole milliseconds that have passed.
 pub(super) const NOW: &str = "floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
+/// That a node was heard of by the database server as it runs now.
+const SINCE_THE_SERVER_STARTED: &str =
+    "AND heartbeat >= floor(extract(epoch FROM pg_postmaster_start_time()) * 1000)::bigint";
 /// How long the answer to a heartbeat may take before the database counts as away.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 /// How long a start waits for the server to notice that the process before it is gone.
@@ -90,26 +94,56 @@ pub(super) async fn start(
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let silent = silent(conn, incarnation, dead_after).await?;
-    take_over(conn, incarnation, silent).await
+    // Of other names those that have been silent for too long and hold no lock. After a restart of the database that may be
+    // everybody, who is about to connect again: whoever was heard of before it is left to the heartbeat.
+    let mut dead = Vec::new();
+    for silent in silent(conn, incarnation, dead_after, SINCE_THE_SERVER_STARTED).await? {
+        if !is_locked(conn, &silent).await? {
+            dead.push(silent);
+        }
+    }
+    take_over(conn, incarnation, dead).await?;
+    adopt(conn, incarnation).await?;
+    Ok(())
 }
 
-/// Says goodbye: what this node held is free at once.
+/// Says goodbye: what this node held is another's at once, or nobody's until one starts.
 pub(super) async fn stop(conn: &mut AsyncPgConnection, incarnation: &str) -> QueryResult<()> {
+    sql("UPDATE actions a SET owner = n.incarnation FROM (SELECT incarnation FROM nodes WHERE incarnation <> ? \
+         ORDER BY heartbeat DESC, incarnation LIMIT 1) n WHERE a.ended_at IS NULL AND a.owner = ?")
+    .bind(incarnation)
+    .bind(incarnation)
+    .execute(conn)
+    .await?;
     sql("DELETE FROM agent_sessions WHERE incarnation = ?").bind(incarnation).execute(conn).await?;
     sql("DELETE FROM nodes WHERE incarnation = ?").bind(incarnation).execute(conn).await?;
     Ok(())
 }
 
 /// The other nodes that have said nothing for too long.
-async fn silent(conn: &mut AsyncPgConnection, incarnation: &str, dead_after: Duration) -> QueryResult<Vec<String>> {
+async fn silent(
+    conn: &mut AsyncPgConnection,
+    incarnation: &str,
+    dead_after: Duration,
+    and: &str,
+) -> QueryResult<Vec<String>> {
     let silent: Vec<Incarnation> =
-        sql(format!("SELECT incarnation FROM nodes WHERE incarnation <> ? AND heartbeat < {NOW} - ?"))
+        sql(format!("SELECT incarnation FROM nodes WHERE incarnation <> ? AND heartbeat < {NOW} - ? {and}"))
             .bind(incarnation)
             .bind(i64::try_from(dead_after.as_millis()).unwrap_or(i64::MAX))
             .load(conn)
             .await?;
     Ok(silent.into_iter().map(|node| node.incarnation).collect())
+}
+
+/// Takes the actions whose owners are no nodes any more; answers how many they were.
+async fn adopt(conn: &mut AsyncPgConnection, incarnation: &str) -> QueryResult<usize> {
+    sql("UPDATE actions SET owner = ? WHERE ended_at IS NULL AND NOT EXISTS (SELECT 1 FROM nodes n \
+         WHERE n.incarnation = actions.owner) AND EXISTS (SELECT 1 FROM nodes n WHERE n.incarnation = ?)")
+    .bind(incarnation)
+    .bind(incarnation)
+    .execute(conn)
+    .await
 }
 
 /// Ends other nodes, and takes what they had. Waits for their transactions in flight; later ones fail.
@@ -118,17 +152,24 @@ async fn take_over(conn: &mut AsyncPgConnection, incarnation: &str, dead: Vec<St
         return Ok(());
     }
     let (me, gone) = (incarnation.to_owned(), dead.clone());
-    conn.transaction(async move |conn| {
+    let taken = conn.transaction(async move |conn| {
+        // One that is taken over itself takes nothing.
+        let alive = sql("SELECT 1::bigint AS key FROM nodes WHERE incarnation = ? FOR KEY SHARE").bind(me.as_str());
+        if alive.get_result::<Key>(conn).await.optional()?.is_none() {
+            return Ok::<_, Error>(false);
+        }
         sql("DELETE FROM nodes WHERE incarnation = ANY(?)").bind(gone.clone()).execute(conn).await?;
         sql("DELETE FROM agent_sessions WHERE incarnation = ANY(?)").bind(gone.clone()).execute(conn).await?;
         sql("UPDATE actions SET owner = ? WHERE ended_at IS NULL AND owner = ANY(?)")
             .bind(me)
             .bind(gone)
             .execute(conn)
-            .await
-    })
-    .await?;
-    log::info!(nodes = dead.len(); "the work of nodes that are gone is taken over");
+            .await?;
+        Ok(true)
+    });
+    if taken.await? {
+        log::info!(nodes = dead.len(); "the work of nodes that are gone is taken over");
+    }
     Ok(())
 }
 
@@ -156,6 +197,8 @@ pub(super) async fn heartbeats(inner: Weak<Inner>, conn: AsyncPgConnection, ever
     let mut conn = Some(conn);
     // Since when all has gone well: after an outage of the database everybody looks dead.
     let mut well_since = Instant::now();
+    // Taking over may have to wait for the transactions of the dead: beside the heartbeats, lest this node looks dead too.
+    let mut burying: Option<JoinHandle<()>> = None;
     loop {
         tokio::time::sleep(every).await;
         let Some(inner) = inner.upgrade() else { return };
@@ -183,25 +226,29 @@ pub(super) async fn heartbeats(inner: Weak<Inner>, conn: AsyncPgConnection, ever
                 continue;
             }
         }
-        if well_since.elapsed() >= dead_after
-            && let Some(conn) = &mut conn
-            && let Err(error) = bury(conn, &inner, dead_after).await
-        {
-            log::warn!(error = error.to_string().as_str(); "dead nodes are looked for again later");
+        if well_since.elapsed() >= dead_after && burying.as_ref().is_none_or(JoinHandle::is_finished) {
+            burying = Some(tokio::spawn(async move {
+                if let Err(error) = bury(&inner, dead_after).await {
+                    log::warn!(error = error.as_str(); "dead nodes are looked for again later");
+                }
+            }));
         }
     }
 }
 
-async fn bury(conn: &mut AsyncPgConnection, inner: &Inner, dead_after: Duration) -> QueryResult<()> {
-    let dead = silent(conn, &inner.incarnation, dead_after).await?;
-    if dead.is_empty() {
-        return Ok(());
-    }
-    take_over(conn, &inner.incarnation, dead).await?;
-    // Whatever they had committed and could tell nobody any more.
-    hints::tell(&inner.told, Hint::Everything);
-    if inner.notify {
-        hints::send(conn, &inner.incarnation, &[Hint::Everything]).await?;
+async fn bury(inner: &Inner, dead_after: Duration) -> Result<(), String> {
+    let told = |error: Error| error.to_string();
+    let mut conn = inner.pool.get().await.map_err(|error| error.to_string())?;
+    let dead = silent(&mut conn, &inner.incarnation, dead_after, "").await.map_err(told)?;
+    let any = !dead.is_empty();
+    take_over(&mut conn, &inner.incarnation, dead).await.map_err(told)?;
+    let adopted = adopt(&mut conn, &inner.incarnation).await.map_err(told)?;
+    if any || adopted > 0 {
+        // Whatever they had committed and could tell nobody any more.
+        hints::tell(&inner.told, Hint::Everything);
+        if inner.notify {
+            hints::send(&mut conn, &inner.incarnation, &[Hint::Everything]).await.map_err(told)?;
+        }
     }
     Ok(())
 }

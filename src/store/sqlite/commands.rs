@@ -159,7 +159,8 @@ const SERVED: &str = "EXISTS (SELECT 1 FROM nodes n, json_each(n.transports) t W
 pub(super) fn with_due(conn: &mut SqliteConnection, agent_nos: &[i64], now: Timestamp) -> QueryResult<Vec<i64>> {
     let rows = sql_query(format!(
         "SELECT j.value AS key FROM json_each(?1) j WHERE EXISTS (SELECT 1 FROM open_commands p \
-         WHERE p.agent_no = j.value AND p.due_at <= ?2 AND p.state IN ({}, {}))",
+         CROSS JOIN actions a ON a.no = p.action_no WHERE p.agent_no = j.value AND p.due_at <= ?2 \
+         AND p.state IN ({}, {}) AND a.ended_at IS NULL AND NOT a.cancelled AND NOT a.paused AND NOT a.expired)",
         OpenState::Waiting as i16,
         OpenState::Retry as i16
     ))

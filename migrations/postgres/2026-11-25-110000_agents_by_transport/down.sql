@@ -1,0 +1,2 @@
+DROP INDEX tokens_agent;
+DROP INDEX agents_by_transport;

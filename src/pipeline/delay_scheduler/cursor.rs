@@ -1,0 +1,104 @@
+//! How far each open action's commands have been taken in, and whose are read next.
+
+use crate::domain::time::Timestamp;
+use std::collections::BTreeMap;
+
+/// With so many actions the order of reading is made anew for each read; with more it is made for [`AGENDA`] of them.
+const FEW: usize = 1_000;
+const AGENDA: usize = 64;
+
+/// How far one action's commands have been taken in.
+#[derive(Debug)]
+pub(super) struct Cursor {
+    /// The agent key up to which they are.
+    pub at: i64,
+    /// `Some`: there is, or may be, more in the store, to be read at this time.
+    pub behind: Option<Timestamp>,
+    /// What comes next is due no sooner, as far as is known: the nearest are read first.
+    pub next_due: Timestamp,
+    /// A hint came while the store was read.
+    pub hinted: bool,
+    /// What lies beyond this agent key is to be read again at this time: it was displaced, passed over or lost. Apart from
+    /// `at`, which a read that is under way moves on.
+    pub back: Option<(i64, Timestamp)>,
+    /// `dispatched_through` when it was looked at last.
+    pub dispatched: i64,
+    /// This node writes down whose agents are away, and sends what isn't a stream.
+    pub owned: bool,
+    /// Which look at all open actions was the last one when it was made: an earlier one doesn't know it.
+    pub look: u32,
+}
+
+impl Cursor {
+    /// At this agent key, with nothing to be read.
+    pub fn new(at: i64, owned: bool, look: u32) -> Self {
+        let (behind, back, next_due) = (None, None, Timestamp(i64::MIN));
+        Self { at, behind, next_due, hinted: false, back, dispatched: at, owned, look }
+    }
+
+    /// Goes back to an agent key, at this time, for something that is due no sooner than `due`.
+    pub fn go_back(&mut self, to: i64, when: Timestamp, due: Timestamp) {
+        self.back = Some(self.back.map_or((to, when), |(at, then)| (at.min(to), then.min(when))));
+        self.next_due = self.next_due.min(due);
+    }
+
+    /// There is more, to be read at this time, and due no sooner than `due`.
+    pub fn wait(&mut self, when: Timestamp, due: Timestamp) {
+        self.behind = Some(when);
+        self.next_due = if self.back.is_some() { self.next_due.min(due) } else { due };
+    }
+
+    fn is_waiting(&self, now: Timestamp) -> bool {
+        self.behind.is_some_and(|when| when <= now) || self.back.is_some_and(|(_, when)| when <= now)
+    }
+}
+
+/// See the module.
+#[derive(Debug, Default)]
+pub(super) struct Cursors {
+    pub by_action: BTreeMap<i64, Cursor>,
+    /// Those that are read next, the last one first.
+    agenda: Vec<i64>,
+    /// The action whose commands were read last; of those alike the next one has its turn.
+    last_read: i64,
+}
+
+impl Cursors {
+    /// The action whose commands are to be read now, and when the next of them is due: the nearest, lest what has time fills
+    /// the room.
+    pub fn nearest(&mut self, now: Timestamp) -> Option<(i64, Timestamp)> {
+        let waiting = |no: &i64| self.by_action.get(no).is_some_and(|cursor| cursor.is_waiting(now));
+        while self.agenda.last().is_some_and(|no| !waiting(no)) {
+            self.agenda.pop();
+        }
+        if self.agenda.is_empty() || self.by_action.len() <= FEW {
+            self.plan(now);
+        }
+        let no = *self.agenda.last()?;
+        Some((no, self.by_action.get(&no)?.next_due))
+    }
+
+    fn plan(&mut self, now: Timestamp) {
+        let last_read = self.last_read;
+        let waiting = self.by_action.iter().filter(|(_, cursor)| cursor.is_waiting(now));
+        let mut turns: Vec<_> = waiting.map(|(no, cursor)| (cursor.next_due, *no <= last_read, *no)).collect();
+        if turns.len() > AGENDA {
+            turns.select_nth_unstable(AGENDA);
+            turns.truncate(AGENDA);
+        }
+        turns.sort_unstable_by(|a, b| b.cmp(a));
+        self.agenda = turns.into_iter().map(|(.., no)| no).collect();
+    }
+
+    /// Where the reading of this action begins. Should it fail, it begins there again.
+    pub fn begin(&mut self, no: i64, now: Timestamp) -> Option<i64> {
+        self.agenda.pop();
+        self.last_read = no;
+        let cursor = self.by_action.get_mut(&no)?;
+        if let Some((at, _)) = cursor.back.take() {
+            cursor.at = cursor.at.min(at);
+            cursor.behind = Some(now);
+        }
+        Some(cursor.at)
+    }
+}
