@@ -14,8 +14,11 @@
 //! then each stage finishes what it has, the outcomes last; what isn't done by the deadline is still in the store.
 //! The pipeline lives on one arbiter: a message to another thread costs a wake-up.
 
+mod running;
 mod service;
 mod startup;
+
+pub use running::Running;
 
 use crate::config::{Config, ConfigError};
 use crate::domain::agent::STREAM;
@@ -24,14 +27,14 @@ use crate::http::{self, Api};
 use crate::metrics::Metrics;
 use crate::pipeline::action_book::ActionBook;
 use crate::pipeline::batcher::Batcher;
-use crate::pipeline::command_store::{CommandSink, CommandStore};
+use crate::pipeline::command_store::CommandSink;
 use crate::pipeline::delay_scheduler::{DelayScheduler, SchedulerParts};
 use crate::pipeline::hints::{HintParts, Hints};
 use crate::pipeline::housekeeper::{Housekeeper, HousekeeperParts};
 use crate::pipeline::membership::{Membership, MembershipParts};
-use crate::pipeline::messages::{Deliver, Drain};
+use crate::pipeline::messages::Deliver;
 use crate::pipeline::notifier::Notifier;
-use crate::pipeline::outcomes::{OutcomeSink, Outcomes, Upstream};
+use crate::pipeline::outcomes::{OutcomeSink, Upstream};
 use crate::pipeline::presence::Presence;
 use crate::pipeline::resolver::{Resolver, ResolverParts, pages_in_memory};
 use crate::pipeline::sender_router::{Route, SenderRouter};
@@ -40,21 +43,17 @@ use crate::pipeline::waiters::Waiters;
 use crate::senders::SenderContext;
 use crate::senders::stream::StreamSender;
 use crate::senders::stream::connection::SessionParts;
-use crate::senders::stream::sessions::{SessionSink, Sessions};
-use crate::store::{Store, StoreError};
+use crate::senders::stream::sessions::SessionSink;
+use crate::store::StoreError;
 use crate::supervision::{Supervision, supervise};
 use actix::prelude::*;
-use actix_web::dev::ServerHandle;
+use running::Stages;
 use std::collections::HashMap;
-use std::fs::File;
 use std::io;
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::Semaphore;
-use tokio::task::JoinHandle;
 
 /// Messages that wait in an actor's mailbox. Senders that await replies have their own bounds; this one is for hints.
 const MAILBOX: usize = 4_096;
@@ -63,11 +62,6 @@ const RESULTS_IN_MEMORY: usize = 256 * 1024 * 1024;
 
 /// Commands are read ahead at least so far: a read takes time, and comes every few seconds.
 const LEAST_HORIZON: Duration = Duration::from_secs(5);
-
-/// How long a node that was taken over may take to send its agents away.
-const FENCED_WITHIN: Duration = Duration::from_secs(2);
-/// How long the store may take to be told goodbye.
-const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
 
 /// Why a server could not be started, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -333,171 +327,5 @@ impl Builder {
             sessions,
         };
         Ok(Running { config, address, store, preparing, supervision, presence, stages, http, _lock: lock })
-    }
-}
-
-/// The actors that are drained, source first.
-struct Stages {
-    loader: Addr<SpoolLoader>,
-    resolver: Addr<Resolver>,
-    membership: Addr<Membership>,
-    hints: Addr<Hints>,
-    commands: Addr<CommandStore>,
-    scheduler: Addr<DelayScheduler>,
-    stream: Addr<StreamSender>,
-    housekeeper: Addr<Housekeeper>,
-    outcomes: Addr<Outcomes>,
-    sessions: Addr<Sessions>,
-}
-
-/// A server that serves.
-pub struct Running {
-    config: Config,
-    address: SocketAddr,
-    store: Arc<dyn Store>,
-    /// The store is away, and waited for.
-    preparing: Option<JoinHandle<Result<(), AppError>>>,
-    supervision: Supervision,
-    presence: Presence,
-    stages: Stages,
-    http: ServerHandle,
-    _lock: Option<File>,
-}
-
-impl Running {
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
-    }
-
-    /// What it stores in.
-    pub fn store(&self) -> &Arc<dyn Store> {
-        &self.store
-    }
-
-    /// Who is connected.
-    pub fn presence(&self) -> &Presence {
-        &self.presence
-    }
-
-    /// Whom to tell of actions that were put into the store directly.
-    pub fn resolver(&self) -> &Addr<Resolver> {
-        &self.stages.resolver
-    }
-
-    /// How its actors are.
-    pub fn supervision(&self) -> &Supervision {
-        &self.supervision
-    }
-
-    /// Waits until the store is there.
-    ///
-    /// # Errors
-    /// When it turns out that it can't be used.
-    pub async fn ready(&mut self) -> Result<(), AppError> {
-        let Some(preparing) = &mut self.preparing else { return Ok(()) };
-        let prepared =
-            preparing.await.unwrap_or_else(|error| Err(AppError::Store(StoreError::Unusable(error.to_string()))));
-        self.preparing = None;
-        prepared
-    }
-
-    /// Serves until a signal or a fault, then drains.
-    ///
-    /// # Errors
-    /// When the store can't be used, another node took over, an actor fell too often, or draining took too long.
-    pub async fn run(mut self) -> Result<(), AppError> {
-        let mut terminate = signal(SignalKind::terminate()).map_err(io_error("SIGTERM"))?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("SIGINT"))?;
-        let (store, supervision) = (self.store.clone(), self.supervision.clone());
-        let alive = service::keep_alive();
-        let serving = async {
-            match self.ready().await {
-                Ok(()) => {
-                    service::ready();
-                    std::future::pending().await
-                }
-                Err(error) => error,
-            }
-        };
-        let fault = tokio::select! {
-            _ = terminate.recv() => None,
-            _ = interrupt.recv() => None,
-            actor = supervision.escalated() => Some(AppError::Exhausted(actor)),
-            () = store.node_lost() => Some(AppError::TakenOver),
-            error = serving => Some(error),
-        };
-        match &fault {
-            Some(fault) => log::error!(error = fault.to_string().as_str(); "the server drains and stops"),
-            None => log::info!("the server drains and stops; a second signal stops it at once"),
-        }
-        service::stopping();
-        // Whose place is taken can finish nothing: its agents are to be elsewhere, soon.
-        let is_fenced = matches!(fault, Some(AppError::TakenOver));
-        let drained = tokio::select! {
-            drained = self.drain_within(if is_fenced { FENCED_WITHIN } else { Duration::MAX }) => drained,
-            _ = terminate.recv() => Err(AppError::Interrupted),
-            _ = interrupt.recv() => Err(AppError::Interrupted),
-        };
-        if let Some(alive) = alive {
-            alive.abort();
-        }
-        fault.map_or(drained, Err)
-    }
-
-    /// Stops intake and finishes what is under way, source first, within `shutdown_timeout`.
-    ///
-    /// # Errors
-    /// When the time was over before; nothing is lost by that.
-    pub async fn drain(self) -> Result<(), AppError> {
-        self.drain_within(Duration::MAX).await
-    }
-
-    async fn drain_within(self, limit: Duration) -> Result<(), AppError> {
-        let Self { config, store, preparing, supervision, stages, http, .. } = self;
-        supervision.set_draining();
-        if let Some(preparing) = preparing {
-            preparing.abort();
-        }
-        let Stages {
-            loader,
-            resolver,
-            membership,
-            hints,
-            commands,
-            scheduler,
-            stream,
-            housekeeper,
-            outcomes,
-            sessions,
-        } = stages;
-        let drain = async {
-            // An actor that is gone has nothing left to drain.
-            if limit < Duration::MAX {
-                stream.send(Drain).await.ok();
-            }
-            loader.send(Drain).await.ok();
-            resolver.send(Drain).await.ok();
-            membership.send(Drain).await.ok();
-            commands.send(Drain).await.ok();
-            hints.send(Drain).await.ok();
-            scheduler.send(Drain).await.ok();
-            stream.send(Drain).await.ok();
-            housekeeper.send(Drain).await.ok();
-            outcomes.send(Drain).await.ok();
-            sessions.send(Drain).await.ok();
-            http.stop(true).await;
-        };
-        let drained = tokio::time::timeout(config.shutdown_timeout.0.min(limit), drain).await;
-        if drained.is_err() {
-            http.stop(false).await;
-        }
-        match tokio::time::timeout(GOODBYE_WITHIN, store.node_stop()).await {
-            Ok(Ok(())) => {}
-            // The others find out by themselves.
-            _ => log::info!("the store could not be told that this node stops"),
-        }
-        log::info!(complete = drained.is_ok(); "the server has stopped");
-        drained.map_err(|_| AppError::Deadline)
     }
 }

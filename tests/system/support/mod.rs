@@ -1,5 +1,6 @@
 //! A server and agents as processes, many agents in this process, and an agent on the wire.
 
+mod agent_process;
 mod balancer;
 mod fleet;
 mod proxy;
@@ -7,9 +8,10 @@ mod server;
 mod sql;
 mod wire;
 
+pub use agent_process::AgentProcess;
 pub use balancer::Balancer;
 pub use fleet::Fleet;
 pub use proxy::{Line, Proxy};
-pub use server::{AgentProcess, On, Server, ServerOptions, SmallDisk, eventually, program};
+pub use server::{On, Server, ServerOptions, SmallDisk, eventually, program};
 pub use sql::Sql;
 pub use wire::{WireAgent, success};

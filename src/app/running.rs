@@ -1,0 +1,197 @@
+//! A server that serves, until a signal or a fault; and how it is taken apart, source first.
+
+use super::{AppError, io_error, service};
+use crate::config::Config;
+use crate::pipeline::command_store::CommandStore;
+use crate::pipeline::delay_scheduler::DelayScheduler;
+use crate::pipeline::hints::Hints;
+use crate::pipeline::housekeeper::Housekeeper;
+use crate::pipeline::membership::Membership;
+use crate::pipeline::messages::Drain;
+use crate::pipeline::outcomes::Outcomes;
+use crate::pipeline::presence::Presence;
+use crate::pipeline::resolver::Resolver;
+use crate::pipeline::spool_loader::SpoolLoader;
+use crate::senders::stream::StreamSender;
+use crate::senders::stream::sessions::Sessions;
+use crate::store::{Store, StoreError};
+use crate::supervision::Supervision;
+use actix::prelude::*;
+use actix_web::dev::ServerHandle;
+use std::fs::File;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::JoinHandle;
+
+/// How long a node that was taken over may take to send its agents away.
+const FENCED_WITHIN: Duration = Duration::from_secs(2);
+/// How long the store may take to be told goodbye.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
+
+/// The actors that are drained, source first.
+pub(super) struct Stages {
+    pub(super) loader: Addr<SpoolLoader>,
+    pub(super) resolver: Addr<Resolver>,
+    pub(super) membership: Addr<Membership>,
+    pub(super) hints: Addr<Hints>,
+    pub(super) commands: Addr<CommandStore>,
+    pub(super) scheduler: Addr<DelayScheduler>,
+    pub(super) stream: Addr<StreamSender>,
+    pub(super) housekeeper: Addr<Housekeeper>,
+    pub(super) outcomes: Addr<Outcomes>,
+    pub(super) sessions: Addr<Sessions>,
+}
+
+/// A server that serves.
+pub struct Running {
+    pub(super) config: Config,
+    pub(super) address: SocketAddr,
+    pub(super) store: Arc<dyn Store>,
+    /// The store is away, and waited for.
+    pub(super) preparing: Option<JoinHandle<Result<(), AppError>>>,
+    pub(super) supervision: Supervision,
+    pub(super) presence: Presence,
+    pub(super) stages: Stages,
+    pub(super) http: ServerHandle,
+    pub(super) _lock: Option<File>,
+}
+
+impl Running {
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+
+    /// What it stores in.
+    pub fn store(&self) -> &Arc<dyn Store> {
+        &self.store
+    }
+
+    /// Who is connected.
+    pub fn presence(&self) -> &Presence {
+        &self.presence
+    }
+
+    /// Whom to tell of actions that were put into the store directly.
+    pub fn resolver(&self) -> &Addr<Resolver> {
+        &self.stages.resolver
+    }
+
+    /// How its actors are.
+    pub fn supervision(&self) -> &Supervision {
+        &self.supervision
+    }
+
+    /// Waits until the store is there.
+    ///
+    /// # Errors
+    /// When it turns out that it can't be used.
+    pub async fn ready(&mut self) -> Result<(), AppError> {
+        let Some(preparing) = &mut self.preparing else { return Ok(()) };
+        let prepared =
+            preparing.await.unwrap_or_else(|error| Err(AppError::Store(StoreError::Unusable(error.to_string()))));
+        self.preparing = None;
+        prepared
+    }
+
+    /// Serves until a signal or a fault, then drains.
+    ///
+    /// # Errors
+    /// When the store can't be used, another node took over, an actor fell too often, or draining took too long.
+    pub async fn run(mut self) -> Result<(), AppError> {
+        let mut terminate = signal(SignalKind::terminate()).map_err(io_error("SIGTERM"))?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("SIGINT"))?;
+        let (store, supervision) = (self.store.clone(), self.supervision.clone());
+        let alive = service::keep_alive();
+        let serving = async {
+            match self.ready().await {
+                Ok(()) => {
+                    service::ready();
+                    std::future::pending().await
+                }
+                Err(error) => error,
+            }
+        };
+        let fault = tokio::select! {
+            _ = terminate.recv() => None,
+            _ = interrupt.recv() => None,
+            actor = supervision.escalated() => Some(AppError::Exhausted(actor)),
+            () = store.node_lost() => Some(AppError::TakenOver),
+            error = serving => Some(error),
+        };
+        match &fault {
+            Some(fault) => log::error!(error = fault.to_string().as_str(); "the server drains and stops"),
+            None => log::info!("the server drains and stops; a second signal stops it at once"),
+        }
+        service::stopping();
+        // Whose place is taken can finish nothing: its agents are to be elsewhere, soon.
+        let is_fenced = matches!(fault, Some(AppError::TakenOver));
+        let drained = tokio::select! {
+            drained = self.drain_within(if is_fenced { FENCED_WITHIN } else { Duration::MAX }) => drained,
+            _ = terminate.recv() => Err(AppError::Interrupted),
+            _ = interrupt.recv() => Err(AppError::Interrupted),
+        };
+        if let Some(alive) = alive {
+            alive.abort();
+        }
+        fault.map_or(drained, Err)
+    }
+
+    /// Stops intake and finishes what is under way, source first, within `shutdown_timeout`.
+    ///
+    /// # Errors
+    /// When the time was over before; nothing is lost by that.
+    pub async fn drain(self) -> Result<(), AppError> {
+        self.drain_within(Duration::MAX).await
+    }
+
+    async fn drain_within(self, limit: Duration) -> Result<(), AppError> {
+        let Self { config, store, preparing, supervision, stages, http, .. } = self;
+        supervision.set_draining();
+        if let Some(preparing) = preparing {
+            preparing.abort();
+        }
+        let Stages {
+            loader,
+            resolver,
+            membership,
+            hints,
+            commands,
+            scheduler,
+            stream,
+            housekeeper,
+            outcomes,
+            sessions,
+        } = stages;
+        let drain = async {
+            // An actor that is gone has nothing left to drain.
+            if limit < Duration::MAX {
+                stream.send(Drain).await.ok();
+            }
+            loader.send(Drain).await.ok();
+            resolver.send(Drain).await.ok();
+            membership.send(Drain).await.ok();
+            commands.send(Drain).await.ok();
+            hints.send(Drain).await.ok();
+            scheduler.send(Drain).await.ok();
+            stream.send(Drain).await.ok();
+            housekeeper.send(Drain).await.ok();
+            outcomes.send(Drain).await.ok();
+            sessions.send(Drain).await.ok();
+            http.stop(true).await;
+        };
+        let drained = tokio::time::timeout(config.shutdown_timeout.0.min(limit), drain).await;
+        if drained.is_err() {
+            http.stop(false).await;
+        }
+        match tokio::time::timeout(GOODBYE_WITHIN, store.node_stop()).await {
+            Ok(Ok(())) => {}
+            // The others find out by themselves.
+            _ => log::info!("the store could not be told that this node stops"),
+        }
+        log::info!(complete = drained.is_ok(); "the server has stopped");
+        drained.map_err(|_| AppError::Deadline)
+    }
+}
