@@ -130,6 +130,31 @@ async fn what_no_node_serves_waits_and_is_told_and_goes_out_by_one_that_does() {
     assert_eq!(first.until_status(&id, "completed").await["counts"]["succeeded"], 2);
 }
 
+#[actix_rt::test]
+async fn what_a_stopped_node_had_begun_another_one_goes_on_with() {
+    const AGENTS: usize = 300;
+    let recording = ServerOptions { recording: true, ..On::Postgres.options() };
+    let mut first = Server::prepare(recording.clone().with("ODOSHI__NODE__NAME", "first"));
+    std::fs::create_dir_all(first.data()).unwrap();
+    first.put_agents(AGENTS, TRANSPORT).await;
+    first.restart().await;
+    let database = Some(first.database().to_owned());
+    let second = Server::start(ServerOptions { database, ..recording }.with("ODOSHI__NODE__NAME", "second")).await;
+    let document = json!({ "name": "n", "target": "TRUE", "spread": "6s", "operations": [{ "module": "ping" }] });
+    let (id, admin) = (first.submit(document).await, first.admin_token());
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    assert!(first.terminate().await.success(), "{}", first.log_text());
+    eventually("the action to be completed", || async {
+        let (_, view) = second.call_as(&admin, "GET", &format!("/v1/actions/{id}"), None).await;
+        (view["status"] == "completed").then_some(())
+    })
+    .await;
+    let (before, after) = (recorded(&first), recorded(&second));
+    println!("the first node sent {}, and the second {}", before.len(), lateness(after.iter().copied()));
+    assert_eq!(before.len() + after.len(), AGENTS, "each once");
+    assert!(!before.is_empty() && after.len() > AGENTS / 4, "{} and {}", before.len(), after.len());
+}
+
 const COMMANDS: usize = 200_000;
 
 /// What a server has recorded: (action, agent, when it was due, when it came). A line that a kill cut off is none.
