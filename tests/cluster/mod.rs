@@ -258,6 +258,12 @@ impl Cluster {
         Duration::from_millis(all * 10)
     }
 
+    /// Removes what is left of one that was killed and is not to come back.
+    pub fn bury(&self) {
+        assert!(self.watch.lock().unwrap().is_none(), "it runs");
+        fs::remove_dir_all(&self.folder).unwrap();
+    }
+
     /// Where a database of it is.
     pub fn url(&self, database: &str) -> String {
         self.url_through(self.port, database)

@@ -49,6 +49,7 @@ async fn a_base_backup_is_restored_and_nothing_runs_twice() {
     server.kill();
     tokio::task::spawn_blocking(move || {
         database.kill();
+        database.bury();
         copy.resume();
     })
     .await
