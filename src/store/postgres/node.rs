@@ -25,6 +25,8 @@ pub(super) const NOW: &str = "floor(extract(epoch FROM clock_timestamp()) * 1000
 /// That a node was heard of by the database server as it runs now.
 const SINCE_THE_SERVER_STARTED: &str =
     "AND heartbeat >= floor(extract(epoch FROM pg_postmaster_start_time()) * 1000)::bigint";
+/// Every how many heartbeats what nobody owns is looked for.
+const ADOPT_EVERY: u32 = 5;
 /// How long the answer to a heartbeat may take before the database counts as away.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 /// How long a start waits for the server to notice that the process before it is gone.
@@ -199,6 +201,7 @@ pub(super) async fn heartbeats(inner: Weak<Inner>, conn: AsyncPgConnection, ever
     let mut well_since = Instant::now();
     // Taking over may have to wait for the transactions of the dead: beside the heartbeats, lest this node looks dead too.
     let mut burying: Option<JoinHandle<()>> = None;
+    let mut beats = 0_u32;
     loop {
         tokio::time::sleep(every).await;
         let Some(inner) = inner.upgrade() else { return };
@@ -227,8 +230,10 @@ pub(super) async fn heartbeats(inner: Weak<Inner>, conn: AsyncPgConnection, ever
             }
         }
         if well_since.elapsed() >= dead_after && burying.as_ref().is_none_or(JoinHandle::is_finished) {
+            beats = beats.wrapping_add(1);
+            let adopts = beats.is_multiple_of(ADOPT_EVERY);
             burying = Some(tokio::spawn(async move {
-                if let Err(error) = bury(&inner, dead_after).await {
+                if let Err(error) = bury(&inner, dead_after, adopts).await {
                     log::warn!(error = error.as_str(); "dead nodes are looked for again later");
                 }
             }));
@@ -236,13 +241,14 @@ pub(super) async fn heartbeats(inner: Weak<Inner>, conn: AsyncPgConnection, ever
     }
 }
 
-async fn bury(inner: &Inner, dead_after: Duration) -> Result<(), String> {
+/// Takes over from the dead; and, if it `adopts`, what nobody owns: a node that stopped leaves it to one that may be dead itself.
+async fn bury(inner: &Inner, dead_after: Duration, adopts: bool) -> Result<(), String> {
     let told = |error: Error| error.to_string();
     let mut conn = inner.pool.get().await.map_err(|error| error.to_string())?;
     let dead = silent(&mut conn, &inner.incarnation, dead_after, "").await.map_err(told)?;
     let any = !dead.is_empty();
     take_over(&mut conn, &inner.incarnation, dead).await.map_err(told)?;
-    let adopted = adopt(&mut conn, &inner.incarnation).await.map_err(told)?;
+    let adopted = if adopts { adopt(&mut conn, &inner.incarnation).await.map_err(told)? } else { 0 };
     if any || adopted > 0 {
         // Whatever they had committed and could tell nobody any more.
         hints::tell(&inner.told, Hint::Everything);
