@@ -14,7 +14,7 @@ use odoshi::config::Config;
 use odoshi::domain::agent::Enrollment;
 use odoshi::domain::command::{CommandState, Event, RunEnd};
 use odoshi::pipeline::messages::{Deliver, Delivery};
-use odoshi::senders::{SenderContext, report};
+use odoshi::senders::{SenderContext, report, run_end};
 use odoshi::store::NewAgent;
 
 struct ConsoleSender {
@@ -48,17 +48,8 @@ impl Handler<Deliver> for ConsoleSender {
 }
 
 fn succeeded(delivery: &Delivery, context: &SenderContext) -> Event {
-    let now = context.store.now();
-    Event::Result(Box::new(RunEnd {
-        run: delivery.due.run,
-        status: CommandState::Succeeded,
-        attempts: delivery.due.attempts,
-        sent_at: Some(now),
-        started_at: None,
-        finished_at: now,
-        results: Some(r#"[{"module":"say","ok":true}]"#.into()),
-        error: None,
-    }))
+    let end = run_end(delivery, CommandState::Succeeded, context.store.now());
+    Event::Result(Box::new(RunEnd { results: Some(r#"[{"module":"say","ok":true}]"#.into()), ..end }))
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {

@@ -44,6 +44,27 @@ pub(super) struct Stages {
     pub(super) sessions: Addr<Sessions>,
 }
 
+impl Stages {
+    /// Each finishes what it has; one that is gone has nothing left.
+    async fn drain(&self) {
+        self.loader.send(Drain).await.ok();
+        self.resolver.send(Drain).await.ok();
+        self.membership.send(Drain).await.ok();
+        self.commands.send(Drain).await.ok();
+        self.hints.send(Drain).await.ok();
+        self.scheduler.send(Drain).await.ok();
+        self.stream.send(Drain).await.ok();
+        self.housekeeper.send(Drain).await.ok();
+        self.outcomes.send(Drain).await.ok();
+        self.sessions.send(Drain).await.ok();
+    }
+
+    /// Agents are sent elsewhere, and nothing else is done.
+    async fn leave(&self) {
+        self.stream.send(Drain).await.ok();
+    }
+}
+
 /// A server that serves.
 pub struct Running {
     pub(super) config: Config,
@@ -126,10 +147,14 @@ impl Running {
             None => log::info!("the server drains and stops; a second signal stops it at once"),
         }
         service::stopping();
-        // Whose place is taken can finish nothing: its agents are to be elsewhere, soon.
-        let is_fenced = matches!(fault, Some(AppError::TakenOver));
+        let end = async {
+            match fault {
+                Some(AppError::TakenOver) => self.leave().await,
+                _ => self.drain().await,
+            }
+        };
         let drained = tokio::select! {
-            drained = self.drain_within(if is_fenced { FENCED_WITHIN } else { Duration::MAX }) => drained,
+            drained = end => drained,
             _ = terminate.recv() => Err(AppError::Interrupted),
             _ = interrupt.recv() => Err(AppError::Interrupted),
         };
@@ -144,49 +169,29 @@ impl Running {
     /// # Errors
     /// When the time was over before; nothing is lost by that.
     pub async fn drain(self) -> Result<(), AppError> {
-        self.drain_within(Duration::MAX).await
+        let within = self.config.shutdown_timeout.0;
+        self.end(within, Stages::drain).await
     }
 
-    async fn drain_within(self, limit: Duration) -> Result<(), AppError> {
-        let Self { config, store, preparing, supervision, stages, http, .. } = self;
-        supervision.set_draining();
-        if let Some(preparing) = preparing {
+    /// Sends the agents away, soon: whose place is taken can finish nothing.
+    async fn leave(self) -> Result<(), AppError> {
+        self.end(FENCED_WITHIN, Stages::leave).await
+    }
+
+    async fn end(self, within: Duration, stages: impl AsyncFnOnce(&Stages)) -> Result<(), AppError> {
+        self.supervision.set_draining();
+        if let Some(preparing) = self.preparing {
             preparing.abort();
         }
-        let Stages {
-            loader,
-            resolver,
-            membership,
-            hints,
-            commands,
-            scheduler,
-            stream,
-            housekeeper,
-            outcomes,
-            sessions,
-        } = stages;
         let drain = async {
-            // An actor that is gone has nothing left to drain.
-            if limit < Duration::MAX {
-                stream.send(Drain).await.ok();
-            }
-            loader.send(Drain).await.ok();
-            resolver.send(Drain).await.ok();
-            membership.send(Drain).await.ok();
-            commands.send(Drain).await.ok();
-            hints.send(Drain).await.ok();
-            scheduler.send(Drain).await.ok();
-            stream.send(Drain).await.ok();
-            housekeeper.send(Drain).await.ok();
-            outcomes.send(Drain).await.ok();
-            sessions.send(Drain).await.ok();
-            http.stop(true).await;
+            stages(&self.stages).await;
+            self.http.stop(true).await;
         };
-        let drained = tokio::time::timeout(config.shutdown_timeout.0.min(limit), drain).await;
+        let drained = tokio::time::timeout(within, drain).await;
         if drained.is_err() {
-            http.stop(false).await;
+            self.http.stop(false).await;
         }
-        match tokio::time::timeout(GOODBYE_WITHIN, store.node_stop()).await {
+        match tokio::time::timeout(GOODBYE_WITHIN, self.store.node_stop()).await {
             Ok(Ok(())) => {}
             // The others find out by themselves.
             _ => log::info!("the store could not be told that this node stops"),

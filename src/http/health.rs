@@ -54,7 +54,8 @@ impl Unserved {
             Ok(Ok(unserved)) => unserved.into_iter().collect(),
             // What it was before says more than nothing; whether the store answers is asked by itself.
             failed => {
-                log::warn!(timeout = failed.is_err(); "commands that nobody serves can't be counted now");
+                let why = failed.map_or_else(|elapsed| elapsed.to_string(), |failed| format!("{failed:?}"));
+                log::warn!(error = why.as_str(); "commands that nobody serves can't be counted now");
                 last.take().map(|(_, unserved)| unserved).unwrap_or_default()
             }
         };

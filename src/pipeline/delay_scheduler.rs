@@ -25,6 +25,7 @@
 
 mod cursor;
 mod intake;
+mod open_rows;
 
 use super::action_book::ActionBook;
 use super::batcher::Put;
@@ -37,9 +38,10 @@ use crate::domain::command::Event;
 use crate::domain::delay::{DelayQueue, Refused, WhenFull};
 use crate::domain::time::Timestamp;
 use crate::metrics::Metrics;
-use crate::store::{Due, DuePlace, Report, Store};
+use crate::store::{Due, Report, Store};
 use actix::prelude::*;
 use cursor::{Cursor, Cursors};
+use open_rows::OpenRows;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
@@ -57,9 +59,6 @@ const SWEEP: Duration = Duration::from_secs(1);
 const REST: Duration = Duration::from_millis(200);
 /// Sleep no longer than this: the machine's clock may be set.
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);
-
-/// Before all open rows.
-const FIRST: DuePlace = (Timestamp(i64::MIN), 0, 0);
 
 /// What the scheduler needs.
 #[derive(Clone)]
@@ -95,22 +94,11 @@ pub struct DelayScheduler {
     parts: SchedulerParts,
     queue: DelayQueue<(i64, i64), Entry>,
     cursors: Cursors,
-    /// Open rows due up to here have been read.
-    open_read_through: DuePlace,
-    /// They didn't all fit: not before this.
-    open_not_before: Timestamp,
-    /// What comes then is due no sooner.
-    open_next_due: Timestamp,
-    /// What was displaced comes after this, and is to be read again at this time.
-    open_back: Option<(DuePlace, Timestamp)>,
+    open_rows: OpenRows,
     /// When something found no room, and when that is due; none has been made since.
     refused: Option<(Timestamp, Timestamp)>,
     looks: u32,
-    /// Where the slow second reading of open rows is, while there is one.
-    second_reading: Option<DuePlace>,
-    /// There is to be one more after it.
-    read_once_more: bool,
-    /// The last read was one of it.
+    /// The last read was one of open rows for the second time.
     has_had_turn: bool,
     /// Commands in chunks that the router has: their run, and attempts before. An answer during a read is kept in mind
     /// until that is done: it may bring them as they were before.
@@ -132,14 +120,9 @@ impl DelayScheduler {
         Self {
             queue: DelayQueue::new(parts.capacity, WhenFull::Displace),
             cursors: Cursors::default(),
-            open_read_through: FIRST,
-            open_not_before: Timestamp(i64::MIN),
-            open_next_due: Timestamp(i64::MIN),
-            open_back: None,
+            open_rows: OpenRows::new(),
             refused: None,
             looks: 0,
-            second_reading: None,
-            read_once_more: false,
             has_had_turn: false,
             dispatched: HashMap::new(),
             answered: Vec::new(),
@@ -402,7 +385,7 @@ impl Handler<Resumed> for DelayScheduler {
             }
         }
         // Those with an open row.
-        self.read_open_again();
+        self.open_rows.read_news();
         self.look_again(ctx);
     }
 }
@@ -419,12 +402,13 @@ impl Handler<Hinted> for DelayScheduler {
                 .by_action
                 .entry(no)
                 .or_insert_with(|| Cursor { dispatched: 0, ..Cursor::new(after, false, look) });
-            // While it is being read, it is read once more; and a hint may have come before an earlier one.
+            // While it is being read, it is read once more.
             cursor.hinted = true;
-            cursor.go_back(after, now, Timestamp(i64::MIN));
+            cursor.behind.get_or_insert(now);
+            cursor.next_due = Timestamp(i64::MIN);
         }
         if open || everything {
-            self.read_open_again();
+            self.open_rows.read_news();
         }
         if everything {
             self.look_again(ctx);

@@ -14,7 +14,8 @@
 
 pub mod stream;
 
-use crate::domain::command::{Answer, Event};
+use crate::domain::command::{Answer, CommandState, Event, RunEnd};
+use crate::domain::time::Timestamp;
 use crate::pipeline::batcher::{Put, Refused};
 use crate::pipeline::messages::Delivery;
 use crate::pipeline::outcomes::{OutcomeSink, Outcomes};
@@ -38,6 +39,20 @@ impl SenderContext {
     /// Records what happened to commands; answers after the commit. `None`: it may or may not be recorded; do it again.
     pub async fn record(&self, reports: Vec<Report>) -> Option<Vec<Result<Answer, Refused>>> {
         self.outcomes.send(Put::<OutcomeSink>(reports)).await.ok().flatten()
+    }
+}
+
+/// How the run of a command that was handed to a sender ended, with neither results nor an error.
+pub fn run_end(delivery: &Delivery, status: CommandState, at: Timestamp) -> RunEnd {
+    RunEnd {
+        run: delivery.due.run,
+        status,
+        attempts: delivery.due.attempts,
+        sent_at: Some(at),
+        started_at: None,
+        finished_at: at,
+        results: None,
+        error: None,
     }
 }
 

@@ -28,11 +28,10 @@ fn a_deadlock_is_tried_again() {
         let mut other = backend.session();
         other.say("SET deadlock_timeout = '60s'; BEGIN;");
         other.say(&format!("UPDATE actions SET name = 'x' WHERE no = {};", two.no));
-        let in_database = "FROM pg_stat_activity WHERE datname = current_database()";
-        backend.until(&format!("SELECT count(*) {in_database} AND state = 'idle in transaction'"), 1).await;
+        backend.until_held().await;
         let advance = store.action_advance(vec![one.no, two.no], 10);
         let cross = async {
-            backend.until(&format!("SELECT count(*) {in_database} AND wait_event_type = 'Lock'"), 1).await;
+            backend.until_locked_out().await;
             other.say(&format!("UPDATE actions SET name = 'x' WHERE no = {}; COMMIT;", one.no));
         };
         let (advanced, ()) = tokio::join!(advance, cross);
@@ -105,9 +104,7 @@ fn tables_that_somebody_reads_are_brought_up_to_date_later_and_an_older_node_goe
         // A dump, which takes its time.
         let mut dump = backend.session();
         dump.say("BEGIN; LOCK TABLE nodes, agents IN ACCESS SHARE MODE;");
-        backend
-            .until("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'", 1)
-            .await;
+        backend.until_held().await;
         let newer = unprepared(&backend.url());
         for epoch in 1..4 {
             let refused = newer.prepare().await.unwrap_err();
@@ -143,18 +140,14 @@ fn who_takes_over_waits_for_a_writer_in_flight_and_later_ones_write_nothing() {
         // A transaction of the first node that has locked its row and goes on for a while.
         let mut writer = backend.session();
         writer.say("BEGIN; SELECT 1 FROM nodes WHERE name = 'one' FOR KEY SHARE;");
-        backend
-            .until("SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'", 1)
-            .await;
+        backend.until_held().await;
         // One that is less patient than the first node's heart beats. Its start takes over from nobody.
         let second = impatient(&backend.url());
         second.prepare().await.unwrap();
         second.node_start("two", &[]).await.unwrap();
         let nodes = "SELECT count(*) FROM nodes WHERE name = 'one'";
         assert_eq!(backend.number(nodes).await, 1);
-        let waiting =
-            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
-        backend.until(waiting, 1).await;
+        backend.until_locked_out().await;
         tokio::time::sleep(A_WHILE).await;
         assert_eq!(backend.number(nodes).await, 1, "it must wait for the writer");
         assert_eq!(matching(store, &online).await, fleet[..1]);

@@ -114,6 +114,19 @@ impl Postgres {
         }
     }
 
+    /// Waits until somebody is in a transaction and does nothing.
+    pub async fn until_held(&self) {
+        let held = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND state = 'idle in transaction'";
+        self.until(held, 1).await;
+    }
+
+    /// Waits until somebody waits for a lock.
+    pub async fn until_locked_out(&self) {
+        let waiting =
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'";
+        self.until(waiting, 1).await;
+    }
+
     /// Somebody else at the same database, who does what they are told and doesn't wait.
     pub fn session(&self) -> Session {
         let mut psql = self.cluster.client("psql", &self.database);

@@ -135,19 +135,30 @@ async fn an_agent_that_has_moved_is_no_longer_connected_where_it_was() {
 async fn an_agent_that_asks_one_node_and_waits_is_told_of_what_another_one_has() {
     let cluster = Cluster::start(ServerOptions::default()).await;
     let token = cluster.servers[0].enroll("asks", json!({})).await;
-    let asking = async {
-        let begun = Instant::now();
-        let (status, answer) = cluster.servers[2].call_as(&token, "GET", "/v1/agent/commands?wait=60s", None).await;
-        assert_eq!((status, answer["commands"].as_array().map(Vec::len)), (200, Some(1)), "{answer}");
-        begun.elapsed()
-    };
-    let submitting = async {
-        tokio::time::sleep(Duration::from_millis(500)).await;
-        cluster.submit(0).await;
-        Instant::now()
-    };
-    let (waited, _) = tokio::join!(asking, submitting);
-    println!("the agent that asked node 2 had the command that node 0 took {waited:?} after it began to wait");
+    // By itself it would look after 5 s. Of several times one is sooner, however busy the machine is.
+    let mut soonest = Duration::MAX;
+    for round in 1..=3 {
+        let asking = async {
+            let begun = Instant::now();
+            let (status, answer) = cluster.servers[2].call_as(&token, "GET", "/v1/agent/commands?wait=60s", None).await;
+            assert_eq!((status, answer["commands"].as_array().map(Vec::len)), (200, Some(1)), "{answer}");
+            let run = json!({ "action": answer["commands"][0]["action"], "run": 1 });
+            let received = json!({ "commands": [run] });
+            let (status, answer) =
+                cluster.servers[2].call_as(&token, "POST", "/v1/agent/received", Some(received)).await;
+            assert_eq!(status, 200, "{answer}");
+            begun.elapsed()
+        };
+        let submitting = async {
+            // Nobody can see from outside that it waits.
+            tokio::time::sleep(Duration::from_millis(500)).await;
+            cluster.submit(0).await
+        };
+        let (waited, _) = tokio::join!(asking, submitting);
+        println!("round {round}: the agent that asked node 2 had the command that node 0 took after {waited:?}");
+        soonest = soonest.min(waited);
+    }
+    assert!(soonest < Duration::from_secs(4), "it was not told: {soonest:?}");
 }
 
 #[actix_rt::test]

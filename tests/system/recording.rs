@@ -5,9 +5,9 @@ use crate::support::{On, Server, ServerOptions, eventually};
 use actix::prelude::*;
 use odoshi::Odoshi;
 use odoshi::config::Config;
-use odoshi::domain::command::{CommandState, Event, RunEnd};
+use odoshi::domain::command::{CommandState, Event};
 use odoshi::pipeline::messages::{Deliver, Delivery};
-use odoshi::senders::{SenderContext, report};
+use odoshi::senders::{SenderContext, report, run_end};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -51,23 +51,14 @@ impl Handler<Deliver> for RecordingSender {
         };
         let text: String = deliveries.iter().map(line).collect();
         self.file.write_all(text.as_bytes()).unwrap();
-        let reports = deliveries.iter().map(|delivery| report(delivery, succeeded(delivery, now))).collect();
+        let end = |delivery: &Delivery| {
+            let end = run_end(delivery, CommandState::Succeeded, now);
+            report(delivery, Event::Result(Box::new(end)))
+        };
+        let reports = deliveries.iter().map(end).collect();
         let context = self.context.clone();
         Box::pin(async move { drop(context.record(reports).await) })
     }
-}
-
-fn succeeded(delivery: &Delivery, now: odoshi::domain::time::Timestamp) -> Event {
-    Event::Result(Box::new(RunEnd {
-        run: delivery.due.run,
-        status: CommandState::Succeeded,
-        attempts: delivery.due.attempts,
-        sent_at: Some(now),
-        started_at: None,
-        finished_at: now,
-        results: None,
-        error: None,
-    }))
 }
 
 /// Not a test unless it is started by one: the server.

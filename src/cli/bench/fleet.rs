@@ -8,8 +8,8 @@ use crate::domain::agent::Enrollment;
 use crate::domain::audit::Author;
 use crate::domain::command::{CommandState, Event, RunEnd};
 use crate::domain::time::Timestamp;
-use crate::pipeline::messages::{Deliver, Resolve};
-use crate::senders::{SenderContext, report};
+use crate::pipeline::messages::{Deliver, Delivery, Resolve};
+use crate::senders::{SenderContext, report, run_end};
 use crate::store::{ActionView, NewAgent};
 use actix::prelude::*;
 use serde_json::json;
@@ -139,22 +139,14 @@ impl Handler<Deliver> for BenchSender {
         let answering = self.answering.load(Ordering::Acquire);
         Box::pin(async move {
             if answering {
-                let reports = deliveries.iter().map(|delivery| report(delivery, answer(now))).collect();
+                let reports = deliveries.iter().map(|delivery| report(delivery, answer(delivery, now))).collect();
                 context.record(reports).await;
             }
         })
     }
 }
 
-fn answer(now: Timestamp) -> Event {
-    Event::Result(Box::new(RunEnd {
-        run: 1,
-        status: CommandState::Succeeded,
-        attempts: 0,
-        sent_at: Some(now),
-        started_at: Some(now),
-        finished_at: now,
-        results: Some(RESULT.into()),
-        error: None,
-    }))
+fn answer(delivery: &Delivery, now: Timestamp) -> Event {
+    let end = run_end(delivery, CommandState::Succeeded, now);
+    Event::Result(Box::new(RunEnd { started_at: Some(now), results: Some(RESULT.into()), ..end }))
 }

@@ -7,6 +7,36 @@ use std::collections::BTreeMap;
 const FEW: usize = 1_000;
 const AGENDA: usize = 64;
 
+/// Where a reading goes back to, and when. Apart from where it is, which a read that is under way moves on.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Back<P>(Option<(P, Timestamp)>);
+
+impl<P> Default for Back<P> {
+    fn default() -> Self {
+        Self(None)
+    }
+}
+
+impl<P: Copy + Ord> Back<P> {
+    /// Goes back to `to` at least, and at `when` at the latest.
+    pub fn add(&mut self, to: P, when: Timestamp) {
+        self.0 = Some(self.0.map_or((to, when), |(at, then)| (at.min(to), then.min(when))));
+    }
+
+    fn is_set(&self) -> bool {
+        self.0.is_some()
+    }
+
+    fn is_due(&self, now: Timestamp) -> bool {
+        self.0.is_some_and(|(_, when)| when <= now)
+    }
+
+    /// Where to, if it is time.
+    pub fn take_due(&mut self, now: Timestamp) -> Option<P> {
+        self.0.take_if(|(_, when)| *when <= now).map(|(to, _)| to)
+    }
+}
+
 /// How far one action's commands have been taken in.
 #[derive(Debug)]
 pub(super) struct Cursor {
@@ -18,9 +48,8 @@ pub(super) struct Cursor {
     pub next_due: Timestamp,
     /// A hint came while the store was read.
     pub hinted: bool,
-    /// What lies beyond this agent key is to be read again at this time: it was displaced, passed over or lost. Apart from
-    /// `at`, which a read that is under way moves on.
-    pub back: Option<(i64, Timestamp)>,
+    /// What lies beyond this agent key was displaced, passed over or lost.
+    pub back: Back<i64>,
     /// `dispatched_through` when it was looked at last.
     pub dispatched: i64,
     /// This node writes down whose agents are away, and sends what isn't a stream.
@@ -32,24 +61,24 @@ pub(super) struct Cursor {
 impl Cursor {
     /// At this agent key, with nothing to be read.
     pub fn new(at: i64, owned: bool, look: u32) -> Self {
-        let (behind, back, next_due) = (None, None, Timestamp(i64::MIN));
-        Self { at, behind, next_due, hinted: false, back, dispatched: at, owned, look }
+        let (next_due, back) = (Timestamp(i64::MIN), Back::default());
+        Self { at, behind: None, next_due, hinted: false, back, dispatched: at, owned, look }
     }
 
     /// Goes back to an agent key, at this time, for something that is due no sooner than `due`.
     pub fn go_back(&mut self, to: i64, when: Timestamp, due: Timestamp) {
-        self.back = Some(self.back.map_or((to, when), |(at, then)| (at.min(to), then.min(when))));
+        self.back.add(to, when);
         self.next_due = self.next_due.min(due);
     }
 
     /// There is more, to be read at this time, and due no sooner than `due`.
     pub fn wait(&mut self, when: Timestamp, due: Timestamp) {
         self.behind = Some(when);
-        self.next_due = if self.back.is_some() { self.next_due.min(due) } else { due };
+        self.next_due = if self.back.is_set() { self.next_due.min(due) } else { due };
     }
 
     fn is_waiting(&self, now: Timestamp) -> bool {
-        self.behind.is_some_and(|when| when <= now) || self.back.is_some_and(|(_, when)| when <= now)
+        self.behind.is_some_and(|when| when <= now) || self.back.is_due(now)
     }
 }
 
@@ -95,8 +124,8 @@ impl Cursors {
         self.agenda.pop();
         self.last_read = no;
         let cursor = self.by_action.get_mut(&no)?;
-        if let Some((at, _)) = cursor.back.take() {
-            cursor.at = cursor.at.min(at);
+        if let Some(to) = cursor.back.take_due(now) {
+            cursor.at = cursor.at.min(to);
             cursor.behind = Some(now);
         }
         Some(cursor.at)

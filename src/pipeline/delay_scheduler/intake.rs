@@ -2,7 +2,7 @@
 
 use super::super::messages::Committed;
 use super::cursor::Cursor;
-use super::{DelayScheduler, FIRST, HOLDS_AT_A_TIME};
+use super::{DelayScheduler, HOLDS_AT_A_TIME};
 use crate::domain::action::Action;
 use crate::domain::agent::STREAM;
 use crate::domain::time::Timestamp;
@@ -131,16 +131,10 @@ impl DelayScheduler {
     pub(super) fn give_back(&mut self, due: &Due) {
         let when = self.when_there_is_room(due.due_at);
         if due.open {
-            self.open_go_back(due, when);
+            self.open_rows.go_back(due, when);
         } else if let Some(cursor) = self.cursors.by_action.get_mut(&due.action_no) {
             cursor.go_back(due.agent_no - 1, when, due.due_at);
         }
-    }
-
-    /// Reads open rows from this one on again, at this time.
-    fn open_go_back(&mut self, due: &Due, when: Timestamp) {
-        let before = (due.due_at, due.action_no, due.agent_no - 1);
-        self.open_back = Some(self.open_back.map_or((before, when), |(at, then)| (at.min(before), then.min(when))));
     }
 
     /// Takes in commands with an open row that fall due again. Those of streams that are not connected here are left to
@@ -175,7 +169,7 @@ impl DelayScheduler {
                     scheduler.insert_or_give_back(&action, &stream, due, at);
                 }
                 for due in elsewhere {
-                    scheduler.open_go_back(&due, now);
+                    scheduler.open_rows.go_back(&due, now);
                 }
                 scheduler.dispatch(ctx);
                 scheduler.read(ctx);
@@ -238,35 +232,17 @@ impl DelayScheduler {
         }));
     }
 
-    /// Reads all open rows that are due a second time; when that is under way, once more when it is done, lest it never
-    /// comes beyond its beginning.
-    pub(super) fn read_open_again(&mut self) {
-        match self.second_reading {
-            Some(_) => self.read_once_more = true,
-            None => self.second_reading = Some(FIRST),
-        }
-    }
-
     fn next_read(&mut self) -> Option<Next> {
         let (now, horizon) = (self.parts.store.now(), self.horizon());
-        if let Some((place, when)) = self.open_back
-            && when <= now
+        if let Some((place, next_due)) = self.open_rows.next(now, now.plus(self.parts.horizon / 2))
+            && !self.is_crowded(now, next_due)
         {
-            self.open_back = None;
-            self.open_read_through = self.open_read_through.min(place);
-            self.open_not_before = now;
-            self.open_next_due = self.open_next_due.min(place.0);
-        }
-        if self.open_read_through.0 < now.plus(self.parts.horizon / 2)
-            && self.open_not_before <= now
-            && !self.is_crowded(now, self.open_next_due)
-        {
-            return Some(Next::Open(self.open_read_through, horizon, false));
+            return Some(Next::Open(place, horizon, false));
         }
         let nearest = self.cursors.nearest(now).filter(|(_, next_due)| !self.is_crowded(now, *next_due));
         // In turn with what is read for the first time: there may be much of it, again and again.
         self.has_had_turn = !self.has_had_turn && nearest.is_some();
-        if let Some(place) = self.second_reading
+        if let Some(place) = self.open_rows.second()
             && (self.has_had_turn || nearest.is_none())
         {
             return Some(Next::Open(place, now, true));
@@ -286,20 +262,15 @@ impl DelayScheduler {
                     }
                     if !self.insert(&action, &transport, due) {
                         // Up to here; the rest when there is room.
-                        self.open_not_before = self.when_there_is_room(place.0);
-                        self.open_next_due = place.0;
-                        return;
+                        let when = self.when_there_is_room(place.0);
+                        return self.open_rows.refused(place, when);
                     }
-                    self.open_read_through = place;
+                    self.open_rows.taken(place);
                 }
                 if second {
-                    self.second_reading = last;
-                    if last.is_none() && std::mem::take(&mut self.read_once_more) {
-                        self.second_reading = Some(FIRST);
-                    }
+                    self.open_rows.second_read_through(last);
                 } else {
-                    self.open_read_through = last.unwrap_or((until, i64::MAX, i64::MAX));
-                    self.open_next_due = self.open_read_through.0;
+                    self.open_rows.read_through(last.unwrap_or((until, i64::MAX, i64::MAX)));
                 }
             }
             Page::Commands(no, Some(action), page) if !action.is_cancelled() => {
@@ -380,7 +351,7 @@ impl DelayScheduler {
             cursor.dispatched = dispatched;
         }
         if look.is_multiple_of(SECOND_READING) {
-            self.second_reading.get_or_insert(FIRST);
+            self.open_rows.read_again();
         }
     }
 }
