@@ -122,6 +122,11 @@ async fn exit_codes_say_how_it_went() {
     assert!(expired == 4 && out.contains("2 expired"), "{expired}: {out}");
     let id = operator.prints(&["run", "--target", "TRUE", "--detach", "--", "true"]).await;
     let id = id.trim();
+    // An action that is cancelled while its agents are still being looked for has none.
+    eventually("both commands", || async {
+        (server.action(id).await["counts"]["pending"] == 2).then_some(())
+    })
+    .await;
     let follow = ["actions", "follow", id];
     let followed = operator.call(&follow);
     let cancelled = async {
