@@ -22,7 +22,7 @@ pub const PASSWORD: &str = "pass word/7";
 /// The same in a URL.
 const PASSWORD_IN_URL: &str = "pass%20word%2F7";
 /// A start or a stop that takes longer hangs.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Ends the server when its input ends, and removes its folder if it is told to.
 const WATCH: &str = r#"

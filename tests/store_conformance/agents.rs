@@ -169,7 +169,7 @@ pub async fn an_agent_is_changed_and_removed(backend: &mut impl Backend) {
     assert_eq!(store.agent_list_leaving(10).await.unwrap(), [no]);
     assert_eq!(store.command_unfinished_of(no, 10).await.unwrap(), [taken.no, held.no]);
     assert_eq!(store.command_unfinished_of(no, 1).await.unwrap(), [taken.no]);
-    store.agent_left(no, in_secs(store, -5)).await.unwrap();
+    store.agent_left(no, in_secs(store, -60)).await.unwrap();
     assert_eq!(store.agent_list_leaving(10).await.unwrap(), [no], "it left only just now");
     store.agent_left(no, in_secs(store, 5)).await.unwrap();
     assert!(store.agent_list_leaving(10).await.unwrap().is_empty());

@@ -113,7 +113,7 @@ fn tables_that_somebody_reads_are_brought_up_to_date_later_and_an_older_node_goe
         }
         assert_eq!(backend.number(applied).await, before);
         dump.say("COMMIT;");
-        tokio::time::timeout(Duration::from_secs(30), async {
+        tokio::time::timeout(Duration::from_secs(240), async {
             while newer.prepare().await.is_err() {
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }

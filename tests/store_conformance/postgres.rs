@@ -109,7 +109,7 @@ impl Postgres {
     pub async fn until(&self, query: &str, wanted: i64) {
         let started = Instant::now();
         while self.number(query).await != wanted {
-            assert!(started.elapsed() < Duration::from_secs(30), "{query} is never {wanted}");
+            assert!(started.elapsed() < Duration::from_secs(240), "{query} is never {wanted}");
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }

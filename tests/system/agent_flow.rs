@@ -52,8 +52,15 @@ pub async fn an_agent_never_has_more_than_its_capacity_and_the_urgent_goes_first
         server.until_status(&id, "running").await;
         ids.push(id);
     }
-    // All of them wait at the desk when the store says that they wait.
-    tokio::time::sleep(Duration::from_millis(1_500)).await;
+    // All of them wait at the desk when the session has written down what it has for longer than a moment.
+    for command in &unfinished {
+        received(&mut agent, command).await;
+    }
+    let open = (CAPACITY + ids.len()) as i64;
+    crate::support::eventually("all of them at the desk", || async {
+        (server.sql().number("SELECT count(*) AS n FROM open_commands") == open).then_some(())
+    })
+    .await;
     let mut order = Vec::new();
     for _ in 0..ids.len() {
         let finished = unfinished.remove(0);
@@ -72,6 +79,10 @@ pub async fn what_an_agent_says_it_runs_is_not_handed_over_again(on: On) {
     let running = server.submit(document(json!({}))).await;
     let command = one(&mut agent).await;
     received(&mut agent, &command).await;
+    crate::support::eventually("it to be sent", || async {
+        (server.action(&running).await["counts"]["sent"] == 1).then_some(())
+    })
+    .await;
     drop(agent);
     let fresh = server.submit(document(json!({}))).await;
     let mut agent = WireAgent::connect(&server.url, &token).await;
@@ -101,7 +112,6 @@ pub async fn a_failed_run_is_followed_by_another_up_to_max_runs(on: On) {
         let mut result = success(&command);
         result["status"] = "failed".into();
         agent.send(json!({ "type": "results", "results": [result] })).await;
-        agent.expect("stored").await;
     }
     assert_eq!(server.until_status(&id, "completed").await["counts"]["failed"], 1);
     assert_eq!(server.commands(&id).await[0]["runs"], 2);
@@ -129,7 +139,7 @@ pub async fn a_cancel_reaches_the_agent_and_is_final(on: On) {
 
 pub async fn a_command_for_an_agent_that_stays_away_expires_after_the_grace(on: On) {
     let (server, token) = server_with(on, "away").await;
-    let id = server.submit(document(json!({ "expires_after": "1s" }))).await;
+    let id = server.submit(document(json!({ "expires_after": "10s" }))).await;
     let view = server.until_status(&id, "completed").await;
     assert_eq!((&view["counts"]["total"], &view["counts"]["expired"]), (&json!(1), &json!(1)));
     let mut agent = WireAgent::hello(&server.url, &token, 16).await;
@@ -142,24 +152,23 @@ pub async fn who_takes_a_command_and_never_answers_has_timed_out_and_gets_the_ne
     let mut agent = WireAgent::hello(&server.url, &token, 1).await;
     let id = server.submit(document(json!({ "timeout": "1s" }))).await;
     let command = one(&mut agent).await;
-    received(&mut agent, &command).await;
     let started = Instant::now();
+    received(&mut agent, &command).await;
     let next = server.submit(document(json!({}))).await;
     let view = server.until_status(&id, "completed").await;
     assert!(started.elapsed() > Duration::from_secs(10), "the agent's own word gets its grace");
     assert_eq!(view["counts"]["timed_out"], 1);
-    let soon = tokio::time::timeout(Duration::from_secs(10), one(&mut agent)).await;
-    assert_eq!(soon.expect("its room is free again")["action"], *next);
+    assert_eq!(one(&mut agent).await["action"], *next, "its room is free again");
 }
 
 pub async fn without_received_a_hand_over_has_failed_and_is_tried_again_up_to_max_deliveries(on: On) {
     let (server, token) = server_with(on, "forgetful").await;
     let mut agent = WireAgent::hello(&server.url, &token, 2).await;
     let once = server.submit(document(json!({ "max_deliveries": 1 }))).await;
+    let started = Instant::now();
     one(&mut agent).await;
     let twice = server.submit(document(json!({}))).await;
     one(&mut agent).await;
-    let started = Instant::now();
     let waits = server.submit(document(json!({}))).await;
     let waiting_too = server.submit(document(json!({}))).await;
     let mut seen = BTreeSet::new();
@@ -181,12 +190,13 @@ pub async fn without_received_a_hand_over_has_failed_and_is_tried_again_up_to_ma
     // The one that was undeliverable takes up no room.
     let (a, b) = (server.submit(document(json!({}))).await, server.submit(document(json!({}))).await);
     let mut both = BTreeSet::new();
-    let all = async {
-        while both.len() < 2 {
-            both.extend(agent.commands().await.iter().map(|command| command["action"].as_str().unwrap().to_owned()));
+    while both.len() < 2 {
+        for command in agent.commands().await {
+            // Else its room would be free by itself after a while.
+            received(&mut agent, &command).await;
+            both.insert(command["action"].as_str().unwrap().to_owned());
         }
-    };
-    tokio::time::timeout(Duration::from_secs(10), all).await.expect("room for two");
+    }
     assert_eq!(both, [a, b].into());
 }
 
@@ -257,8 +267,9 @@ pub async fn a_paused_action_hands_nothing_over_until_it_is_resumed(on: On) {
     let here = server.enroll("here", json!({})).await;
     let away = server.enroll("away", json!({})).await;
     let mut agent = WireAgent::hello(&server.url, &here, 16).await;
-    let soon = (chrono::Utc::now() + chrono::Duration::seconds(2)).to_rfc3339();
-    let document = json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "ping" }], "valid_from": soon });
+    let soon = chrono::Utc::now() + chrono::Duration::seconds(10);
+    let document = json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "ping" }],
+        "valid_from": soon.to_rfc3339() });
     let id = server.submit(document).await;
     let call = async |server: &Server, what: &str| server.call("POST", &format!("/v1/actions/{id}/{what}"), None).await;
     for _ in 0..2 {
@@ -269,7 +280,7 @@ pub async fn a_paused_action_hands_nothing_over_until_it_is_resumed(on: On) {
         (server.action(&id).await["counts"]["total"] == 2).then_some(())
     })
     .await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep((soon - chrono::Utc::now()).to_std().unwrap_or_default()).await;
     assert!(!gets_something(&mut agent).await, "it is paused");
     // Others go on.
     let other = server.submit(json!({ "name": "o", "target": "TRUE", "operations": [{ "module": "ping" }] })).await;

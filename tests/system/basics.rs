@@ -27,7 +27,10 @@ pub async fn a_file_in_the_spool_becomes_results_of_real_agents(on: On) {
         json!({ "total": 2, "resolved": true, "pending": 0, "sent": 0, "succeeded": 2, "failed": 0,
         "timed_out": 0, "undeliverable": 0, "expired": 0, "cancelled": 0 })
     );
-    assert!(server.spool("done").join("echo.json").exists());
+    crate::support::eventually("the file to be done", || async {
+        server.spool("done").join("echo.json").exists().then_some(())
+    })
+    .await;
     for (command, name) in server.commands(id).await.iter().zip(["a1", "a2"]) {
         assert_eq!((&command["agent"], &command["status"]), (&json!(name), &json!("succeeded")));
         assert_eq!(command["results"][0]["output"]["stdout"], "42\n");
@@ -78,11 +81,13 @@ pub async fn an_idle_server_sleeps(on: On) {
         server.spool("failed").join("bad.json").exists().then_some(())
     })
     .await;
-    let before = sleeps(server.pid());
+    let (begun, before) = (std::time::Instant::now(), sleeps(server.pid()));
     // Time itself is what is tested here: what happens while nothing does.
     tokio::time::sleep(std::time::Duration::from_secs(3)).await;
-    let woken = sleeps(server.pid()) - before;
-    assert!(woken < 3_000, "woken {woken} times in 3 seconds with nothing to do");
+    // A thread that ends takes its number with it.
+    let woken = sleeps(server.pid()).saturating_sub(before) as f64;
+    let seconds = begun.elapsed().as_secs_f64();
+    assert!(woken < 1_000.0 * seconds, "woken {woken} times in {seconds} seconds with nothing to do");
 }
 
 pub async fn one_idempotency_key_is_one_action(on: On) {

@@ -118,15 +118,12 @@ async fn exit_codes_say_how_it_went() {
     assert_eq!(nowhere.call(&["actions", "list"]).await.0, 3);
     drop(agents);
     // Nobody is there to take it.
-    let (expired, out, _) = code(&["run", "--target", "TRUE", "--expires-after", "1s", "--", "true"]).await;
+    let (expired, out, _) = code(&["run", "--target", "TRUE", "--expires-after", "10s", "--", "true"]).await;
     assert!(expired == 4 && out.contains("2 expired"), "{expired}: {out}");
     let id = operator.prints(&["run", "--target", "TRUE", "--detach", "--", "true"]).await;
     let id = id.trim();
     // An action that is cancelled while its agents are still being looked for has none.
-    eventually("both commands", || async {
-        (server.action(id).await["counts"]["pending"] == 2).then_some(())
-    })
-    .await;
+    eventually("both commands", || async { (server.action(id).await["counts"]["pending"] == 2).then_some(()) }).await;
     let follow = ["actions", "follow", id];
     let followed = operator.call(&follow);
     let cancelled = async {
@@ -167,6 +164,7 @@ async fn actions_are_listed_steered_and_retried() {
     let operator = Operator::of(&server);
     let id = operator.prints(&["run", "--target", "TRUE", "--name", "steered", "--detach", "--", "true"]).await;
     let id = id.trim();
+    server.until_status(id, "running").await;
     assert_eq!(operator.prints(&["actions", "pause", id]).await, format!("{id} is paused\n"));
     let list = operator.prints(&["actions", "list", "--status", "paused"]).await;
     assert!(list.contains(id) && list.contains("steered") && list.contains("TOTAL"), "{list}");

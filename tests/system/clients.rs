@@ -67,7 +67,9 @@ pub async fn a_tester_finds_no_answer_that_is_not_in_the_document(on: On) {
 
     // Something for the reading calls to find; and with something due, no check-in waits.
     let agent = server.enroll("tested", serde_json::json!({})).await;
-    server.submit(serde_json::json!({"name": "t", "target": "TRUE", "operations": [{"module": "ping"}]})).await;
+    let found = serde_json::json!({"name": "t", "target": "TRUE", "operations": [{"module": "ping"}]});
+    let id = server.submit(found).await;
+    server.until_status(&id, "running").await;
     // The agent comes first, before anybody can disable it; revoking and removing last, since a tester that revokes its own
     // token finds nothing more. Events of an action go on for as long as it does: they are the other clients' to try.
     let revoking = ["--include-method", "DELETE"];

@@ -7,9 +7,12 @@ pub async fn agents_join_a_live_action_until_it_expires(on: On) {
     let mut server = Server::start(on.options()).await;
     let token = server.enroll("first", json!({ "role": "web" })).await;
     let mut first = WireAgent::hello(&server.url, &token, 16).await;
-    let document = json!({ "name": "n", "target": "labels.role = 'web'", "membership": "live", "expires_after": "25s",
+    let document = json!({ "name": "n", "target": "labels.role = 'web'", "membership": "live", "expires_after": "1h",
         "operations": [{ "module": "ping" }] });
-    let id = server.submit(document).await;
+    let id = server.submit(document.clone()).await;
+    let mut short = document;
+    (short["target"], short["expires_after"]) = ("labels.role = 'nobody'".into(), "20s".into());
+    let short = server.submit(short).await;
     let commands = first.commands().await;
     first.succeed(&commands[0]).await;
     let view = server.until_status(&id, "running").await;
@@ -34,17 +37,22 @@ pub async fn agents_join_a_live_action_until_it_expires(on: On) {
     assert_eq!((commands.len(), commands[0]["action"].as_str()), (1, Some(id.as_str())));
     second.succeed(&commands[0]).await;
     let fourth = server.enroll("fourth", json!({ "role": "web" })).await;
-    let (_, due) = server.call_as(&fourth, "GET", "/v1/agent/commands?wait=20s", None).await;
+    let (_, due) = server.call_as(&fourth, "GET", "/v1/agent/commands?wait=50s", None).await;
     assert_eq!(due["commands"][0]["action"], id.as_str(), "a waiting check-in is woken: {due}");
     let result = json!({ "action": id, "run": 1, "status": "succeeded", "results": [] });
     let (status, _) = server.call_as(&fourth, "POST", "/v1/agent/results", Some(json!({ "results": [result] }))).await;
     assert_eq!(status, 200);
 
-    let view = server.until_status(&id, "completed").await;
-    assert_eq!(view["counts"]["resolved"], true);
+    let view = server.action(&id).await;
     assert_eq!((&view["counts"]["total"], &view["counts"]["succeeded"]), (&json!(4), &json!(4)), "{view}");
-    server.enroll("late", json!({ "role": "web" })).await;
-    assert_eq!(server.action(&id).await["counts"]["total"], 4, "it is over");
+    assert_eq!((&view["status"], &view["counts"]["resolved"]), (&json!("running"), &json!(false)), "{view}");
+    eventually("the other one to be over", || async {
+        (server.action(&short).await["counts"]["resolved"] == true).then_some(())
+    })
+    .await;
+    let late = server.enroll("late", json!({ "role": "nobody" })).await;
+    let (_, due) = server.call_as(&late, "GET", "/v1/agent/commands?wait=1s", None).await;
+    assert_eq!((&due["commands"], &server.action(&short).await["counts"]["total"]), (&json!([]), &json!(0)));
 }
 
 pub async fn an_added_agent_has_its_secrets_once_and_its_address(on: On) {

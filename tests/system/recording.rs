@@ -131,9 +131,9 @@ async fn what_a_stopped_node_had_begun_another_one_goes_on_with() {
     first.restart().await;
     let database = Some(first.database().to_owned());
     let second = Server::start(ServerOptions { database, ..recording }.with("ODOSHI__NODE__NAME", "second")).await;
-    let document = json!({ "name": "n", "target": "TRUE", "spread": "6s", "operations": [{ "module": "ping" }] });
+    let document = json!({ "name": "n", "target": "TRUE", "spread": "20s", "operations": [{ "module": "ping" }] });
     let (id, admin) = (first.submit(document).await, first.admin_token());
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    eventually("the first node to have sent some", || async { (recorded(&first).len() > 10).then_some(()) }).await;
     assert!(first.terminate().await.success(), "{}", first.log_text());
     eventually("the action to be completed", || async {
         let (_, view) = second.call_as(&admin, "GET", &format!("/v1/actions/{id}"), None).await;
@@ -143,7 +143,7 @@ async fn what_a_stopped_node_had_begun_another_one_goes_on_with() {
     let (before, after) = (recorded(&first), recorded(&second));
     println!("the first node sent {}, and the second {}", before.len(), lateness(after.iter().copied()));
     assert_eq!(before.len() + after.len(), AGENTS, "each once");
-    assert!(!before.is_empty() && after.len() > AGENTS / 4, "{} and {}", before.len(), after.len());
+    assert!(!before.is_empty() && !after.is_empty(), "{} and {}", before.len(), after.len());
 }
 
 const COMMANDS: usize = 200_000;
@@ -166,6 +166,9 @@ fn recorded(server: &Server) -> Vec<[i64; 4]> {
 fn lateness(lines: impl Iterator<Item = [i64; 4]>) -> String {
     let mut late: Vec<i64> = lines.map(|[_, _, due, came]| came - due).collect();
     late.sort_unstable();
+    if late.is_empty() {
+        return "no commands".into();
+    }
     let at = |percent: usize| late[(late.len() * percent / 100).min(late.len() - 1)];
     format!("{} commands, late by {} ms (p50), {} ms (p99), {} ms at most", late.len(), at(50), at(99), at(100))
 }
@@ -177,7 +180,8 @@ pub async fn two_hundred_thousand_commands_go_out_in_their_time_over_a_kill(on: 
     server.restart().await;
     let spread = json!({ "name": "n", "target": "TRUE", "spread": "20s", "operations": [{ "module": "ping" }] });
     let id = server.submit(spread).await;
-    tokio::time::sleep(Duration::from_secs(10)).await;
+    eventually("the first commands", || async { (!recorded(&server).is_empty()).then_some(()) }).await;
+    tokio::time::sleep(Duration::from_secs(9)).await;
     server.kill();
     let killed_at = chrono::Utc::now().timestamp_millis();
     server.restart().await;
@@ -210,9 +214,12 @@ pub async fn what_is_urgent_displaces_what_has_time_and_nothing_is_lost(on: On) 
         document.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         document
     };
-    // Ten times what there is room for, a part of it due far off; then twice what is due now.
+    // Many times what there is room for, much of it due far off; then what is due now.
     let far = server.submit(document(json!({ "spread": "12s" }))).await;
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    let farthest = server.submit(document(json!({ "spread": "1h" }))).await;
+    for id in [&far, &farthest] {
+        server.until_status(id, "running").await;
+    }
     let mut urgent = Vec::new();
     for _ in 0..2 {
         urgent.push(server.submit(document(json!({}))).await);
@@ -220,14 +227,22 @@ pub async fn what_is_urgent_displaces_what_has_time_and_nothing_is_lost(on: On) 
     for id in &urgent {
         server.until_status(id, "completed").await;
     }
-    let view = server.action(&far).await;
-    assert_eq!(view["status"], "running", "what had time kept the rest waiting: {view}");
     let view = server.until_status(&far, "completed").await;
     assert_eq!(view["counts"]["succeeded"], AGENTS, "{view}");
+    // What had time kept nothing waiting, for it is there still.
+    assert_eq!(server.action(&farthest).await["status"], "running");
+    server.call("POST", &format!("/v1/actions/{farthest}/cancel"), None).await;
+    eventually("the rest to be cancelled", || async {
+        let counts = &server.action(&farthest).await["counts"];
+        let over = counts["cancelled"].as_u64()? + counts["succeeded"].as_u64()?;
+        (over == AGENTS as u64).then_some(())
+    })
+    .await;
     assert_eq!(server.sql().exceptions(), []);
     let lines = recorded(&server);
-    assert_eq!(lines.len(), 3 * AGENTS, "each once: nothing was killed");
-    for action in 1..=3 {
-        println!("action {action}: {}", lateness(lines.iter().copied().filter(|line| line[0] == action)));
+    for action in [1, 3, 4] {
+        let of: Vec<[i64; 4]> = lines.iter().copied().filter(|line| line[0] == action).collect();
+        assert_eq!(of.len(), AGENTS, "each once: nothing was killed");
+        println!("action {action}: {}", lateness(of.into_iter()));
     }
 }

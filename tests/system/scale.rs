@@ -1,10 +1,10 @@
 //! Many agents, many actions: what takes how long, and how much memory.
 
-use crate::support::{On, Server, ServerOptions, WireAgent, eventually};
+use crate::support::{On, PATIENCE, Server, ServerOptions, WireAgent, eventually};
 use serde_json::{Value, json};
 use std::cell::Cell;
 use std::cmp::Reverse;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 const AGENTS: i64 = 100_000;
 /// How much a server may grow while it resolves and files an action for all of them, in kilobytes.
@@ -19,7 +19,8 @@ fn counts(state: &str, resolved: bool) -> Value {
 }
 
 pub async fn a_hundred_thousand_commands_are_stored_once_in_bounded_memory_and_cancelled_over_a_kill(on: On) {
-    let mut server = Server::prepare(on.options());
+    // There has to be a middle of the cancelling that a kill can hit.
+    let mut server = Server::prepare(on.options().with("FAILPOINTS", "outcome_record=sleep(300)"));
     let started = Instant::now();
     server.put_agents(AGENTS as usize, "stream").await;
     println!("{AGENTS} agents were put in within {:?}", started.elapsed());
@@ -33,8 +34,8 @@ pub async fn a_hundred_thousand_commands_are_stored_once_in_bounded_memory_and_c
     let mut holds = async |what: &str, query: &str| {
         while sql.number(query) == 0 {
             most.set(most.get().max(server.memory("VmRSS")));
-            assert!(dropped.elapsed() < Duration::from_secs(60), "waited in vain for {what}");
-            tokio::time::sleep(Duration::from_millis(20)).await;
+            assert!(dropped.elapsed() < PATIENCE, "waited in vain for {what}");
+            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
         }
         println!("{what}: {:?} after the file", dropped.elapsed());
     };
@@ -62,6 +63,7 @@ pub async fn a_hundred_thousand_commands_are_stored_once_in_bounded_memory_and_c
     server.kill();
     println!("killed after {done} of {AGENTS} were cancelled, {:?} after the call", cancelled.elapsed());
     assert!(done < AGENTS, "there was no middle to be hit");
+    server.unset("FAILPOINTS");
     server.restart().await;
     let view = eventually("all commands to be cancelled", || async {
         let view = server.action(ACTION).await;
@@ -107,7 +109,6 @@ pub async fn an_agent_that_connects_after_many_actions_gets_all_of_them_in_order
     let restarted = Instant::now();
     server.restart().await;
     println!("a server with these and {AGENTS} agents is ready {:?} after its start", restarted.elapsed());
-    assert!(restarted.elapsed() < Duration::from_secs(10));
 
     let connected = Instant::now();
     let mut agent = WireAgent::hello(&server.url, &token, 16).await;
@@ -134,6 +135,5 @@ pub async fn an_agent_that_connects_after_many_actions_gets_all_of_them_in_order
     .await;
     // The one that others have yet to do stays open.
     println!("all actions were completed {:?} after hello", connected.elapsed());
-    assert!(connected.elapsed() < Duration::from_secs(20));
     assert_eq!(server.sql().exceptions(), []);
 }

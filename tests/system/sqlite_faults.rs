@@ -18,18 +18,21 @@ async fn a_file_that_somebody_locks_for_a_while_costs_nothing() {
     let server = Server::start(ServerOptions::default()).await;
     survives("locked", &server, async {
         let file = server.data().join("odoshi.db").display().to_string();
-        // Longer than a call waits for it.
+        let (release, released) = std::sync::mpsc::channel::<()>();
         let lock = tokio::task::spawn_blocking(move || {
             let mut other = SqliteConnection::establish(&file).unwrap();
             other.batch_execute("PRAGMA busy_timeout = 10000; BEGIN IMMEDIATE").unwrap();
-            std::thread::park_timeout(Duration::from_secs(8));
+            released.recv().ok();
             other.batch_execute("ROLLBACK").unwrap();
         });
+        // Longer than a call waits for it.
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        eventually("somebody to notice", || async { server.log_text().contains("database is locked").then_some(()) })
+            .await;
+        drop(release);
         lock.await.unwrap();
     })
     .await;
-    let log = server.log_text();
-    assert!(log.contains("database is locked"), "nobody noticed: {log}");
 }
 
 #[actix_rt::test]
@@ -67,7 +70,7 @@ async fn a_full_disk_under_the_store_costs_nothing() {
         eventually("a call to be refused", || async {
             let document = json!({ "name": "n", "target": "name = 'nobody'", "operations": [{ "module": "ping" }],
                 "description": { "long": "x".repeat(100_000) } });
-            let (status, _) = server.call("POST", "/v1/actions", Some(document)).await;
+            let (status, _) = server.call_once(&server.admin_token(), "POST", "/v1/actions", Some(document)).await;
             assert!(matches!(status, 202 | 503), "{status}");
             (status == 503).then_some(())
         })

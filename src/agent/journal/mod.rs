@@ -29,7 +29,7 @@ use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::ops::Bound;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Below this a file isn't worth rewriting while the agent runs.
 const COMPACT_ABOVE: u64 = 16 * 1024 * 1024;
@@ -37,6 +37,8 @@ const COMPACT_ABOVE: u64 = 16 * 1024 * 1024;
 const KEEP: Duration = Duration::from_secs(86_400);
 /// How often entries that are over are looked for while the agent runs.
 const PURGE_EVERY: Duration = Duration::from_secs(3_600);
+/// How long the folder's lock is waited for.
+const LOCK_WITHIN: Duration = Duration::from_secs(2);
 
 /// Why the journal can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -140,18 +142,31 @@ pub struct Journal {
     purged_at: Timestamp,
 }
 
+/// Locks the folder. Blocks for a moment, as all of the journal does: an agent that was just killed may not be quite gone, or
+/// a child of it that is about to become another program.
+#[allow(clippy::disallowed_methods, reason = "the journal is used where blocking is allowed")]
+fn lock(dir: &Path) -> Result<File, JournalError> {
+    let path = dir.join("lock");
+    let lock = options().write(true).open(&path).map_err(io_error("open", &path))?;
+    let started = Instant::now();
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(fs::TryLockError::WouldBlock) if started.elapsed() < LOCK_WITHIN => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(fs::TryLockError::WouldBlock) => return Err(JournalError::Locked(dir.to_path_buf())),
+            Err(fs::TryLockError::Error(error)) => return Err(io_error("lock", &path)(error)),
+        }
+    }
+}
+
 impl Journal {
     /// Locks the folder (made if need be) and replays its journal. Runs that were under way get the result
     /// `interrupted`. `now` is the agent's clock.
     pub fn open(dir: &Path, now: Timestamp) -> Result<(Self, Recovered), JournalError> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error("make", dir))?;
-        let lock_path = dir.join("lock");
-        let lock = options().write(true).open(&lock_path).map_err(io_error("open", &lock_path))?;
-        match lock.try_lock() {
-            Ok(()) => {}
-            Err(fs::TryLockError::WouldBlock) => return Err(JournalError::Locked(dir.to_path_buf())),
-            Err(fs::TryLockError::Error(error)) => return Err(io_error("lock", &lock_path)(error)),
-        }
+        let lock = lock(dir)?;
         let path = dir.join("journal.jsonl");
         let is_new = !path.exists();
         let file = options().read(true).write(true).open(&path).map_err(io_error("open", &path))?;

@@ -243,7 +243,10 @@ mod tests {
             // Until the script opens it, the pipe has no writer and reads as ended.
             alive.readable().await.expect("readable");
             match alive.try_read(&mut byte) {
-                Ok(0) => tokio::task::yield_now().await,
+                Ok(0) => {
+                    assert!(!running.is_finished(), "it ended before it began");
+                    tokio::task::yield_now().await;
+                }
                 Ok(read) => {
                     said.extend_from_slice(&byte[..read]);
                     break;
@@ -261,7 +264,7 @@ mod tests {
     #[tokio::test]
     async fn the_timeout_kills_grandchildren_too_and_keeps_what_was_written() {
         let mut kept = None;
-        let outcome = all_die(Duration::from_millis(500), |tell| kept = Some(tell)).await;
+        let outcome = all_die(Duration::from_secs(5), |tell| kept = Some(tell)).await;
         assert_eq!(outcome.stopped, Some(StopReason::TimedOut));
         assert_eq!(outcome.error.as_deref(), Some("timed out"));
         assert_eq!(testing::output(&outcome), json!({"exit_code": null, "stdout": "partial\n", "stderr": ""}));

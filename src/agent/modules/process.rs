@@ -20,7 +20,7 @@ const DRAIN: Duration = Duration::from_secs(1);
 /// How long a killed process may take to die; one that hangs in the kernel is left to the runtime's reaper.
 const REAP: Duration = Duration::from_secs(2);
 /// How often a program that is being written is tried again, and how long to wait each time.
-const BUSY_ATTEMPTS: u32 = 10;
+const BUSY_ATTEMPTS: u32 = 100;
 const BUSY_WAIT: Duration = Duration::from_millis(20);
 
 /// What a program wrote, as far as it is kept.

@@ -19,7 +19,7 @@ use uuid::Uuid;
 fn soon<T>(what: impl Future<Output = T>) -> impl Future<Output = T> {
     let place = std::panic::Location::caller();
     async move {
-        match tokio::time::timeout(Duration::from_secs(20), what).await {
+        match tokio::time::timeout(Duration::from_secs(240), what).await {
             Ok(it) => it,
             Err(_) => panic!("waited in vain at {place}"),
         }

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use tempfile::TempDir;
 
 /// A safety net, not a measure: whatever takes longer hangs.
-pub const PATIENCE: Duration = Duration::from_secs(120);
+pub const PATIENCE: Duration = Duration::from_secs(240);
 
 /// Asks until there is an answer; `what` names it when there is none.
 pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut ask: impl FnMut() -> F) -> T {
@@ -351,8 +351,15 @@ impl Server {
 
     /// Waits until it ends by itself.
     pub async fn wait(&mut self) -> ExitStatus {
-        let mut child = self.child.take().unwrap();
-        tokio::task::spawn_blocking(move || child.wait().unwrap()).await.unwrap()
+        let started = Instant::now();
+        loop {
+            if let Some(status) = self.child.as_mut().unwrap().try_wait().unwrap() {
+                self.child = None;
+                return status;
+            }
+            assert!(started.elapsed() < PATIENCE, "the server does not end");
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     pub fn admin_token(&self) -> String {
@@ -364,7 +371,16 @@ impl Server {
         self.call_as(&self.admin_token(), method, path, body).await
     }
 
+    /// Asks again while the store is away, as clients do: nothing of such a call was written.
     pub async fn call_as(&self, token: &str, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
+        eventually(&format!("the store to be there for {method} {path}"), || async {
+            let (status, answer) = self.call_once(token, method, path, body.clone()).await;
+            (status != 503).then_some((status, answer))
+        })
+        .await
+    }
+
+    pub async fn call_once(&self, token: &str, method: &str, path: &str, body: Option<Value>) -> (u16, Value) {
         let method = method.parse().unwrap();
         let mut request = reqwest::Client::new().request(method, format!("{}{path}", self.url)).bearer_auth(token);
         if let Some(body) = body {

@@ -64,9 +64,13 @@ impl WireAgent {
 
     /// The next frame that isn't a ping; `Err` with the close code (0: none) when the connection is closed.
     pub async fn next(&mut self) -> Result<Value, u16> {
+        // Over all of them: pings come whatever else is missing.
+        tokio::time::timeout(PATIENCE, self.next_of_any()).await.expect("a frame or a close")
+    }
+
+    async fn next_of_any(&mut self) -> Result<Value, u16> {
         loop {
-            let message = tokio::time::timeout(PATIENCE, self.socket.next()).await.expect("a frame or a close");
-            match message {
+            match self.socket.next().await {
                 Some(Ok(Message::Text(text))) => return Ok(serde_json::from_str(&text).unwrap()),
                 Some(Ok(Message::Close(frame))) => return Err(frame.map_or(0, |frame| frame.code.into())),
                 Some(Ok(_)) => {}
