@@ -4,7 +4,7 @@ use crate::support::{On, PATIENCE, Server, ServerOptions, WireAgent, eventually}
 use serde_json::{Value, json};
 use std::cell::Cell;
 use std::cmp::Reverse;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 const AGENTS: i64 = 100_000;
 /// How much a server may grow while it resolves and files an action for all of them, in kilobytes.
@@ -35,7 +35,7 @@ pub async fn a_hundred_thousand_commands_are_stored_once_in_bounded_memory_and_c
         while sql.number(query) == 0 {
             most.set(most.get().max(server.memory("VmRSS")));
             assert!(dropped.elapsed() < PATIENCE, "waited in vain for {what}");
-            tokio::time::sleep(std::time::Duration::from_millis(20)).await;
+            tokio::time::sleep(Duration::from_millis(20)).await;
         }
         println!("{what}: {:?} after the file", dropped.elapsed());
     };
@@ -109,6 +109,7 @@ pub async fn an_agent_that_connects_after_many_actions_gets_all_of_them_in_order
     let restarted = Instant::now();
     server.restart().await;
     println!("a server with these and {AGENTS} agents is ready {:?} after its start", restarted.elapsed());
+    assert!(restarted.elapsed() < Duration::from_secs(60));
 
     let connected = Instant::now();
     let mut agent = WireAgent::hello(&server.url, &token, 16).await;
@@ -135,5 +136,6 @@ pub async fn an_agent_that_connects_after_many_actions_gets_all_of_them_in_order
     .await;
     // The one that others have yet to do stays open.
     println!("all actions were completed {:?} after hello", connected.elapsed());
+    assert!(connected.elapsed() < Duration::from_secs(120));
     assert_eq!(server.sql().exceptions(), []);
 }

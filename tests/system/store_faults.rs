@@ -209,7 +209,11 @@ async fn an_answer_to_a_commit_that_is_lost_is_looked_up_and_nothing_is_done_twi
 async fn a_second_signal_ends_a_server_at_once_that_would_wait_for_its_database() {
     let cluster = aside(cluster::shared).await;
     let proxy = Proxy::to(cluster.port);
-    let mut server = server_through(cluster, proxy.port).await;
+    let mut server = Server::prepare(On::Postgres.options());
+    server.set("ODOSHI__STORE__URL", &cluster.url_through(proxy.port, server.database()));
+    // Longer than the test waits for its end.
+    server.set("ODOSHI__SHUTDOWN_TIMEOUT", "10m");
+    server.restart().await;
     let token = server.enroll("a", json!({})).await;
     let _agent = WireAgent::hello(&server.url, &token, 16).await;
     proxy.set(Line::BlackHole);
