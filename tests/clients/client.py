@@ -85,7 +85,7 @@ async def stream_agent(http, url, token, name):
     async with http.ws_connect(url + "/v1/agent/stream", headers=headers, max_msg_size=4 << 20) as socket:
         async def until(kind):
             while True:
-                frame = await socket.receive_json(timeout=60)
+                frame = await socket.receive_json(timeout=240)
                 if frame["type"] == kind:
                     return frame
 
@@ -119,7 +119,7 @@ async def check_in_agent(agent, status):
 
 
 async def main(url, token):
-    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=120)) as http:
+    async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=600)) as http:
         admin = Client(http, url, token)
         mark = uuid.uuid4().hex[:8]
         enroll = await admin.call("POST", "/v1/tokens", {"role": "enroll", "name": "py"}, expect=201)

@@ -66,6 +66,7 @@ pub async fn an_agent_never_has_more_than_its_capacity_and_the_urgent_goes_first
         let finished = unfinished.remove(0);
         agent.succeed(&finished).await;
         let next = one(&mut agent).await;
+        received(&mut agent, &next).await;
         order.push(next["priority"].as_i64().unwrap());
         unfinished.push(next);
         assert_eq!(unfinished.len(), CAPACITY);

@@ -34,7 +34,8 @@ pub async fn a_file_in_the_spool_becomes_results_of_real_agents(on: On) {
     for (command, name) in server.commands(id).await.iter().zip(["a1", "a2"]) {
         assert_eq!((&command["agent"], &command["status"]), (&json!(name), &json!("succeeded")));
         assert_eq!(command["results"][0]["output"]["stdout"], "42\n");
-        assert_eq!((&command["attempts"], &command["runs"]), (&json!(1), &json!(1)));
+        // On a busy machine an agent may be too slow for the first attempt; it runs it once all the same.
+        assert_eq!(command["runs"], 1, "{command}");
     }
     drop(agents);
 }

@@ -5,6 +5,9 @@ use serde_json::{Value, json};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
+/// A check-in that nobody wakes polls after 5 s.
+const POLLED_AFTER: chrono::Duration = chrono::Duration::seconds(4);
+
 async fn ask(server: &Server, token: &str, query: &str) -> Vec<Value> {
     let (status, due) = server.call_as(token, "GET", &format!("/v1/agent/commands{query}"), None).await;
     assert_eq!(status, 200, "{due}");
@@ -82,7 +85,8 @@ pub async fn a_waiting_check_in_is_answered_when_something_is_due(on: On) {
     // What is due at once, and what is due a little later.
     for delay in ["0s", "1500ms"] {
         let mut soonest = chrono::Duration::MAX;
-        for _ in 0..3 {
+        // Of several times the soonest: the machine may be busy.
+        for _ in 0..10 {
             let document =
                 json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "ping" }], "delay": delay });
             let (due, id) = tokio::join!(ask(&server, &token, "?wait=50s"), server.submit(document));
@@ -94,9 +98,11 @@ pub async fn a_waiting_check_in_is_answered_when_something_is_due(on: On) {
             assert!(late >= chrono::Duration::zero(), "{delay}: {late}");
             soonest = soonest.min(late);
             tell(&server, &token, "results", json!({ "results": [success(&due[0])] })).await;
+            if soonest < POLLED_AFTER {
+                break;
+            }
         }
-        // Who isn't told looks by itself after 5 s.
-        assert!(soonest < chrono::Duration::seconds(4), "{delay}: {soonest}");
+        assert!(soonest < POLLED_AFTER, "{delay}: {soonest}");
     }
 }
 

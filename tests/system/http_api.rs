@@ -85,7 +85,8 @@ pub async fn events_tell_the_progress_and_the_end_of_an_action(on: On) {
         (last.0.as_str(), &last.1["status"], &last.1["counts"]["succeeded"]),
         ("end", &json!("completed"), &json!(2))
     );
-    assert!(before.iter().all(|(event, _)| event == "progress") && before.len() >= 2, "{events_seen:?}");
+    // Progress may be coalesced: only what the second agent waited for is sure to have been seen.
+    assert!(before.iter().all(|(event, _)| event == "progress"), "{events_seen:?}");
     assert!(before.iter().any(|(_, data)| data["counts"]["succeeded"] == 1), "{events_seen:?}");
     // At once when it has ended.
     let again = events(&server, &id, |_| {}).await;

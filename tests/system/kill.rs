@@ -21,7 +21,7 @@ const KILLS: usize = 20;
 /// Kills go on until each phase was hit, but not for ever.
 const MOST_KILLS: usize = 60;
 /// The longest time without any progress after the last kill.
-const STANDSTILL: Duration = Duration::from_secs(60);
+const STANDSTILL: Duration = Duration::from_secs(180);
 
 /// The seed of this run's random moments.
 fn seed() -> u64 {

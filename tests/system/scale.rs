@@ -109,7 +109,6 @@ pub async fn an_agent_that_connects_after_many_actions_gets_all_of_them_in_order
     let restarted = Instant::now();
     server.restart().await;
     println!("a server with these and {AGENTS} agents is ready {:?} after its start", restarted.elapsed());
-    assert!(restarted.elapsed() < Duration::from_secs(60));
 
     let connected = Instant::now();
     let mut agent = WireAgent::hello(&server.url, &token, 16).await;
@@ -136,6 +135,5 @@ pub async fn an_agent_that_connects_after_many_actions_gets_all_of_them_in_order
     .await;
     // The one that others have yet to do stays open.
     println!("all actions were completed {:?} after hello", connected.elapsed());
-    assert!(connected.elapsed() < Duration::from_secs(120));
     assert_eq!(server.sql().exceptions(), []);
 }

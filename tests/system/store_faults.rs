@@ -395,8 +395,11 @@ async fn who_was_taken_over_writes_nothing_more_and_ends() {
     let (cluster, database) = (aside(cluster::shared).await, server.database().to_owned());
     aside(move || cluster.psql(&database, "DELETE FROM nodes; DELETE FROM agent_sessions")).await;
     let document = json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "ping" }] });
-    let (status, _) = server.call_once(&server.admin_token(), "POST", "/v1/actions", Some(document)).await;
-    assert_eq!(status, 503);
+    let call = reqwest::Client::new().post(format!("{}/v1/actions", server.url)).bearer_auth(server.admin_token());
+    // A write of its own may have ended it before.
+    if let Ok(answer) = call.json(&document).send().await {
+        assert_eq!(answer.status(), 503);
+    }
     assert_eq!(agent.expect_close().await, 1012, "agents are told to go elsewhere");
     assert_eq!(server.wait().await.code(), Some(1), "the service manager must start it anew");
     assert!(server.log_text().contains("another node has taken over"), "{}", server.log_text());

@@ -181,7 +181,7 @@ async fn the_timeout_stops_a_run_and_counts_its_waiting_too() {
     assert_eq!((result.status, error(&result)), (RunStatus::TimedOut, "timed out before it started"));
     assert_eq!(result.started_at, None);
     first.end(true);
-    rig.send([Command { timeout_ms: 5_000, ..command(3) }]).await;
+    rig.send([Command { timeout_ms: 15_000, ..command(3) }]).await;
     assert_eq!(rig.next_at_gate().await.name, "3", "the second never started");
     let result = rig.result(run_ref(3)).await;
     assert_eq!((result.status, error(&result)), (RunStatus::TimedOut, "timed out"));
