@@ -14,6 +14,7 @@
 //! then each stage finishes what it has, the outcomes last; what isn't done by the deadline is still in the store.
 //! The pipeline lives on one arbiter: a message to another thread costs a wake-up.
 
+mod open_files;
 mod running;
 mod service;
 mod startup;
@@ -23,7 +24,7 @@ pub use running::Running;
 use crate::config::{Config, ConfigError};
 use crate::domain::agent::STREAM;
 use crate::domain::batch::Limits;
-use crate::http::{self, Api};
+use crate::http::{self, Api, Connections, Listening};
 use crate::metrics::Metrics;
 use crate::pipeline::action_book::ActionBook;
 use crate::pipeline::batcher::Batcher;
@@ -38,15 +39,17 @@ use crate::pipeline::outcomes::{OutcomeSink, Upstream};
 use crate::pipeline::presence::Presence;
 use crate::pipeline::resolver::{Resolver, ResolverParts, pages_in_memory};
 use crate::pipeline::sender_router::{Route, SenderRouter};
+use crate::pipeline::spool::Spool;
 use crate::pipeline::spool_loader::{SpoolLoader, SpoolSettings};
 use crate::pipeline::waiters::Waiters;
 use crate::senders::SenderContext;
 use crate::senders::stream::StreamSender;
 use crate::senders::stream::connection::SessionParts;
 use crate::senders::stream::sessions::SessionSink;
-use crate::store::StoreError;
+use crate::store::{self, StoreError};
 use crate::supervision::{Supervision, supervise};
 use actix::prelude::*;
+use open_files::OpenFiles;
 use running::Stages;
 use std::collections::HashMap;
 use std::io;
@@ -72,6 +75,20 @@ pub enum AppError {
     /// The store can't be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// The address can't be listened on, or its certificate can't be used.
+    #[error("{0}")]
+    Listen(String),
+    /// The process may open too few files.
+    #[error(
+        "this process may open {limit} files, and a server needs at least {needed}: \
+         raise the limit (ulimit -n, or LimitNOFILE= in the unit)"
+    )]
+    OpenFiles {
+        /// How many it may open.
+        limit: u64,
+        /// How many it needs.
+        needed: usize,
+    },
     /// A file, a folder or an address can't be used.
     #[error("{what}: {source}")]
     Io {
@@ -109,6 +126,18 @@ fn io_error(what: impl std::fmt::Display) -> impl FnOnce(io::Error) -> AppError 
 }
 
 type SenderFactory = Box<dyn FnOnce(SenderContext, &Supervision) -> Route>;
+
+/// Checks what can be checked of the settings without touching the store: that the address can be listened on, that the
+/// certificate and the password can be read, and that the limit of open files is enough.
+///
+/// # Errors
+/// The first that fails, as a start with these settings would say it.
+pub fn check(config: &Config) -> Result<(), AppError> {
+    config.validate()?;
+    OpenFiles::plan(config)?;
+    Listening::open(&config.http).map_err(AppError::Listen)?;
+    Ok(store::check(config)?)
+}
 
 /// A server that is being put together. See [`Odoshi::builder`].
 pub struct Builder {
@@ -157,8 +186,15 @@ impl Builder {
     pub async fn start(self) -> Result<Running, AppError> {
         let Self { config, senders } = self;
         config.validate()?;
+        // What can fail without touching the store comes first: nothing has to be taken back then.
+        let open_files = OpenFiles::plan(&config)?;
         startup::make_private_folder(&config.data_dir)?;
-        let (store, lock) = startup::open_store(&config).await?;
+        // Before the address: a process that is about to end frees both, and the lock is waited for.
+        let lock = startup::lock_store(&config).await?;
+        let listening = Listening::open(&config.http).map_err(AppError::Listen)?;
+        let spool = Spool::open(config.spool_dir(), config.http.max_body.as_usize() as u64)
+            .map_err(io_error(format!("the spool {}", config.spool_dir().display())))?;
+        let store = store::open(&config).await?;
         let serves_stream = config.sender.enabled.iter().any(|name| name == STREAM);
         let own = senders.iter().map(|(transport, _)| *transport);
         let transports: Vec<String> =
@@ -276,9 +312,9 @@ impl Builder {
             max_body: config.http.max_body.as_usize() as u64,
             scan_interval: config.spool.scan_interval.0,
             keep: config.retention.spool_done.0,
+            files_per_round: open_files.spool,
         };
-        let loader = SpoolLoader::new(settings, store.clone(), resolver.clone())
-            .map_err(io_error(format!("the spool {}", config.spool_dir().display())))?;
+        let loader = SpoolLoader::new(settings, spool, store.clone(), resolver.clone());
         let loader = supervise("spool_loader", loader, MAILBOX, &supervision);
         let api = Api {
             store: store.clone(),
@@ -289,6 +325,7 @@ impl Builder {
             hints: hints.clone(),
             notifier,
             waiters,
+            connections: Connections::new(open_files.connections, metrics.clone()),
             metrics,
             presence: presence.clone(),
             public_metrics: config.http.public_metrics,
@@ -309,10 +346,14 @@ impl Builder {
             supervision: supervision.clone(),
             max_body: config.http.max_body.as_usize(),
         };
-        let listen = config.http.listen;
-        let (address, server) = http::serve(api, &config.http).map_err(io_error(format!("http.listen {listen}")))?;
+        let address = listening.address();
+        let server = http::serve(api, listening, open_files.connections, open_files.refusals)
+            .map_err(io_error(format!("http.listen {address}")))?;
         let http = server.handle();
         actix_rt::spawn(server);
+        if open_files.connections < config.http.max_connections {
+            log::info!(connections = open_files.connections; "the limit of open files bounds the connections");
+        }
         log::info!(address:% = address, store:% = config.store_url(), spool:? = config.spool_dir(); "the server is up");
         let stages = Stages {
             loader,

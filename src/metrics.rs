@@ -11,6 +11,8 @@
 //! | `odoshi_reports_total` | `event` | what happened to commands, as it was recorded: `result`, `sent`, `hold`, `attempt_failed`, `overdue`, `expired`, `cancelled`, `undeliverable` |
 //! | `odoshi_run_ends_total` | `state` | runs by how they ended: what agents said, and what the server decided for them |
 //! | `odoshi_http_request_seconds` | `method`, `path` | from the request's head to the answer's head, a histogram |
+//! | `odoshi_http_connections` | | open connections, those of agents included |
+//! | `odoshi_http_connections_refused_total` | | connections and WebSockets refused for lack of room |
 //! | `odoshi_delay_entries` | | commands in memory that wait for their time |
 //! | `odoshi_delay_next_due_timestamp_seconds` | | when the next of them is due (Unix time), 0 when there is none |
 //! | `odoshi_delay_lateness_seconds` | | from due to handed on, a histogram |
@@ -54,6 +56,8 @@ struct Inner {
     commands: Counter,
     run_ends: Family<Label, Counter>,
     http_seconds: Family<TwoLabels, Histogram, fn() -> Histogram>,
+    connections: Gauge,
+    connections_refused: Counter,
     reports: Family<Label, Counter>,
     delay_entries: Gauge,
     delay_next_due: Gauge<f64, AtomicU64>,
@@ -87,6 +91,8 @@ impl Default for Metrics {
             commands: Counter::default(),
             run_ends: Family::default(),
             http_seconds: Family::new_with_constructor(seconds),
+            connections: Gauge::default(),
+            connections_refused: Counter::default(),
             reports: Family::default(),
             delay_entries: Gauge::default(),
             delay_next_due: Gauge::default(),
@@ -105,6 +111,9 @@ impl Default for Metrics {
         of.register("batch_waiting", "Items that wait for the next batch", inner.batch_waiting.clone());
         of.register("run_ends", "Runs by how they ended", inner.run_ends.clone());
         of.register("http_request_seconds", "From a request's head to its answer's", inner.http_seconds.clone());
+        of.register("http_connections", "Open connections, those of agents included", inner.connections.clone());
+        let refused = "Connections and WebSockets refused for lack of room";
+        of.register("http_connections_refused", refused, inner.connections_refused.clone());
         of.register("commands", "Commands written", inner.commands.clone());
         of.register("reports", "What happened to commands, as it was recorded", inner.reports.clone());
         of.register("delay_entries", "Commands in memory that wait for their time", inner.delay_entries.clone());
@@ -148,6 +157,16 @@ impl Metrics {
     pub fn http_answered(&self, method: &'static str, path: &str, took: Duration) {
         let label = [("method", method.to_owned()), ("path", path.to_owned())];
         self.0.http_seconds.get_or_create(&label).observe(took.as_secs_f64());
+    }
+
+    /// This many connections are open.
+    pub fn connections(&self, open: usize) {
+        self.0.connections.set(i64::try_from(open).unwrap_or(i64::MAX));
+    }
+
+    /// A connection or a WebSocket was refused for lack of room.
+    pub fn connection_refused(&self) {
+        self.0.connections_refused.inc();
     }
 
     /// So many commands were written.

@@ -28,20 +28,28 @@ pub(super) fn make_private_folder(folder: &Path) -> Result<(), AppError> {
         .map_err(io_error(format!("data_dir {}", folder.display())))
 }
 
-/// Opens the store that the settings name; a SQLite file also gets locked, for it is for one process.
-pub(super) async fn open_store(config: &Config) -> Result<(Arc<dyn Store>, Option<File>), AppError> {
-    let lock = match store::sqlite_path(config.store_url().expose()) {
-        Some(path) => Some(lock_beside(&path).await?),
-        None => None,
-    };
-    Ok((store::open(config).await?, lock))
+/// Locks the file of a SQLite store, which is for one process.
+pub(super) async fn lock_store(config: &Config) -> Result<Option<File>, AppError> {
+    match store::sqlite_path(config.store_url().expose()) {
+        Some(path) => Ok(Some(lock_beside(&path).await?)),
+        None => Ok(None),
+    }
 }
 
-/// Makes the store ready to be used, and this process known to it.
+/// Makes the store ready to be used, and this process known to it. A start that fails for good leaves no node behind.
 pub(super) async fn prepare(store: &dyn Store, config: &Config, transports: &[String]) -> Result<(), AppError> {
-    store.prepare().await?;
-    store.node_start(&config.node_name(), transports).await?;
-    make_admin_token(store, &config.data_dir).await
+    let prepared = async {
+        store.prepare().await?;
+        store.node_start(&config.node_name(), transports).await?;
+        make_admin_token(store, &config.data_dir).await
+    };
+    let prepared = prepared.await;
+    if prepared.as_ref().is_err_and(|error| !error.may_pass())
+        && let Err(error) = store.node_stop().await
+    {
+        log::debug!(error = error.to_string().as_str(); "a start that failed leaves no node to sign off");
+    }
+    prepared
 }
 
 /// Does the same, for as long as the store is away.

@@ -1,6 +1,7 @@
 //! `odoshi config`.
 
 use super::Outcome;
+use crate::app;
 use crate::config::Config;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -9,8 +10,8 @@ use std::process::ExitCode;
 pub(super) enum Command {
     /// Print the settings in force, with secrets masked
     Show(Args),
-    /// Check the settings
-    Check(Args),
+    /// Check the settings, the files they name, and that the address can be listened on
+    Check(CheckArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -20,11 +21,24 @@ pub(super) struct Args {
     config: Option<PathBuf>,
 }
 
+#[derive(Debug, clap::Args)]
+pub(super) struct CheckArgs {
+    #[command(flatten)]
+    settings: Args,
+    /// Check the settings alone: beside a running server, whose address is taken
+    #[arg(long)]
+    settings_only: bool,
+}
+
 pub(super) fn run(command: Command) -> Outcome {
     match command {
         Command::Show(args) => say!("{}", Config::load(args.config.as_deref(), &[])?.to_toml().trim_end()),
         Command::Check(args) => {
-            Config::load(args.config.as_deref(), &[])?;
+            let config = Config::load(args.settings.config.as_deref(), &[])?;
+            super::limits::raise_open_files();
+            if !args.settings_only {
+                app::check(&config)?;
+            }
             say!("the settings are valid");
         }
     }

@@ -26,6 +26,12 @@ const PATIENCE: Duration = Duration::from_secs(300);
 /// How often progress is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
+/// Open files per agent: its socket, the server's end of it, its journal, and the lock of its folder. (The lock is a file of
+/// its own, since compaction replaces the journal by a new file.)
+const FILES_PER_AGENT: u64 = 4;
+/// Open files for the server's store and spool.
+const FILES_FOR_SERVER: u64 = 96;
+
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
     /// How many agents
@@ -37,7 +43,16 @@ pub(super) struct Args {
 }
 
 pub(super) fn run(args: Args) -> Outcome {
-    super::limits::raise_open_files();
+    let files = super::limits::raise_open_files();
+    let most = most_agents(files);
+    if u64::from(args.agents) > most {
+        let agents = args.agents;
+        return Err(format!(
+            "{agents} agents need more than the {files} files that this process may open: start at most {most} with \
+             --agents, or raise the limit (ulimit -n)"
+        )
+        .into());
+    }
     let folder = tempfile::Builder::new().prefix("odoshi-demo-").tempdir()?;
     let outcome = actix_rt::System::new().block_on(async {
         let place = Place::at(args.store.as_deref()).await?;
@@ -53,6 +68,11 @@ pub(super) fn run(args: Args) -> Outcome {
     });
     folder.close()?;
     outcome
+}
+
+/// How many agents a process that may open `files` files can hold. An eighth is left to the programs that they start.
+fn most_agents(files: u64) -> u64 {
+    files.saturating_sub(FILES_FOR_SERVER + files / 8) / FILES_PER_AGENT
 }
 
 async fn show(args: &Args, store: Option<&str>, folder: &Path) -> Outcome {
@@ -290,4 +310,16 @@ fn summary(rows: &[Row]) -> Table {
         table.add_row(std::iter::once(label.to_owned()).chain(millis));
     }
     table
+}
+
+#[cfg(test)]
+mod tests {
+    use super::most_agents;
+
+    #[test]
+    fn the_limit_of_open_files_bounds_the_agents() {
+        assert_eq!(most_agents(1_024), 200, "the default fits the usual soft limit");
+        assert_eq!(most_agents(20_000), 4_351);
+        assert_eq!(most_agents(64), 0);
+    }
 }

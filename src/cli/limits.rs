@@ -2,11 +2,23 @@
 
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Allows as many open files as the system lets an ordinary process have: each connection is one.
-pub fn raise_open_files() {
-    let raised = getrlimit(Resource::RLIMIT_NOFILE)
-        .and_then(|(soft, hard)| if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard) } else { Ok(()) });
-    if let Err(error) = raised {
-        log::warn!(error = error.to_string().as_str(); "the limit of open files stays as it is");
+/// Allows as many open files as the system lets an ordinary process have (each connection is one), and returns how many.
+pub fn raise_open_files() -> u64 {
+    let (soft, hard) = match getrlimit(Resource::RLIMIT_NOFILE) {
+        Ok(limits) => limits,
+        Err(error) => {
+            log::warn!(error = error.to_string().as_str(); "the limit of open files is not known");
+            return u64::MAX;
+        }
+    };
+    if soft >= hard {
+        return soft;
+    }
+    match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
+        Ok(()) => hard,
+        Err(error) => {
+            log::warn!(error = error.to_string().as_str(), limit = soft; "the limit of open files could not be raised");
+            soft
+        }
     }
 }

@@ -19,7 +19,7 @@ section! {
         token_rate: u32 = 5_000;
         /// Streams (events, long lists, waiting check-ins) that one token may have open.
         token_streams: usize = 100;
-        /// Connections at a time, those of agents included; more wait to be accepted.
+        /// Connections at a time, those of agents included; more are refused. The limit of open files may allow fewer.
         max_connections: usize = 200_000;
         /// TLS of the server's own. New files are taken up without a restart.
         tls: Tls = Tls::default();

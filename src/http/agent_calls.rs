@@ -70,7 +70,8 @@ pub(super) async fn enroll(
 /// The agent's WebSocket.
 #[utoipa::path(get, path = "/v1/agent/stream", tag = "agent",
     responses((status = 101, description = "A WebSocket of JSON frames"),
-        (status = 400, body = Problem, content_type = "application/problem+json", description = "No WebSocket handshake")),
+        (status = 400, body = Problem, content_type = "application/problem+json", description = "No WebSocket handshake"),
+        (status = 503, body = Problem, content_type = "application/problem+json", description = "No room, or stopping")),
     security(("token" = ["agent"])))]
 pub(super) async fn stream(
     request: HttpRequest,
@@ -87,6 +88,7 @@ pub(super) async fn stream(
             "this node does not serve streams; connect to another one",
         ));
     }
+    api.connections.room_for_stream()?;
     let (response, socket, stream) = actix_ws::handle(&request, payload).map_err(ApiError::bad_request)?;
     let stream = stream.max_frame_size(MAX_FRAME).aggregate_continuations().max_continuation_size(MAX_FRAME);
     let name = agent.name.clone();

@@ -7,6 +7,7 @@ mod agents;
 mod audit;
 mod auth;
 mod check_in;
+mod connections;
 mod error;
 mod events;
 mod health;
@@ -19,12 +20,12 @@ mod preview;
 mod tls;
 mod tokens;
 
+pub use connections::Connections;
 pub use error::{ApiError, ApiResult};
 pub use health::Unserved;
 pub use limits::Limits;
 
 use crate::config::Http;
-
 use crate::metrics::Metrics;
 use crate::pipeline::action_book::ActionBook;
 use crate::pipeline::delay_scheduler::DelayScheduler;
@@ -38,6 +39,7 @@ use crate::senders::stream::connection::SessionParts;
 use crate::store::Store;
 use crate::supervision::Supervision;
 use actix::Addr;
+use actix_web::body::EitherBody;
 use actix_web::dev::{Server, Service, ServiceRequest, ServiceResponse};
 use actix_web::{App, Error, HttpServer, web};
 use std::net::{SocketAddr, TcpListener};
@@ -50,6 +52,7 @@ const WORKERS: usize = 2;
 const HEAD_WITHIN: Duration = Duration::from_secs(10);
 /// How long it may take for its body.
 const BODY_WITHIN: Duration = Duration::from_secs(60);
+
 /// What handlers work with.
 #[derive(Clone)]
 pub struct Api {
@@ -77,6 +80,8 @@ pub struct Api {
     pub public_metrics: bool,
     /// What one caller may take.
     pub limits: Limits,
+    /// How many connections there are, and may be.
+    pub connections: Connections,
     /// For agents that connect.
     pub sessions: SessionParts,
     /// Whether agents may connect to this node.
@@ -89,15 +94,40 @@ pub struct Api {
     pub max_body: usize,
 }
 
-/// Listens where the settings say; answers the address (with the port that was chosen for port 0) and the server, which is
-/// to be spawned.
+/// An address that this process listens on, and the certificates that it serves there. Nothing is accepted yet.
+pub struct Listening {
+    listener: TcpListener,
+    address: SocketAddr,
+    certificates: Option<tls::Certificates>,
+}
+
+impl Listening {
+    /// Loads the certificate and listens where the settings say.
+    ///
+    /// # Errors
+    /// When the address can't be listened on, or the certificate can't be used; the text names the key.
+    pub fn open(settings: &Http) -> Result<Self, String> {
+        let certificates = tls::Certificates::load(&settings.tls)?;
+        let listen = |error| format!("http.listen {}: {error}", settings.listen);
+        let listener = TcpListener::bind(settings.listen).map_err(listen)?;
+        let address = listener.local_addr().map_err(listen)?;
+        Ok(Self { listener, address, certificates })
+    }
+
+    /// The address, with the port that was chosen for port 0.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+/// The server on what is listened on, which is to be spawned. `refusals` more connections than `api.connections` allows are
+/// accepted, to be refused; others wait until one of these has closed.
 ///
 /// # Errors
-/// When the address can't be listened on, or the certificate can't be used.
-pub fn serve(api: Api, settings: &Http) -> std::io::Result<(SocketAddr, Server)> {
-    let tls = tls::server_config(&settings.tls)?;
-    let listener = TcpListener::bind(settings.listen)?;
-    let address = listener.local_addr()?;
+/// When the operating system refuses the listener.
+pub fn serve(api: Api, listening: Listening, connections: usize, refusals: usize) -> std::io::Result<Server> {
+    let Listening { listener, certificates, .. } = listening;
+    let accepted = api.connections.clone();
     let server = HttpServer::new(move || {
         App::new()
             .app_data(web::Data::new(api.clone()))
@@ -109,7 +139,8 @@ pub fn serve(api: Api, settings: &Http) -> std::io::Result<(SocketAddr, Server)>
     })
     .workers(WORKERS)
     .backlog(4096)
-    .max_connections(settings.max_connections.div_ceil(WORKERS))
+    .max_connections((connections + refusals).div_ceil(WORKERS))
+    .on_connect(move |_, data| accepted.accepted(data))
     .client_request_timeout(HEAD_WITHIN)
     .keep_alive(Duration::from_secs(30))
     // Frames are small and are to go at once: otherwise one waits until the agent's machine has said that it has the one before,
@@ -117,24 +148,31 @@ pub fn serve(api: Api, settings: &Http) -> std::io::Result<(SocketAddr, Server)>
     .tcp_nodelay(true)
     .shutdown_timeout(5)
     .disable_signals();
-    let server = match tls {
-        Some(tls) => server.listen_rustls_0_23(listener, tls)?,
+    let server = match certificates {
+        Some(certificates) => server.listen_rustls_0_23(listener, certificates.serve())?,
         None => server.listen(listener)?,
     };
-    Ok((address, server.run()))
+    Ok(server.run())
 }
 
-/// Serves a request and counts how long that took.
+/// Serves a request, unless its connection is refused, and counts how long that took.
 fn measured<S, B>(
     request: ServiceRequest,
     service: &S,
-) -> impl Future<Output = Result<ServiceResponse<B>, Error>> + use<S, B>
+) -> impl Future<Output = Result<ServiceResponse<EitherBody<B>>, Error>> + use<S, B>
 where
     S: Service<ServiceRequest, Response = ServiceResponse<B>, Error = Error>,
 {
-    let (began, served) = (Instant::now(), service.call(request));
+    let began = Instant::now();
+    let served = match connections::refusal(&request) {
+        None => Ok(service.call(request)),
+        Some(refusal) => Err(request.into_response(refusal)),
+    };
     async move {
-        let response = served.await?;
+        let response = match served {
+            Ok(served) => served.await?,
+            Err(refused) => return Ok(refused.map_into_right_body()),
+        };
         let request = response.request();
         // Anybody can make up a method.
         let method = match request.method().as_str() {
@@ -147,7 +185,7 @@ where
         if let (Some(path), Some(api)) = (request.match_pattern(), request.app_data::<web::Data<Api>>()) {
             api.metrics.http_answered(method, &path, began.elapsed());
         }
-        Ok(response)
+        Ok(response.map_into_left_body())
     }
 }
 

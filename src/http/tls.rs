@@ -8,7 +8,6 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use std::io::{Error, ErrorKind};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
@@ -26,21 +25,38 @@ impl ResolvesServerCert for Newest {
     }
 }
 
-/// How the server speaks TLS, if it does. Goes on looking at the files until the runtime ends.
-///
-/// # Errors
-/// When the certificate or its key can't be used.
-pub(super) fn server_config(settings: &Tls) -> std::io::Result<Option<ServerConfig>> {
-    let (Some(cert), Some(key)) = (settings.cert.clone(), settings.key.clone()) else { return Ok(None) };
-    let seen = stamps(&cert, &key);
-    let newest = Arc::new(Newest(RwLock::new(load(&cert, &key)?)));
-    let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
-        .with_safe_default_protocol_versions()
-        .map_err(Error::other)?
-        .with_no_client_auth()
-        .with_cert_resolver(newest.clone());
-    actix_rt::spawn(follow(newest, cert, key, seen));
-    Ok(Some(config))
+/// The certificate and key that the settings name, loaded.
+pub(super) struct Certificates {
+    config: ServerConfig,
+    newest: Arc<Newest>,
+    cert: PathBuf,
+    key: PathBuf,
+    seen: Stamps,
+}
+
+impl Certificates {
+    /// Loads them; `None` when the server doesn't speak TLS.
+    ///
+    /// # Errors
+    /// When one of them can't be used; the text names the key.
+    pub(super) fn load(settings: &Tls) -> Result<Option<Self>, String> {
+        let (Some(cert), Some(key)) = (settings.cert.clone(), settings.key.clone()) else { return Ok(None) };
+        let seen = stamps(&cert, &key);
+        let newest = Arc::new(Newest(RwLock::new(load(&cert, &key)?)));
+        let config = ServerConfig::builder_with_provider(Arc::new(ring::default_provider()))
+            .with_safe_default_protocol_versions()
+            .map_err(|error| format!("http.tls: {error}"))?
+            .with_no_client_auth()
+            .with_cert_resolver(newest.clone());
+        Ok(Some(Self { config, newest, cert, key, seen }))
+    }
+
+    /// How the server speaks TLS. Watches the files until the runtime ends.
+    pub(super) fn serve(self) -> ServerConfig {
+        let Self { config, newest, cert, key, seen } = self;
+        actix_rt::spawn(follow(newest, cert, key, seen));
+        config
+    }
 }
 
 async fn follow(newest: Arc<Newest>, cert: PathBuf, key: PathBuf, mut seen: Stamps) {
@@ -56,7 +72,7 @@ async fn follow(newest: Arc<Newest>, cert: PathBuf, key: PathBuf, mut seen: Stam
                 *newest.0.write().unwrap_or_else(PoisonError::into_inner) = loaded;
                 log::info!(cert:? = cert; "the new certificate is in use");
             }
-            Err(error) => log::error!(error = error.to_string().as_str();
+            Err(error) => log::error!(error = error.as_str();
                 "the new certificate cannot be used; the one before stays in use"),
         }
     }
@@ -71,14 +87,16 @@ fn stamps(cert: &Path, key: &Path) -> Stamps {
     })
 }
 
-fn load(cert: &Path, key: &Path) -> std::io::Result<Arc<CertifiedKey>> {
-    let bad = |path: &Path, error: &dyn std::fmt::Display| {
-        Error::new(ErrorKind::InvalidData, format!("{}: {error}", path.display()))
-    };
-    let chain = CertificateDer::pem_file_iter(cert).map_err(|error| bad(cert, &error))?;
-    let chain = chain.collect::<Result<Vec<_>, _>>().map_err(|error| bad(cert, &error))?;
-    let private = PrivateKeyDer::from_pem_file(key).map_err(|error| bad(key, &error))?;
+fn load(cert: &Path, key: &Path) -> Result<Arc<CertifiedKey>, String> {
+    let of_cert = |error: &dyn std::fmt::Display| format!("http.tls.cert {}: {error}", cert.display());
+    let of_key = |error: &dyn std::fmt::Display| format!("http.tls.key {}: {error}", key.display());
+    // Read as files first: the parser's own errors don't say why a file can't be opened.
+    let chain = std::fs::read(cert).map_err(|error| of_cert(&error))?;
+    let private = std::fs::read(key).map_err(|error| of_key(&error))?;
+    let chain =
+        CertificateDer::pem_slice_iter(&chain).collect::<Result<Vec<_>, _>>().map_err(|error| of_cert(&error))?;
+    let private = PrivateKeyDer::from_pem_slice(&private).map_err(|error| of_key(&error))?;
     // Also finds out when the key isn't that of the certificate.
-    let pair = CertifiedKey::from_der(chain, private, &ring::default_provider()).map_err(|error| bad(cert, &error))?;
+    let pair = CertifiedKey::from_der(chain, private, &ring::default_provider()).map_err(|error| of_cert(&error))?;
     Ok(Arc::new(pair))
 }

@@ -23,8 +23,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
-/// Files per transaction.
-const FILES_AT_A_TIME: usize = 200;
 /// How often `done/` and `failed/` are looked through for what is too old, and `cur/` for what was forgotten.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 /// How many old files go at a time.
@@ -41,6 +39,8 @@ pub struct SpoolSettings {
     pub scan_interval: Duration,
     /// How long files stay in `done/` and `failed/`.
     pub keep: Duration,
+    /// Files taken per round, and stored in one transaction. Each is open until its round is over.
+    pub files_per_round: usize,
 }
 
 /// See the module.
@@ -63,17 +63,13 @@ pub struct SpoolLoader {
 }
 
 impl SpoolLoader {
-    /// Opens the folder.
-    ///
-    /// # Errors
-    /// When it can't be made or used.
-    pub fn new(settings: SpoolSettings, store: Arc<dyn Store>, resolver: Addr<Resolver>) -> io::Result<Self> {
-        let spool = Arc::new(Mutex::new(Spool::open(&settings.dir, settings.max_body)?));
-        Ok(Self {
+    /// Over the opened folder.
+    pub fn new(settings: SpoolSettings, spool: Spool, store: Arc<dyn Store>, resolver: Addr<Resolver>) -> Self {
+        Self {
             settings,
             store,
             resolver,
-            spool,
+            spool: Arc::new(Mutex::new(spool)),
             watcher: None,
             notified: Arc::default(),
             scanning: false,
@@ -82,7 +78,7 @@ impl SpoolLoader {
             resting: None,
             stopped: false,
             draining: None,
-        })
+        }
     }
 
     fn watch(&mut self, ctx: &mut Context<Self>) {
@@ -123,7 +119,7 @@ impl SpoolLoader {
             self.pruned = Some(Instant::now());
         }
         let keep = prune.then_some(self.settings.keep);
-        let round = run_once(self.spool.clone(), self.store.clone(), keep);
+        let round = run_once(self.spool.clone(), self.store.clone(), self.settings.files_per_round, keep);
         ctx.spawn(round.into_actor(self).map(|round, loader, ctx| {
             loader.scanning = false;
             // Giving files back is an event as well.
@@ -153,7 +149,7 @@ pub struct Round {
 }
 
 /// Takes files, stores their actions, and moves the files to where they belong.
-pub async fn run_once(spool: Arc<Mutex<Spool>>, store: Arc<dyn Store>, prune: Option<Duration>) -> Round {
+pub async fn run_once(spool: Arc<Mutex<Spool>>, store: Arc<dyn Store>, files: usize, prune: Option<Duration>) -> Round {
     let taken = on_disk(&spool, move |spool| {
         if let Some(keep) = prune {
             let removed = spool.prune(keep, PRUNE_AT_A_TIME)?;
@@ -166,7 +162,7 @@ pub async fn run_once(spool: Arc<Mutex<Spool>>, store: Arc<dyn Store>, prune: Op
                 log::warn!(files = recovered; "forgotten spool files are taken again");
             }
         }
-        spool.take(FILES_AT_A_TIME)
+        spool.take(files)
     })
     .await;
     let taken = match taken {
@@ -176,7 +172,7 @@ pub async fn run_once(spool: Arc<Mutex<Spool>>, store: Arc<dyn Store>, prune: Op
             return Round::default();
         }
     };
-    let mut round = Round { full: taken.len() >= FILES_AT_A_TIME, ..Round::default() };
+    let mut round = Round { full: taken.len() >= files, ..Round::default() };
     let mut files = Vec::new();
     for one in taken {
         match one {

@@ -297,6 +297,17 @@ pub fn sqlite_path(url: &str) -> Option<PathBuf> {
     url.strip_prefix("sqlite://").map(PathBuf::from)
 }
 
+/// Checks the settings of the store, and the files they name, without connecting to it.
+///
+/// # Errors
+/// What is wrong with which key.
+pub fn check(settings: &Config) -> StoreResult<()> {
+    match sqlite_path(settings.store_url().expose()) {
+        Some(_) => Ok(()),
+        None => postgres::PostgresStore::check(settings),
+    }
+}
+
 /// Opens the store that the settings name. It is to be [prepared](Store::prepare) before anything else.
 ///
 /// # Errors

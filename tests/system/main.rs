@@ -20,6 +20,7 @@ mod https;
 mod joining;
 mod kill;
 mod nodes;
+mod open_files;
 mod postgres_access;
 mod reconnect;
 mod recording;
@@ -27,6 +28,7 @@ mod retention;
 mod scale;
 mod spool_input;
 mod sqlite_faults;
+mod startup;
 mod store_faults;
 mod support;
 
@@ -117,6 +119,13 @@ on_both! {
     scale {
         a_hundred_thousand_commands_are_stored_once_in_bounded_memory_and_cancelled_over_a_kill
         an_agent_that_connects_after_many_actions_gets_all_of_them_in_order_and_soon
+    }
+    startup {
+        a_start_that_cannot_listen_leaves_the_store_untouched
+        a_start_without_its_certificate_leaves_the_store_untouched
+    }
+    open_files {
+        connections_leave_files_to_the_store_and_the_spool
     }
     spool_input {
         a_file_that_is_no_action_fails_with_a_problem_that_names_the_place

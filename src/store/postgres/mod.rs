@@ -167,6 +167,14 @@ impl Inner {
 }
 
 impl PostgresStore {
+    /// Checks the settings, and the files they name, without connecting.
+    ///
+    /// # Errors
+    /// When the settings can't be used.
+    pub fn check(settings: &Config) -> StoreResult<()> {
+        Connector::new(settings).map(|_| ()).map_err(StoreError::Unusable)
+    }
+
     /// For the database that the settings name. Nothing is connected before [`Store::prepare`].
     ///
     /// # Errors

@@ -95,6 +95,8 @@ pub struct ServerOptions {
     pub disk: Option<SmallDisk>,
     /// The server of [`crate::recording`] instead of the program.
     pub recording: bool,
+    /// How many files the server may open.
+    pub open_files: Option<u64>,
     /// Keep everything in memory, where there is such a folder: a commit waits for no disk, and a kill loses nothing.
     pub in_memory: bool,
 }
@@ -239,6 +241,12 @@ impl Server {
         let log = File::create(self.log(self.starts)).unwrap();
         let mut command = match self.options.disk {
             None if self.options.recording => crate::recording::command(&self.data()),
+            None if self.options.open_files.is_some() => {
+                let mut limited = Command::new("sh");
+                limited.args(["-c", r#"ulimit -n "$0" && exec "$@""#]);
+                limited.arg(self.options.open_files.unwrap_or_default().to_string()).arg(program());
+                limited
+            }
             None => Command::new(program()),
             Some(SmallDisk { folder, size }) => {
                 let folder = self.data().join(folder);

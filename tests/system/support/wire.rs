@@ -49,6 +49,18 @@ impl WireAgent {
         agent
     }
 
+    /// The same, where the server may have no room: the status that it refused with.
+    pub async fn try_hello(url: &str, token: &str, capacity: u32) -> Result<Self, u16> {
+        let mut agent = match Self::try_connect(url, token).await {
+            Ok(agent) => agent,
+            Err(Error::Http(answer)) => return Err(answer.status().as_u16()),
+            Err(error) => panic!("{error}"),
+        };
+        agent.send_hello(capacity).await.unwrap();
+        agent.expect("welcome").await;
+        Ok(agent)
+    }
+
     async fn send_hello(&mut self, capacity: u32) -> Result<(), Error> {
         let hello = json!({ "type": "hello", "version": "wire", "facts": {}, "capacity": capacity, "running": [] });
         self.socket.send(Message::text(hello.to_string())).await
