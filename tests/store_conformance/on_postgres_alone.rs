@@ -158,7 +158,7 @@ fn who_takes_over_waits_for_a_writer_in_flight_and_later_ones_write_nothing() {
         let late = store.action_insert(vec![action(store, json!({}))]).await.unwrap_err();
         assert!(late.is_transient() && late.to_string().contains("taken over"), "{late}");
         assert!(store.session_open(&[(fleet[0], 9)]).await.is_err());
-        tokio::time::timeout(Duration::from_secs(10), store.node_lost()).await.expect("it learns of it");
+        tokio::time::timeout(Duration::from_secs(240), store.node_lost()).await.expect("it learns of it");
         assert_eq!(second.action_list_unresolved(second.now(), 10).await.unwrap(), [taken.no]);
         assert_eq!(backend.number("SELECT count(*) FROM actions").await, 1);
     });
