@@ -5,11 +5,11 @@ use serde_json::json;
 use std::net::TcpStream;
 use std::process::Command;
 
-/// What the server may open. Connections get about half of it.
-const LIMIT: u64 = 300;
+/// What the server may open. Connections get about a third of it.
+const LIMIT: u64 = 200;
 /// Agents that try to connect, and connections that say nothing. Together more than the limit.
-const AGENTS: usize = 160;
-const SILENT: usize = 200;
+const AGENTS: usize = 80;
+const SILENT: usize = 150;
 
 pub async fn connections_leave_files_to_the_store_and_the_spool(on: On) {
     let mut options = on.options();
