@@ -4,6 +4,7 @@
 //! wrong with the *data* of a request (a conflict, an unknown id) is an answer of the method, not an error.
 
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use std::fmt;
 
 /// A failed call of the store. Nothing of it was written.
 #[derive(Debug, thiserror::Error)]
@@ -12,10 +13,12 @@ pub enum StoreError {
     #[error("the store is not available: {0}")]
     Unavailable(String),
     /// The store refused what it was told: trying the same again won't help.
-    #[error("the store refused the call {during}: {source}")]
+    #[error("the store refused the call {during}: {source}{}", code.map(|code| format!(" ({code})")).unwrap_or_default())]
     Refused {
         /// What was being done.
         during: &'static str,
+        /// The code, from a database that has codes.
+        code: Option<SqlState>,
         /// What the database said.
         source: DieselError,
     },
@@ -27,25 +30,82 @@ pub enum StoreError {
     Unusable(String),
 }
 
+/// The five characters by which SQL names an error in every language (SQLSTATE).
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct SqlState(pub(super) [u8; 5]);
+
+impl SqlState {
+    /// As text. What isn't ASCII is no code.
+    pub fn as_str(&self) -> &str {
+        std::str::from_utf8(&self.0).unwrap_or("?????")
+    }
+
+    /// The first two characters: what kind of error it is.
+    pub fn class(&self) -> &str {
+        self.as_str().get(..2).unwrap_or("??")
+    }
+}
+
+impl std::str::FromStr for SqlState {
+    type Err = std::array::TryFromSliceError;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        text.as_bytes().try_into().map(Self)
+    }
+}
+
+impl fmt::Display for SqlState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+impl fmt::Debug for SqlState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// What SQLite says when the file, the disk or another process is in the way. diesel hides its codes; these texts are
+/// compiled into SQLite, which knows no other language, one for each code.
+const SQLITE_PASSES: [&str; 11] = [
+    "database is locked",
+    "database table is locked",
+    "database schema is locked",
+    "locking protocol",
+    "interrupted",
+    "out of memory",
+    "database or disk is full",
+    "disk I/O error",
+    "attempt to write a readonly database",
+    "unable to open database file",
+    "database schema has changed",
+];
+
 impl StoreError {
-    /// Sorts an error of the database.
-    pub fn from_diesel(during: &'static str, source: DieselError) -> Self {
+    /// Sorts an error of SQLite.
+    pub(super) fn from_sqlite(during: &'static str, source: DieselError) -> Self {
+        use DatabaseErrorKind as Kind;
         let transient = match &source {
-            DieselError::DatabaseError(kind, info) => {
-                let message = info.message();
-                matches!(
-                    kind,
-                    DatabaseErrorKind::UnableToSendCommand
-                        | DatabaseErrorKind::SerializationFailure
-                        | DatabaseErrorKind::ClosedConnection
-                ) || ["locked", "busy", "full", "disk I/O", "readonly", "unable to open"]
-                    .iter()
-                    .any(|word| message.contains(word))
+            DieselError::DatabaseError(
+                Kind::UnableToSendCommand
+                | Kind::SerializationFailure
+                | Kind::ClosedConnection
+                | Kind::ReadOnlyTransaction,
+                _,
+            )
+            | DieselError::BrokenTransactionManager
+            | DieselError::AlreadyInTransaction => true,
+            DieselError::DatabaseError(Kind::Unknown, info) => {
+                SQLITE_PASSES.iter().any(|text| info.message().starts_with(text))
             }
-            DieselError::BrokenTransactionManager | DieselError::AlreadyInTransaction => true,
             _ => false,
         };
-        if transient { Self::Unavailable(format!("{during}: {source}")) } else { Self::Refused { during, source } }
+        match source {
+            source if transient => Self::Unavailable(format!("{during}: {source}")),
+            DieselError::DeserializationError(_) => Self::Corrupt(format!("what can't be read ({during}): {source}")),
+            source => Self::Refused { during, code: None, source },
+        }
     }
 
     /// Whether trying the same again can help.

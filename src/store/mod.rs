@@ -25,7 +25,7 @@ mod rows;
 mod schema;
 pub mod sqlite;
 
-pub use error::StoreError;
+pub use error::{SqlState, StoreError};
 pub use models::{
     Accepted, ActionView, AgentPatch, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent,
     NodeView, OpenAction, Report, Resolution, Unfinished, UntouchedPage,

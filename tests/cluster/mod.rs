@@ -302,11 +302,20 @@ impl Cluster {
         self.database_like("template0")
     }
 
+    /// A fresh, empty database in another encoding than the server's own; answers its name.
+    pub fn database_in(&self, encoding: &str) -> String {
+        self.new_database(&format!("ENCODING '{encoding}' LC_COLLATE 'C' LC_CTYPE 'C' TEMPLATE template0"))
+    }
+
     /// A copy of a database that nobody is connected to.
     pub fn database_like(&self, template: &str) -> String {
+        self.new_database(&format!("TEMPLATE {template}"))
+    }
+
+    fn new_database(&self, how: &str) -> String {
         static MADE: AtomicUsize = AtomicUsize::new(0);
         let name = format!("test_{}", MADE.fetch_add(1, Ordering::Relaxed));
-        self.psql("postgres", &format!("CREATE DATABASE {name} TEMPLATE {template}"));
+        self.psql("postgres", &format!("CREATE DATABASE {name} {how}"));
         name
     }
 }

@@ -233,3 +233,52 @@ fn a_node_that_was_started_anew_does_not_wait_for_the_one_before() {
         assert_eq!(backend.number("SELECT count(*) FROM agent_sessions").await, 0);
     });
 }
+
+#[test]
+fn a_database_in_another_encoding_is_refused_with_what_to_do() {
+    block_on(async {
+        let cluster = tokio::task::spawn_blocking(crate::cluster::shared).await.unwrap();
+        let refused = unprepared(&cluster.url(&cluster.database_in("LATIN1"))).prepare().await.unwrap_err();
+        let text = refused.to_string();
+        assert!(!refused.is_transient(), "{text}");
+        assert!(text.contains("LATIN1") && text.contains("ENCODING 'UTF8'") && text.contains("template0"), "{text}");
+    });
+}
+
+#[test]
+fn what_an_error_is_its_code_says_and_never_its_text() {
+    block_on(async {
+        let backend = Postgres::fresh().await;
+        backend
+            .execute(
+                "CREATE TABLE fault (code TEXT, said TEXT); \
+                 CREATE FUNCTION fault() RETURNS trigger LANGUAGE plpgsql AS $$ DECLARE f fault; BEGIN \
+                 SELECT * INTO f FROM fault; RAISE '%', f.said USING ERRCODE = f.code; END $$; \
+                 CREATE TRIGGER fault BEFORE INSERT ON agents FOR EACH ROW EXECUTE FUNCTION fault()",
+            )
+            .await;
+        let store = backend.store();
+        for (code, said, transient) in [
+            ("22021", "неверная последовательность байт", false),
+            ("22P05", "символ не имеет представления", false),
+            ("23514", "ограничение нарушено", false),
+            ("54000", "превышен предел", false),
+            ("0A000", "не поддерживается", false),
+            ("53100", "invalid input syntax: value out of range", true),
+            ("53200", "invalid byte sequence", true),
+            ("55P03", "invalid input syntax", true),
+            ("40P01", "invalid input syntax", true),
+            ("57014", "stack depth limit exceeded", true),
+            ("58030", "invalid byte sequence", true),
+            ("25006", "invalid byte sequence", true),
+            ("42501", "invalid byte sequence", true),
+            ("XX001", "invalid byte sequence", true),
+            ("ZZ999", "invalid byte sequence", true),
+        ] {
+            backend.execute(&format!("DELETE FROM fault; INSERT INTO fault VALUES ('{code}', '{said}')")).await;
+            let error = store.agent_insert(vec![named("a", "stream")]).await.unwrap_err();
+            assert_eq!(error.is_transient(), transient, "{code}: {error}");
+            assert!(error.to_string().contains(code), "{code}: {error}");
+        }
+    });
+}

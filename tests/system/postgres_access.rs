@@ -127,3 +127,23 @@ async fn a_password_comes_from_a_file_or_the_environment_and_is_never_shown() {
     .await
     .unwrap();
 }
+
+#[actix_rt::test]
+async fn a_database_in_another_encoding_is_refused_with_what_to_do() {
+    let url = tokio::task::spawn_blocking(|| {
+        let cluster = cluster::shared();
+        cluster.url(&cluster.database_in("LATIN1"))
+    });
+    let url = url.await.unwrap();
+    let what_to_do = "ENCODING 'UTF8' LOCALE 'C.UTF-8' TEMPLATE template0";
+    let mut server = Server::prepare(ServerOptions::default());
+    server.set("ODOSHI__STORE__URL", &url);
+    server.spawn();
+    assert_eq!(server.wait().await.code(), Some(1), "{}", server.log_text());
+    let log = server.log_text();
+    assert!(log.contains("LATIN1") && log.contains(what_to_do), "{log}");
+    let migrated = tokio::task::spawn_blocking(move || migrate(&[("ODOSHI__STORE__URL", &url)]));
+    let (code, text) = migrated.await.unwrap();
+    assert_eq!(code, Some(1), "{text}");
+    assert!(text.contains("LATIN1") && text.contains(what_to_do), "{text}");
+}

@@ -4,8 +4,8 @@ use super::commands::Duplicates;
 use super::sql::sql;
 use super::{MIGRATION_WITHIN, PING_WITHIN, PostgresStore, State};
 use super::{
-    actions, agents, audit, commands, elders, error, hints, live, migrate, node, not_connected, outcomes, tokens,
-    transaction,
+    actions, agents, audit, check_encoding, commands, elders, error, hints, live, migrate, node, not_connected,
+    outcomes, tokens, transaction,
 };
 use crate::domain::action::{Action, ActionState, NewAction};
 use crate::domain::agent::{AgentRef, Token};
@@ -59,7 +59,12 @@ impl Store for PostgresStore {
         let (inner, heartbeat, dead_after) = (self.inner.clone(), self.heartbeat, self.dead_after);
         let conn = {
             let inner = inner.clone();
-            self.run(async move { inner.connector.connect().await.map_err(not_connected) }).await?
+            self.run(async move {
+                let mut conn = inner.connector.connect().await.map_err(not_connected)?;
+                check_encoding(&mut conn).await?;
+                Ok(conn)
+            })
+            .await?
         };
         match self.run(migrate(conn)).await {
             Err(error) if self.failing_since.get_or_init(Instant::now).elapsed() < MIGRATION_WITHIN => {
@@ -71,7 +76,7 @@ impl Store for PostgresStore {
             let mut conn = node::connect(&inner).await.map_err(not_connected)?;
             let asked = Instant::now();
             let time = node::register(&mut conn, &inner.incarnation).await;
-            let time = time.map_err(|error| error::sort("prepare", error))?;
+            let time = time.map_err(|error| error::sort("prepare", error, conn.code()))?;
             inner.clock.observe(time, asked, Instant::now());
             inner.set_state(State::Ready);
             tokio::spawn(elders::watch(Arc::downgrade(&inner), warn_transaction));
@@ -339,7 +344,8 @@ impl Store for PostgresStore {
         version: &str,
     ) -> StoreResult<bool> {
         let write = "agent_refresh";
-        let said = agents::Said::new(agent_no, labels, facts, version).map_err(|error| error::sort(write, error))?;
+        let said =
+            agents::Said::new(agent_no, labels, facts, version).map_err(|error| error::sort(write, error, None))?;
         let (said, now) = (Arc::new(said), self.now());
         // After a restart every agent says what it said before: that is no reason to write.
         if self.read(write, body!([said] conn => agents::says_the_same(conn, &said))).await? {

@@ -1,16 +1,16 @@
 //! How a connection to the database comes about: its URL, its password, its TLS, and how its session is set up.
 
+use super::link::{self, Connected, NotConnected};
 use super::tls::{Check, client_config};
 use crate::config::Config;
+use deadpool::managed::{Manager, Metrics, RecycleError, RecycleResult};
 use diesel::{ConnectionError, ConnectionResult};
-use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
+use diesel_async::{AnsiTransactionManager, SimpleAsyncConnection, TransactionManager};
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
 use std::time::Duration;
 use tokio_postgres::config::SslMode;
-use tokio_postgres::error::SqlState;
-use tokio_postgres::{NoTls, Socket};
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// How long a connect may take.
@@ -78,51 +78,33 @@ impl Connector {
     }
 
     /// Opens a connection, whose driver runs on the runtime of the caller.
-    pub(super) async fn connect(&self) -> ConnectionResult<AsyncPgConnection> {
-        let mut conn = match &self.tls {
-            None => adopt(self.config.connect(NoTls).await).await?,
-            Some(tls) => adopt(self.config.connect(tls.clone()).await).await?,
-        };
+    pub(super) async fn connect(&self) -> ConnectionResult<Connected> {
+        let connected = link::connect(&self.config, self.tls.as_ref()).await;
+        let mut conn = connected.map_err(|error| match error {
+            NotConnected::Diesel(error) => error,
+            error if error.is_hopeless() => ConnectionError::InvalidConnectionUrl(error.to_string()),
+            error => ConnectionError::BadConnection(error.to_string()),
+        })?;
         conn.batch_execute(&self.setup).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
         Ok(conn)
     }
 }
 
-async fn adopt<S: tokio_postgres::tls::TlsStream + Unpin + Send + 'static>(
-    connected: Result<(tokio_postgres::Client, tokio_postgres::Connection<Socket, S>), tokio_postgres::Error>,
-) -> ConnectionResult<AsyncPgConnection> {
-    let (client, connection) = connected.map_err(|error| {
-        let told = told(&error);
-        if is_hopeless(&error) {
-            ConnectionError::InvalidConnectionUrl(told)
-        } else {
-            ConnectionError::BadConnection(told)
-        }
-    })?;
-    AsyncPgConnection::try_from_client_and_connection(client, connection).await
-}
+impl Manager for Connector {
+    type Type = Connected;
+    type Error = ConnectionError;
 
-/// The error with its causes.
-fn told(error: &tokio_postgres::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = std::error::Error::source(error);
-    while let Some(inner) = cause {
-        text = format!("{text}: {inner}");
-        cause = inner.source();
+    async fn create(&self) -> ConnectionResult<Connected> {
+        self.connect().await
     }
-    text
-}
 
-/// Whether a later try can't go better: the server answered, and what it said is about us.
-fn is_hopeless(error: &tokio_postgres::Error) -> bool {
-    let about_us = [
-        SqlState::INVALID_PASSWORD,
-        SqlState::INVALID_AUTHORIZATION_SPECIFICATION,
-        SqlState::INVALID_CATALOG_NAME,
-        SqlState::INSUFFICIENT_PRIVILEGE,
-    ];
-    error.code().is_some_and(|code| about_us.contains(code))
-        || std::error::Error::source(error).is_some_and(|cause| cause.to_string().contains("certificate"))
+    /// One that breaks later is found by the call that meets it, which tries again on another one.
+    async fn recycle(&self, conn: &mut Connected, _: &Metrics) -> RecycleResult<ConnectionError> {
+        if conn.is_closed() || AnsiTransactionManager::is_broken_transaction_manager(&mut **conn) {
+            return Err(RecycleError::message("the connection broke"));
+        }
+        Ok(())
+    }
 }
 
 /// How a session is set up.

@@ -1,37 +1,56 @@
 //! What goes wrong with PostgreSQL, sorted by whether trying again can help.
 //!
-//! diesel passes on only a few of the server's error codes as kinds; the rest comes without its code, and with a message
-//! that may be in any language. Data is checked before it gets here (lengths, numbers, no NUL characters), so what the
-//! server can't do for a reason that isn't named is taken for a reason of its own (locks, a deadlock, a full disk, a
-//! shutdown), which passes. The few messages that say that a value is at fault are known in English.
+//! The code (SQLSTATE) decides, which [`link`](super::link) has, and never the message, which is in the server's language.
+//! Refused is what is wrong with a value, or with a statement: the same again fails again. Everything else passes or is
+//! fixed by an operator (no room, no rights, a table that a dump has locked, a shutdown), and so do codes that aren't
+//! known here: nothing is dropped for them. If a value is at fault after all, the batcher finds it.
 
-use super::super::StoreError;
+use crate::store::{SqlState, StoreError};
 use diesel::result::{DatabaseErrorKind, Error};
 
-/// A value that the server can't take, in English.
-const AT_FAULT: [&str; 5] = [
-    "invalid byte sequence",
-    "unsupported Unicode escape sequence",
-    "invalid input syntax",
-    "out of range",
-    "stack depth limit exceeded",
-];
+/// Whether waiting, or an operator, can make an error with this code go away.
+fn passes(code: SqlState) -> bool {
+    match (code.class(), code.as_str()) {
+        // Rights that were revoked; a table, a column or a function that somebody dropped, or that isn't there yet.
+        ("42", "42501" | "42P01" | "42703" | "42883") => true,
+        // Feature not supported, data, constraints, syntax, program limits (a value too large for an index).
+        ("0A" | "22" | "23" | "42" | "54", _) => false,
+        // 08 connection, 25 read only, 28 and 3D logins and databases, 40 rollback, 53 resources, 55 and 57 locks,
+        // timeouts and shutdowns, 58 the system, XX the server itself, and what isn't known.
+        _ => true,
+    }
+}
 
-/// Sorts an error of the database.
-pub(super) fn sort(during: &'static str, source: Error) -> StoreError {
+/// The same without a code: what diesel makes of it.
+fn kind_passes(kind: &DatabaseErrorKind) -> bool {
     use DatabaseErrorKind as Kind;
+    !matches!(
+        kind,
+        Kind::UniqueViolation
+            | Kind::ForeignKeyViolation
+            | Kind::NotNullViolation
+            | Kind::CheckViolation
+            | Kind::RestrictViolation
+            | Kind::ExclusionViolation
+    )
+}
+
+/// Sorts an error of the database. `code` is that of the connection's last error.
+pub(super) fn sort(during: &'static str, source: Error, code: Option<SqlState>) -> StoreError {
+    let coded = code.map(|code| format!(" ({code})")).unwrap_or_default();
     match &source {
-        Error::DatabaseError(Kind::UnableToSendCommand | Kind::ClosedConnection, info) => {
-            StoreError::Unavailable(format!("{during}: the connection broke: {}", info.message()))
+        Error::DatabaseError(DatabaseErrorKind::UnableToSendCommand | DatabaseErrorKind::ClosedConnection, info) => {
+            StoreError::Unavailable(format!("{during}: the connection broke: {}{coded}", info.message()))
         }
-        Error::DatabaseError(Kind::SerializationFailure | Kind::ReadOnlyTransaction, _)
-        | Error::BrokenTransactionManager
-        | Error::AlreadyInTransaction => StoreError::Unavailable(format!("{during}: {source}")),
-        Error::DatabaseError(Kind::Unknown, info) if !AT_FAULT.iter().any(|words| info.message().contains(words)) => {
+        Error::DatabaseError(kind, _) if code.map_or_else(|| kind_passes(kind), passes) => {
+            StoreError::Unavailable(format!("{during}: {source}{coded}"))
+        }
+        Error::DatabaseError(..) => StoreError::Refused { during, code, source },
+        Error::BrokenTransactionManager | Error::AlreadyInTransaction => {
             StoreError::Unavailable(format!("{during}: {source}"))
         }
         Error::DeserializationError(_) => StoreError::Corrupt(format!("what can't be read ({during}): {source}")),
-        _ => StoreError::Refused { during, source },
+        _ => StoreError::Refused { during, code: None, source },
     }
 }
 
@@ -46,7 +65,28 @@ pub(super) fn is_broken(error: &Error) -> bool {
 }
 
 /// Whether the same transaction may well succeed when it is tried again at once.
-pub(super) fn may_pass(error: &Error) -> bool {
-    matches!(error, Error::DatabaseError(DatabaseErrorKind::SerializationFailure | DatabaseErrorKind::Unknown, _))
-        || is_broken(error)
+pub(super) fn may_pass(error: &Error, code: Option<SqlState>) -> bool {
+    match error {
+        Error::DatabaseError(kind, _) => is_broken(error) || code.map_or_else(|| kind_passes(kind), passes),
+        _ => is_broken(error),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_code_says_whether_it_passes() {
+        for code in ["08006", "25006", "28P01", "40001", "40P01", "42501", "42P01", "53100", "53300", "55P03", "57014"]
+        {
+            assert!(passes(code.parse().expect("a code")), "{code}");
+        }
+        for code in ["57P01", "58030", "XX000", "XX001", "P0001", "ZZ999"] {
+            assert!(passes(code.parse().expect("a code")), "{code}");
+        }
+        for code in ["0A000", "22021", "22P05", "22003", "23505", "23514", "42601", "42804", "54000", "54001"] {
+            assert!(!passes(code.parse().expect("a code")), "{code}");
+        }
+    }
 }

@@ -5,13 +5,13 @@
 //! connection of its own, which is always read from, and holds no snapshot; when it was cut off it tells that hints may
 //! have been lost.
 
+use super::link::Connected;
 use super::sql::sql;
 use super::{Inner, State};
 use crate::domain::hint::Hint;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
-use futures_util::StreamExt;
 use std::sync::Weak;
 use std::time::Duration;
 use tokio::sync::mpsc;
@@ -79,19 +79,13 @@ pub(super) async fn listen(inner: Weak<Inner>) {
     }
 }
 
-async fn follow(
-    mut conn: AsyncPgConnection,
-    me: &str,
-    inner: &Weak<Inner>,
-    hints: &mpsc::Sender<Hint>,
-) -> QueryResult<()> {
+async fn follow(mut conn: Connected, me: &str, inner: &Weak<Inner>, hints: &mpsc::Sender<Hint>) -> QueryResult<()> {
     let channel: Channel = sql(format!("SELECT {CHANNEL} AS channel")).get_result(&mut conn).await?;
     conn.batch_execute(&format!("LISTEN \"{}\"", channel.channel.replace('"', "\"\""))).await?;
     // What was said before this connection listened is lost.
     tell(hints, Hint::Everything);
-    let mut notifications = std::pin::pin!(conn.notifications_stream());
-    while let Some(notification) = notifications.next().await {
-        let heard = heard(me, &notification?.payload);
+    while let Some(payload) = conn.notification().await {
+        let heard = heard(me, &payload);
         if let (false, Some(inner)) = (heard.is_empty(), inner.upgrade()) {
             inner.met_others();
         }

@@ -19,6 +19,7 @@ mod counts;
 mod elders;
 mod error;
 mod hints;
+mod link;
 mod live;
 mod node;
 mod outcomes;
@@ -35,12 +36,14 @@ use crate::config::Config;
 use crate::domain::hint::Hint;
 use clock::Clock;
 use connect::Connector;
+use deadpool::managed::Pool;
 use diesel::ConnectionError;
+use diesel::prelude::*;
+use diesel::sql_types::Text;
 use diesel_async::async_connection_wrapper::AsyncConnectionWrapper;
-use diesel_async::pooled_connection::deadpool::Pool;
-use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig, RecyclingMethod};
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
+use link::Connected;
 use sql::sql;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -99,7 +102,7 @@ pub struct PostgresStore {
 
 /// What the store's tasks share.
 struct Inner {
-    pool: Pool<AsyncPgConnection>,
+    pool: Pool<Connector>,
     connector: Connector,
     incarnation: String,
     clock: Clock,
@@ -244,15 +247,8 @@ impl Drop for PostgresStore {
     }
 }
 
-fn pool(connector: Connector, size: usize) -> Result<Pool<AsyncPgConnection>, String> {
-    let mut config = ManagerConfig::<AsyncPgConnection>::default();
-    // One that broke is found by the call that meets it, which tries again on another one.
-    config.recycling_method = RecyclingMethod::Fast;
-    config.custom_setup = Box::new(move |_| {
-        let connector = connector.clone();
-        Box::pin(async move { connector.connect().await })
-    });
-    Pool::builder(AsyncDieselConnectionManager::new_with_config("", config))
+fn pool(connector: Connector, size: usize) -> Result<Pool<Connector>, String> {
+    Pool::builder(connector)
         .max_size(size.max(1))
         .runtime(deadpool::Runtime::Tokio1)
         .wait_timeout(Some(WAIT_FOR_CONNECTION))
@@ -269,16 +265,39 @@ fn not_connected(error: ConnectionError) -> StoreError {
     }
 }
 
+/// Refuses a database that can't keep every text. Its encoding is chosen when it is made and can't be changed.
+async fn check_encoding(conn: &mut Connected) -> StoreResult<()> {
+    #[derive(QueryableByName)]
+    struct Row {
+        #[diesel(sql_type = Text)]
+        encoding: String,
+        #[diesel(sql_type = Text)]
+        database: String,
+    }
+    let asked = sql("SELECT current_setting('server_encoding') AS encoding, current_database()::text AS database");
+    let Row { encoding, database } =
+        asked.get_result(&mut **conn).await.map_err(|error| error::sort("server_encoding", error, conn.code()))?;
+    if encoding == "UTF8" {
+        return Ok(());
+    }
+    Err(StoreError::Unusable(format!(
+        "the database {database:?} has the encoding {encoding}, which cannot keep every text; only UTF8 is supported. \
+         Make another one, copy into it what is to be kept, and name it in store.url: \
+         CREATE DATABASE odoshi ENCODING 'UTF8' LOCALE 'C.UTF-8' TEMPLATE template0"
+    )))
+}
+
 /// Brings the tables up to date. Others that start at the same moment wait, and find nothing left to be done.
-async fn migrate(mut conn: AsyncPgConnection) -> StoreResult<()> {
-    let during = |error| error::sort("migrate", error);
-    conn.batch_execute("SET statement_timeout = 0; SET lock_timeout = 0").await.map_err(during)?;
-    sql("SELECT pg_advisory_lock(?)").bind(MIGRATING).execute(&mut conn).await.map_err(during)?;
-    let patience = format!("SET lock_timeout = {}", MIGRATION_WAITS.as_millis());
-    conn.batch_execute(&patience).await.map_err(during)?;
+async fn migrate(mut conn: Connected) -> StoreResult<()> {
+    async fn begin(conn: &mut AsyncPgConnection) -> QueryResult<()> {
+        conn.batch_execute("SET statement_timeout = 0; SET lock_timeout = 0").await?;
+        sql("SELECT pg_advisory_lock(?)").bind(MIGRATING).execute(conn).await?;
+        conn.batch_execute(&format!("SET lock_timeout = {}", MIGRATION_WAITS.as_millis())).await
+    }
+    begin(&mut conn).await.map_err(|error| error::sort("migrate", error, conn.code()))?;
     // The harness is a blocking one. The lock goes with the connection.
     let migrated = tokio::task::spawn_blocking(move || {
-        let mut harness: AsyncConnectionWrapper<AsyncPgConnection> = conn.into();
+        let mut harness: AsyncConnectionWrapper<AsyncPgConnection> = conn.into_inner().into();
         harness.run_pending_migrations(MIGRATIONS).map(|_| ()).map_err(|error| error.to_string())
     });
     match migrated.await {

@@ -5,6 +5,7 @@
 //! one before, of the same name, is gone, and needn't wait for `dead_after`. Both ways of finding somebody dead may be
 //! wrong, about a process that was only slow or cut off; fencing makes that harmless, see [`super::transaction`].
 
+use super::link::Connected;
 use super::sql::sql;
 use super::{Inner, State, hints};
 use crate::domain::hint::Hint;
@@ -195,7 +196,7 @@ async fn is_locked(conn: &mut AsyncPgConnection, incarnation: &str) -> QueryResu
 }
 
 /// Keeps saying on `conn` that this process lives, for as long as somebody else holds `inner`.
-pub(super) async fn heartbeats(inner: Weak<Inner>, conn: AsyncPgConnection, every: Duration, dead_after: Duration) {
+pub(super) async fn heartbeats(inner: Weak<Inner>, conn: Connected, every: Duration, dead_after: Duration) {
     let mut conn = Some(conn);
     // Since when all has gone well: after an outage of the database everybody looks dead.
     let mut well_since = Instant::now();
@@ -260,7 +261,7 @@ async fn bury(inner: &Inner, dead_after: Duration, adopts: bool) -> Result<(), S
 }
 
 /// One heartbeat; false when there is no such node any more.
-async fn beat(conn: &mut Option<AsyncPgConnection>, inner: &Inner) -> Result<bool, String> {
+async fn beat(conn: &mut Option<Connected>, inner: &Inner) -> Result<bool, String> {
     let conn = match conn {
         Some(conn) => conn,
         None => conn.insert(connect(inner).await.map_err(|error| error.to_string())?),
@@ -283,7 +284,7 @@ async fn beat(conn: &mut Option<AsyncPgConnection>, inner: &Inner) -> Result<boo
 }
 
 /// A connection that holds the lock of this node.
-pub(super) async fn connect(inner: &Inner) -> ConnectionResult<AsyncPgConnection> {
+pub(super) async fn connect(inner: &Inner) -> ConnectionResult<Connected> {
     let mut conn = inner.connector.connect().await?;
     try_lock(&mut conn, &inner.incarnation).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
     Ok(conn)

@@ -43,7 +43,7 @@ impl Scratch {
     /// # Errors
     /// When the database is away.
     pub async fn connect(&self) -> StoreResult<AsyncPgConnection> {
-        let mut conn = self.connector.connect().await.map_err(not_connected)?;
+        let mut conn = self.connector.connect().await.map_err(not_connected)?.into_inner();
         self.execute(&mut conn, &format!("SET search_path = {}", self.schema)).await?;
         Ok(conn)
     }
@@ -53,7 +53,7 @@ impl Scratch {
     /// # Errors
     /// When the database refuses it or is away.
     pub async fn execute(&self, conn: &mut AsyncPgConnection, statements: &str) -> StoreResult<()> {
-        conn.batch_execute(statements).await.map_err(|error| super::error::sort("scratch", error))
+        conn.batch_execute(statements).await.map_err(|error| super::error::sort("scratch", error, None))
     }
 
     /// Deletes the schema and all that is in it.

@@ -15,14 +15,15 @@
 //! **Again.** Deadlocks, locks that took too long and connections that broke are tried again a few times right here;
 //! nothing of a failed transaction remains. What still fails then is for the caller, who waits longer.
 
+use super::connect::Connector;
 use super::error::{is_broken, may_pass, sort};
 use super::sql::sql;
 use super::{Inner, State};
 use crate::store::{StoreError, StoreResult};
+use deadpool::managed::Object;
 use diesel::prelude::*;
 use diesel::result::Error;
 use diesel::sql_types::{Nullable, Text};
-use diesel_async::pooled_connection::deadpool::Object;
 use diesel_async::{AnsiTransactionManager, AsyncPgConnection, RunQueryDsl, TransactionManager};
 use futures_util::future::BoxFuture;
 use rand::RngExt;
@@ -90,6 +91,7 @@ impl Inner {
                 .get()
                 .await
                 .map_err(|error| StoreError::Unavailable(format!("{during}: no connection: {error}")))?;
+            conn.forget_code();
             let work = async {
                 match access {
                     Access::Write => self.transaction(&mut conn, during, body).await,
@@ -108,6 +110,7 @@ impl Inner {
                     return Err(StoreError::Unavailable(format!("{during}: no answer within {within} s")));
                 }
             };
+            let code = conn.code();
             let error = match tried {
                 Tried::Done(done) => return Ok(done),
                 Tried::Failed(error) => {
@@ -126,8 +129,8 @@ impl Inner {
                 }
             };
             self.gate(during)?;
-            if !may_pass(&error) || tries >= TRIES || started.elapsed() > TRY_WITHIN {
-                return Err(sort(during, error));
+            if !may_pass(&error, code) || tries >= TRIES || started.elapsed() > TRY_WITHIN {
+                return Err(sort(during, error, code));
             }
             log::debug!(during, error = error.to_string().as_str(); "a transaction is tried again");
             let wait = Duration::from_millis(5 << tries).mul_f64(rand::rng().random_range(0.5..1.5));
@@ -174,7 +177,7 @@ impl Inner {
     }
 
     /// Lets go of a connection that is of no more use; those that are idle were most likely cut with it.
-    fn discard(&self, conn: Object<AsyncPgConnection>) {
+    fn discard(&self, conn: Object<Connector>) {
         drop(Object::take(conn));
         self.pool.retain(|_, _| false);
     }
@@ -190,7 +193,7 @@ impl Inner {
                                  ELSE 'another run' END AS fate")
                     .bind(transaction.run.as_str())
                     .bind(transaction.xid.as_str());
-                let answer = asked.get_result::<Fate>(&mut conn).await;
+                let answer = asked.get_result::<Fate>(&mut **conn).await;
                 if answer.as_ref().is_err_and(is_broken) {
                     self.discard(conn);
                 }

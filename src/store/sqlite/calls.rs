@@ -229,8 +229,8 @@ impl Store for SqliteStore {
         version: &str,
     ) -> StoreResult<bool> {
         let write = "agent_refresh";
-        let labels = labels.map(json).transpose().map_err(|error| StoreError::from_diesel(write, error))?;
-        let facts = json(facts).map_err(|error| StoreError::from_diesel(write, error))?;
+        let labels = labels.map(json).transpose().map_err(|error| StoreError::from_sqlite(write, error))?;
+        let facts = json(facts).map_err(|error| StoreError::from_sqlite(write, error))?;
         let (version, now) = (version.to_owned(), self.now());
         // After a restart every agent says what it said before: that is no reason to write.
         let said = (labels.clone(), facts.clone(), version.clone());

@@ -94,7 +94,7 @@ impl SqliteStore {
         task: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
     ) -> StoreResult<T> {
         let mut connection = pool.get().await.map_err(|error| StoreError::Unavailable(format!("{during}: {error}")))?;
-        connection.spawn_blocking(task).await.map_err(|error| StoreError::from_diesel(during, error))
+        connection.spawn_blocking(task).await.map_err(|error| StoreError::from_sqlite(during, error))
     }
 
     async fn read<T: Send + 'static>(
