@@ -141,6 +141,10 @@ pub trait Store: Send + Sync + 'static {
     /// answers how many there were; `None` when there is no such action (left).
     async fn action_purge(&self, ended_before: Timestamp, limit: usize) -> StoreResult<Option<usize>>;
 
+    /// Looks at up to `limit` actions after the key `after` that have rows, and marks those for deletion that are no more: the
+    /// next [`Store::action_purge`] takes them up. Answers how far it looked; `None` when there was nothing to look at.
+    async fn action_sweep(&self, after: i64, limit: usize) -> StoreResult<Option<i64>>;
+
     /// Writes pages of commands in one transaction. Answers are in the order given.
     async fn command_insert(&self, pages: Vec<CommandPage>) -> StoreResult<Vec<Inserted>>;
 

@@ -55,6 +55,9 @@ pub trait Backend: Sized {
     /// How many rows there are of an action beside its own.
     async fn rows_of(&self, action_no: i64) -> i64;
 
+    /// Deletes the row of an action and leaves all its other rows, as earlier versions could.
+    async fn orphan(&self, action_no: i64);
+
     /// Tries to change what the audit log says.
     async fn change_audit(&self) -> diesel::QueryResult<()>;
 
@@ -149,6 +152,7 @@ macro_rules! cases {
             retention {
                 what_is_kept_no_longer_goes_in_small_batches_and_is_out_of_sight_at_once
                 what_goes_takes_no_late_results
+                rows_without_their_action_are_found_and_deleted
             }
             live {
                 agents_join_a_live_action_once_and_are_found_by_their_open_row

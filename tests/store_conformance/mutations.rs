@@ -70,6 +70,10 @@ impl<B: Backend, S: Sabotage> Backend for Broken<B, S> {
         self.0.rows_of(action_no).await
     }
 
+    async fn orphan(&self, action_no: i64) {
+        self.0.orphan(action_no).await;
+    }
+
     async fn change_audit(&self) -> diesel::QueryResult<()> {
         self.0.change_audit().await
     }

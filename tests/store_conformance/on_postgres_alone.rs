@@ -234,6 +234,72 @@ fn a_node_that_was_started_anew_does_not_wait_for_the_one_before() {
     });
 }
 
+/// An ended action whose outcomes alone are left to be deleted, as many as this.
+async fn ended_with_outcomes(backend: &Postgres, outcomes: usize) -> i64 {
+    let fleet = agents(backend.store(), 1).await;
+    let taken = resolved(backend.store(), json!({}), &fleet).await;
+    taken.ends(backend.store(), fleet[0], 1, CommandState::Succeeded).await;
+    assert_eq!(backend.store().action_complete(vec![taken.no]).await.unwrap(), [taken.no]);
+    let rows = format!(
+        "INSERT INTO outcomes (action_no, agent_no, run, status, is_final, attempts, finished_at) \
+         SELECT {}, 1000 + n, 1, 3, TRUE, 0, 0 FROM generate_series(2, {outcomes}) AS n",
+        taken.no
+    );
+    backend.execute(&rows).await;
+    taken.no
+}
+
+#[test]
+fn an_action_is_forgotten_only_when_nothing_of_it_is_left() {
+    block_on(async {
+        let backend = Postgres::fresh().await;
+        let store = backend.store();
+        let no = ended_with_outcomes(&backend, 50).await;
+        let soon = store.now().plus(Duration::from_secs(60));
+        // The command and the row of the action go.
+        assert_eq!(store.action_purge(soon, 1).await.unwrap(), Some(1));
+        // Another node deletes some outcomes: the very ones that come first.
+        let mut other = backend.session();
+        other.say(&format!(
+            "BEGIN; DELETE FROM outcomes WHERE ctid = ANY(ARRAY(SELECT ctid FROM outcomes WHERE action_no = {no} LIMIT 20));"
+        ));
+        backend.until_held().await;
+        let purge = store.action_purge(soon, 20);
+        let commit = async {
+            backend.until_locked_out().await;
+            other.say("COMMIT;");
+        };
+        tokio::join!(purge, commit).0.unwrap();
+        assert!(backend.rows_of(no).await > 1, "there is something left to be found");
+        assert_eq!(backend.number("SELECT count(*) FROM purges").await, 1);
+        while store.action_purge(soon, 20).await.unwrap().is_some() {}
+        assert_eq!(backend.rows_of(no).await, 0);
+    });
+}
+
+#[test]
+fn two_nodes_that_delete_at_the_same_time_leave_nothing_behind() {
+    block_on(async {
+        let backend = Postgres::fresh().await;
+        let no = ended_with_outcomes(&backend, 4_000).await;
+        let other = open(&backend.url()).await;
+        let soon = other.now().plus(Duration::from_secs(60));
+        let purge = async |store: &dyn Store| {
+            for _ in 0..4_000 {
+                let deleted = store.action_purge(soon, 100).await.unwrap();
+                assert!(deleted.is_none_or(|deleted| deleted <= 100), "{deleted:?}");
+                // The other one may be at it.
+                if deleted.is_none() && backend.number("SELECT count(*) FROM purges").await == 0 {
+                    return;
+                }
+            }
+            panic!("it doesn't end");
+        };
+        tokio::join!(purge(backend.store()), purge(&other));
+        assert_eq!(backend.rows_of(no).await, 0);
+    });
+}
+
 #[test]
 fn a_database_in_another_encoding_is_refused_with_what_to_do() {
     block_on(async {

@@ -227,6 +227,10 @@ impl Backend for Postgres {
         has(bytes) || has(hex.as_bytes())
     }
 
+    async fn orphan(&self, action_no: i64) {
+        self.execute(&format!("DELETE FROM actions WHERE no = {action_no}")).await;
+    }
+
     async fn sabotage(&self, mutation: Mutation) {
         let trigger = match mutation {
             Mutation::LostRow => {

@@ -79,3 +79,33 @@ pub async fn what_goes_takes_no_late_results(backend: &mut impl Backend) {
     while store.action_purge(store.now(), 3).await.unwrap().is_some() {}
     assert_eq!(backend.rows_of(old.no).await, 0);
 }
+
+pub async fn rows_without_their_action_are_found_and_deleted(backend: &mut impl Backend) {
+    let fleet = agents(backend.store(), 5).await;
+    let lost = ended(backend, &fleet).await;
+    let kept = ended(backend, &fleet).await;
+    let lost_too = resolved(backend.store(), json!({}), &fleet).await;
+    let open = resolved(backend.store(), json!({}), &fleet).await;
+    let before = (backend.rows_of(kept.no).await, backend.rows_of(open.no).await);
+    for taken in [lost, lost_too] {
+        backend.orphan(taken.no).await;
+    }
+    let store = backend.store();
+    assert_eq!(store.action_purge(in_secs(store, -90), 4).await.unwrap(), None);
+    let (mut after, mut steps) = (0, 0);
+    while let Some(next) = store.action_sweep(after, 2).await.unwrap() {
+        assert!(next > after);
+        (after, steps) = (next, steps + 1);
+    }
+    assert_eq!(steps, 2, "four actions have rows, and two are looked at in a step");
+    while let Some(deleted) = store.action_purge(in_secs(store, -90), 4).await.unwrap() {
+        assert!(deleted <= 4);
+    }
+    for taken in [lost, lost_too] {
+        assert_eq!(backend.rows_of(taken.no).await, 0);
+    }
+    assert_eq!((backend.rows_of(kept.no).await, backend.rows_of(open.no).await), before);
+    // There is nothing left to be found.
+    assert!(store.action_sweep(0, 100).await.unwrap().is_some_and(|last| last >= kept.no));
+    assert_eq!(store.action_purge(in_secs(store, -90), 4).await.unwrap(), None);
+}

@@ -122,6 +122,10 @@ impl Backend for Sqlite {
         sql_query(query).get_result::<Number>(&mut self.aside()).unwrap().number
     }
 
+    async fn orphan(&self, action_no: i64) {
+        sql_query("DELETE FROM actions WHERE no = ?").bind::<BigInt, _>(action_no).execute(&mut self.aside()).unwrap();
+    }
+
     async fn sabotage(&self, mutation: Mutation) {
         let trigger = match mutation {
             Mutation::LostRow => {

@@ -243,11 +243,11 @@ impl Store for PostgresStore {
     }
 
     async fn action_purge(&self, ended_before: Timestamp, limit: usize) -> StoreResult<Option<usize>> {
-        let begin = body!([] conn => actions::begin_purge(conn, ended_before));
-        match self.write("action_purge", begin).await? {
-            Some(no) => self.write("action_purge", body!([] conn => actions::purge(conn, no, limit))).await.map(Some),
-            None => Ok(None),
-        }
+        self.write("action_purge", body!([] conn => actions::purge(conn, ended_before, limit))).await
+    }
+
+    async fn action_sweep(&self, after: i64, limit: usize) -> StoreResult<Option<i64>> {
+        self.write("action_sweep", body!([] conn => actions::sweep(conn, after, limit))).await
     }
 
     async fn command_insert(&self, pages: Vec<CommandPage>) -> StoreResult<Vec<Inserted>> {

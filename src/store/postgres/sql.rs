@@ -27,6 +27,12 @@ impl Sql {
         self.binds.push(value.into());
         self
     }
+
+    /// The values for the next places.
+    pub(super) fn bind_each(mut self, values: &[i64]) -> Self {
+        self.binds.extend(values.iter().copied().map(Bind::from));
+        self
+    }
 }
 
 macro_rules! binds {

@@ -12,7 +12,7 @@ use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{BigInt, Bool, Text};
+use diesel::sql_types::{BigInt, Bool, Nullable, Text};
 use uuid::Uuid;
 
 pub(super) fn insert(
@@ -248,6 +248,16 @@ pub(super) fn complete(conn: &mut SqliteConnection, nos: &[i64], now: Timestamp)
     Ok(ended.into_iter().map(|row| row.key).collect())
 }
 
+/// The tables with rows of an action and what else is in their keys, in the order in which they are deleted. The commands
+/// first: then nothing can be reported about them any more.
+const ROWS: [(&str, &str); 5] = [
+    ("commands", "agent_no"),
+    ("open_commands", "agent_no"),
+    ("outcomes", "agent_no, run"),
+    ("late_results", "agent_no, run"),
+    ("action_counts", "lane"),
+];
+
 pub(super) fn purge(conn: &mut SqliteConnection, before: Timestamp, limit: usize) -> QueryResult<Option<usize>> {
     let begun = sql_query("SELECT action_no AS key FROM purges ORDER BY action_no LIMIT 1").get_result::<Key>(conn);
     let no = match begun.optional()? {
@@ -268,13 +278,7 @@ pub(super) fn purge(conn: &mut SqliteConnection, before: Timestamp, limit: usize
         }
     };
     let mut deleted = 0;
-    // The commands first: then nothing can be reported about them any more.
-    for (table, key) in [
-        ("commands", "agent_no"),
-        ("open_commands", "agent_no"),
-        ("outcomes", "agent_no, run"),
-        ("late_results", "agent_no, run"),
-    ] {
+    for (table, key) in ROWS {
         if deleted >= limit {
             return Ok(Some(deleted));
         }
@@ -287,7 +291,36 @@ pub(super) fn purge(conn: &mut SqliteConnection, before: Timestamp, limit: usize
         .execute(conn)?;
     }
     if deleted < limit {
+        // There is one writer: what was not found isn't there.
         sql_query("DELETE FROM purges WHERE action_no = ?").bind::<BigInt, _>(no).execute(conn)?;
     }
     Ok(Some(deleted))
+}
+
+/// Looks at up to `limit` keys of actions that have rows, and marks those for deletion that have no row of their own.
+pub(super) fn sweep(conn: &mut SqliteConnection, after: i64, limit: usize) -> QueryResult<Option<i64>> {
+    #[derive(QueryableByName)]
+    struct Next {
+        #[diesel(sql_type = Nullable<BigInt>)]
+        no: Option<i64>,
+    }
+    // One step in each index.
+    let next = ROWS.map(|(table, _)| format!("SELECT min(action_no) AS no FROM {table} WHERE action_no > ?1"));
+    let next = format!("SELECT min(no) AS no FROM ({})", next.join(" UNION ALL "));
+    let (mut last, mut lost) = (None, 0);
+    for _ in 0..limit {
+        let found = sql_query(&next).bind::<BigInt, _>(last.unwrap_or(after)).get_result::<Next>(conn)?.no;
+        let Some(no) = found else { break };
+        lost += sql_query(
+            "INSERT INTO purges (action_no) SELECT ?1 WHERE NOT EXISTS (SELECT 1 FROM actions WHERE no = ?1) \
+             AND NOT EXISTS (SELECT 1 FROM purges WHERE action_no = ?1)",
+        )
+        .bind::<BigInt, _>(no)
+        .execute(conn)?;
+        last = Some(no);
+    }
+    if lost > 0 {
+        log::warn!(actions = lost; "rows of actions that are no more are going to be deleted");
+    }
+    Ok(last)
 }

@@ -152,6 +152,10 @@ impl Store for SqliteStore {
         self.write("action_purge", move |conn| actions::purge(conn, ended_before, limit)).await
     }
 
+    async fn action_sweep(&self, after: i64, limit: usize) -> StoreResult<Option<i64>> {
+        self.write("action_sweep", move |conn| actions::sweep(conn, after, limit)).await
+    }
+
     async fn command_insert(&self, pages: Vec<CommandPage>) -> StoreResult<Vec<Inserted>> {
         let lane = self.incarnation.clone();
         self.write("command_insert", move |conn| commands::insert(conn, &pages, &lane)).await
