@@ -45,7 +45,7 @@ use crate::pipeline::waiters::Waiters;
 use crate::senders::SenderContext;
 use crate::senders::stream::StreamSender;
 use crate::senders::stream::connection::SessionParts;
-use crate::senders::stream::sessions::SessionSink;
+use crate::senders::stream::sessions::{Opening, SessionSink};
 use crate::store::{self, StoreError};
 use crate::supervision::{Supervision, supervise};
 use actix::prelude::*;
@@ -225,7 +225,8 @@ impl Builder {
             metrics: metrics.clone(),
         };
         let outcomes = supervise("outcomes", Batcher::new(sink, limits), MAILBOX, &supervision);
-        let sink = SessionSink { store: store.clone(), upstream: upstream.clone(), metrics: metrics.clone() };
+        let (of_sessions, opening) = (metrics.clone(), Opening::default());
+        let sink = SessionSink { store: store.clone(), upstream: upstream.clone(), metrics: of_sessions, opening };
         let sessions = supervise("sessions", Batcher::new(sink, limits), MAILBOX, &supervision);
         let context = SenderContext::new(store.clone(), outcomes.clone());
         let stream = StreamSender::new(context.clone(), presence.clone(), sessions.clone());
@@ -283,6 +284,7 @@ impl Builder {
             keep: config.retention.actions.0,
             keep_audit: config.retention.audit.0,
             notifier: notifier.clone(),
+            progress: metrics.progress().clone(),
         };
         let housekeeper = supervise("housekeeper", Housekeeper::new(parts), MAILBOX, &supervision);
         upstream.set_housekeeper(housekeeper.clone());
@@ -305,6 +307,7 @@ impl Builder {
             horizon: config.delay.horizon.0,
             credits: pages_in_memory(),
             stopping: Arc::default(),
+            progress: metrics.progress().clone(),
         };
         let resolver = supervise("resolver", Resolver::new(parts), MAILBOX, &supervision);
         let settings = SpoolSettings {
@@ -314,7 +317,8 @@ impl Builder {
             keep: config.retention.spool_done.0,
             files_per_round: open_files.spool,
         };
-        let loader = SpoolLoader::new(settings, spool, store.clone(), resolver.clone());
+        let progress = metrics.progress().clone();
+        let loader = SpoolLoader::new(settings, spool, store.clone(), resolver.clone(), progress);
         let loader = supervise("spool_loader", loader, MAILBOX, &supervision);
         let api = Api {
             store: store.clone(),

@@ -6,7 +6,8 @@
 //! | `odoshi_batch_seconds` | `actor` | how long a batch took to be written, tries included, a histogram |
 //! | `odoshi_batch_flushes_total` | `actor`, `reason` | batches by why they were written: `quiet`, `full`, `waited`, `idle` |
 //! | `odoshi_batch_waiting` | `actor` | items that wait for the next batch |
-//! | `odoshi_batch_retries_total` | `actor` | tries of batches that the store was away for |
+//! | `odoshi_batch_retries_total` | `actor` | tries of batches that failed with an error that may pass |
+//! | `odoshi_batch_refused_total` | `actor` | items that were given up, since the store takes others and not these |
 //! | `odoshi_commands_total` | | commands written |
 //! | `odoshi_reports_total` | `event` | what happened to commands, as it was recorded: `result`, `sent`, `hold`, `attempt_failed`, `overdue`, `expired`, `cancelled`, `undeliverable` |
 //! | `odoshi_run_ends_total` | `state` | runs by how they ended: what agents said, and what the server decided for them |
@@ -18,6 +19,7 @@
 //! | `odoshi_delay_lateness_seconds` | | from due to handed on, a histogram |
 //! | `odoshi_agents_connected` | | agents connected to this process |
 //! | `odoshi_actor_restarts` | `actor` | since the start |
+//! | `odoshi_actor_stalled_seconds` | `actor` | for how long the oldest work of an actor has been failing, 0 when none is |
 //! | `odoshi_actor_running` | `actor` | 1, or 0 while it is restarted or stopped |
 //! | `odoshi_hints_total` | `what` | messages between nodes: `sent`, `failed`; what was `heard` |
 //! | `odoshi_store_up` | | 1 when the store answers |
@@ -26,7 +28,7 @@ use crate::domain::batch::Reason;
 use crate::domain::command::{CommandState, Event};
 use crate::domain::time::Timestamp;
 use crate::pipeline::presence::Presence;
-use crate::supervision::Supervision;
+use crate::supervision::{Progress, Supervision};
 use prometheus_client::encoding::text::encode;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
@@ -50,7 +52,10 @@ struct Inner {
     registry: Registry,
     batch_items: Histograms,
     batch_seconds: Histograms,
+    progress: Progress,
     batch_retries: Family<Label, Counter>,
+    batch_refused: Family<Label, Counter>,
+    actor_stalled: Family<Label, Gauge<f64, AtomicU64>>,
     batch_flushes: Family<[(&'static str, &'static str); 2], Counter>,
     batch_waiting: Family<Label, Gauge>,
     commands: Counter,
@@ -85,7 +90,10 @@ impl Default for Metrics {
             registry: Registry::with_prefix("odoshi"),
             batch_items: Family::new_with_constructor(items),
             batch_seconds: Family::new_with_constructor(seconds),
+            progress: Progress::default(),
             batch_retries: Family::default(),
+            batch_refused: Family::default(),
+            actor_stalled: Family::default(),
             batch_flushes: Family::default(),
             batch_waiting: Family::default(),
             commands: Counter::default(),
@@ -106,7 +114,10 @@ impl Default for Metrics {
         let of = &mut inner.registry;
         of.register("batch_items", "Items per transaction", inner.batch_items.clone());
         of.register("batch_seconds", "Time to write a batch, tries included", inner.batch_seconds.clone());
-        of.register("batch_retries", "Tries of batches that the store was away for", inner.batch_retries.clone());
+        of.register("batch_retries", "Tries of batches that failed and may pass", inner.batch_retries.clone());
+        of.register("batch_refused", "Items that were given up", inner.batch_refused.clone());
+        let stalled = "For how long the oldest work of an actor has been failing";
+        of.register("actor_stalled_seconds", stalled, inner.actor_stalled.clone());
         of.register("batch_flushes", "Batches by why they were written", inner.batch_flushes.clone());
         of.register("batch_waiting", "Items that wait for the next batch", inner.batch_waiting.clone());
         of.register("run_ends", "Runs by how they ended", inner.run_ends.clone());
@@ -140,6 +151,16 @@ impl Metrics {
     /// A batch waits for the store.
     pub fn batch_retried(&self, actor: &'static str) {
         self.0.batch_retries.get_or_create(&[("actor", actor)]).inc();
+    }
+
+    /// An item was given up.
+    pub fn item_refused(&self, actor: &'static str) {
+        self.0.batch_refused.get_or_create(&[("actor", actor)]).inc();
+    }
+
+    /// Where actors say whether they get anything done.
+    pub fn progress(&self) -> &Progress {
+        &self.0.progress
     }
 
     /// A batch is about to be written, for this reason; so many items stay behind.
@@ -241,6 +262,9 @@ impl Metrics {
             let label = [("actor", actor.name)];
             inner.actor_restarts.get_or_create(&label).set(i64::try_from(actor.restarts).unwrap_or(i64::MAX));
             inner.actor_running.get_or_create(&label).set((actor.state == "running").into());
+        }
+        for (actor, seconds) in inner.progress.seconds() {
+            inner.actor_stalled.get_or_create(&[("actor", actor)]).set(seconds);
         }
         let mut text = String::new();
         encode(&mut text, &inner.registry)?;

@@ -32,6 +32,8 @@ pub(super) struct Readiness {
     store: String,
     draining: bool,
     actors: Vec<crate::supervision::ActorReport>,
+    /// Actors whose work has been failing for 10 s or more. Actions can be accepted all the same.
+    stalled: Vec<crate::supervision::Stalled>,
     /// Due commands, by transport, that no node has a sender for: they wait until one is started that has. Looked at every
     /// 10 s, and counted up to 100,000.
     unserved: BTreeMap<String, i64>,
@@ -78,8 +80,9 @@ pub(super) async fn readyz(api: web::Data<Api>) -> HttpResponse {
     };
     let draining = api.supervision.is_draining();
     let actors = api.supervision.reports();
+    let stalled = api.metrics.progress().stalled();
     let ready = store == "ok" && !draining && actors.iter().all(|actor| actor.state == "running");
-    let readiness = Readiness { ready, store, draining, actors, unserved };
+    let readiness = Readiness { ready, store, draining, actors, stalled, unserved };
     if ready {
         HttpResponse::Ok().json(readiness)
     } else {

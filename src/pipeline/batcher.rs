@@ -2,24 +2,22 @@
 //! outcomes and the sessions.
 //!
 //! Whoever puts items in gets their answers after the commit. While one batch is written the next one fills. A batch that
-//! can't be written because the store is away is tried again with backoff, for as long as it takes: it is never
-//! dropped, and since senders have a bounded number of puts under way, the pressure goes back to them. A batch that the
-//! store *refuses* is split until the item at fault is found; that one is answered with the error.
+//! can't be written is kept and tried again with backoff, for as long as it takes: it is never dropped, and since senders
+//! have a bounded number of puts under way, the pressure goes back to them. If it is one item that keeps the batch from
+//! being written, that item is found and answered with its error, and the rest is written: see [`isolation`](super::isolation).
 //!
 //! Dies: what it holds is dropped and its senders get an error; they read the store, or put it in again.
 
+use super::isolation::{Next, Part, Retries};
 use super::messages::Drain;
 use crate::domain::batch::{Filling, Limits, Reason, Tip};
 use crate::metrics::Metrics;
 use crate::store::{StoreError, StoreResult};
 use actix::prelude::*;
-use std::time::{Duration, Instant};
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+use std::time::Instant;
 use tokio::sync::oneshot;
-
-/// The first wait after the store was away.
-const RETRY_MIN: Duration = Duration::from_millis(50);
-/// The longest one.
-const RETRY_MAX: Duration = Duration::from_secs(5);
 
 /// Where a batcher's items go.
 pub trait Sink: Clone + Unpin + 'static {
@@ -61,9 +59,51 @@ impl<S: Sink> Message for Put<S> {
     type Result = Answers<S>;
 }
 
+/// Who waits for the answers to a [`Put`], and those that are there.
+struct Waiting<S: Sink> {
+    answers: RefCell<Vec<Option<Result<S::Answer, Refused>>>>,
+    left: Cell<usize>,
+    reply: Cell<Option<oneshot::Sender<Vec<Result<S::Answer, Refused>>>>>,
+}
+
+impl<S: Sink> Waiting<S> {
+    fn answer(&self, place: usize, answer: Result<S::Answer, Refused>) {
+        if let Some(slot) = self.answers.borrow_mut().get_mut(place) {
+            *slot = Some(answer);
+        }
+        self.left.set(self.left.get().saturating_sub(1));
+        if self.left.get() == 0
+            && let Some(reply) = self.reply.take()
+        {
+            // A sender that no longer waits has gone; what it put in is durable all the same.
+            reply.send(self.answers.take().into_iter().flatten().collect()).ok();
+        }
+    }
+}
+
+/// An item, and whose it is.
+struct Entry<S: Sink> {
+    item: S::Item,
+    owner: Rc<Waiting<S>>,
+    place: usize,
+}
+
+/// The items of one [`Put`].
 struct Group<S: Sink> {
     items: Vec<S::Item>,
     reply: oneshot::Sender<Vec<Result<S::Answer, Refused>>>,
+}
+
+impl<S: Sink> Group<S> {
+    fn into_entries(self) -> impl Iterator<Item = Entry<S>> {
+        let count = self.items.len();
+        let owner = Rc::new(Waiting {
+            answers: RefCell::new(std::iter::repeat_with(|| None).take(count).collect()),
+            left: Cell::new(count),
+            reply: Cell::new(Some(self.reply)),
+        });
+        self.items.into_iter().enumerate().map(move |(place, item)| Entry { item, owner: owner.clone(), place })
+    }
 }
 
 /// See the module.
@@ -71,6 +111,8 @@ pub struct Batcher<S: Sink> {
     sink: S,
     limits: Limits,
     filling: Filling<Group<S>>,
+    /// What failed and is to be tried again.
+    retries: Retries<Entry<S>>,
     flushing: bool,
     /// A `TipNow` is in the mailbox.
     tipping: bool,
@@ -82,10 +124,11 @@ impl<S: Sink> Batcher<S> {
     /// A batcher that writes to `sink`.
     pub fn new(sink: S, limits: Limits) -> Self {
         let filling = Filling::new(limits);
-        Self { sink, limits, filling, flushing: false, tipping: false, timer: None, drained: Vec::new() }
+        let retries = Retries::default();
+        Self { sink, limits, filling, retries, flushing: false, tipping: false, timer: None, drained: Vec::new() }
     }
 
-    /// Tips, or sets the timer to when that is due.
+    /// Writes what is due, or sets the timer to when something is.
     fn consider(&mut self, ctx: &mut Context<Self>) {
         if let Some(timer) = self.timer.take() {
             ctx.cancel_future(timer);
@@ -94,14 +137,20 @@ impl<S: Sink> Batcher<S> {
             return;
         }
         let now = Instant::now();
-        match self.filling.next(now) {
-            Tip::Never => {
+        let (fresh, reason) = match self.filling.next(now) {
+            Tip::Never => (None, Reason::Waited),
+            Tip::Now(reason) => (Some(now), reason),
+            Tip::At(at) => (Some(at), Reason::Waited),
+        };
+        match self.retries.next(now, fresh) {
+            Next::Nothing => {
                 for drained in self.drained.drain(..) {
                     drained.send(()).ok();
                 }
             }
-            Tip::Now(reason) => self.tip(reason, ctx),
-            Tip::At(at) => {
+            Next::Fresh => self.tip(reason, ctx),
+            Next::Part(part) => self.write(part, ctx),
+            Next::At(at) => {
                 self.timer = Some(ctx.run_later(at - now, |batcher, ctx| {
                     batcher.timer = None;
                     batcher.consider(ctx);
@@ -112,80 +161,77 @@ impl<S: Sink> Batcher<S> {
 
     fn tip(&mut self, reason: Reason, ctx: &mut Context<Self>) {
         crate::fault_point!(S::NAME);
-        let groups = self.filling.take();
-        if groups.is_empty() {
+        let entries: Vec<_> = self.filling.take().into_iter().flat_map(Group::into_entries).collect();
+        if entries.is_empty() {
             return;
         }
-        self.flushing = true;
         self.sink.metrics().batch_tipped(S::NAME, reason, self.filling.weight());
-        let sink = self.sink.clone();
-        let flushed = flush(sink, groups).into_actor(self).map(|(), batcher, ctx| {
+        let part = self.retries.begin(entries, Instant::now());
+        self.write(part, ctx);
+    }
+
+    fn write(&mut self, part: Part<Entry<S>>, ctx: &mut Context<Self>) {
+        self.flushing = true;
+        let written = write(self.sink.clone(), part).into_actor(self).map(|failed, batcher, ctx| {
+            let now = Instant::now();
+            match failed {
+                None => batcher.retries.written(now),
+                Some((part, error)) => batcher.failed(part, &error, now, ctx),
+            }
+            match batcher.retries.oldest() {
+                None => batcher.sink.metrics().progress().works(S::NAME),
+                Some((since, error)) => batcher.sink.metrics().progress().fails_since(S::NAME, since, error),
+            }
             batcher.flushing = false;
-            batcher.filling.tipped(Instant::now());
+            batcher.filling.tipped(now);
             batcher.consider(ctx);
         });
-        ctx.spawn(flushed);
+        ctx.spawn(written);
+    }
+
+    fn failed(&mut self, part: Part<Entry<S>>, error: &StoreError, now: Instant, ctx: &mut Context<Self>) {
+        let items = part.items.len();
+        if error.is_transient() {
+            log::warn!(actor = S::NAME, items, error = error.to_string().as_str(); "a batch waits for the store");
+            self.sink.metrics().batch_retried(S::NAME);
+        }
+        let Some(Entry { item, owner, place }) = self.retries.failed(part, error, now) else { return };
+        log::error!(actor = S::NAME, error = error.to_string().as_str(); "the store refuses an item");
+        self.sink.metrics().item_refused(S::NAME);
+        let (sink, refused) = (self.sink.clone(), Refused(error.to_string()));
+        ctx.spawn(
+            async move {
+                sink.written(vec![item], &[Err(refused.clone())]).await;
+                owner.answer(place, Err(refused));
+            }
+            .into_actor(self),
+        );
     }
 }
 
-/// Writes the groups, and answers each of them.
-async fn flush<S: Sink>(sink: S, groups: Vec<Group<S>>) {
-    let mut items = Vec::new();
-    let mut replies = Vec::new();
-    for group in groups {
-        replies.push((group.items.len(), group.reply));
-        items.extend(group.items);
-    }
+/// Writes a part in one transaction and answers its owners; or gives it back with the error.
+async fn write<S: Sink>(sink: S, mut part: Part<Entry<S>>) -> Option<(Part<Entry<S>>, StoreError)> {
+    let entries = std::mem::take(&mut part.items);
+    let (items, owners): (Vec<_>, Vec<_>) =
+        entries.into_iter().map(|entry| (entry.item, (entry.owner, entry.place))).unzip();
     let started = Instant::now();
     log::trace!(actor = S::NAME, items = items.len(); "writing a batch");
-    let answers = write_all(&sink, &items).await;
+    let answers = match sink.write(&items).await {
+        Ok(answers) => answers,
+        Err(error) => {
+            let entries = items.into_iter().zip(owners);
+            part.items = entries.map(|(item, (owner, place))| Entry { item, owner, place }).collect();
+            return Some((part, error));
+        }
+    };
     log::trace!(actor = S::NAME, items = items.len(), micros = started.elapsed().as_micros() as u64; "batch written");
-    sink.metrics().batch_written(S::NAME, items.len(), started.elapsed());
-
+    sink.metrics().batch_written(S::NAME, items.len(), part.begun.elapsed());
+    let answers: Vec<_> = answers.into_iter().map(Ok).collect();
     sink.written(items, &answers).await;
-    let mut answers = answers.into_iter();
-    for (count, reply) in replies {
-        // A sender that no longer waits has gone; what it put in is durable all the same.
-        reply.send(answers.by_ref().take(count).collect()).ok();
+    for ((owner, place), answer) in owners.into_iter().zip(answers) {
+        owner.answer(place, answer);
     }
-}
-
-/// Writes `items` as one batch; where the store refuses, as two halves, down to the single item at fault.
-async fn write_all<S: Sink>(sink: &S, items: &[S::Item]) -> Vec<Result<S::Answer, Refused>> {
-    let mut answers = Vec::with_capacity(items.len());
-    let mut parts = Vec::from([items]);
-    while let Some(part) = parts.pop() {
-        match write_patiently(sink, part).await {
-            Ok(written) => answers.extend(written.into_iter().map(Ok)),
-            Err(error) if part.len() <= 1 => {
-                log::error!(actor = S::NAME, error = error.to_string().as_str(); "the store refuses an item");
-                answers.extend(part.iter().map(|_| Err(Refused(error.to_string()))));
-            }
-            Err(_) => {
-                let (first, second) = part.split_at(part.len() / 2);
-                parts.extend([second, first]);
-            }
-        }
-    }
-    answers
-}
-
-/// Tries until the store takes the batch or refuses it for good.
-async fn write_patiently<S: Sink>(sink: &S, items: &[S::Item]) -> Result<Vec<S::Answer>, StoreError> {
-    let mut wait = RETRY_MIN;
-    loop {
-        match sink.write(items).await {
-            Err(error) if error.is_transient() => {
-                log::warn!(actor = S::NAME, items = items.len(), error = error.to_string().as_str(),
-                                        again_in_ms = wait.as_millis() as u64; "a batch waits for the store");
-                sink.metrics().batch_retried(S::NAME);
-
-                tokio::time::sleep(wait).await;
-                wait = (wait * 2).min(RETRY_MAX);
-            }
-            done => return done,
-        }
-    }
+    None
 }
 
 impl<S: Sink> Actor for Batcher<S> {
@@ -195,6 +241,7 @@ impl<S: Sink> Actor for Batcher<S> {
 impl<S: Sink> Supervised for Batcher<S> {
     fn restarting(&mut self, _: &mut Self::Context) {
         // The senders of what was in here see their replies dropped.
+        self.sink.metrics().progress().works(S::NAME);
         *self = Self::new(self.sink.clone(), self.limits);
     }
 }
@@ -203,13 +250,16 @@ impl<S: Sink> Handler<Put<S>> for Batcher<S> {
     type Result = ResponseFuture<Answers<S>>;
 
     fn handle(&mut self, Put(items): Put<S>, ctx: &mut Self::Context) -> Self::Result {
+        if items.is_empty() {
+            return Box::pin(std::future::ready(Some(Vec::new())));
+        }
         let (reply, answers) = oneshot::channel();
         let now = Instant::now();
         let weight = items.iter().map(S::weight).sum();
         let first = self.filling.is_empty();
         self.filling.push(Group { items, reply }, weight, now);
         self.sink.metrics().batch_waits(S::NAME, self.filling.weight());
-        if first && !self.flushing && self.filling.is_quiet(now) {
+        if first && !self.flushing && self.retries.is_empty() && self.filling.is_quiet(now) {
             // Behind what is in the mailbox already: all of that goes into the same batch.
             self.tipping = true;
             ctx.address().do_send(TipNow);

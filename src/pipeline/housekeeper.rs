@@ -9,16 +9,18 @@
 
 use super::action_book::ActionBook;
 use super::batcher::Put;
+use super::isolation::{for_all_actions, for_each_action};
 use super::messages::{Drain, Touched};
 use super::notifier::Notifier;
 use super::outcomes::{OutcomeSink, Outcomes, Upstream};
 use crate::domain::action::{Action, GRACE};
 use crate::domain::command::Event;
 use crate::store::{OpenAction, Report, Store, StoreError, Unfinished};
+use crate::supervision::Progress;
 use actix::prelude::*;
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often it looks without being told.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -38,6 +40,10 @@ const LEAVING: Duration = Duration::from_secs(60);
 const PURGE_EVERY: Duration = Duration::from_secs(60);
 /// Rows that are deleted in one transaction.
 const PURGE_AT_A_TIME: usize = 2_000;
+/// How often it looks for rows whose action is no more, which earlier versions could leave behind.
+const SWEEP_EVERY: Duration = Duration::from_secs(24 * 60 * 60);
+/// Actions looked at in one transaction of that.
+const SWEEP_AT_A_TIME: usize = 200;
 /// The pause between two of these.
 const PURGE_PAUSE: Duration = Duration::from_millis(20);
 
@@ -58,6 +64,8 @@ pub struct HousekeeperParts {
     pub keep_audit: Duration,
     /// For watchers.
     pub notifier: Notifier,
+    /// Where it says whether its rounds get done.
+    pub progress: Progress,
 }
 
 /// See the module.
@@ -67,13 +75,22 @@ pub struct Housekeeper {
     completing: bool,
     rounding: bool,
     purging: Option<SpawnHandle>,
+    swept: Option<Instant>,
     stopped: bool,
 }
 
 impl Housekeeper {
     /// With nothing to do.
     pub fn new(parts: HousekeeperParts) -> Self {
-        Self { parts, touched: BTreeSet::new(), completing: false, rounding: false, purging: None, stopped: false }
+        Self {
+            parts,
+            touched: BTreeSet::new(),
+            completing: false,
+            rounding: false,
+            purging: None,
+            swept: None,
+            stopped: false,
+        }
     }
 
     /// Completes those touched actions that are complete.
@@ -107,16 +124,30 @@ impl Housekeeper {
             return;
         }
         let parts = self.parts.clone();
+        let must_sweep = self.swept.is_none_or(|last| last.elapsed() >= SWEEP_EVERY);
         let purged = async move {
             purge_audit(&*parts.store, parts.keep_audit).await?;
+            if must_sweep {
+                sweep(&*parts.store).await?;
+            }
             purge(&*parts.store, parts.keep).await
         };
-        self.purging = Some(ctx.spawn(purged.into_actor(self).map(|purged, housekeeper, _| {
+        self.purging = Some(ctx.spawn(purged.into_actor(self).map(move |purged, housekeeper, _| {
             housekeeper.purging = None;
             match purged {
-                Ok(0) => {}
-                Ok(rows) => log::info!(rows; "actions that are kept no longer are deleted"),
-                Err(error) => log::warn!(error = error.to_string().as_str(); "old actions are deleted later"),
+                Ok(rows) => {
+                    if must_sweep {
+                        housekeeper.swept = Some(Instant::now());
+                    }
+                    housekeeper.parts.progress.works("housekeeper.purge");
+                    if rows > 0 {
+                        log::info!(rows; "actions that are kept no longer are deleted");
+                    }
+                }
+                Err(error) => {
+                    housekeeper.parts.progress.fails("housekeeper.purge", &error.to_string());
+                    log::warn!(error = error.to_string().as_str(); "old actions are deleted later");
+                }
             }
         })));
     }
@@ -131,7 +162,10 @@ impl Housekeeper {
         ctx.spawn(round.into_actor(self).map(|round, housekeeper, _| {
             housekeeper.rounding = false;
             if let Err(error) = round {
+                housekeeper.parts.progress.fails("housekeeper", &error.to_string());
                 log::warn!(error = error.to_string().as_str(); "a round of housekeeping waits for the store");
+            } else {
+                housekeeper.parts.progress.works("housekeeper");
             }
         }));
     }
@@ -147,6 +181,16 @@ pub async fn purge(store: &dyn Store, keep: Duration) -> Result<usize, StoreErro
     Ok(rows)
 }
 
+/// Finds rows whose action is no more; they are deleted with what is kept no longer.
+pub async fn sweep(store: &dyn Store) -> Result<(), StoreError> {
+    let mut after = 0;
+    while let Some(last) = store.action_sweep(after, SWEEP_AT_A_TIME).await? {
+        after = last;
+        tokio::time::sleep(PURGE_PAUSE).await;
+    }
+    Ok(())
+}
+
 /// Deletes the entries of the audit log that are kept no longer.
 async fn purge_audit(store: &dyn Store, keep: Duration) -> Result<(), StoreError> {
     while store.audit_purge(store.now().minus(keep), PURGE_AT_A_TIME).await? > 0 {
@@ -156,51 +200,51 @@ async fn purge_audit(store: &dyn Store, keep: Duration) -> Result<(), StoreError
 }
 
 async fn complete(parts: &HousekeeperParts, nos: Vec<i64>) -> Result<(), StoreError> {
-    for no in parts.store.action_complete(nos).await? {
-        log::info!(action = no; "an action has ended");
-        parts.notifier.notify();
-    }
-    Ok(())
+    for_all_actions(&nos, async |nos| {
+        for no in parts.store.action_complete(nos).await? {
+            log::info!(action = no; "an action has ended");
+            parts.notifier.notify();
+        }
+        Ok(())
+    })
+    .await
 }
 
-/// One round over all open actions.
+/// One round over all open actions. What fails stops nothing else; answers the first error that may pass.
 pub async fn run_once(parts: &HousekeeperParts) -> Result<(), StoreError> {
+    let first = [overdue(parts).await, close_leaving(parts).await, all_open(parts).await];
+    first.into_iter().collect()
+}
+
+async fn all_open(parts: &HousekeeperParts) -> Result<(), StoreError> {
     let store = &*parts.store;
     let now = store.now();
     // Agents may still join a live one.
     let is_finished = |action: &OpenAction| {
         action.resolved && action.unfinished == 0 && (!action.live || action.cancelled || now >= action.expires_at)
     };
-    overdue(parts).await?;
-    close_leaving(parts).await?;
-
     crate::fault_point!("housekeeper.round");
-    let mut after = 0;
+    let (mut after, mut first) = (0, Ok(()));
     loop {
         let page = store.action_list_open(after, PAGE).await?;
-        let finished = page.iter().filter(|action| is_finished(action)).map(|action| action.no);
-        let finished: Vec<i64> = finished.collect();
+        let next = page.last().filter(|_| page.len() >= PAGE).map(|last| last.no);
+        let (finished, going): (Vec<_>, Vec<_>) = page.into_iter().partition(is_finished);
+        let finished: Vec<i64> = finished.iter().map(|action| action.no).collect();
         if !finished.is_empty() {
-            complete(parts, finished).await?;
+            first = first.and(complete(parts, finished).await);
         }
-        let going = || page.iter().filter(|action| !is_finished(action));
-        for action in going() {
-            match reconcile(parts, action).await {
-                // One action that can't be read must not stop the others.
-                Err(error) if !error.is_transient() => {
-                    log::error!(action = action.no, error = error.to_string().as_str(); "an action is passed over");
-                }
-                reconciled => reconciled?,
-            }
-        }
-        let behind = going().filter(|action| action.dispatched_through < action.resolved_through);
+        first =
+            first.and(for_each_action(&going, |action| action.no, async |action| reconcile(parts, action).await).await);
+        let behind = going.iter().filter(|action| action.dispatched_through < action.resolved_through);
         let behind: Vec<i64> = behind.map(|action| action.no).collect();
         for nos in behind.chunks(ADVANCE_AT_A_TIME) {
-            store.action_advance(nos.to_vec(), ADVANCE).await?;
+            let advance = async |nos| store.action_advance(nos, ADVANCE).await.map(|_| ());
+            first = first.and(for_all_actions(nos, advance).await);
         }
-        match page.last() {
-            Some(last) if page.len() >= PAGE => after = last.no,
-            _ => return Ok(()),
+        match next {
+            // A store that is away is away for the rest as well.
+            Some(last) if first.is_ok() => after = last,
+            _ => return first,
         }
     }
 }
@@ -243,11 +287,11 @@ async fn close(parts: &HousekeeperParts, no: i64, which: Unfinished, event: &Eve
 
 /// Closes the commands of removed agents.
 async fn close_leaving(parts: &HousekeeperParts) -> Result<(), StoreError> {
-    for agent_no in parts.store.agent_list_leaving(PAGE).await? {
+    'agents: for agent_no in parts.store.agent_list_leaving(PAGE).await? {
         loop {
             let mut reports = Vec::new();
             for no in parts.store.command_unfinished_of(agent_no, PAGE).await? {
-                if let Some(action) = parts.book.get(no).await? {
+                if let Some(action) = readable(parts, no).await? {
                     let error = "the agent was removed".into();
                     reports.push(report(&action, agent_no, Event::Undeliverable { error }));
                 }
@@ -255,7 +299,9 @@ async fn close_leaving(parts: &HousekeeperParts) -> Result<(), StoreError> {
             if reports.is_empty() {
                 break;
             }
-            record(parts, reports).await?;
+            if record(parts, reports).await? == 0 {
+                continue 'agents;
+            }
         }
         parts.store.agent_left(agent_no, parts.store.now().minus(LEAVING)).await?;
     }
@@ -273,14 +319,7 @@ async fn overdue(parts: &HousekeeperParts) -> Result<(), StoreError> {
             let action = match actions.get(&action_no) {
                 Some(action) => action.clone(),
                 None => {
-                    let action = match parts.book.get(action_no).await {
-                        Err(error) if !error.is_transient() => {
-                            log::error!(action = action_no, error = error.to_string().as_str();
-                                "an action is passed over");
-                            None
-                        }
-                        action => action?,
-                    };
+                    let action = readable(parts, action_no).await?;
                     actions.insert(action_no, action.clone());
                     action
                 }
@@ -292,8 +331,7 @@ async fn overdue(parts: &HousekeeperParts) -> Result<(), StoreError> {
         if reports.is_empty() {
             return Ok(());
         }
-        record(parts, reports).await?;
-        if !full {
+        if record(parts, reports).await? == 0 || !full {
             return Ok(());
         }
     }
@@ -303,9 +341,21 @@ fn report(action: &Action, agent_no: i64, event: Event) -> Report {
     Report { action_no: action.no, agent_no, policy: action.policy, event, fresh: false }
 }
 
-async fn record(parts: &HousekeeperParts, reports: Vec<Report>) -> Result<(), StoreError> {
+/// An action; none if it can't be read, which must not stop what is done for others.
+async fn readable(parts: &HousekeeperParts, no: i64) -> Result<Option<Arc<Action>>, StoreError> {
+    match parts.book.get(no).await {
+        Err(error) if !error.is_transient() => {
+            log::error!(action = no, error = error.to_string().as_str(); "an action is passed over");
+            Ok(None)
+        }
+        action => action,
+    }
+}
+
+/// Records reports; answers how many of them the store has taken.
+async fn record(parts: &HousekeeperParts, reports: Vec<Report>) -> Result<usize, StoreError> {
     match parts.outcomes.send(Put::<OutcomeSink>(reports)).await {
-        Ok(Some(_)) => Ok(()),
+        Ok(Some(answers)) => Ok(answers.iter().filter(|answer| answer.is_ok()).count()),
         _ => Err(StoreError::Unavailable("the outcomes are being restarted".into())),
     }
 }

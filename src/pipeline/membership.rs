@@ -10,6 +10,7 @@
 use super::action_book::ActionBook;
 use super::delay_scheduler::DelayScheduler;
 use super::hints::Hints;
+use super::isolation::for_each_action;
 use super::messages::{Changed, Drain, DueAgain, Tell};
 use super::notifier::Notifier;
 use super::waiters::Waiters;
@@ -82,7 +83,10 @@ impl Membership {
         ctx.spawn(looked.into_actor(self).map(|looked, membership, ctx| {
             membership.looking = false;
             if let Err(error) = looked {
+                membership.parts.metrics.progress().fails("membership", &error.to_string());
                 log::warn!(error = error.to_string().as_str(); "agents wait to join live actions until the next look");
+            } else {
+                membership.parts.metrics.progress().works("membership");
             }
             membership.look_soon(ctx);
         }));
@@ -91,16 +95,8 @@ impl Membership {
 
 /// Lets agents join all live actions: those of `among`, or any.
 pub async fn run_once(parts: &MembershipParts, among: Option<&Vec<i64>>) -> Result<(), StoreError> {
-    for no in parts.store.action_list_live().await? {
-        match join(parts, no, among.map(Vec::as_slice)).await {
-            // One action that can't be read must not stop the others.
-            Err(error) if !error.is_transient() => {
-                log::error!(action = no, error = error.to_string().as_str(); "a live action is passed over");
-            }
-            joined => joined?,
-        }
-    }
-    Ok(())
+    let live = parts.store.action_list_live().await?;
+    for_each_action(&live, |no| *no, async |no| join(parts, *no, among.map(Vec::as_slice)).await).await
 }
 
 async fn join(parts: &MembershipParts, no: i64, among: Option<&[i64]>) -> Result<(), StoreError> {

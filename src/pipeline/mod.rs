@@ -7,6 +7,7 @@ pub mod command_store;
 pub mod delay_scheduler;
 pub mod hints;
 pub mod housekeeper;
+pub mod isolation;
 pub mod membership;
 pub mod messages;
 pub mod notifier;

@@ -11,10 +11,12 @@ use super::action_book::ActionBook;
 use super::batcher::Put;
 use super::command_store::{CommandSink, CommandStore};
 use super::housekeeper::Housekeeper;
+use super::isolation::{MISSES, one_by_one};
 use super::messages::{Drain, NewPage, Resolve, Touched};
 use crate::domain::action::Action;
 use crate::domain::target::Target;
 use crate::store::{CommandPage, Inserted, Resolution, Store, StoreError};
+use crate::supervision::Progress;
 use actix::prelude::*;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
@@ -56,6 +58,8 @@ pub struct ResolverParts {
     pub credits: Arc<Semaphore>,
     /// Set on the way out.
     pub stopping: Arc<AtomicBool>,
+    /// Where it says whether it gets anything done.
+    pub progress: Progress,
 }
 
 /// The credits of a resolver.
@@ -101,7 +105,10 @@ impl Resolver {
             match begun {
                 Ok(begun) if !resolver.stopped => begun.into_iter().for_each(|begun| resolver.take(begun, ctx)),
                 Ok(_) => {}
-                Err(error) => log::warn!(error = error.to_string().as_str(); "actions wait to be resolved"),
+                Err(error) => {
+                    resolver.parts.progress.fails("resolver", &error.to_string());
+                    log::warn!(error = error.to_string().as_str(); "actions wait to be resolved");
+                }
             }
             if resolver.again {
                 resolver.look(ctx);
@@ -144,45 +151,87 @@ pub struct Begun {
     resolution: Resolution,
 }
 
-/// Finds what is to be resolved besides the `active` ones, and how far each is, in one transaction for all.
+/// Finds what is to be resolved besides the `active` ones, and how far each is, in one transaction for all. An action that
+/// fails stops no other.
 pub async fn begin(parts: &ResolverParts, active: &HashSet<i64>) -> Result<Vec<Begun>, StoreError> {
     let store = &parts.store;
     let horizon = store.now().plus(parts.horizon);
     let list = store.action_list_unresolved(horizon, LOOK_AT).await?;
     let mut actions = Vec::new();
-    for no in list.into_iter().filter(|no| !active.contains(no)).take(ACTIONS_AT_A_TIME - active.len()) {
-        let action = match parts.book.get(no).await {
-            Ok(Some(action)) => action,
-            Ok(None) => continue,
-            Err(error) if error.is_transient() => return Err(error),
+    let (mut misses, mut waits) = (0, None);
+    for no in list.into_iter().filter(|no| !active.contains(no)) {
+        if active.len() + actions.len() >= ACTIONS_AT_A_TIME || misses >= MISSES {
+            break;
+        }
+        misses = match readable(parts, no).await {
+            Ok(action) => {
+                actions.extend(action);
+                0
+            }
+            Err(error) if error.is_transient() => {
+                waits = Some(error);
+                misses + 1
+            }
             Err(error) => {
                 log::error!(action = no, error = error.to_string().as_str(); "an action is passed over");
-                continue;
+                0
             }
         };
-        if store.now() >= action.expires_at {
-            store.action_expire(no).await?;
-            log::info!(action:% = action.id; "an action expired before it was resolved");
-            continue;
-        }
-        // It was parsed when it was accepted.
-        match Target::parse(&action.target) {
-            Ok(target) => actions.push((action, target)),
-            Err(error) => log::error!(action:% = action.id, error = error.to_string().as_str();
-                "an action's target cannot be read by this version; it stays unresolved until it expires"),
-        }
     }
-    let mut resolutions = Vec::with_capacity(actions.len());
+    let mut begun = Vec::with_capacity(actions.len());
     // Counting the agents of a large fleet takes a while: what has been counted is kept.
     for some in actions.chunks(COUNTED_AT_A_TIME) {
-        let asked = some.iter().map(|(action, target)| (action.no, target.clone())).collect();
-        resolutions.extend(store.action_resolution(asked).await?);
+        let ask = |some: &[(Arc<Action>, Target)]| {
+            let asked = some.iter().map(|(action, target)| (action.no, target.clone())).collect();
+            store.action_resolution(asked)
+        };
+        let resolutions = match ask(some).await {
+            Ok(resolutions) => resolutions.into_iter().map(|resolution| Some(Ok(vec![resolution]))).collect(),
+            Err(error) if some.len() <= 1 => vec![Some(Err(error))],
+            Err(_) => one_by_one(some, async |one| ask(std::slice::from_ref(one)).await).await,
+        };
+        for ((action, target), resolution) in some.iter().zip(resolutions) {
+            match resolution.transpose() {
+                Ok(resolutions) => begun.extend(
+                    resolutions.into_iter().flatten().filter(|found| !found.done).map(|resolution| Begun {
+                        action: action.clone(),
+                        target: target.clone(),
+                        resolution,
+                    }),
+                ),
+                Err(error) => {
+                    log::warn!(action:% = action.id, error = error.to_string().as_str(); "an action waits to be resolved");
+                    waits = Some(error);
+                }
+            }
+        }
     }
-    let begun = actions.into_iter().zip(resolutions);
-    Ok(begun
-        .filter(|(_, resolution)| !resolution.done)
-        .map(|((action, target), resolution)| Begun { action, target, resolution })
-        .collect())
+    match waits {
+        None => parts.progress.works("resolver"),
+        Some(error) if begun.is_empty() => return Err(error),
+        Some(error) => parts.progress.fails("resolver", &error.to_string()),
+    }
+    Ok(begun)
+}
+
+/// An action that is to be resolved, with its target; none if it is gone, has expired or means nothing to this version.
+async fn readable(parts: &ResolverParts, no: i64) -> Result<Option<(Arc<Action>, Target)>, StoreError> {
+    let store = &parts.store;
+    let Some(action) = parts.book.get(no).await? else { return Ok(None) };
+    if store.now() >= action.expires_at {
+        store.action_expire(no).await?;
+        log::info!(action:% = action.id; "an action expired before it was resolved");
+        return Ok(None);
+    }
+    // It was parsed when it was accepted.
+    match Target::parse(&action.target) {
+        Ok(target) => Ok(Some((action, target))),
+        Err(error) => {
+            log::error!(action:% = action.id, error = error.to_string().as_str();
+                "an action's target cannot be read by this version; it stays unresolved until it expires");
+            Ok(None)
+        }
+    }
 }
 
 /// Resolves one action as far as it goes; true when it is resolved now.

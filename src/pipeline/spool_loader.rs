@@ -3,19 +3,25 @@
 //! Woken by the file system's notification *and* by a period, so that a lost notification costs `scan_interval` and
 //! nothing else. Takes a bounded number of files at a time, stores their actions in one transaction, and only then moves
 //! them to `done/`; tells the resolver. If the store is away, the files go back to `new/`: the pressure stays in the folder.
+//! If the transaction fails, each file is tried alone. One that fails again and again while others are stored goes to
+//! `failed/` with its error.
 //!
 //! Dies: what it had in hand lies in `cur/` and is taken back at the restart; a file that was stored but not moved is
 //! stored again as the same action, since its id is derived from the file.
 
+use super::isolation::one_by_one;
 use super::messages::{Drain, Resolve};
 use super::resolver::Resolver;
 use super::spool::{Spool, Taken, TakenFile};
 use crate::domain::action::NewAction;
 use crate::domain::audit::Author;
 use crate::domain::problem::{Problem, ProblemKind};
-use crate::store::{Accepted, Store, StoreError};
+use crate::store::{Accepted, Store, StoreResult};
+use crate::supervision::Progress;
 use actix::prelude::*;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
+use std::collections::HashMap;
+use std::ffi::OsString;
 use std::io;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -23,6 +29,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
 
+/// A file fails for good when it has failed in so many rounds in which others were stored.
+const GIVE_UP_AFTER: u32 = 8;
+/// So many files are remembered that have failed in such a round.
+const SUSPECTS: usize = 10_000;
 /// How often `done/` and `failed/` are looked through for what is too old, and `cur/` for what was forgotten.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 /// How many old files go at a time.
@@ -58,24 +68,35 @@ pub struct SpoolLoader {
     pruned: Option<Instant>,
     /// Files went back: not before this.
     resting: Option<Instant>,
+    suspects: Suspects,
+    progress: Progress,
     stopped: bool,
     draining: Option<oneshot::Sender<()>>,
 }
 
 impl SpoolLoader {
     /// Over the opened folder.
-    pub fn new(settings: SpoolSettings, spool: Spool, store: Arc<dyn Store>, resolver: Addr<Resolver>) -> Self {
+    pub fn new(
+        settings: SpoolSettings,
+        spool: Spool,
+        store: Arc<dyn Store>,
+        resolver: Addr<Resolver>,
+        progress: Progress,
+    ) -> Self {
+        let spool = Arc::new(Mutex::new(spool));
         Self {
             settings,
             store,
             resolver,
-            spool: Arc::new(Mutex::new(spool)),
+            spool,
             watcher: None,
             notified: Arc::default(),
             scanning: false,
             again: false,
             pruned: None,
             resting: None,
+            suspects: Suspects::new(),
+            progress,
             stopped: false,
             draining: None,
         }
@@ -119,9 +140,15 @@ impl SpoolLoader {
             self.pruned = Some(Instant::now());
         }
         let keep = prune.then_some(self.settings.keep);
-        let round = run_once(self.spool.clone(), self.store.clone(), self.settings.files_per_round, keep);
+        let (files, suspects) = (self.settings.files_per_round, std::mem::take(&mut self.suspects));
+        let round = run_once(self.spool.clone(), self.store.clone(), files, keep, suspects);
         ctx.spawn(round.into_actor(self).map(|round, loader, ctx| {
             loader.scanning = false;
+            loader.suspects = round.suspects;
+            match &round.error {
+                Some(error) => loader.progress.fails("spool_loader", error),
+                None => loader.progress.works("spool_loader"),
+            }
             // Giving files back is an event as well.
             loader.resting = round.must_rest.then(|| Instant::now() + loader.settings.scan_interval / 2);
             crate::fault_point!("spool_loader.stored");
@@ -137,6 +164,9 @@ impl SpoolLoader {
     }
 }
 
+/// In how many rounds a file could not be stored, and others could.
+pub type Suspects = HashMap<OsString, u32>;
+
 /// How one round went.
 #[derive(Debug, Default)]
 pub struct Round {
@@ -146,10 +176,20 @@ pub struct Round {
     pub full: bool,
     /// Files went back, since the store is away or the disk is full.
     pub must_rest: bool,
+    /// Why files went back.
+    pub error: Option<String>,
+    /// What is known now of files that fail.
+    pub suspects: Suspects,
 }
 
 /// Takes files, stores their actions, and moves the files to where they belong.
-pub async fn run_once(spool: Arc<Mutex<Spool>>, store: Arc<dyn Store>, files: usize, prune: Option<Duration>) -> Round {
+pub async fn run_once(
+    spool: Arc<Mutex<Spool>>,
+    store: Arc<dyn Store>,
+    files: usize,
+    prune: Option<Duration>,
+    suspects: Suspects,
+) -> Round {
     let taken = on_disk(&spool, move |spool| {
         if let Some(keep) = prune {
             let removed = spool.prune(keep, PRUNE_AT_A_TIME)?;
@@ -169,10 +209,10 @@ pub async fn run_once(spool: Arc<Mutex<Spool>>, store: Arc<dyn Store>, files: us
         Ok(taken) => taken,
         Err(error) => {
             log::error!(error = error.to_string().as_str(); "the spool cannot be read");
-            return Round::default();
+            return Round { error: Some(error.to_string()), suspects, ..Round::default() };
         }
     };
-    let mut round = Round { full: taken.len() >= files, ..Round::default() };
+    let mut round = Round { full: taken.len() >= files, suspects, ..Round::default() };
     let mut files = Vec::new();
     for one in taken {
         match one {
@@ -200,19 +240,41 @@ pub async fn run_once(spool: Arc<Mutex<Spool>>, store: Arc<dyn Store>, files: us
             Err(problem) => moves.push((name, Err(problem))),
         }
     }
-    match store_all(&*store, actions).await {
-        Ok(accepted) => {
-            for (name, accepted) in sources.into_iter().zip(accepted) {
+    let stored = store_all(&*store, actions).await;
+    // What fails while others are stored may be at fault itself.
+    let works = stored.iter().any(|stored| matches!(stored, Some(Ok(_))));
+    let mut back = Vec::new();
+    for (name, stored) in sources.into_iter().zip(stored) {
+        match stored {
+            Some(Ok(accepted)) => {
+                round.suspects.remove(&name);
                 moves.push((name, accepted.map(|()| round.stored = true)));
             }
-        }
-        Err(error) => {
-            log::warn!(files = sources.len(), error = error.to_string().as_str(); "spool files wait for the store");
-            round.must_rest = true;
-            let back = on_disk(&spool, move |spool| sources.iter().try_for_each(|name| spool.give_back(name))).await;
-            if let Err(error) = back {
-                log::error!(error = error.to_string().as_str(); "spool files stay in cur/ until the next start");
+            Some(Err(error)) if !error.is_transient() => {
+                moves.push((name, Err(Problem::new(ProblemKind::InvalidDocument, error.to_string()))));
             }
+            Some(Err(error)) => {
+                if works && (round.suspects.len() < SUSPECTS || round.suspects.contains_key(&name)) {
+                    *round.suspects.entry(name.clone()).or_default() += 1;
+                }
+                if round.suspects.get(&name).is_some_and(|rounds| *rounds >= GIVE_UP_AFTER) {
+                    round.suspects.remove(&name);
+                    moves.push((name, Err(Problem::new(ProblemKind::Internal, error.to_string()))));
+                } else {
+                    round.error = Some(error.to_string());
+                    back.push(name);
+                }
+            }
+            None => back.push(name),
+        }
+    }
+    if !back.is_empty() {
+        let error = round.error.clone().unwrap_or_default();
+        log::warn!(files = back.len(), error = error.as_str(); "spool files wait for the store");
+        round.must_rest = true;
+        let back = on_disk(&spool, move |spool| back.iter().try_for_each(|name| spool.give_back(name))).await;
+        if let Err(error) = back {
+            log::error!(error = error.to_string().as_str(); "spool files stay in cur/ until the next start");
         }
     }
     let stuck = on_disk(&spool, move |spool| {
@@ -246,8 +308,9 @@ pub async fn run_once(spool: Arc<Mutex<Spool>>, store: Arc<dyn Store>, files: us
     round
 }
 
-/// Stores all actions in one transaction; if the store refuses that, one by one, so that only the one at fault fails.
-async fn store_all(store: &dyn Store, actions: Vec<NewAction>) -> Result<Vec<Result<(), Problem>>, StoreError> {
+/// Stores all actions in one transaction; if that fails, one by one, so that only the one at fault fails. `None` for what
+/// wasn't tried, since the store seems to be away.
+async fn store_all(store: &dyn Store, actions: Vec<NewAction>) -> Vec<Option<StoreResult<Result<(), Problem>>>> {
     let verdict = |accepted: Accepted, id: uuid::Uuid| match accepted {
         Accepted::Stored { .. } => Ok(()),
         // Files have no idempotency key.
@@ -255,21 +318,21 @@ async fn store_all(store: &dyn Store, actions: Vec<NewAction>) -> Result<Vec<Res
             Err(Problem::new(ProblemKind::Conflict, format!("id: {id} is taken by an action with other content")))
         }
     };
-    let ids: Vec<_> = actions.iter().map(|action| action.id).collect();
+    if actions.is_empty() {
+        return Vec::new();
+    }
     match store.action_insert(actions.clone()).await {
-        Ok(accepted) => Ok(accepted.into_iter().zip(ids).map(|(accepted, id)| verdict(accepted, id)).collect()),
-        Err(error) if error.is_transient() => Err(error),
+        Ok(accepted) => {
+            let accepted = accepted.into_iter().zip(&actions);
+            accepted.map(|(accepted, action)| Some(Ok(verdict(accepted, action.id)))).collect()
+        }
+        Err(error) if actions.len() == 1 => vec![Some(Err(error))],
         Err(_) => {
-            let mut verdicts = Vec::with_capacity(actions.len());
-            for action in actions {
-                let id = action.id;
-                verdicts.push(match store.action_insert(vec![action]).await {
-                    Ok(mut accepted) => accepted.pop().map_or(Ok(()), |accepted| verdict(accepted, id)),
-                    Err(error) if error.is_transient() => return Err(error),
-                    Err(error) => Err(Problem::new(ProblemKind::InvalidDocument, error.to_string())),
-                });
-            }
-            Ok(verdicts)
+            one_by_one(&actions, async |action| {
+                let accepted = store.action_insert(vec![action.clone()]).await?.pop();
+                Ok(accepted.map_or(Ok(()), |accepted| verdict(accepted, action.id)))
+            })
+            .await
         }
     }
 }
@@ -316,6 +379,7 @@ impl Supervised for SpoolLoader {
         self.again = false;
         self.pruned = None;
         self.resting = None;
+        self.suspects.clear();
         match Spool::open(&self.settings.dir, self.settings.max_body) {
             // A fresh one: what the old one held is to be recovered.
             Ok(spool) => self.spool = Arc::new(Mutex::new(spool)),

@@ -14,8 +14,10 @@
 //! with an error, so that the service manager starts it anew.
 
 mod health;
+mod progress;
 
 pub use health::{ActorHealth, ActorReport, Supervision};
+pub use progress::{Progress, Stalled};
 
 use actix::dev::ContextFut;
 use actix::prelude::*;

@@ -24,6 +24,7 @@ mod open_files;
 mod postgres_access;
 mod reconnect;
 mod recording;
+mod refusals;
 mod retention;
 mod scale;
 mod spool_input;
@@ -126,6 +127,11 @@ on_both! {
     }
     open_files {
         connections_leave_files_to_the_store_and_the_spool
+    }
+    refusals {
+        a_result_that_the_store_refuses_is_rejected_and_stops_nobody
+        a_result_that_keeps_failing_stops_nobody_is_shown_and_is_rejected_in_the_end
+        a_file_that_cannot_be_stored_stops_no_other
     }
     spool_input {
         a_file_that_is_no_action_fails_with_a_problem_that_names_the_place

@@ -201,6 +201,20 @@ impl Server {
         }
     }
 
+    /// The same, to change something.
+    pub fn sql_write(&self) -> Sql {
+        match &self.database {
+            Some((cluster, database)) => Sql::Database(cluster, database.clone()),
+            None => Sql::open_to_write(&self.file()),
+        }
+    }
+
+    /// What `/metrics` says.
+    pub async fn metrics(&self) -> String {
+        let call = reqwest::Client::new().get(format!("{}/metrics", self.url)).bearer_auth(self.admin_token());
+        call.send().await.unwrap().text().await.unwrap()
+    }
+
     /// The name of its database.
     pub fn database(&self) -> &str {
         &self.database.as_ref().expect("it is on PostgreSQL").1

@@ -48,6 +48,23 @@ impl Sql {
         there.join().unwrap()
     }
 
+    /// Opens a SQLite file to change it.
+    pub fn open_to_write(file: &Path) -> Self {
+        let mut connection = SqliteConnection::establish(&file.display().to_string()).unwrap();
+        diesel::connection::SimpleConnection::batch_execute(&mut connection, "PRAGMA busy_timeout = 60000").unwrap();
+        Self::File(connection)
+    }
+
+    /// Changes something.
+    pub fn execute(&mut self, statements: &str) {
+        match self {
+            Self::File(connection) => {
+                diesel::connection::SimpleConnection::batch_execute(connection, statements).unwrap();
+            }
+            Self::Database(cluster, database) => drop(cluster.psql(database, statements)),
+        }
+    }
+
     /// The one number `n` that a query answers.
     pub fn number(&mut self, query: &str) -> i64 {
         match self {
