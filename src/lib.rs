@@ -13,6 +13,7 @@ pub mod http;
 pub mod metrics;
 pub mod pipeline;
 pub mod senders;
+mod signals;
 pub mod store;
 pub mod supervision;
 mod tls;

@@ -14,6 +14,7 @@ use crate::pipeline::resolver::Resolver;
 use crate::pipeline::spool_loader::SpoolLoader;
 use crate::senders::stream::StreamSender;
 use crate::senders::stream::sessions::Sessions;
+use crate::signals::StopSignals;
 use crate::store::{Store, StoreError};
 use crate::supervision::Supervision;
 use actix::prelude::*;
@@ -22,7 +23,6 @@ use std::fs::File;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::signal::unix::{SignalKind, signal};
 use tokio::task::JoinHandle;
 
 /// How long a node that was taken over may take to send its agents away.
@@ -122,8 +122,7 @@ impl Running {
     /// # Errors
     /// When the store can't be used, another node took over, an actor fell too often, or draining took too long.
     pub async fn run(mut self) -> Result<(), AppError> {
-        let mut terminate = signal(SignalKind::terminate()).map_err(io_error("SIGTERM"))?;
-        let mut interrupt = signal(SignalKind::interrupt()).map_err(io_error("SIGINT"))?;
+        let mut signals = StopSignals::listen().map_err(io_error("signals"))?;
         let (store, supervision) = (self.store.clone(), self.supervision.clone());
         let alive = service::keep_alive();
         let serving = async {
@@ -136,8 +135,7 @@ impl Running {
             }
         };
         let fault = tokio::select! {
-            _ = terminate.recv() => None,
-            _ = interrupt.recv() => None,
+            () = signals.next() => None,
             actor = supervision.escalated() => Some(AppError::Exhausted(actor)),
             () = store.node_lost() => Some(AppError::TakenOver),
             error = serving => Some(error),
@@ -155,8 +153,7 @@ impl Running {
         };
         let drained = tokio::select! {
             drained = end => drained,
-            _ = terminate.recv() => Err(AppError::Interrupted),
-            _ = interrupt.recv() => Err(AppError::Interrupted),
+            () = signals.next_on_purpose() => Err(AppError::Interrupted),
         };
         if let Some(alive) = alive {
             alive.abort();

@@ -1,6 +1,8 @@
 //! The main way: from a file, or a call, to exact results.
 
 use crate::support::{AgentProcess, On, Server, WireAgent};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
 use serde_json::json;
 
 pub async fn a_file_in_the_spool_becomes_results_of_real_agents(on: On) {
@@ -61,6 +63,18 @@ pub async fn sigterm_drains_and_sends_agents_elsewhere(on: On) {
     let token = server.enroll("wire", json!({})).await;
     let mut agent = WireAgent::hello(&server.url, &token, 16).await;
     let status = tokio::join!(server.terminate(), async { assert_eq!(agent.expect_close().await, 1012) }).0;
+    assert!(status.success(), "{status}");
+}
+
+pub async fn sighup_drains_like_sigterm(on: On) {
+    let mut server = Server::start(on.options()).await;
+    let token = server.enroll("wire", json!({})).await;
+    let mut agent = WireAgent::hello(&server.url, &token, 16).await;
+    // Twice, as from a shell and from the kernel: only another signal hurries it.
+    for _ in 0..2 {
+        kill(Pid::from_raw(server.pid()), Signal::SIGHUP).unwrap();
+    }
+    let status = tokio::join!(server.wait(), async { assert_eq!(agent.expect_close().await, 1012) }).0;
     assert!(status.success(), "{status}");
 }
 

@@ -67,6 +67,7 @@ on_both! {
         a_file_in_the_spool_becomes_results_of_real_agents
         a_result_is_stored_before_it_is_acknowledged_and_survives_kill_9
         sigterm_drains_and_sends_agents_elsewhere
+        sighup_drains_like_sigterm
         an_idle_server_sleeps
         one_idempotency_key_is_one_action
     }
