@@ -39,6 +39,7 @@ mod journal;
 pub mod modules;
 mod once;
 mod outbox;
+pub(crate) mod processes;
 mod run;
 mod runner;
 mod session;
@@ -161,16 +162,20 @@ impl Agent {
     /// how many results the server took once nothing more is due. For agents that are started by a timer.
     ///
     /// # Errors
-    /// Also what the network does, since nothing is tried again. What was taken is in the journal by then, and the
-    /// next check-in reports it.
-    pub async fn run_once(self) -> Result<usize, AgentError> {
+    /// Also what the network does, since nothing is tried again; and when `shutdown` completes before the end. What was
+    /// taken is in the journal by then, what ran is killed, and the next check-in reports it.
+    pub async fn run_once(self, shutdown: impl Future<Output = ()>) -> Result<usize, AgentError> {
         let Parts { config, runner, inbox, desk, token, is_own } = self.open().await?;
-        let (_stop_runs, runs_stop) = watch::channel(false);
+        let (stop_runs, runs_stop) = watch::channel(false);
         let mut runner = Box::pin(runner.run(inbox, runs_stop));
-        tokio::select! {
-            done = Box::pin(once::check_in(&config, &desk, token, is_own)) => done,
-            () = &mut runner => Err(AgentError::CheckIn("the agent stopped".into())),
-        }
+        let stopped = tokio::select! {
+            done = Box::pin(once::check_in(&config, &desk, token, is_own)) => return done,
+            () = &mut runner => return Err(AgentError::CheckIn("the agent stopped".into())),
+            () = shutdown => AgentError::CheckIn("stopped by a signal before it was done".into()),
+        };
+        stop_runs.send_replace(true);
+        runner.await;
+        Err(stopped)
     }
 
     /// Opens what is on disk and puts the parts together.

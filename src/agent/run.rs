@@ -2,6 +2,7 @@
 
 use super::fit::{self, cut_text};
 use super::modules::{Call, Modules, Outcome, Stop, StopReason};
+use super::processes::Trace;
 use crate::domain::protocol::{Command, OperationResult, RunResult, RunStatus};
 use crate::domain::time::Timestamp;
 use futures_util::FutureExt;
@@ -21,8 +22,8 @@ const MAX_OUTPUTS: usize = 3 * 1024 * 1024;
 /// Of which every operation still to come can have this much, however much the earlier ones wrote.
 const RESERVED: usize = 16 * 1024;
 
-/// Runs a command to its end. Never fails: whatever goes wrong is in the result.
-pub(super) async fn run(command: Command, modules: Modules, mut stop: Stop) -> RunResult {
+/// Runs a command to its end. Never fails: whatever goes wrong is in the result. A run that was stopped leaves no process.
+pub(super) async fn run(command: Command, modules: Modules, trace: Trace, mut stop: Stop) -> RunResult {
     let started_at = Timestamp::of_this_machine();
     let mut result = RunResult {
         action: command.action,
@@ -37,8 +38,12 @@ pub(super) async fn run(command: Command, modules: Modules, mut stop: Stop) -> R
             let mut room = MAX_OUTPUTS;
             let count = operations.len();
             for (at, operation) in operations.into_iter().enumerate() {
-                let call = Call { parameters: operation.parameters, stop: stop.clone() };
+                let call = Call { parameters: operation.parameters, stop: stop.clone(), trace: trace.clone() };
                 let outcome = one(&operation.module, &modules, call, &mut stop).await;
+                if outcome.stopped.is_some() {
+                    // Also what earlier operations left running.
+                    trace.kill().await;
+                }
                 let limit = room.saturating_sub((count - at - 1) * RESERVED);
                 let (done, used) = operation_result(operation.module, outcome, limit, &mut result.status);
                 room = room.saturating_sub(used);
@@ -54,6 +59,7 @@ pub(super) async fn run(command: Command, modules: Modules, mut stop: Stop) -> R
         }
         Err(error) => refuse(&mut result, format!("operations: {error}")),
     }
+    trace.ended();
     result.finished_at = Some(Timestamp::of_this_machine());
     result
 }

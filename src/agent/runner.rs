@@ -9,6 +9,7 @@
 use super::journal::{Record, Recovered, State, Waiting};
 use super::modules::{Modules, Stop, StopReason};
 use super::outbox::{Fault, Outbox, ServerClock, SharedJournal};
+use super::processes::Trace;
 use super::run::{only_module, run, without_output};
 use super::told_to;
 use crate::domain::protocol::{Command, RunRef, RunResult, RunStatus, Stored};
@@ -51,6 +52,8 @@ struct Queued {
     deadline: Instant,
     /// Safe in the journal.
     kept: bool,
+    /// What its processes will be known by.
+    mark: Uuid,
 }
 
 struct Running {
@@ -233,8 +236,8 @@ impl Runner {
         let timeout = Duration::from_millis(u64::try_from(command.timeout_ms).unwrap_or(0)).min(LONGEST);
         let left = timeout.saturating_sub(Timestamp::of_this_machine().since(received_at));
         self.sequence += 1;
-        let place = (Reverse(command.priority), self.sequence);
-        self.waiting.insert(place, Queued { command, received_at, deadline: Instant::now() + left, kept });
+        let (place, mark) = ((Reverse(command.priority), self.sequence), Uuid::new_v4());
+        self.waiting.insert(place, Queued { command, received_at, deadline: Instant::now() + left, kept, mark });
     }
 
     fn supersede(&mut self, action: Uuid, by: i32) {
@@ -394,6 +397,7 @@ impl Runner {
             expires_at: queued.command.expires_at,
             module: only_module(&queued.command),
             at: Timestamp::of_this_machine(),
+            mark: Some(queued.mark),
         });
         received.chain(ended).chain(forgotten).chain(started).collect()
     }
@@ -404,7 +408,8 @@ impl Runner {
         log::debug!(action:% = run_ref.action, run = run_ref.run; "a run starts");
         let (module, expires_at) = (only_module(&queued.command), queued.command.expires_at);
         let stop = Stop::new(told, queued.deadline);
-        let task = self.tasks.spawn(run(queued.command, self.modules.clone(), stop)).id();
+        let trace = Trace::new(run_ref, queued.mark, Some(self.journal.clone()));
+        let task = self.tasks.spawn(run(queued.command, self.modules.clone(), trace, stop)).id();
         self.running.insert(run_ref, Running { task, module, tell, expires_at });
     }
 

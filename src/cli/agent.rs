@@ -1,10 +1,11 @@
 //! `odoshi agent`.
 
 use super::Outcome;
+use crate::agent::processes::{cgroup, orphans};
 use crate::agent::{Agent, AgentConfig};
+use crate::signals::StopSignals;
 use std::path::PathBuf;
 use std::process::ExitCode;
-use tokio::signal::unix::{SignalKind, signal};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -68,21 +69,17 @@ pub(super) fn run(args: Args) -> Outcome {
     config.labels.extend(args.labels);
     let agent = Agent::new(config)?;
     actix_rt::System::new().block_on(async {
-        if args.once {
-            let results = agent.run_once().await?;
-            say!("{results} results were stored");
-            return Ok(ExitCode::SUCCESS);
-        }
-        let mut terminate = signal(SignalKind::terminate())?;
-        let mut interrupt = signal(SignalKind::interrupt())?;
-        agent
-            .run(async move {
-                tokio::select! {
-                    _ = terminate.recv() => {}
-                    _ = interrupt.recv() => {}
-                }
-            })
-            .await?;
+        let mut signals = StopSignals::listen()?;
+        cgroup::sweep();
+        let reaping = actix_rt::spawn(orphans::reap());
+        let stop = async move { signals.next().await };
+        let ended = if args.once {
+            agent.run_once(stop).await.map(|results| say!("{results} results were stored"))
+        } else {
+            agent.run(stop).await
+        };
+        reaping.abort();
+        ended?;
         Ok(ExitCode::SUCCESS)
     })
 }

@@ -11,6 +11,7 @@ use crate::agent::{Agent, AgentConfig, ExecConfig, Secret};
 use crate::app::Running;
 use crate::config::Config;
 use crate::domain::time::Timestamp;
+use crate::signals::StopSignals;
 use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::Method;
@@ -55,10 +56,11 @@ pub(super) fn run(args: Args) -> Outcome {
     }
     let folder = tempfile::Builder::new().prefix("odoshi-demo-").tempdir()?;
     let outcome = actix_rt::System::new().block_on(async {
+        let mut signals = StopSignals::listen()?;
         let place = Place::at(args.store.as_deref()).await?;
         let outcome = tokio::select! {
             outcome = show(&args, place.url(), folder.path()) => outcome,
-            _ = tokio::signal::ctrl_c() => {
+            () = signals.next() => {
                 eprintln!("\ninterrupted; the temporary folder is removed");
                 Ok(ExitCode::from(130))
             }

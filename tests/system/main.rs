@@ -4,6 +4,7 @@
 mod abuse;
 mod agent_flow;
 mod agent_input;
+mod agent_programs;
 mod backup;
 mod basics;
 mod chaos;
@@ -91,7 +92,13 @@ on_both! {
         a_newer_connection_of_an_agent_takes_over_and_nothing_is_lost
         tokens_open_what_they_are_for_and_nothing_else
     }
-            check_in {
+    agent_programs {
+        what_a_killed_agent_ran_is_gone_before_the_next_run_starts
+        a_stopped_run_leaves_no_process
+        what_a_run_detached_lives_after_its_end
+        a_hang_up_stops_an_agent_and_its_programs
+    }
+    check_in {
         commands_are_asked_for_received_and_answered_over_plain_http
         a_waiting_check_in_is_answered_when_something_is_due
     }

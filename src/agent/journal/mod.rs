@@ -15,21 +15,25 @@
 //!
 //! An entry stays until a day after its command's `expires_at`, and until its result is stored.
 
+mod files;
 mod record;
 #[cfg(test)]
 mod tests;
 
+pub(super) use files::sync_dir;
 pub use record::Record;
 
+use super::processes::{self, Tree};
 use crate::domain::protocol::{Command, OperationResult, RunRef, RunResult, RunStatus};
 use crate::domain::time::Timestamp;
+use files::{io_error, lock, options};
 use std::collections::BTreeMap;
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, BufWriter, Write};
 use std::ops::Bound;
-use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt};
+use std::os::unix::fs::{DirBuilderExt, FileExt};
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// Below this a file isn't worth rewriting while the agent runs.
 const COMPACT_ABOVE: u64 = 16 * 1024 * 1024;
@@ -37,8 +41,8 @@ const COMPACT_ABOVE: u64 = 16 * 1024 * 1024;
 const KEEP: Duration = Duration::from_secs(86_400);
 /// How often entries that are over are looked for while the agent runs.
 const PURGE_EVERY: Duration = Duration::from_secs(3_600);
-/// How long the folder's lock is waited for.
-const LOCK_WITHIN: Duration = Duration::from_secs(2);
+/// How long the processes of interrupted runs may take to die.
+const REMAINS_WITHIN: Duration = Duration::from_secs(5);
 
 /// Why the journal can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -87,7 +91,8 @@ struct Place {
 struct Entry {
     state: State,
     expires_at: Timestamp,
-    /// The lines that a compaction copies: `received` (and `started`), then only `result`, or `forgotten`.
+    /// The lines that a compaction copies: `received`; or `started` and the last `spawned`; or only `result`, or
+    /// `forgotten`.
     lines: [Option<Place>; 2],
 }
 
@@ -142,28 +147,20 @@ pub struct Journal {
     purged_at: Timestamp,
 }
 
-/// Locks the folder. Blocks for a moment, as all of the journal does: an agent that was just killed may not be quite gone, or
-/// a child of it that is about to become another program.
-#[allow(clippy::disallowed_methods, reason = "the journal is used where blocking is allowed")]
-fn lock(dir: &Path) -> Result<File, JournalError> {
-    let path = dir.join("lock");
-    let lock = options().write(true).open(&path).map_err(io_error("open", &path))?;
-    let started = Instant::now();
-    loop {
-        match lock.try_lock() {
-            Ok(()) => return Ok(lock),
-            Err(fs::TryLockError::WouldBlock) if started.elapsed() < LOCK_WITHIN => {
-                std::thread::sleep(Duration::from_millis(50));
-            }
-            Err(fs::TryLockError::WouldBlock) => return Err(JournalError::Locked(dir.to_path_buf())),
-            Err(fs::TryLockError::Error(error)) => return Err(io_error("lock", &path)(error)),
-        }
+/// Kills what is left of the programs of runs that were under way, so that none of it works beside what runs next.
+fn kill_remains(trees: &[Tree]) {
+    if trees.is_empty() {
+        return;
+    }
+    let left = processes::kill(trees, REMAINS_WITHIN);
+    if !left.is_empty() {
+        log::error!(pids:? = left; "processes of interrupted runs could not be killed");
     }
 }
 
 impl Journal {
-    /// Locks the folder (made if need be) and replays its journal. Runs that were under way get the result
-    /// `interrupted`. `now` is the agent's clock.
+    /// Locks the folder (made if need be) and replays its journal. Of runs that were under way the processes that are
+    /// left are killed; then they get the result `interrupted`. `now` is the agent's clock.
     pub fn open(dir: &Path, now: Timestamp) -> Result<(Self, Recovered), JournalError> {
         fs::DirBuilder::new().recursive(true).mode(0o700).create(dir).map_err(io_error("make", dir))?;
         let lock = lock(dir)?;
@@ -190,7 +187,7 @@ impl Journal {
     fn replay(&mut self, now: Timestamp) -> Result<Recovered, JournalError> {
         let mut recovered = Recovered::default();
         let mut waiting = BTreeMap::new();
-        let mut started = BTreeMap::new();
+        let (mut started, mut trees) = (BTreeMap::new(), BTreeMap::new());
         let mut reader = BufReader::new(self.file.try_clone().map_err(io_error("open", &self.path))?);
         let (mut line, mut number, mut offset) = (Vec::new(), 0_u64, 0_u64);
         loop {
@@ -222,12 +219,14 @@ impl Journal {
                         waiting.insert(run, (offset, Waiting { command, received_at: at }));
                     }
                 }
-                Record::Started { module, at, .. } => {
+                Record::Started { module, at, mark, .. } => {
                     waiting.remove(&run);
                     if self.state(run) == Some(State::Started) {
                         started.insert(run, (module, at));
+                        trees.extend(mark.map(|mark| (run, Tree::new(mark))));
                     }
                 }
+                Record::Spawned { tree, .. } => _ = trees.insert(run, tree),
                 Record::Result { .. } | Record::Forgotten { .. } => {
                     waiting.remove(&run);
                     started.remove(&run);
@@ -245,6 +244,8 @@ impl Journal {
         let results: Vec<Record> =
             started.into_iter().map(|(run, (module, at))| self.interrupted(run, module, at, now)).collect();
         recovered.interrupted = results.len();
+        trees.retain(|run, _| self.state(*run) == Some(State::Started));
+        kill_remains(&trees.into_values().collect::<Vec<_>>());
         let server_now = Timestamp(now.0.saturating_add(recovered.clock_ms));
         self.purge(server_now);
         if self.live < self.len {
@@ -306,8 +307,8 @@ impl Journal {
         self.index.iter().filter(|(_, entry)| wanted(entry.state)).map(|(run, _)| *run).collect()
     }
 
-    /// Writes records; after `Ok` all of them are on disk (only `stored` alone doesn't wait for it), after an error
-    /// none of them counts. `now` is the server's clock, by which old entries are dropped.
+    /// Writes records; after `Ok` all of them are on disk (only `stored` and `spawned` alone don't wait for it), after
+    /// an error none of them counts. `now` is the server's clock, by which old entries are dropped.
     pub fn commit(&mut self, records: &[Record], now: Timestamp) -> Result<(), JournalError> {
         if records.is_empty() {
             return Ok(());
@@ -324,7 +325,7 @@ impl Journal {
             text.push(b'\n');
             places.push(Place { offset: self.len + start, len: text.len() as u64 - start });
         }
-        let sync = !records.iter().all(|record| matches!(record, Record::Stored { .. }));
+        let sync = !records.iter().all(|record| matches!(record, Record::Stored { .. } | Record::Spawned { .. }));
         let written = self.file.write_all_at(&text, self.len);
         let written = if sync { written.and_then(|()| self.file.sync_data()) } else { written };
         if let Err(error) = written {
@@ -337,6 +338,12 @@ impl Journal {
         }
         self.tidy(now);
         Ok(())
+    }
+
+    /// Adds to a run that started how its processes are found. Not waited for until it is on disk: a crash of the
+    /// machine, which alone could lose it, leaves no process either.
+    pub fn spawned(&mut self, run: RunRef, tree: Tree) -> Result<(), JournalError> {
+        self.commit(&[Record::Spawned { run, tree }], self.purged_at)
     }
 
     /// Drops what is over and compacts when it pays. What fails here costs space, not promises.
@@ -371,12 +378,17 @@ impl Journal {
                 });
             }
             Record::Started { expires_at, .. } => {
-                let lines = [None, Some(place)];
+                let lines = [Some(place), None];
                 let entry = Entry { state: State::Started, expires_at: *expires_at, lines };
                 let entry = self.index.entry(run).or_insert(entry);
                 if entry.state == State::Received {
                     // The `received` line is of no more use: a run that started isn't run again.
                     (entry.state, entry.lines) = (State::Started, lines);
+                }
+            }
+            Record::Spawned { .. } => {
+                if let Some(entry) = self.index.get_mut(&run).filter(|entry| entry.state == State::Started) {
+                    entry.lines[1] = Some(place);
                 }
             }
             Record::Result { expires_at, .. } => {
@@ -465,21 +477,4 @@ impl Journal {
         self.suspect = false;
         Ok(())
     }
-}
-
-fn options() -> OpenOptions {
-    let mut options = OpenOptions::new();
-    options.create(true).truncate(false).mode(0o600);
-    options
-}
-
-fn io_error(what: &'static str, path: &Path) -> impl Fn(io::Error) -> JournalError + use<> {
-    let path = path.to_path_buf();
-    move |source| JournalError::Io { what, path: path.clone(), source }
-}
-
-/// Makes a file's new name safe.
-pub(super) fn sync_dir(dir: &Path) -> Result<(), JournalError> {
-    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
-    File::open(dir).and_then(|file| file.sync_all()).map_err(io_error("sync", dir))
 }

@@ -1,8 +1,10 @@
 //! The lines of the journal.
 
+use crate::agent::processes::Tree;
 use crate::domain::protocol::{Command, RunRef, RunResult};
 use crate::domain::time::Timestamp;
 use serde::{Deserialize, Serialize};
+use uuid::Uuid;
 
 /// One line. Each that can decide whether a run starts again carries what its entry needs to live on without the lines
 /// before it, so that one unreadable line doesn't take the following ones with it.
@@ -28,6 +30,16 @@ pub enum Record {
         module: String,
         /// When, by the agent's clock.
         at: Timestamp,
+        /// What its processes have in their environment; not in journals of earlier versions.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        mark: Option<Uuid>,
+    },
+    /// It started a program. Follows each start; the last one holds all that is known.
+    Spawned {
+        /// Which.
+        run: RunRef,
+        /// How its processes are found, should the agent be killed.
+        tree: Tree,
     },
     /// How it ended.
     Result {
@@ -56,7 +68,8 @@ impl Record {
         match self {
             Self::Received { command, .. } => command.run_ref(),
             Self::Result { result, .. } => result.run_ref(),
-            Self::Started { run, .. } | Self::Stored { run } | Self::Forgotten { run, .. } => *run,
+            Self::Started { run, .. } | Self::Spawned { run, .. } => *run,
+            Self::Stored { run } | Self::Forgotten { run, .. } => *run,
         }
     }
 }

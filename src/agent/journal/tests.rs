@@ -2,6 +2,7 @@ use super::*;
 use crate::agent::run::without_output;
 use crate::domain::protocol::Operations;
 use proptest::prelude::*;
+use std::fs::OpenOptions;
 use tempfile::TempDir;
 use uuid::Uuid;
 
@@ -35,7 +36,7 @@ fn received(n: u128) -> Record {
 }
 
 fn started(n: u128) -> Record {
-    Record::Started { run: run(n), expires_at: NOW.plus(HOUR), module: "ping".into(), at: NOW }
+    Record::Started { run: run(n), expires_at: NOW.plus(HOUR), module: "ping".into(), at: NOW, mark: None }
 }
 
 fn result(n: u128, error: &str) -> Record {
@@ -103,6 +104,59 @@ fn a_run_without_a_result_was_interrupted_and_never_waits_again() {
         assert_eq!(error_of(&journal, 1).as_deref(), Some("interrupted"));
         assert_eq!(journal.unstored(), [run(1)]);
     }
+}
+
+#[test]
+fn what_is_left_of_an_interrupted_run_is_killed_before_it_is_reported() {
+    let dir = folder();
+    let (mut journal, _) = open(dir.path());
+    let trees = [Tree::new(Uuid::new_v4()), Tree::new(Uuid::new_v4()), Tree::new(Uuid::new_v4())];
+    let mut left: Vec<std::process::Child> = trees
+        .iter()
+        .map(|tree| {
+            let mut command = std::process::Command::new("sleep");
+            command.arg("1000").env("ODOSHI_RUN", tree.mark.to_string()).spawn().expect("a program")
+        })
+        .collect();
+    let marked = |n: u128, tree: &Tree| match started(n) {
+        Record::Started { run, expires_at, module, at, .. } => {
+            Record::Started { run, expires_at, module, at, mark: Some(tree.mark) }
+        }
+        other => other,
+    };
+    // The second one is known to have started a program; the third one has ended.
+    commit(&mut journal, &[received(1), marked(1, &trees[0]), received(2), marked(2, &trees[1])]);
+    journal.spawned(run(2), Tree { groups: vec![], ..trees[1].clone() }).expect("written");
+    commit(&mut journal, &[received(3), marked(3, &trees[2]), result(3, "three")]);
+    // What is recorded survives a compaction.
+    journal.compact().expect("compacted");
+    drop(journal);
+    let (journal, recovered) = open(dir.path());
+    assert_eq!((recovered.interrupted, journal.unstored().len()), (2, 3));
+    for child in &mut left[..2] {
+        use std::os::unix::process::ExitStatusExt;
+        assert_eq!(child.wait().expect("its end").signal(), Some(9));
+    }
+    assert!(left[2].try_wait().expect("its state").is_none(), "what a run left that ended by itself");
+    left[2].kill().expect("it lives");
+    left[2].wait().expect("its end");
+}
+
+#[test]
+fn a_journal_of_an_earlier_version_is_read() {
+    let dir = folder();
+    let (mut journal, _) = open(dir.path());
+    commit(&mut journal, &[received(1)]);
+    drop(journal);
+    let line = format!(
+        r#"{{"started":{{"run":{},"expires_at":{},"module":"ping","at":{}}}}}"#,
+        serde_json::to_string(&run(1)).expect("JSON"),
+        serde_json::to_string(&NOW.plus(HOUR)).expect("JSON"),
+        serde_json::to_string(&NOW).expect("JSON"),
+    );
+    append(dir.path(), format!("{line}\n").as_bytes());
+    let (journal, recovered) = open(dir.path());
+    assert_eq!((recovered.interrupted, error_of(&journal, 1).as_deref()), (1, Some("interrupted")));
 }
 
 #[test]
@@ -272,7 +326,7 @@ proptest! {
         for record in safe {
             expected.insert(record.run_ref(), match record {
                 Record::Received { .. } => State::Received,
-                Record::Started { .. } | Record::Result { .. } => State::Done,
+                Record::Started { .. } | Record::Spawned { .. } | Record::Result { .. } => State::Done,
                 Record::Stored { .. } => State::Stored,
                 Record::Forgotten { .. } => State::Forgotten,
             });

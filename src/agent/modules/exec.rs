@@ -97,7 +97,7 @@ impl Module for Exec {
             Err(error) => return Outcome::failed(error),
         };
         let input = parameters.stdin.take().map(String::into_bytes);
-        match process::run(command, input, self.bounds, &mut call.stop).await {
+        match process::run(command, input, self.bounds, &call.trace, &mut call.stop).await {
             Ok(ended) => {
                 let error = ended.error();
                 let output = Output {

@@ -52,7 +52,8 @@ impl Module for External {
     async fn call(&self, mut call: Call) -> Outcome {
         let parameters = call.parameters.take().map_or_else(|| "null".to_owned(), |json| json.get().to_owned());
         let command = Command::new(&self.program);
-        let ended = match process::run(command, Some(parameters.into_bytes()), self.bounds, &mut call.stop).await {
+        let (input, trace) = (Some(parameters.into_bytes()), &call.trace);
+        let ended = match process::run(command, input, self.bounds, trace, &mut call.stop).await {
             Ok(ended) => ended,
             Err(error) => return Outcome::failed(format!("it could not be run: {error}")),
         };

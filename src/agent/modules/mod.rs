@@ -7,6 +7,7 @@ pub mod ping;
 mod process;
 
 use super::config::{AgentConfig, Bounds};
+use super::processes::Trace;
 use async_trait::async_trait;
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
@@ -80,6 +81,8 @@ pub struct Call {
     pub parameters: Option<Box<RawValue>>,
     /// When to stop. A module that doesn't is dropped a few seconds later.
     pub stop: Stop,
+    /// Where the processes of this run are recorded.
+    pub(in crate::agent) trace: Trace,
 }
 
 /// What came of an operation.
@@ -197,7 +200,9 @@ pub(super) mod testing {
     pub(in crate::agent) fn call(parameters: &str, timeout: Duration) -> (Call, watch::Sender<Option<StopReason>>) {
         let (tell, told) = watch::channel(None);
         let parameters = Some(RawValue::from_string(parameters.into()).expect("valid JSON"));
-        (Call { parameters, stop: Stop::new(told, Instant::now() + timeout) }, tell)
+        let run = crate::domain::protocol::RunRef { action: uuid::Uuid::from_u128(1), run: 1 };
+        let trace = Trace::new(run, uuid::Uuid::new_v4(), None);
+        (Call { parameters, stop: Stop::new(told, Instant::now() + timeout), trace }, tell)
     }
 
     /// The output as a JSON value.

@@ -1,28 +1,24 @@
 //! Runs one program in a process group of its own and collects what it writes.
 //!
-//! The group is the unit that is killed: at the timeout, on cancel, when the run's future is dropped, and also when
-//! the program itself ended, so that nothing it left in the background outlives the run and holds its pipes. A daemon
-//! that is meant to stay has to leave the group (`setsid`), as daemons do. Its pipes are then not waited for.
+//! What happens to the processes that it started is in [`processes`](crate::agent::processes): all of them are killed when
+//! the run is stopped or its future is dropped, and when a signal killed the program; none when it exited. A program that
+//! stays in the background must not hold the pipes: they are read for [`DRAIN`] after the exit, and then closed.
 
 use super::{Stop, StopReason};
 use crate::agent::config::{Bounds, LimitsConfig};
+use crate::agent::processes::{MARK, Trace, spawner};
 use nix::sys::resource::{getrlimit, setrlimit};
-use nix::sys::signal::{Signal, killpg};
-use nix::unistd::Pid;
+use nix::sys::signal::Signal;
 use std::os::unix::process::ExitStatusExt;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{ChildStdin, Command};
 
-/// How long to go on reading after the group was killed: only somebody who left it can still hold the pipes.
+/// How long to continue reading after the program ended or was killed, while other processes still hold the pipes.
 const DRAIN: Duration = Duration::from_secs(1);
 /// How long a killed process may take to die; one that hangs in the kernel is left to the runtime's reaper.
 const REAP: Duration = Duration::from_secs(2);
-/// How often a program that is being written is tried again, and how long to wait each time.
-const BUSY_ATTEMPTS: u32 = 100;
-const BUSY_WAIT: Duration = Duration::from_millis(20);
-
 /// What a program wrote, as far as it is kept.
 #[derive(Debug, Default)]
 pub(super) struct Captured {
@@ -83,57 +79,25 @@ fn signal_name(number: i32) -> String {
     Signal::try_from(number).map_or_else(|_| format!("signal {number}"), |signal| signal.as_str().to_owned())
 }
 
-/// Kills the process group when it goes out of scope, whichever way that happens.
-struct Group(Option<Pid>);
-
-impl Group {
-    fn kill(&mut self) {
-        // An error means that nobody is left in it. The id can't be somebody else's: a run is over and its group
-        // killed in the same moment, before the kernel comes round to the number again.
-        if let Some(group) = self.0.take() {
-            let _ = killpg(group, Signal::SIGKILL);
-        }
-    }
-}
-
-impl Drop for Group {
-    fn drop(&mut self) {
-        self.kill();
-    }
-}
-
 /// Runs `command` until it ends or `stop` says so. Without `input` its standard input is empty.
 pub(super) async fn run(
     mut command: Command,
     input: Option<Vec<u8>>,
     bounds: Bounds,
+    trace: &Trace,
     stop: &mut Stop,
 ) -> std::io::Result<Ended> {
     command
         .stdin(if input.is_some() { Stdio::piped() } else { Stdio::null() })
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
-        .process_group(0)
-        .kill_on_drop(true)
-        // The agent's own secrets aren't for the programs that it runs.
-        .env_remove("ODOSHI_TOKEN");
+        .env(MARK, trace.tree().mark.to_string());
     let Bounds { output: caps, limits } = bounds;
     limit(&mut command, limits);
-    let mut attempts = 0;
-    let mut child = loop {
-        match command.spawn() {
-            // Somebody still writes the file, or a process forked meanwhile holds it open for a moment.
-            Err(error) if error.kind() == std::io::ErrorKind::ExecutableFileBusy && attempts < BUSY_ATTEMPTS => {
-                attempts += 1;
-                tokio::time::sleep(BUSY_WAIT).await;
-            }
-            spawned => break spawned?,
-        }
-    };
-    let id = child.id().and_then(|id| i32::try_from(id).ok());
-    let mut group = Group(id.map(Pid::from_raw));
+    let mut program = spawner::spawn(command, trace).await?;
+    trace.started(program.group()).await;
     let (mut stdout, mut stderr) = (Captured::default(), Captured::default());
-    let pipes = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let pipes = program.pipes();
     let (status, stopped) = {
         let io = async {
             tokio::join!(stdout.fill(pipes.1, caps.stdout), stderr.fill(pipes.2, caps.stderr), feed(pipes.0, input))
@@ -142,20 +106,31 @@ pub(super) async fn run(
         let mut read_all = false;
         let (status, stopped) = loop {
             tokio::select! {
-                status = child.wait() => break (Some(status?), None),
+                status = program.wait() => break (Some(status?), None),
                 reason = stop.wait() => break (None, Some(reason)),
                 _ = &mut io, if !read_all => read_all = true,
             }
         };
-        group.kill();
-        if !read_all {
-            let _ = tokio::time::timeout(DRAIN, io).await;
-        }
+        program.kill_group();
+        let exited = status.is_some_and(|status| status.code().is_some());
+        let kill = async {
+            if !exited {
+                trace.kill().await;
+            }
+        };
+        let drain = async {
+            if !read_all {
+                let _ = tokio::time::timeout(DRAIN, io).await;
+            }
+        };
+        let reap = async {
+            if stopped.is_some() {
+                let _ = tokio::time::timeout(REAP, program.wait()).await;
+            }
+        };
+        tokio::join!(kill, drain, reap);
         (status, stopped)
     };
-    if stopped.is_some() {
-        let _ = tokio::time::timeout(REAP, child.wait()).await;
-    }
     Ok(Ended { status, stopped, stdout, stderr })
 }
 

@@ -271,7 +271,8 @@ async fn a_stop_reports_what_it_interrupts_and_says_goodbye() {
 #[tokio::test]
 async fn a_check_in_takes_what_is_due_runs_it_and_reports_it() {
     let (dir, mut server) = (folder(), Server::start().await);
-    let once = || Agent::new(config(&server, dir.path())).expect("a valid configuration").run_once();
+    let once =
+        || Agent::new(config(&server, dir.path())).expect("a valid configuration").run_once(std::future::pending());
     let due = |commands: Vec<Command>| {
         let server_time = Timestamp::of_this_machine();
         (200, serde_json::json!({"commands": commands, "server_time": server_time}).to_string())

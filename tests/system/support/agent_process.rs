@@ -1,15 +1,16 @@
 //! `odoshi agent` as a process; stopped when dropped.
 
-use super::server::program;
+use super::server::{eventually, program};
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 
 /// The reference agent in a process of its own. It keeps its state folder over restarts.
 pub struct AgentProcess {
     command: Box<dyn Fn() -> Command + Send>,
     child: Option<Child>,
+    is_subreaper: bool,
 }
 
 impl AgentProcess {
@@ -18,7 +19,14 @@ impl AgentProcess {
         Self::start_with(server, name, labels, folder, token, "")
     }
 
-    /// The same, with more at the top of its settings.
+    /// Starts it again as a process that inherits orphans, like PID 1 of a container.
+    pub fn restart_as_subreaper(&mut self) {
+        self.kill();
+        self.is_subreaper = true;
+        self.restart();
+    }
+
+    /// An agent with more at the top of its settings.
     pub fn start_with(
         server: &str,
         name: &str,
@@ -31,7 +39,8 @@ impl AgentProcess {
         std::fs::create_dir_all(&state).unwrap();
         let (token_file, config) = (state.join("enroll"), state.join("agent.toml"));
         std::fs::write(&token_file, token).unwrap();
-        let settings = format!("{settings}[exec]\nallow = [\"*\"]\n[backoff]\nmin = \"20ms\"\nmax = \"500ms\"\n");
+        let exec = "[exec]\nallow = [\"*\"]\n";
+        let settings = format!("{settings}{exec}[backoff]\nmin = \"20ms\"\nmax = \"500ms\"\n");
         std::fs::write(&config, settings).unwrap();
         let log = state.join("agent.log");
         let arguments: Vec<String> = [
@@ -58,23 +67,48 @@ impl AgentProcess {
                 .process_group(0);
             command
         };
-        let mut agent = Self { command: Box::new(command), child: None };
+        let mut agent = Self { command: Box::new(command), child: None, is_subreaper: false };
         agent.restart();
         agent
     }
 
     pub fn restart(&mut self) {
         assert!(self.child.is_none(), "it runs already");
-        self.child = Some((self.command)().spawn().unwrap());
+        let mut command = (self.command)();
+        if self.is_subreaper {
+            become_subreaper(&mut command);
+        }
+        self.child = Some(command.spawn().unwrap());
     }
 
-    /// `kill -9`; what it runs goes on until it ends by itself.
+    pub fn pid(&self) -> i32 {
+        i32::try_from(self.child.as_ref().unwrap().id()).unwrap()
+    }
+
+    /// Waits until it ends by itself.
+    pub async fn wait(&mut self) -> ExitStatus {
+        let status = eventually("the agent to end", || {
+            let status = self.child.as_mut().unwrap().try_wait().unwrap();
+            async move { status }
+        })
+        .await;
+        self.child = None;
+        status
+    }
+
+    /// `kill -9`; its programs die with it, what those have started is killed at its next start.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
             child.kill().unwrap();
             child.wait().unwrap();
         }
     }
+}
+
+#[allow(unsafe_code, reason = "there is no other way to call prctl in the new process")]
+fn become_subreaper(command: &mut Command) {
+    // SAFETY: prctl is a system call that may be made between fork and exec; the attribute isn't inherited.
+    unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_child_subreaper(true)?)) };
 }
 
 impl Drop for AgentProcess {

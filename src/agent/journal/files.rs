@@ -1,0 +1,47 @@
+//! The journal's folder: its lock, and how files in it are opened and made safe.
+
+use super::JournalError;
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+/// How long the folder's lock is waited for.
+const LOCK_WITHIN: Duration = Duration::from_secs(2);
+
+/// Locks the folder. Blocks for a moment, as all of the journal does: an agent that was just killed may not be quite gone, or
+/// a child of it that is about to become another program.
+#[allow(clippy::disallowed_methods, reason = "the journal is used where blocking is allowed")]
+pub(super) fn lock(dir: &Path) -> Result<File, JournalError> {
+    let path = dir.join("lock");
+    let lock = options().write(true).open(&path).map_err(io_error("open", &path))?;
+    let started = Instant::now();
+    loop {
+        match lock.try_lock() {
+            Ok(()) => return Ok(lock),
+            Err(fs::TryLockError::WouldBlock) if started.elapsed() < LOCK_WITHIN => {
+                std::thread::sleep(Duration::from_millis(50));
+            }
+            Err(fs::TryLockError::WouldBlock) => return Err(JournalError::Locked(dir.to_path_buf())),
+            Err(fs::TryLockError::Error(error)) => return Err(io_error("lock", &path)(error)),
+        }
+    }
+}
+
+pub(super) fn options() -> OpenOptions {
+    let mut options = OpenOptions::new();
+    options.create(true).truncate(false).mode(0o600);
+    options
+}
+
+pub(super) fn io_error(what: &'static str, path: &Path) -> impl Fn(io::Error) -> JournalError + use<> {
+    let path = path.to_path_buf();
+    move |source| JournalError::Io { what, path: path.clone(), source }
+}
+
+/// Makes a file's new name safe.
+pub(in crate::agent) fn sync_dir(dir: &Path) -> Result<(), JournalError> {
+    let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+    File::open(dir).and_then(|file| file.sync_all()).map_err(io_error("sync", dir))
+}
