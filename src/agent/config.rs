@@ -77,12 +77,39 @@ impl Default for AgentConfig {
     }
 }
 
-/// What `exec` may run.
+/// What `exec` may run. An empty list allows nothing.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExecConfig {
-    /// Absolute paths, bare names (found in the agent's own `PATH`), or `"*"` for everything. Empty: nothing runs.
+    /// Absolute paths, bare names (found in the agent's own `PATH`), or `"*"` for everything, which also lifts the
+    /// restrictions by `env` and `cwd`.
     pub allow: Vec<String>,
+    /// Names of the variables that an action may set. Those that the agent has itself are passed to its programs, also to
+    /// modules in a folder. All else that these get is `PATH`, `HOME`, `USER`, `LOGNAME`, `LANG`, `LANGUAGE`, `LC_…`,
+    /// `TZ`, `TMPDIR` of the agent and `ODOSHI_RUN`.
+    pub env: Vec<String>,
+    /// Absolute paths of the folders in which, or below which, an action may have a program started. A program for which
+    /// no folder is given starts in the agent's.
+    pub cwd: Vec<PathBuf>,
+}
+
+impl ExecConfig {
+    fn validate(&self) -> Result<(), String> {
+        for name in &self.env {
+            let is_name = name.starts_with(|first: char| first.is_ascii_alphabetic() || first == '_')
+                && name.bytes().all(|byte| byte.is_ascii_alphanumeric() || byte == b'_');
+            if !is_name {
+                return Err(format!("exec.env: \"{}\" is not a variable's name", name.escape_debug()));
+            }
+            if ["ODOSHI_RUN", "ODOSHI_TOKEN"].contains(&name.as_str()) {
+                return Err(format!("exec.env: {name} is the agent's own"));
+            }
+        }
+        match self.cwd.iter().find(|folder| !folder.is_absolute()) {
+            Some(folder) => Err(format!("exec.cwd: \"{}\" is not an absolute path", folder.display())),
+            None => Ok(()),
+        }
+    }
 }
 
 /// How much output is kept. What goes beyond is read and dropped, and the result says `truncated`.
@@ -199,6 +226,7 @@ impl AgentConfig {
                 return Err(format!("{key}: {value} is more than {MAX_OUTPUT} bytes"));
             }
         }
+        self.exec.validate()?;
         self.limits.validate()?;
         if self.backoff.min.0.is_zero() || self.backoff.min > self.backoff.max {
             return Err("backoff: min must be above zero and not above max".into());
@@ -223,6 +251,11 @@ mod tests {
         let secret = AgentConfig { token: Some("very private".to_owned().into()), ..good.clone() };
         assert!(!format!("{secret:?}").contains("private"));
         let none = LimitsConfig::default();
+        let exec = |env: &[&str], cwd: &[&str]| {
+            let env = env.iter().map(ToString::to_string).collect();
+            let exec = ExecConfig { env, cwd: cwd.iter().map(Into::into).collect(), ..ExecConfig::default() };
+            AgentConfig { exec, ..good.clone() }
+        };
         let wrong = [
             ("name", AgentConfig { name: "a b".into(), ..good.clone() }),
             ("server", AgentConfig { server: "ftp://host".into(), ..good.clone() }),
@@ -236,14 +269,27 @@ mod tests {
                 AgentConfig { limits: LimitsConfig { cpu_time: Some(Span::millis(5)), ..none }, ..good.clone() },
             ),
             ("limits.open_files", AgentConfig { limits: LimitsConfig { open_files: Some(2), ..none }, ..good.clone() }),
+            ("exec.env", exec(&["A=B"], &[])),
+            ("exec.env", exec(&["*"], &[])),
+            ("exec.env", exec(&["ODOSHI_TOKEN"], &[])),
+            ("exec.cwd", exec(&["LESS"], &["srv"])),
             ("capacity", AgentConfig { capacity: 0, ..good.clone() }),
             ("output.stderr", AgentConfig { output: OutputConfig { stdout: 0, stderr: usize::MAX }, ..good.clone() }),
-            ("backoff", AgentConfig { backoff: BackoffConfig { min: Span::secs(60), max: Span::secs(1) }, ..good }),
+            (
+                "backoff",
+                AgentConfig { backoff: BackoffConfig { min: Span::secs(60), max: Span::secs(1) }, ..good.clone() },
+            ),
         ];
         for (key, config) in wrong {
             let error = config.validate().expect_err(key);
             assert!(error.starts_with(key), "{error}");
         }
+    }
+
+    #[test]
+    fn the_sample_file_holds_the_defaults() {
+        let sample: AgentConfig = toml::from_str(include_str!("../../config/agent.toml")).expect("a valid file");
+        assert_eq!(format!("{sample:?}"), format!("{:?}", AgentConfig::default()));
     }
 
     #[test]

@@ -161,7 +161,7 @@ impl Fleet {
                 name,
                 labels: [("role".to_owned(), role.to_owned())].into(),
                 token: Some(Secret(enroll.to_owned())),
-                exec: ExecConfig { allow: vec!["uname".to_owned()] },
+                exec: ExecConfig { allow: vec!["uname".to_owned()], ..ExecConfig::default() },
                 ..AgentConfig::default()
             })?;
             let mut stopped = stop.subscribe();

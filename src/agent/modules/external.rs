@@ -1,7 +1,7 @@
 //! Modules that are executables in a folder: parameters as JSON on standard input, the output as JSON on standard
 //! output, exit code 0 when it went well. Standard error is for people: its end becomes part of the error.
 
-use super::{Call, Module, Outcome, process};
+use super::{Call, Module, Outcome, environment, process};
 use crate::agent::config::Bounds;
 use async_trait::async_trait;
 use serde_json::value::RawValue;
@@ -18,12 +18,13 @@ const ERROR_TAIL: usize = 2 * 1024;
 pub struct External {
     program: PathBuf,
     bounds: Bounds,
+    env: Vec<String>,
 }
 
 impl External {
-    /// The module that `program` is.
-    pub fn new(program: PathBuf, bounds: Bounds) -> Self {
-        Self { program, bounds }
+    /// The module that `program` is. Of the agent's environment it gets the basics and the variables named in `env`.
+    pub fn new(program: PathBuf, bounds: Bounds, env: Vec<String>) -> Self {
+        Self { program, bounds, env }
     }
 }
 
@@ -51,7 +52,8 @@ pub fn find(folder: &Path, name: &str) -> io::Result<Option<PathBuf>> {
 impl Module for External {
     async fn call(&self, mut call: Call) -> Outcome {
         let parameters = call.parameters.take().map_or_else(|| "null".to_owned(), |json| json.get().to_owned());
-        let command = Command::new(&self.program);
+        let mut command = Command::new(&self.program);
+        environment::minimal(&mut command, &self.env);
         let (input, trace) = (Some(parameters.into_bytes()), &call.trace);
         let ended = match process::run(command, input, self.bounds, trace, &mut call.stop).await {
             Ok(ended) => ended,
@@ -93,7 +95,7 @@ fn tail(text: &str) -> &str {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::agent::config::AgentConfig;
+    use crate::agent::config::{AgentConfig, ExecConfig};
     use crate::agent::modules::{Modules, testing};
     use std::os::unix::fs::symlink;
     use std::time::Duration;
@@ -129,6 +131,19 @@ mod tests {
         let outcome = run(dir.path(), "fails", "null").await;
         assert_eq!(outcome.error.as_deref(), Some("exit code 4: why"));
         assert_eq!(testing::output(&outcome)["step"], 2);
+    }
+
+    #[tokio::test]
+    async fn a_module_gets_of_the_agents_environment_what_is_named_and_no_more() {
+        let dir = tempfile::tempdir().expect("a folder");
+        script(dir.path(), "env", "echo \"[\\\"$CARGO_MANIFEST_DIR\\\",\\\"$CARGO_PKG_NAME\\\"]\"");
+        // Cargo sets both for tests.
+        let named = std::env::var("CARGO_PKG_NAME").unwrap_or_default();
+        let exec = ExecConfig { env: vec!["CARGO_PKG_NAME".into()], ..ExecConfig::default() };
+        let config = AgentConfig { modules_dir: Some(dir.path().to_path_buf()), exec, ..AgentConfig::default() };
+        let (call, _tell) = testing::call("null", Duration::from_secs(60));
+        let outcome = Modules::new(&config).find("env").expect("the module").call(call).await;
+        assert_eq!(testing::output(&outcome), serde_json::json!(["", named]));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! What an agent can do. A module is one impl of [`Module`] and one line in [`Modules::new`] (or [`Modules::with`] in
 //! a program of one's own); any executable in the modules folder is one too ([`external`]).
 
+mod environment;
 pub mod exec;
 pub mod external;
 pub mod ping;
@@ -145,12 +146,15 @@ pub struct Modules {
     built_in: BTreeMap<String, Arc<dyn Module>>,
     folder: Option<PathBuf>,
     bounds: Bounds,
+    /// What programs in the folder get of the agent's environment, beyond the basics.
+    env: Vec<String>,
 }
 
 impl Modules {
     /// The reference agent's modules.
     pub fn new(config: &AgentConfig) -> Self {
-        Self { built_in: BTreeMap::new(), folder: config.modules_dir.clone(), bounds: config.bounds() }
+        let (folder, env) = (config.modules_dir.clone(), config.exec.env.clone());
+        Self { built_in: BTreeMap::new(), folder, bounds: config.bounds(), env }
             .with("ping", ping::Ping)
             .with("exec", exec::Exec::new(config.exec.clone(), config.bounds()))
     }
@@ -175,7 +179,7 @@ impl Modules {
         let unknown = || format!("this agent has no module \"{name}\"");
         let folder = self.folder.as_ref().ok_or_else(unknown)?;
         match external::find(folder, name) {
-            Ok(Some(program)) => Ok(Arc::new(external::External::new(program, self.bounds))),
+            Ok(Some(program)) => Ok(Arc::new(external::External::new(program, self.bounds, self.env.clone()))),
             Ok(None) => Err(unknown()),
             Err(error) => Err(format!("the module \"{name}\" can't be used: {error}")),
         }

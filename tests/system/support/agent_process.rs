@@ -39,7 +39,7 @@ impl AgentProcess {
         std::fs::create_dir_all(&state).unwrap();
         let (token_file, config) = (state.join("enroll"), state.join("agent.toml"));
         std::fs::write(&token_file, token).unwrap();
-        let exec = "[exec]\nallow = [\"*\"]\n";
+        let exec = "[exec]\nallow = [\"*\"]\nenv = [\"AGENT_FOLDER\"]\n";
         let settings = format!("{settings}{exec}[backoff]\nmin = \"20ms\"\nmax = \"500ms\"\n");
         std::fs::write(&config, settings).unwrap();
         let log = state.join("agent.log");
