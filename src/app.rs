@@ -241,7 +241,7 @@ impl Builder {
         }
         let router = supervise(
             "sender_router",
-            SenderRouter::new(routes, outcomes.clone(), upstream.clone()),
+            SenderRouter::new(store.clone(), routes, outcomes.clone(), upstream.clone()),
             MAILBOX,
             &supervision,
         );

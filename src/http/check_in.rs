@@ -65,16 +65,23 @@ pub(super) async fn commands(
         let now = api.store.now();
         let left = until.saturating_duration_since(Instant::now());
         let rows = api.store.command_backlog(agent.no, now.plus(left), limit).await?;
-        let next = rows.iter().map(|due| due.due_at).find(|due_at| *due_at > now);
+        let mut next: Option<Timestamp> = None;
         let mut commands = Vec::new();
         let mut size = 0;
-        for due in rows.into_iter().filter(|due| due.due_at <= now) {
+        for due in rows {
             let Some(action) = api.book.get(due.action_no).await? else { continue };
+            let delivery = Delivery { due, action };
+            let not_before = delivery.not_before();
+            if not_before > now {
+                next = Some(next.map_or(not_before, |next| next.min(not_before)));
+                continue;
+            }
+            let action = &delivery.action;
             size += action.operations.get().len() + action.name.len() + 256;
             if size > MAX_FRAME / 2 && !commands.is_empty() {
                 break;
             }
-            commands.push(Delivery { due, action }.command());
+            commands.push(delivery.command());
         }
         if !commands.is_empty() || left.is_zero() || api.supervision.is_draining() {
             return Ok(HttpResponse::Ok().json(DueCommands { commands, server_time: now }));

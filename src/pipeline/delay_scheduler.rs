@@ -150,6 +150,7 @@ impl DelayScheduler {
     /// The same, to go out at a time of its own.
     fn insert_at(&mut self, action: &Arc<Action>, transport: &Arc<str>, due: Due, at: Timestamp) -> bool {
         let key = (due.action_no, due.agent_no);
+        let at = at.max(action.valid_from);
         if self.dispatched.get(&key).is_some_and(|known| (due.run, due.attempts) <= *known) {
             return true;
         }
@@ -223,9 +224,11 @@ impl DelayScheduler {
             if !back.is_empty() {
                 log::warn!(commands = back.len(); "due commands came back and are tried again");
                 let again = scheduler.parts.store.now().plus(REST);
-                for (transport, Delivery { due, action }) in back {
+                for (transport, delivery) in back {
+                    let at = delivery.not_before().max(again);
+                    let Delivery { due, action } = delivery;
                     scheduler.dispatched.remove(&(due.action_no, due.agent_no));
-                    scheduler.insert_or_give_back(&action, &transport, due, again);
+                    scheduler.insert_or_give_back(&action, &transport, due, at);
                 }
             }
             scheduler.dispatch(ctx);

@@ -2,7 +2,7 @@
 //!
 //! Woken by [`Changed`], which it gathers for a moment, and by a slow period that looks at the whole fleet. For each live
 //! action it asks the store which of these agents match and have no command of it yet, and writes one for each, due at
-//! once, together with an open row: the action's own cursors have passed by. Until it expires a live action stays open,
+//! once or when the action becomes valid, together with an open row: the action's own cursors have passed by. Until it expires a live action stays open,
 //! and its `counts.resolved` false.
 //!
 //! Dies: nothing; the next look at the whole fleet finds whoever was missed.

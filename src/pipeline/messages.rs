@@ -54,6 +54,11 @@ pub struct Delivery {
 }
 
 impl Delivery {
+    /// The earliest time at which it may be handed over. Whatever its row says, that is not before its action is valid.
+    pub fn not_before(&self) -> Timestamp {
+        self.due.due_at.max(self.action.valid_from)
+    }
+
     /// What its agent is told to do.
     pub fn command(&self) -> Command {
         let Self { due, action } = self;
@@ -71,7 +76,7 @@ impl Delivery {
 }
 
 /// Delay scheduler → sender router: these are due, in order. Answered when the senders have taken them over, with those
-/// that none took over because it fell: they are to be tried again.
+/// that none took over: those that are early, and those whose sender fell. They are to be tried again.
 #[derive(Message)]
 #[rtype(result = "Vec<(Arc<str>, Delivery)>")]
 pub struct Dispatch(pub Vec<(Arc<str>, Delivery)>);

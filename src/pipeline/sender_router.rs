@@ -1,7 +1,7 @@
 //! Passes due commands to the sender of their agents' transport.
 //!
 //! Receives [`Dispatch`] from the delay scheduler and sends [`Deliver`] to the senders; its answer waits for theirs, so
-//! that the scheduler's credits bound what is under way. Commands whose transport nobody serves here get a `waiting` row,
+//! that the scheduler's credits bound what is under way. A command that is not due yet goes back to the scheduler. Commands whose transport nobody serves here get a `waiting` row,
 //! and another node that serves it takes them from there.
 //!
 //! Dies: the chunks in hand come back to the scheduler, which tries them again.
@@ -11,7 +11,7 @@ use super::messages::{Cancelled, Deliver, Delivery, Dispatch};
 use super::outcomes::{OutcomeSink, Outcomes, Upstream};
 use crate::domain::command::Event;
 use crate::domain::hint::Hint;
-use crate::store::Report;
+use crate::store::{Report, Store};
 use actix::prelude::*;
 use futures_util::future::join_all;
 use std::collections::HashMap;
@@ -28,6 +28,7 @@ pub struct Route {
 
 /// See the module.
 pub struct SenderRouter {
+    store: Arc<dyn Store>,
     routes: HashMap<String, Route>,
     outcomes: Addr<Outcomes>,
     upstream: Upstream,
@@ -35,8 +36,13 @@ pub struct SenderRouter {
 
 impl SenderRouter {
     /// With the senders by transport.
-    pub fn new(routes: HashMap<String, Route>, outcomes: Addr<Outcomes>, upstream: Upstream) -> Self {
-        Self { routes, outcomes, upstream }
+    pub fn new(
+        store: Arc<dyn Store>,
+        routes: HashMap<String, Route>,
+        outcomes: Addr<Outcomes>,
+        upstream: Upstream,
+    ) -> Self {
+        Self { store, routes, outcomes, upstream }
     }
 }
 
@@ -52,7 +58,11 @@ impl Handler<Dispatch> for SenderRouter {
     fn handle(&mut self, Dispatch(deliveries): Dispatch, _: &mut Self::Context) -> Self::Result {
         crate::fault_point!("sender_router");
         let mut by_transport: Vec<(Arc<str>, Vec<Delivery>)> = Vec::new();
-        for (transport, delivery) in deliveries {
+        // Nothing goes out early, however it came here: the database's clock may have been set back meanwhile.
+        let now = self.store.now();
+        let (due, early): (Vec<_>, Vec<_>) =
+            deliveries.into_iter().partition(|(_, delivery)| delivery.not_before() <= now);
+        for (transport, delivery) in due {
             match by_transport.iter_mut().find(|(known, _)| *known == transport) {
                 Some((_, chunk)) => chunk.push(delivery),
                 None => by_transport.push((transport, vec![delivery])),
@@ -82,7 +92,7 @@ impl Handler<Dispatch> for SenderRouter {
         }
         let (outcomes, upstream) = (self.outcomes.clone(), self.upstream.clone());
         let done = async move {
-            let back: Vec<_> = join_all(taken_over).await.into_iter().flatten().collect();
+            let back: Vec<_> = join_all(taken_over).await.into_iter().flatten().chain(early).collect();
             crate::fault_point!("sender_router.answered");
             if !unserved.is_empty() {
                 match outcomes.send(Put::<OutcomeSink>(unserved)).await {

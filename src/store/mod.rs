@@ -291,8 +291,8 @@ pub trait Store: Send + Sync + 'static {
         limit: usize,
     ) -> StoreResult<Vec<(i64, Arc<str>)>>;
 
-    /// Writes a command of a live action for each of these agents that has none, with an open row that says that it is
-    /// due now; answers for which. None, when the action can't be joined any more.
+    /// Writes a command of a live action for each of these agents that has none, with an open row; it is due now, or at the
+    /// action's `valid_from` if that is later. Answers for which. None, when the action can't be joined any more.
     async fn command_insert_joining(&self, action_no: i64, agents: &[i64]) -> StoreResult<Vec<Due>>;
 }
 

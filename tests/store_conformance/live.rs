@@ -84,3 +84,27 @@ pub async fn what_is_frozen_cancelled_or_over_is_not_joined(backend: &mut impl B
     cancelled.tell(store, fleet[0], odoshi::domain::command::Event::Cancelled).await;
     assert_eq!(store.action_complete(vec![cancelled.no]).await.unwrap(), [cancelled.no]);
 }
+
+pub async fn an_agent_that_joins_before_valid_from_is_due_then(backend: &mut impl Backend) {
+    let store = backend.store();
+    let fleet = agents(store, 1).await;
+    let taken = resolved(store, json!({ "membership": "live", "delay": "45s" }), &fleet).await;
+    let valid_from = store.action_get(taken.no).await.unwrap().unwrap().valid_from;
+    assert_eq!(store.action_list_live().await.unwrap(), [taken.no], "agents may join before it is valid");
+    store.agent_insert(vec![named("early", "stream"), named("late", "stream")]).await.unwrap();
+    let joining = joining(store, taken.no, None).await;
+    let due = store.command_insert_joining(taken.no, &joining[..1]).await.unwrap();
+    assert_eq!(due.iter().map(|due| (due.agent_no, due.due_at)).collect::<Vec<_>>(), [(joining[0], valid_from)]);
+    // Wherever the command is read from: the backlog of its agent, what is due, what users see.
+    assert!(store.agent_with_due(&joining).await.unwrap().is_empty());
+    let backlog = store.command_backlog(joining[0], in_secs(store, 60), 10).await.unwrap();
+    assert_eq!(backlog.iter().map(|due| due.due_at).collect::<Vec<_>>(), [valid_from]);
+    assert!(store.command_backlog(joining[0], in_secs(store, 1), 10).await.unwrap().is_empty());
+    let listed = taken.list(store).await;
+    assert!(listed.iter().all(|command| command.due_at >= valid_from), "{listed:?}");
+    // From then on agents that join are due at once.
+    backend.set_offset(46_000);
+    let store = backend.store();
+    let due = store.command_insert_joining(taken.no, &joining[1..]).await.unwrap();
+    assert!(due[0].due_at > valid_from && due[0].due_at <= store.now(), "{due:?}");
+}

@@ -157,6 +157,7 @@ macro_rules! cases {
             live {
                 agents_join_a_live_action_once_and_are_found_by_their_open_row
                 a_live_action_ends_when_it_expires_and_not_before
+                an_agent_that_joins_before_valid_from_is_due_then
                 what_is_frozen_cancelled_or_over_is_not_joined
             }
             audit {

@@ -1,6 +1,7 @@
 //! Live actions, agents that operators add, and the audit log, over HTTP.
 
 use crate::support::{On, Server, WireAgent, eventually};
+use odoshi::domain::time::Timestamp;
 use serde_json::{Value, json};
 
 pub async fn agents_join_a_live_action_until_it_expires(on: On) {
@@ -53,6 +54,49 @@ pub async fn agents_join_a_live_action_until_it_expires(on: On) {
     let late = server.enroll("late", json!({ "role": "nobody" })).await;
     let (_, due) = server.call_as(&late, "GET", "/v1/agent/commands?wait=1s", None).await;
     assert_eq!((&due["commands"], &server.action(&short).await["counts"]["total"]), (&json!([]), &json!(0)));
+}
+
+pub async fn agents_that_join_before_valid_from_get_nothing_before_it(on: On) {
+    let server = Server::start(on.options()).await;
+    let first = server.enroll("first", json!({ "role": "web" })).await;
+    let mut first = WireAgent::hello(&server.url, &first, 16).await;
+    let document = json!({ "name": "n", "target": "labels.role = 'web'", "membership": "live", "delay": "25s",
+        "operations": [{ "module": "ping" }] });
+    let id = server.submit(document).await;
+    let valid_from = server.action(&id).await["action"]["valid_from"].as_str().unwrap().to_owned();
+    eventually("the action to be resolved", || async {
+        (server.action(&id).await["counts"]["total"] == 1).then_some(())
+    })
+    .await;
+    // One that is connected when it joins, one that connects after that, one that asks over plain HTTP.
+    let streams = server.enroll("streams", json!({ "role": "db" })).await;
+    let mut streams = WireAgent::hello(&server.url, &streams, 16).await;
+    server.call("PATCH", "/v1/agents/streams", Some(json!({ "labels": { "role": "web" } }))).await;
+    let connects = server.enroll("connects", json!({ "role": "web" })).await;
+    let asks = server.enroll("asks", json!({ "role": "web" })).await;
+    eventually("all to have joined", || async {
+        (server.action(&id).await["counts"]["total"] == 4).then_some(())
+    })
+    .await;
+    let mut connects = WireAgent::hello(&server.url, &connects, 16).await;
+    let (_, due) = server.call_as(&asks, "GET", "/v1/agent/commands", None).await;
+    let asked_early = due["server_time"].as_str().unwrap() < valid_from.as_str();
+    assert!(!asked_early || due["commands"] == json!([]), "{due} before {valid_from}");
+    // Times are text of one length: later ones are greater. The database's clock is this machine's.
+    let now = || Timestamp::of_this_machine().to_string();
+    for (name, agent) in [("first", &mut first), ("streams", &mut streams), ("connects", &mut connects)] {
+        let commands = agent.commands().await;
+        let at = now();
+        assert_eq!(commands[0]["action"], id.as_str());
+        assert!(at >= valid_from, "{name} got it at {at}, before {valid_from}");
+        agent.succeed(&commands[0]).await;
+    }
+    let asked = eventually("the one that asks", || async {
+        let (_, due) = server.call_as(&asks, "GET", "/v1/agent/commands?wait=30s", None).await;
+        (due["commands"] != json!([])).then_some(due)
+    })
+    .await;
+    assert!(asked["server_time"].as_str().unwrap() >= valid_from.as_str(), "{asked} before {valid_from}");
 }
 
 pub async fn an_added_agent_has_its_secrets_once_and_its_address(on: On) {

@@ -62,6 +62,7 @@ on_both! {
     joining {
         agents_join_a_live_action_until_it_expires
         an_added_agent_has_its_secrets_once_and_its_address
+        agents_that_join_before_valid_from_get_nothing_before_it
         the_audit_log_says_who_did_what
     }
     basics {

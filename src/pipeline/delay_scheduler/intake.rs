@@ -245,7 +245,8 @@ impl DelayScheduler {
         if let Some(place) = self.open_rows.second()
             && (self.has_had_turn || nearest.is_none())
         {
-            return Some(Next::Open(place, now, true));
+            // Up to the horizon: what another node wrote may be due soon, and the first reading has passed its place.
+            return Some(Next::Open(place, horizon, true));
         }
         let (no, _) = nearest?;
         Some(Next::Commands(no, self.cursors.begin(no, now)?))

@@ -15,6 +15,9 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+#[cfg(test)]
+mod tests;
+
 /// How long a command may be in a session without an open row.
 pub const WINDOW: Duration = Duration::from_secs(1);
 /// How long after handing over `received` must come.
@@ -23,6 +26,8 @@ pub const RECEIVED_WITHIN: Duration = Duration::from_secs(30);
 pub const QUEUE: usize = 256;
 /// What was read from the store is offered within this time, or goes to the agent once more, which costs no more than that.
 const STALE: Duration = Duration::from_secs(5);
+/// How long what was early stays in the store at most before it is looked at again: the database's clock may be set.
+const LOOK_AGAIN: Duration = Duration::from_secs(30);
 /// The most unfinished commands that an agent may take, whatever it says.
 pub const MAX_CAPACITY: usize = 1_000;
 /// Bytes of operations that may be on their way to an agent: an agent that doesn't read them has them in this process's
@@ -92,8 +97,10 @@ pub struct Desk {
     /// Runs that ended here within [`STALE`], and within the one before: a read that began earlier may still bring them.
     over: [HashSet<(i64, i32)>; 2],
     over_since: Option<Instant>,
-    /// Reports about commands that were put back since their action is paused.
+    /// Reports about commands that were put back, since their action is paused or they are early.
     put_back: Vec<Report>,
+    /// When the first of those that were early is due.
+    early_until: Option<Instant>,
 }
 
 impl Desk {
@@ -109,6 +116,7 @@ impl Desk {
             over: Default::default(),
             over_since: None,
             put_back: Vec::new(),
+            early_until: None,
         }
     }
 
@@ -164,7 +172,8 @@ impl Desk {
     }
 
     /// The commands to hand over now, while the agent has room. What was cancelled or has expired is dropped: the
-    /// housekeeper closes it. What is paused goes back to the store.
+    /// housekeeper closes it. What is paused goes back to the store, and so does what is early, however it came here: the
+    /// database's clock may have been set back.
     pub fn hand_over(&mut self, now: Timestamp, clock: Instant) -> Vec<Command> {
         let mut commands = Vec::new();
         if self.queue.is_empty() {
@@ -176,6 +185,14 @@ impl Desk {
             if delivery.action.is_paused() && !delivery.action.is_cancelled() {
                 self.runs.remove(&delivery.action.no);
                 self.put_back.extend((!delivery.due.open).then(|| hold_report(&delivery)));
+                continue;
+            }
+            let not_before = delivery.not_before();
+            if not_before > now && !delivery.action.is_cancelled() {
+                self.runs.remove(&delivery.action.no);
+                self.put_back.extend((!delivery.due.open).then(|| hold_report(&delivery)));
+                let wait = (not_before.since(now) + Duration::from_millis(1)).min(LOOK_AGAIN);
+                self.early_until = Some(self.early_until.map_or(clock + wait, |until| until.min(clock + wait)));
                 continue;
             }
             if delivery.action.is_cancelled() || delivery.action.expires_at <= now {
@@ -301,6 +318,11 @@ impl Desk {
         here
     }
 
+    /// Whether what was put back early may be due now, and is to be read from the store again.
+    pub fn take_early(&mut self, clock: Instant) -> bool {
+        self.early_until.take_if(|until| clock >= *until).is_some()
+    }
+
     /// When there is something to do by the clock alone: a window ends, or `received` is overdue.
     pub fn next_deadline(&self) -> Option<Instant> {
         let flying = self.flying.values().filter(|flying| !flying.ended).filter_map(|flying| {
@@ -311,7 +333,7 @@ impl Desk {
             }
         });
         let queued = self.queue.values().filter(|queued| !queued.delivery.due.open).map(|queued| queued.since + WINDOW);
-        flying.chain(queued).min()
+        flying.chain(queued).chain(self.early_until).min()
     }
 
     /// Open rows for what is here for longer than the window, and attempts that came to nothing.
@@ -422,60 +444,4 @@ pub fn result_report(
     };
     let event = Event::Result(Box::new(end));
     Report { action_no: action.no, agent_no, policy: action.policy, event, fresh }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::action::NewAction;
-
-    /// A command of the `no`th action, due when its number says.
-    fn delivery(no: i64, priority: i32) -> Delivery {
-        let document =
-            format!(r#"{{"name":"n","target":"TRUE","operations":[{{"module":"ping"}}],"priority":{priority}}}"#);
-        let new = NewAction::from_json(document.as_bytes(), uuid::Uuid::now_v7(), Timestamp(0)).expect("valid");
-        let action = Arc::new(Action::from_new(no, &new, false, false).expect("valid"));
-        let due = Due { action_no: no, agent_no: 1, run: 1, attempts: 0, due_at: Timestamp(no), priority, open: true };
-        Delivery { due, action }
-    }
-
-    fn back(offered: Offered) -> Option<i64> {
-        match offered {
-            Offered::Back(delivery) => Some(delivery.action.no),
-            Offered::Queued | Offered::Known => None,
-        }
-    }
-
-    #[test]
-    fn what_goes_first_displaces_what_goes_last_from_a_full_queue() {
-        let (mut desk, now) = (Desk::new(1, 1), Instant::now());
-        let full = QUEUE as i64;
-        assert!((1..=full).all(|no| back(desk.offer(delivery(no, 0), false, now)).is_none()));
-        assert_eq!(back(desk.offer(delivery(full + 1, 0), false, now)), Some(full + 1));
-        assert_eq!(back(desk.offer(delivery(full + 2, 1), false, now)), Some(full));
-        assert_eq!(desk.queued(), QUEUE);
-        assert_eq!(back(desk.offer(delivery(1, 0), false, now)), None, "it is known");
-    }
-
-    #[test]
-    fn what_has_just_ended_is_not_handed_over_again() {
-        let (mut desk, now) = (Desk::new(1, 1), Instant::now());
-        desk.offer(delivery(1, 0), false, now);
-        let command = desk.hand_over(Timestamp(1), now).remove(0);
-        desk.finish(command.run_ref(), now);
-        assert!(matches!(desk.offer(delivery(1, 0), false, now), Offered::Known), "a read that began before");
-        assert!(desk.hand_over(Timestamp(1), now).is_empty());
-        desk.offer(delivery(1, 0), false, now + STALE);
-        assert!(desk.hand_over(Timestamp(1), now).is_empty(), "at least for so long");
-    }
-
-    #[test]
-    fn while_the_store_has_more_only_what_goes_before_the_last_one_is_taken() {
-        let (mut desk, now) = (Desk::new(1, 1), Instant::now());
-        assert_eq!(back(desk.offer(delivery(5, 0), true, now)), Some(5), "nothing is known of the store's order");
-        assert_eq!(back(desk.offer(delivery(5, 0), false, now)), None);
-        assert_eq!(back(desk.offer(delivery(6, 0), true, now)), Some(6));
-        assert_eq!(back(desk.offer(delivery(4, 0), true, now)), None);
-        assert_eq!(back(desk.offer(delivery(7, 9), true, now)), None);
-    }
 }

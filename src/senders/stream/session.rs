@@ -191,6 +191,9 @@ impl Session {
         &mut self,
         message: Option<Result<AggregatedMessage, ProtocolError>>,
         socket: &mut actix_ws::Session,
+        if self.desk.take_early(now) {
+            self.connected.more.store(true, Ordering::Release);
+        }
     ) -> Option<End> {
         self.last_heard = Instant::now();
         match message {

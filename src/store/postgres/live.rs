@@ -64,19 +64,23 @@ pub(super) async fn insert(
     struct Row {
         #[diesel(sql_type = Integer)]
         priority: i32,
+        #[diesel(sql_type = BigInt)]
+        valid_from: i64,
     }
     // The lock: whoever completes or cancels the action comes before this or after it.
-    let action = sql(format!("SELECT priority FROM actions WHERE {JOINABLE} AND no = ? FOR NO KEY UPDATE"))
+    let action = sql(format!("SELECT priority, valid_from FROM actions WHERE {JOINABLE} AND no = ? FOR NO KEY UPDATE"))
         .bind(now.0)
         .bind(action_no)
         .get_result::<Row>(conn)
         .await
         .optional()?;
-    let Some(Row { priority }) = action else { return Ok(Vec::new()) };
+    let Some(Row { priority, valid_from }) = action else { return Ok(Vec::new()) };
+    // An action is resolved ahead of its time.
+    let due_at = now.max(Timestamp(valid_from));
     let new: Vec<Key> = sql("INSERT INTO commands (action_no, agent_no, due_at) SELECT ?, n.agent_no, ? \
          FROM UNNEST(?) AS n (agent_no) ON CONFLICT DO NOTHING RETURNING agent_no AS key")
     .bind(action_no)
-    .bind(now.0)
+    .bind(due_at.0)
     .bind(agent_nos.to_vec())
     .load(conn)
     .await?;
@@ -87,7 +91,7 @@ pub(super) async fn insert(
          SELECT ?, n.agent_no, ?::smallint, 1, 0, ? FROM UNNEST(?) AS n (agent_no)")
     .bind(action_no)
     .bind(i32::from(OpenState::Waiting as i16))
-    .bind(now.0)
+    .bind(due_at.0)
     .bind(new.clone())
     .execute(conn)
     .await?;
@@ -96,6 +100,6 @@ pub(super) async fn insert(
         deltas.entry(action_no).or_default().add_new(sql_limit(new.len()));
     }
     count(conn, &deltas, lane).await?;
-    let due = |agent_no| Due { action_no, agent_no, run: 1, attempts: 0, due_at: now, priority, open: true };
+    let due = |agent_no| Due { action_no, agent_no, run: 1, attempts: 0, due_at, priority, open: true };
     Ok(new.into_iter().map(due).collect())
 }

@@ -62,20 +62,24 @@ pub(super) fn insert(
     struct Row {
         #[diesel(sql_type = Integer)]
         priority: i32,
+        #[diesel(sql_type = BigInt)]
+        valid_from: i64,
     }
-    let action = sql_query(format!("SELECT priority FROM actions WHERE {JOINABLE} AND no = ?"))
+    let action = sql_query(format!("SELECT priority, valid_from FROM actions WHERE {JOINABLE} AND no = ?"))
         .bind::<BigInt, _>(now.0)
         .bind::<BigInt, _>(action_no)
         .get_result::<Row>(conn)
         .optional()?;
-    let Some(Row { priority }) = action else { return Ok(Vec::new()) };
+    let Some(Row { priority, valid_from }) = action else { return Ok(Vec::new()) };
+    // An action is resolved ahead of its time.
+    let due_at = now.max(Timestamp(valid_from));
     let new = sql_query(
         "INSERT INTO commands (action_no, agent_no, due_at) SELECT ?2, value, ?3 FROM json_each(?1) WHERE TRUE \
          ON CONFLICT DO NOTHING RETURNING agent_no AS key",
     )
     .bind::<Text, _>(json(agent_nos)?)
     .bind::<BigInt, _>(action_no)
-    .bind::<BigInt, _>(now.0)
+    .bind::<BigInt, _>(due_at.0)
     .load::<Key>(conn)?;
     let mut new: Vec<i64> = new.into_iter().map(|row| row.key).collect();
     new.sort_unstable();
@@ -87,13 +91,13 @@ pub(super) fn insert(
     .bind::<Text, _>(json(&new)?)
     .bind::<BigInt, _>(action_no)
     .bind::<SmallInt, _>(OpenState::Waiting as i16)
-    .bind::<BigInt, _>(now.0)
+    .bind::<BigInt, _>(due_at.0)
     .execute(conn)?;
     let mut deltas = Deltas::default();
     if !new.is_empty() {
         deltas.entry(action_no).or_default().add_new(sql_limit(new.len()));
     }
     super::counts::count(conn, deltas, lane)?;
-    let due = |agent_no| Due { action_no, agent_no, run: 1, attempts: 0, due_at: now, priority, open: true };
+    let due = |agent_no| Due { action_no, agent_no, run: 1, attempts: 0, due_at, priority, open: true };
     Ok(new.into_iter().map(due).collect())
 }
