@@ -233,9 +233,9 @@ pub struct NodeView {
     pub incarnation: String,
     /// When it started.
     pub started_at: Timestamp,
-    /// When it last said that it lives.
+    /// When it last said that it lives, by the database's clock.
     pub heartbeat: Timestamp,
-    /// Whether that was within `node.dead_after`.
+    /// Whether the answering node has seen another heartbeat of it within `node.dead_after`, by its own clock.
     pub alive: bool,
     /// Agents that are connected to it.
     pub agents: i64,

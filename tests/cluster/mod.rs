@@ -81,10 +81,19 @@ fn children_of(parent: i32) -> impl Iterator<Item = i32> {
     pids.filter(move |pid| state_of(*pid).is_some_and(|(_, its)| its == parent))
 }
 
+/// The library that gives processes another wall clock (`scripts/test` installs it). Its folder is the architecture's.
+fn libfaketime() -> PathBuf {
+    let folders = fs::read_dir("/usr/lib").unwrap().flatten().map(|entry| entry.path().join("faketime"));
+    let mut libraries = folders.map(|folder| folder.join("libfaketime.so.1")).filter(|library| library.exists());
+    libraries.next().expect("libfaketime is installed (scripts/test does it)")
+}
+
 /// A server, and how it is reached. It is stopped, and its folder removed, when it is dropped.
 pub struct Cluster {
     folder: PathBuf,
     pub port: u16,
+    /// Its wall clock can be set.
+    has_own_clock: bool,
     watch: Mutex<Option<Child>>,
 }
 
@@ -96,11 +105,38 @@ impl Cluster {
 
     /// The same, with its folder in this one.
     pub fn start_in(parent: &Path, settings: &[&str]) -> Self {
-        let folder = tempfile::Builder::new().prefix("odoshi-postgres-").tempdir_in(parent).unwrap().keep();
-        let cluster = Self { folder, port: free_port(), watch: Mutex::default() };
-        cluster.make(settings);
+        let cluster = Self::prepare_in(parent, settings, false);
         cluster.resume();
         cluster
+    }
+
+    /// One whose wall clock can be set, see [`set_clock`](Self::set_clock).
+    pub fn start_with_own_clock(settings: &[&str]) -> Self {
+        let cluster = Self::prepare_in(&std::env::temp_dir(), settings, true);
+        cluster.set_clock(0);
+        cluster.resume();
+        cluster
+    }
+
+    fn prepare_in(parent: &Path, settings: &[&str], has_own_clock: bool) -> Self {
+        let folder = tempfile::Builder::new().prefix("odoshi-postgres-").tempdir_in(parent).unwrap().keep();
+        let cluster = Self { folder, port: free_port(), has_own_clock, watch: Mutex::default() };
+        cluster.make(settings);
+        cluster
+    }
+
+    /// Sets its wall clock so many seconds away from this machine's, all at once. Its processes see that within a second, not
+    /// all at the same moment.
+    pub fn set_clock(&self, seconds: i64) {
+        assert!(self.has_own_clock);
+        // By a rename: nobody reads half of it.
+        let (new, file) = (self.folder.join("clock.new"), self.clock());
+        fs::write(&new, format!("{seconds:+}s\n")).unwrap();
+        fs::rename(new, file).unwrap();
+    }
+
+    fn clock(&self) -> PathBuf {
+        self.folder.join("clock")
     }
 
     /// A copy of this one as it is at this moment, taken while it is used, as an operator's backup is; not started.
@@ -110,7 +146,7 @@ impl Cluster {
         if let Some((uid, gid)) = unprivileged() {
             chown(&folder, Some(uid.into()), Some(gid.into())).unwrap();
         }
-        let copy = Self { folder, port: free_port(), watch: Mutex::default() };
+        let copy = Self { folder, port: free_port(), has_own_clock: false, watch: Mutex::default() };
         let mut backup = self.program("pg_basebackup");
         backup.env("PGPASSWORD", PASSWORD).args(["-h", "127.0.0.1", "-p", &self.port.to_string(), "-U", "odoshi"]);
         let made = backup.args(["-c", "fast", "-X", "stream", "-D"]).arg(copy.data()).output().unwrap();
@@ -200,6 +236,11 @@ impl Cluster {
         watch.args(["-c", WATCH, "watch"]).arg(programs().join("postgres")).arg(self.data());
         watch.arg(self.folder.join("log")).arg(&self.folder).current_dir("/").process_group(0);
         watch.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null());
+        if self.has_own_clock {
+            // Durations are real ones: only the wall clock is set. Read anew each second, and not at each look.
+            watch.env("LD_PRELOAD", libfaketime()).env("FAKETIME_TIMESTAMP_FILE", self.clock());
+            watch.env("FAKETIME_DONT_FAKE_MONOTONIC", "1").env("FAKETIME_CACHE_DURATION", "1");
+        }
         *running = Some(watch.spawn().unwrap());
         let started = Instant::now();
         let port = self.port.to_string();
@@ -332,6 +373,11 @@ impl Drop for Cluster {
 /// One of a test's own, which it may stop. It goes with the process.
 pub fn own(settings: &[&str]) -> &'static Cluster {
     Box::leak(Box::new(Cluster::start(settings)))
+}
+
+/// One of a test's own whose wall clock it may set. It goes with the process.
+pub fn own_with_clock() -> &'static Cluster {
+    Box::leak(Box::new(Cluster::start_with_own_clock(&[])))
 }
 
 /// The one that all tests of this process share.

@@ -2,7 +2,7 @@
 
 use crate::Backend;
 use crate::block_on;
-use crate::postgres::{Postgres, impatient, open, unprepared};
+use crate::postgres::{Postgres, beating, impatient, open, unprepared};
 use crate::support::{accept, action, agents, matching, named, page, resolved};
 use odoshi::domain::command::CommandState;
 use odoshi::domain::target::Target;
@@ -346,5 +346,45 @@ fn what_an_error_is_its_code_says_and_never_its_text() {
             assert_eq!(error.is_transient(), transient, "{code}: {error}");
             assert!(error.to_string().contains(code), "{code}: {error}");
         }
+    });
+}
+
+#[test]
+fn a_node_whose_connection_breaks_gets_its_lock_back_and_is_nobodys_prey_meanwhile() {
+    block_on(async {
+        let backend = Postgres::fresh().await;
+        let locks = "SELECT (classid::bigint << 32) | objid::bigint AS key, pid FROM pg_locks WHERE locktype = 'advisory' \
+                     AND granted AND database = (SELECT oid FROM pg_database WHERE datname = current_database())";
+        let others = backend.number(&format!("SELECT key FROM ({locks}) l")).await;
+        let first = beating(&backend.url(), 200);
+        first.prepare().await.unwrap();
+        first.node_start("one", &[]).await.unwrap();
+        let key = backend.number(&format!("SELECT key FROM ({locks}) l WHERE key <> {others}")).await;
+        let holder = format!("SELECT pid FROM ({locks}) l WHERE key = {key}");
+
+        // Its connection ends, and for the server somebody else holds its lock: the connection before it would, for as long
+        // as the server doesn't know that it is gone.
+        let mut other = backend.session();
+        other.say(&format!("SELECT pg_advisory_lock({key});"));
+        backend.until_locked_out().await;
+        let before = backend.number(&holder).await;
+        backend.execute(&format!("SELECT pg_terminate_backend({before})")).await;
+        backend.until(&format!("SELECT count(*) FROM ({holder}) h WHERE pid <> {before}"), 1).await;
+        let heartbeat = "SELECT heartbeat FROM nodes WHERE name = 'one'";
+        let last = backend.number(heartbeat).await;
+        backend.until(&format!("SELECT (({heartbeat}) <> {last})::int"), 1).await;
+        let others = backend.number(&holder).await;
+        drop(other);
+        let held = format!("SELECT count(*) FROM ({holder}) h WHERE pid <> {others}");
+        backend.until(&held, 1).await;
+
+        // And once more: while nobody holds its lock, one of its name starts.
+        let holder = backend.number(&holder).await;
+        backend.execute(&format!("SELECT pg_terminate_backend({holder})")).await;
+        let second = beating(&backend.url(), 4_000);
+        second.prepare().await.unwrap();
+        second.node_start("one", &[]).await.unwrap();
+        assert_eq!(backend.number("SELECT count(*) FROM nodes WHERE name = 'one'").await, 2);
+        accept(&first, json!({})).await;
     });
 }

@@ -57,6 +57,12 @@ pub fn impatient(url: &str) -> PostgresStore {
     with(&[("store.url", url), ("store.pool_size", "4"), ("node.heartbeat", "200ms"), ("node.dead_after", "1s")])
 }
 
+/// The same, which says so many milliseconds apart that it lives, and takes nobody for dead.
+pub fn beating(url: &str, millis: u64) -> PostgresStore {
+    let heartbeat = format!("{millis}ms");
+    with(&[("store.url", url), ("store.pool_size", "4"), ("node.heartbeat", &heartbeat), ("node.dead_after", "1h")])
+}
+
 fn with(flags: &[(&str, &str)]) -> PostgresStore {
     let flags: Vec<(String, String)> = flags.iter().map(|(key, value)| (key.to_string(), value.to_string())).collect();
     let settings = Config::load_with(None, std::iter::empty(), &flags).unwrap();

@@ -12,6 +12,7 @@ mod check_in;
 mod cli;
 mod cli_operator;
 mod clients;
+mod clocks;
 #[path = "../cluster/mod.rs"]
 mod cluster;
 #[cfg(feature = "failpoints")]

@@ -7,7 +7,7 @@ use std::process::Command;
 use std::time::{Duration, Instant};
 
 /// How many servers.
-const NODES: usize = 3;
+pub const NODES: usize = 3;
 /// A node that isn't told looks by itself after 10 s.
 const TOLD_WITHIN: Duration = Duration::from_secs(5);
 
@@ -15,15 +15,15 @@ const TOLD_WITHIN: Duration = Duration::from_secs(5);
 const POLLED_AFTER: Duration = Duration::from_secs(4);
 
 /// Servers on one database, and an agent connected to each. They share the first one's admin token.
-struct Cluster {
-    servers: Vec<Server>,
-    agents: Vec<WireAgent>,
-    tokens: Vec<String>,
+pub struct Cluster {
+    pub servers: Vec<Server>,
+    pub agents: Vec<WireAgent>,
+    pub tokens: Vec<String>,
     admin: String,
 }
 
 impl Cluster {
-    async fn start(options: ServerOptions) -> Self {
+    pub async fn start(options: ServerOptions) -> Self {
         let named = |number: usize| options.clone().with("ODOSHI__NODE__NAME", &format!("node-{number}"));
         let first = Server::start(ServerOptions { on: On::Postgres, ..named(0) }).await;
         let (database, admin) = (Some(first.database().to_owned()), first.admin_token());
@@ -41,18 +41,18 @@ impl Cluster {
     }
 
     /// Calls one of the servers as the admin.
-    async fn call(&self, node: usize, method: &str, path: &str, body: Option<Value>) -> Value {
+    pub async fn call(&self, node: usize, method: &str, path: &str, body: Option<Value>) -> Value {
         let (status, answer) = self.servers[node].call_as(&self.admin, method, path, body).await;
         assert!(status < 300, "{method} {path} on {node}: {status} {answer}");
         answer
     }
 
-    async fn submit(&self, node: usize) -> String {
+    pub async fn submit(&self, node: usize) -> String {
         let document = json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "ping" }] });
         self.call(node, "POST", "/v1/actions", Some(document)).await["id"].as_str().unwrap().to_owned()
     }
 
-    async fn until_completed(&self, node: usize, id: &str) -> Value {
+    pub async fn until_completed(&self, node: usize, id: &str) -> Value {
         eventually(&format!("{id} to be completed"), || async {
             let view = self.call(node, "GET", &format!("/v1/actions/{id}"), None).await;
             (view["status"] == "completed").then_some(view)

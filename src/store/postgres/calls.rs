@@ -73,17 +73,17 @@ impl Store for PostgresStore {
             migrated => migrated?,
         }
         self.run(async move {
-            let mut conn = node::connect(&inner).await.map_err(not_connected)?;
+            let mut own = node::OwnConnection::open(&inner).await.map_err(not_connected)?;
             let asked = Instant::now();
-            let time = node::register(&mut conn, &inner.incarnation).await;
-            let time = time.map_err(|error| error::sort("prepare", error, conn.code()))?;
+            let time = node::register(own.conn(), &inner.incarnation).await;
+            let time = time.map_err(|error| error::sort("prepare", error, own.code()))?;
             inner.clock.observe(time, asked, Instant::now());
             inner.set_state(State::Ready);
             tokio::spawn(elders::watch(Arc::downgrade(&inner), warn_transaction));
             if inner.notify {
                 tokio::spawn(hints::listen(Arc::downgrade(&inner)));
             }
-            tokio::spawn(node::heartbeats(Arc::downgrade(&inner), conn, heartbeat, dead_after));
+            tokio::spawn(node::heartbeats(Arc::downgrade(&inner), own, heartbeat, dead_after));
             Ok(())
         })
         .await
@@ -98,10 +98,10 @@ impl Store for PostgresStore {
     }
 
     async fn node_start(&self, name: &str, transports: &[String]) -> StoreResult<()> {
-        let (name, incarnation, dead_after) = (name.to_owned(), self.inner.incarnation.clone(), self.dead_after);
+        let (name, incarnation, heartbeat) = (name.to_owned(), self.inner.incarnation.clone(), self.heartbeat);
         let transports = Arc::new(transports.to_vec());
         let start = body!([name, incarnation, transports] conn => {
-            node::start(conn, &incarnation, &name, &transports, dead_after)
+            node::start(conn, &incarnation, &name, &transports, heartbeat)
         });
         self.read("node_start", start).await?;
         // They learn that there is one more that they should tell.
@@ -109,10 +109,10 @@ impl Store for PostgresStore {
     }
 
     async fn node_stop(&self) -> StoreResult<()> {
-        let incarnation = self.inner.incarnation.clone();
+        let inner = self.inner.clone();
         // From here on it is no surprise to a heartbeat that there is no such node.
         self.inner.set_state(State::Leaving);
-        self.write("node_stop", body!([incarnation] conn => node::stop(conn, &incarnation))).await?;
+        self.write("node_stop", body!([inner] conn => node::stop(conn, &inner))).await?;
         // What it owned is another's now, who should look.
         self.hint_send(&[Hint::Everything]).await.ok();
         self.inner.set_state(State::Gone);
@@ -126,9 +126,11 @@ impl Store for PostgresStore {
     }
 
     async fn node_list(&self) -> StoreResult<Vec<NodeView>> {
-        let since = self.now().minus(self.dead_after);
         let nodes: Vec<NodeRow> = self.read("node_list", body!([] conn => sql(NODES).load(conn))).await?;
-        Ok(nodes.into_iter().map(|row| row.view(since)).collect())
+        let mut watch = self.inner.watch();
+        watch.look(nodes.iter().map(NodeRow::beat), Instant::now());
+        let is_alive = |row: &NodeRow| watch.silence(&row.beat().0) < self.dead_after;
+        Ok(nodes.into_iter().map(|row| (is_alive(&row), row)).map(|(alive, row)| row.view(alive)).collect())
     }
 
     async fn hint_send(&self, hints: &[Hint]) -> StoreResult<bool> {

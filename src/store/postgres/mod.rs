@@ -24,6 +24,7 @@ mod live;
 mod node;
 mod outcomes;
 mod scratch;
+mod silence;
 mod sql;
 mod tls;
 mod tokens;
@@ -44,6 +45,7 @@ use diesel_async::async_connection_wrapper::AsyncConnectionWrapper;
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use link::Connected;
+use silence::Watch;
 use sql::sql;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -113,9 +115,15 @@ struct Inner {
     others: AtomicBool,
     /// Where what other nodes say is put.
     told: mpsc::Sender<Hint>,
+    /// How long other nodes have been silent.
+    watch: std::sync::Mutex<Watch>,
 }
 
 impl Inner {
+    fn watch(&self) -> std::sync::MutexGuard<'_, Watch> {
+        self.watch.lock().unwrap_or_else(std::sync::PoisonError::into_inner)
+    }
+
     /// Goes on only when the database is likely to answer.
     fn gate(&self, during: &str) -> StoreResult<()> {
         let why = match *self.state.borrow() {
@@ -200,6 +208,7 @@ impl PostgresStore {
             notify: settings.node.notify,
             others: AtomicBool::new(true),
             told,
+            watch: std::sync::Mutex::new(Watch::new(settings.node.heartbeat.0)),
         };
         Ok(Self {
             heard: Mutex::new(heard),

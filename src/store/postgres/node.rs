@@ -1,20 +1,26 @@
 //! This process among those that share the database: it registers, says that it lives, and takes over from the dead.
 //!
-//! A node is a row in `nodes`, under a name that is new at each start (its *incarnation*). While its process lives it holds
-//! an advisory lock, which goes with its connection: so a node that was killed and started again finds at once that the
-//! one before, of the same name, is gone, and needn't wait for `dead_after`. Both ways of finding somebody dead may be
-//! wrong, about a process that was only slow or cut off; fencing makes that harmless, see [`super::transaction`].
+//! A node is a row in `nodes`, under a name that is new at each start (its *incarnation*). Each heartbeat gives the row
+//! another value; who sees the same one for `dead_after` takes over, see [`super::silence`]. While its process lives it also
+//! holds an advisory lock, which goes with its connection: so a node that was killed and started again needn't wait for
+//! so long to find that the one before, of the same name, is gone. A free lock alone says little: a connection may break
+//! under a process that lives. It counts when the heartbeat has also stayed the same for as long as a node needs to
+//! connect again. All of this may be wrong about a process that was only slow or cut off; fencing makes that harmless,
+//! see [`super::transaction`].
 
 use super::link::Connected;
+use super::silence::Beat;
 use super::sql::sql;
 use super::{Inner, State, hints};
 use crate::domain::hint::Hint;
+use crate::store::SqlState;
 use crate::store::rows::Key;
 use diesel::prelude::*;
 use diesel::result::Error;
 use diesel::sql_types::{BigInt, Text};
 use diesel::{ConnectionError, ConnectionResult};
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
+use std::collections::HashMap;
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -23,28 +29,23 @@ use uuid::Uuid;
 
 /// The database's clock, in whole milliseconds that have passed.
 pub(super) const NOW: &str = "floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
-/// That a node was heard of by the database server as it runs now.
-const SINCE_THE_SERVER_STARTED: &str =
-    "AND heartbeat >= floor(extract(epoch FROM pg_postmaster_start_time()) * 1000)::bigint";
 /// Every how many heartbeats what nobody owns is looked for.
 const ADOPT_EVERY: u32 = 5;
 /// How long the answer to a heartbeat may take before the database counts as away.
 const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 /// How long a start waits for the server to notice that the process before it is gone.
 const GONE_WITHIN: Duration = Duration::from_secs(2);
+/// What a node needs to connect again, beside the time until its next heartbeat.
+const CONNECTS_WITHIN: Duration = Duration::from_millis(500);
+/// The longest that a start watches the process before it. Where heartbeats are so rare, a namesake is like any other node.
+const WATCHED_FOR: Duration = Duration::from_secs(5);
 
 #[derive(QueryableByName)]
-struct Incarnation {
+struct NodeBeat {
     #[diesel(sql_type = Text)]
     incarnation: String,
-}
-
-#[derive(QueryableByName)]
-struct Beat {
     #[diesel(sql_type = BigInt)]
     heartbeat: i64,
-    #[diesel(sql_type = BigInt)]
-    nodes: i64,
 }
 
 /// Makes this process known. Answers the database's time.
@@ -60,13 +61,14 @@ pub(super) async fn register(conn: &mut AsyncPgConnection, incarnation: &str) ->
     .map(|row| row.key)
 }
 
-/// Gives the node its name, says what it has senders for, and takes over from those that are dead.
+/// Gives the node its name, says what it has senders for, and takes over from those before it that are dead. `every`: how
+/// often nodes say that they live.
 pub(super) async fn start(
     conn: &mut AsyncPgConnection,
     incarnation: &str,
     name: &str,
     transports: &[String],
-    dead_after: Duration,
+    every: Duration,
 ) -> QueryResult<()> {
     let transports = serde_json::to_string(transports).map_err(|error| Error::SerializationError(error.into()))?;
     sql("UPDATE nodes SET name = ?, transports = CAST(? AS JSONB) WHERE incarnation = ?")
@@ -75,68 +77,77 @@ pub(super) async fn start(
         .bind(incarnation)
         .execute(conn)
         .await?;
-    let started = Instant::now();
-    loop {
-        let namesakes: Vec<Incarnation> = sql("SELECT incarnation FROM nodes WHERE name = ? AND incarnation <> ?")
-            .bind(name)
-            .bind(incarnation)
-            .load(conn)
-            .await?;
-        let mut alive = false;
-        let mut dead = Vec::new();
-        for Incarnation { incarnation } in namesakes {
-            if is_locked(conn, &incarnation).await? {
-                alive = true;
-            } else {
-                dead.push(incarnation);
-            }
-        }
-        take_over(conn, incarnation, dead).await?;
-        if !alive || started.elapsed() >= GONE_WITHIN {
-            break;
-        }
-        tokio::time::sleep(Duration::from_millis(20)).await;
-    }
-    // Of other names those that have been silent for too long and hold no lock. After a restart of the database that may be
-    // everybody, who is about to connect again: whoever was heard of before it is left to the heartbeat.
-    let mut dead = Vec::new();
-    for silent in silent(conn, incarnation, dead_after, SINCE_THE_SERVER_STARTED).await? {
-        if !is_locked(conn, &silent).await? {
-            dead.push(silent);
-        }
-    }
-    take_over(conn, incarnation, dead).await?;
+    take_over_from_namesakes(conn, incarnation, name, every + CONNECTS_WITHIN).await?;
     adopt(conn, incarnation).await?;
     Ok(())
 }
 
+/// Takes over from processes of the same name that are dead: they hold no lock, and say nothing for `quiet`.
+async fn take_over_from_namesakes(
+    conn: &mut AsyncPgConnection,
+    incarnation: &str,
+    name: &str,
+    quiet: Duration,
+) -> QueryResult<()> {
+    if quiet > WATCHED_FOR {
+        return Ok(());
+    }
+    let started = Instant::now();
+    let mut first_seen: HashMap<String, i64> = HashMap::new();
+    loop {
+        let namesakes: Vec<NodeBeat> =
+            sql("SELECT incarnation, heartbeat FROM nodes WHERE name = ? AND incarnation <> ?")
+                .bind(name)
+                .bind(incarnation)
+                .load(conn)
+                .await?;
+        let (mut watched, mut dead) = (false, Vec::new());
+        for NodeBeat { incarnation, heartbeat } in namesakes {
+            let is_quiet = *first_seen.entry(incarnation.clone()).or_insert(heartbeat) == heartbeat;
+            let is_locked = is_quiet && is_locked(conn, &incarnation).await?;
+            if is_quiet && !is_locked && started.elapsed() >= quiet {
+                dead.push((incarnation, heartbeat));
+            } else {
+                // A lock that is held for longer is a living process's.
+                watched |= is_quiet && (!is_locked || started.elapsed() < GONE_WITHIN);
+            }
+        }
+        take_over(conn, incarnation, dead).await?;
+        if !watched {
+            return Ok(());
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+}
+
+/// All nodes, and what they said last.
+async fn beats(conn: &mut AsyncPgConnection) -> QueryResult<Vec<Beat>> {
+    let nodes: Vec<NodeBeat> = sql("SELECT incarnation, heartbeat FROM nodes ORDER BY incarnation").load(conn).await?;
+    Ok(nodes.into_iter().map(|node| (node.incarnation, node.heartbeat)).collect())
+}
+
 /// Says goodbye: what this node held is another's at once, or nobody's until one starts.
-pub(super) async fn stop(conn: &mut AsyncPgConnection, incarnation: &str) -> QueryResult<()> {
-    sql("UPDATE actions a SET owner = n.incarnation FROM (SELECT incarnation FROM nodes WHERE incarnation <> ? \
-         ORDER BY heartbeat DESC, incarnation LIMIT 1) n WHERE a.ended_at IS NULL AND a.owner = ?")
-    .bind(incarnation)
-    .bind(incarnation)
-    .execute(conn)
-    .await?;
+pub(super) async fn stop(conn: &mut AsyncPgConnection, inner: &Inner) -> QueryResult<()> {
+    let incarnation = inner.incarnation.as_str();
+    let nodes = beats(conn).await?;
+    let heir = {
+        let mut watch = inner.watch();
+        watch.look(nodes.iter().cloned(), Instant::now());
+        // The one that was heard of last; of several the youngest.
+        let others = nodes.iter().rev().map(|(node, _)| node).filter(|node| *node != incarnation);
+        others.min_by_key(|node| watch.silence(node)).cloned()
+    };
+    if let Some(heir) = heir {
+        sql("UPDATE actions SET owner = n.incarnation FROM nodes n WHERE n.incarnation = ? \
+             AND actions.ended_at IS NULL AND actions.owner = ?")
+        .bind(heir)
+        .bind(incarnation)
+        .execute(conn)
+        .await?;
+    }
     sql("DELETE FROM agent_sessions WHERE incarnation = ?").bind(incarnation).execute(conn).await?;
     sql("DELETE FROM nodes WHERE incarnation = ?").bind(incarnation).execute(conn).await?;
     Ok(())
-}
-
-/// The other nodes that have said nothing for too long.
-async fn silent(
-    conn: &mut AsyncPgConnection,
-    incarnation: &str,
-    dead_after: Duration,
-    and: &str,
-) -> QueryResult<Vec<String>> {
-    let silent: Vec<Incarnation> =
-        sql(format!("SELECT incarnation FROM nodes WHERE incarnation <> ? AND heartbeat < {NOW} - ? {and}"))
-            .bind(incarnation)
-            .bind(i64::try_from(dead_after.as_millis()).unwrap_or(i64::MAX))
-            .load(conn)
-            .await?;
-    Ok(silent.into_iter().map(|node| node.incarnation).collect())
 }
 
 /// Takes the actions whose owners are no nodes any more; answers how many they were.
@@ -149,31 +160,41 @@ async fn adopt(conn: &mut AsyncPgConnection, incarnation: &str) -> QueryResult<u
     .await
 }
 
-/// Ends other nodes, and takes what they had. Waits for their transactions in flight; later ones fail.
-async fn take_over(conn: &mut AsyncPgConnection, incarnation: &str, dead: Vec<String>) -> QueryResult<()> {
+/// Ends other nodes that have said nothing since this heartbeat of theirs, and takes what they had. Waits for their
+/// transactions in flight; later ones fail.
+async fn take_over(conn: &mut AsyncPgConnection, incarnation: &str, dead: Vec<Beat>) -> QueryResult<bool> {
     if dead.is_empty() {
-        return Ok(());
+        return Ok(false);
     }
-    let (me, gone) = (incarnation.to_owned(), dead.clone());
+    let me = incarnation.to_owned();
     let taken = conn.transaction(async move |conn| {
         // One that is taken over itself takes nothing.
         let alive = sql("SELECT 1::bigint AS key FROM nodes WHERE incarnation = ? FOR KEY SHARE").bind(me.as_str());
         if alive.get_result::<Key>(conn).await.optional()?.is_none() {
-            return Ok::<_, Error>(false);
+            return Ok::<_, Error>(Vec::new());
         }
-        sql("DELETE FROM nodes WHERE incarnation = ANY(?)").bind(gone.clone()).execute(conn).await?;
+        let (incarnations, heartbeats): (Vec<String>, Vec<i64>) = dead.into_iter().unzip();
+        // One that has spoken meanwhile is left alone.
+        let gone: Vec<NodeBeat> = sql("DELETE FROM nodes n USING UNNEST(?, ?) AS d (incarnation, heartbeat) \
+             WHERE n.incarnation = d.incarnation AND n.heartbeat = d.heartbeat RETURNING n.incarnation, n.heartbeat")
+        .bind(incarnations)
+        .bind(heartbeats)
+        .load(conn)
+        .await?;
+        let gone: Vec<String> = gone.into_iter().map(|node| node.incarnation).collect();
         sql("DELETE FROM agent_sessions WHERE incarnation = ANY(?)").bind(gone.clone()).execute(conn).await?;
         sql("UPDATE actions SET owner = ? WHERE ended_at IS NULL AND owner = ANY(?)")
             .bind(me)
-            .bind(gone)
+            .bind(gone.clone())
             .execute(conn)
             .await?;
-        Ok(true)
+        Ok(gone)
     });
-    if taken.await? {
-        log::info!(nodes = dead.len(); "the work of nodes that are gone is taken over");
+    let taken = taken.await?;
+    if !taken.is_empty() {
+        log::info!(nodes = taken.len(); "the work of nodes that are gone is taken over");
     }
-    Ok(())
+    Ok(!taken.is_empty())
 }
 
 /// The advisory lock that a node holds while it lives.
@@ -195,11 +216,41 @@ async fn is_locked(conn: &mut AsyncPgConnection, incarnation: &str) -> QueryResu
     Ok(false)
 }
 
-/// Keeps saying on `conn` that this process lives, for as long as somebody else holds `inner`.
-pub(super) async fn heartbeats(inner: Weak<Inner>, conn: Connected, every: Duration, dead_after: Duration) {
-    let mut conn = Some(conn);
-    // Since when all has gone well: after an outage of the database everybody looks dead.
-    let mut well_since = Instant::now();
+/// A node's own connection: it says on it that it lives, and its lock goes with it.
+pub(super) struct OwnConnection {
+    conn: Connected,
+    /// The lock is held. It isn't while the server has not noticed that the connection before this one is gone.
+    locked: bool,
+}
+
+impl OwnConnection {
+    pub(super) async fn open(inner: &Inner) -> ConnectionResult<Self> {
+        let mut own = Self { conn: inner.connector.connect().await?, locked: false };
+        own.lock(&inner.incarnation).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
+        Ok(own)
+    }
+
+    pub(super) fn conn(&mut self) -> &mut AsyncPgConnection {
+        &mut self.conn
+    }
+
+    /// The code of the last error that the server sent on it.
+    pub(super) fn code(&self) -> Option<SqlState> {
+        self.conn.code()
+    }
+
+    /// Takes the lock, if it isn't held and can be had.
+    async fn lock(&mut self, incarnation: &str) -> QueryResult<()> {
+        if !self.locked {
+            self.locked = try_lock(&mut self.conn, incarnation).await?;
+        }
+        Ok(())
+    }
+}
+
+/// Keeps saying on `own` that this process lives, for as long as somebody else holds `inner`.
+pub(super) async fn heartbeats(inner: Weak<Inner>, own: OwnConnection, every: Duration, dead_after: Duration) {
+    let mut own = Some(own);
     // Taking over may have to wait for the transactions of the dead: beside the heartbeats, lest this node looks dead too.
     let mut burying: Option<JoinHandle<()>> = None;
     let mut beats = 0_u32;
@@ -210,31 +261,36 @@ pub(super) async fn heartbeats(inner: Weak<Inner>, conn: Connected, every: Durat
             return;
         }
 
-        let beat = tokio::time::timeout(ANSWER_WITHIN, beat(&mut conn, &inner)).await;
-        match beat {
-            Ok(Ok(true)) => inner.set_state(State::Ready),
-            Ok(Ok(false)) if *inner.state.borrow() == State::Leaving => return,
-            Ok(Ok(false)) => {
+        let (was_connected, asked) = (own.is_some(), Instant::now());
+        let mut beaten = beat_in_time(&mut own, &inner).await;
+        if beaten.is_err() && was_connected && asked.elapsed() < ANSWER_WITHIN {
+            // The connection broke, and the database may be there: a node shouldn't be without its lock for long.
+            own = None;
+            beaten = beat_in_time(&mut own, &inner).await;
+        }
+        match beaten {
+            Ok(true) => inner.set_state(State::Ready),
+            Ok(false) if *inner.state.borrow() == State::Leaving => return,
+            Ok(false) => {
                 log::error!(node = inner.incarnation.as_str(); "another node has taken over from this one");
                 inner.set_state(State::Fenced);
                 return;
             }
-            failed => {
-                conn = None;
-                well_since = Instant::now();
-                let error = match failed {
-                    Ok(Err(error)) => error,
-                    _ => format!("no answer within {} s", ANSWER_WITHIN.as_secs()),
-                };
+            Err(error) => {
+                own = None;
+                // Nobody could say anything meanwhile: after an outage of the database everybody would look dead.
+                inner.watch().forget();
                 inner.set_away(&error);
                 continue;
             }
         }
-        if well_since.elapsed() >= dead_after && burying.as_ref().is_none_or(JoinHandle::is_finished) {
-            beats = beats.wrapping_add(1);
-            let adopts = beats.is_multiple_of(ADOPT_EVERY);
+        beats = beats.wrapping_add(1);
+        let adopts = beats.is_multiple_of(ADOPT_EVERY);
+        let dead = inner.watch().silent(dead_after);
+        let dead: Vec<Beat> = dead.into_iter().filter(|(node, _)| *node != inner.incarnation).collect();
+        if (adopts || !dead.is_empty()) && burying.as_ref().is_none_or(JoinHandle::is_finished) {
             burying = Some(tokio::spawn(async move {
-                if let Err(error) = bury(&inner, dead_after, adopts).await {
+                if let Err(error) = bury(&inner, dead, adopts).await {
                     log::warn!(error = error.as_str(); "dead nodes are looked for again later");
                 }
             }));
@@ -243,12 +299,10 @@ pub(super) async fn heartbeats(inner: Weak<Inner>, conn: Connected, every: Durat
 }
 
 /// Takes over from the dead; and, if it `adopts`, what nobody owns: a node that stopped leaves it to one that may be dead itself.
-async fn bury(inner: &Inner, dead_after: Duration, adopts: bool) -> Result<(), String> {
+async fn bury(inner: &Inner, dead: Vec<Beat>, adopts: bool) -> Result<(), String> {
     let told = |error: Error| error.to_string();
     let mut conn = inner.pool.get().await.map_err(|error| error.to_string())?;
-    let dead = silent(&mut conn, &inner.incarnation, dead_after, "").await.map_err(told)?;
-    let any = !dead.is_empty();
-    take_over(&mut conn, &inner.incarnation, dead).await.map_err(told)?;
+    let any = take_over(&mut conn, &inner.incarnation, dead).await.map_err(told)?;
     let adopted = if adopts { adopt(&mut conn, &inner.incarnation).await.map_err(told)? } else { 0 };
     if any || adopted > 0 {
         // Whatever they had committed and could tell nobody any more.
@@ -260,32 +314,34 @@ async fn bury(inner: &Inner, dead_after: Duration, adopts: bool) -> Result<(), S
     Ok(())
 }
 
-/// One heartbeat; false when there is no such node any more.
-async fn beat(conn: &mut Option<Connected>, inner: &Inner) -> Result<bool, String> {
-    let conn = match conn {
-        Some(conn) => conn,
-        None => conn.insert(connect(inner).await.map_err(|error| error.to_string())?),
-    };
-    let asked = Instant::now();
-    let row = sql(format!(
-        "UPDATE nodes SET heartbeat = {NOW} WHERE incarnation = ? \
-         RETURNING heartbeat, (SELECT count(*) FROM nodes) AS nodes"
-    ))
-    .bind(inner.incarnation.as_str())
-    .get_result::<Beat>(conn)
-    .await
-    .optional()
-    .map_err(|error| error.to_string())?;
-    if let Some(row) = &row {
-        inner.clock.observe(row.heartbeat, asked, Instant::now());
-        inner.others.store(row.nodes > 1, Ordering::Relaxed);
-    }
-    Ok(row.is_some())
+async fn beat_in_time(own: &mut Option<OwnConnection>, inner: &Inner) -> Result<bool, String> {
+    let beaten = tokio::time::timeout(ANSWER_WITHIN, beat(own, inner)).await;
+    beaten.unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER_WITHIN.as_secs())))
 }
 
-/// A connection that holds the lock of this node.
-pub(super) async fn connect(inner: &Inner) -> ConnectionResult<Connected> {
-    let mut conn = inner.connector.connect().await?;
-    try_lock(&mut conn, &inner.incarnation).await.map_err(ConnectionError::CouldntSetupConfiguration)?;
-    Ok(conn)
+/// One heartbeat, and a look at those of the others; false when there is no such node any more.
+async fn beat(own: &mut Option<OwnConnection>, inner: &Inner) -> Result<bool, String> {
+    let told = |error: Error| error.to_string();
+    let own = match own {
+        Some(own) => own,
+        None => own.insert(OwnConnection::open(inner).await.map_err(|error| error.to_string())?),
+    };
+    own.lock(&inner.incarnation).await.map_err(told)?;
+    let asked = Instant::now();
+    // Another value each time, whatever the clock does: that is what others look for.
+    let row = sql(format!(
+        "UPDATE nodes SET heartbeat = t.now + (t.now = heartbeat)::int FROM (SELECT {NOW} AS now OFFSET 0) t \
+         WHERE incarnation = ? RETURNING t.now AS key"
+    ))
+    .bind(inner.incarnation.as_str())
+    .get_result::<Key>(own.conn())
+    .await
+    .optional()
+    .map_err(told)?;
+    let Some(Key { key: time }) = row else { return Ok(false) };
+    inner.clock.observe(time, asked, Instant::now());
+    let nodes = beats(own.conn()).await.map_err(told)?;
+    inner.others.store(nodes.len() > 1, Ordering::Relaxed);
+    inner.watch().look(nodes, Instant::now());
+    Ok(true)
 }

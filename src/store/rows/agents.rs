@@ -129,13 +129,18 @@ pub(in crate::store) struct NodeRow {
 }
 
 impl NodeRow {
-    /// As users see it; alive if it was heard of after `since`.
-    pub(in crate::store) fn view(self, since: Timestamp) -> NodeView {
+    /// Its incarnation, and what it said last.
+    pub(in crate::store) fn beat(&self) -> (String, i64) {
+        (self.incarnation.clone(), self.heartbeat)
+    }
+
+    /// As users see it.
+    pub(in crate::store) fn view(self, alive: bool) -> NodeView {
         let Self { name, incarnation, started_at, heartbeat, agents, transports } = self;
         // What can't be read was written by a later version.
         let transports = serde_json::from_str(&transports).unwrap_or_default();
         let (started_at, heartbeat) = (Timestamp(started_at), Timestamp(heartbeat));
-        NodeView { name, incarnation, started_at, heartbeat, alive: heartbeat > since, agents, transports }
+        NodeView { name, incarnation, started_at, heartbeat, alive, agents, transports }
     }
 }
 

@@ -55,7 +55,7 @@ impl Store for SqliteStore {
         let now = self.now();
         let nodes = move |conn: &mut SqliteConnection| diesel::sql_query(NODES).load::<NodeRow>(conn);
         let nodes = self.read("node_list", nodes).await?.into_iter();
-        Ok(nodes.map(|row| NodeView { heartbeat: now, alive: true, ..row.view(now) }).collect())
+        Ok(nodes.map(|row| NodeView { heartbeat: now, ..row.view(true) }).collect())
     }
 
     async fn hint_send(&self, _: &[Hint]) -> StoreResult<bool> {
