@@ -78,7 +78,7 @@ pub(super) async fn stream(
     payload: web::Payload,
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
-    let (agent, _) = auth::agent(&api, &request).await?;
+    let (agent, token) = auth::agent(&api, &request).await?;
     if api.supervision.is_draining() {
         return Err(ApiError::new(ProblemKind::Unavailable, "the server is stopping; connect to another one"));
     }
@@ -92,7 +92,7 @@ pub(super) async fn stream(
     let (response, socket, stream) = actix_ws::handle(&request, payload).map_err(ApiError::bad_request)?;
     let stream = stream.max_frame_size(MAX_FRAME).aggregate_continuations().max_continuation_size(MAX_FRAME);
     let name = agent.name.clone();
-    let served = connection::serve(api.sessions.clone(), agent, socket, stream);
+    let served = connection::serve(api.sessions.clone(), agent, token, socket, stream);
     actix_web::rt::spawn(async move {
         // A fault in one session is that session's alone: the socket closes, and the agent comes back.
         let guarded = std::panic::AssertUnwindSafe(served);

@@ -61,6 +61,7 @@ pub(super) async fn commands(
     let until = Instant::now() + if room.is_ok() { wait } else { Duration::ZERO };
     // On the list before the look: what is written after it wakes.
     let waiting = api.waiters.wait(agent.no);
+    let mut waited = false;
     loop {
         let now = api.store.now();
         let left = until.saturating_duration_since(Instant::now());
@@ -83,9 +84,16 @@ pub(super) async fn commands(
             }
             commands.push(delivery.command());
         }
+        if !commands.is_empty() && waited {
+            let agent = api.store.agent_get(agent.no).await?;
+            if agent.is_none_or(|agent| agent.disabled) {
+                return Err(ApiError::new(ProblemKind::Forbidden, "the agent was disabled or removed"));
+            }
+        }
         if !commands.is_empty() || left.is_zero() || api.supervision.is_draining() {
             return Ok(HttpResponse::Ok().json(DueCommands { commands, server_time: now }));
         }
+        waited = true;
         // A millisecond more: the store's time is cut to milliseconds.
         let due = next.map_or(LOOK, |next| next.since(now) + Duration::from_millis(1));
         tokio::time::timeout(due.min(LOOK).min(left), waiting.woken()).await.ok();

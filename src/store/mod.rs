@@ -23,6 +23,7 @@ mod models;
 pub mod postgres;
 mod rows;
 mod schema;
+mod sessions;
 pub mod sqlite;
 
 pub use error::{SqlState, StoreError};
@@ -30,6 +31,7 @@ pub use models::{
     Accepted, ActionView, AgentPatch, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent,
     NodeView, OpenAction, Report, Resolution, Unfinished, UntouchedPage,
 };
+pub use sessions::{Opened, SessionHeld, SessionOpening, SessionState};
 
 use crate::config::Config;
 use crate::domain::action::{Action, ActionState, NewAction};
@@ -250,10 +252,16 @@ pub trait Store: Send + Sync + 'static {
     /// The actions of an agent's commands that are not final.
     async fn command_unfinished_of(&self, agent_no: i64, limit: usize) -> StoreResult<Vec<i64>>;
 
-    /// Says that this node holds these agents' connections, each with its epoch. A higher epoch wins.
-    async fn session_open(&self, sessions: &[(i64, i64)]) -> StoreResult<()>;
+    /// Says that this node holds these connections, one of an agent, and numbers them: each gets a higher epoch than any
+    /// connection of its agent before. Answers in the order given; what is not [`Opened::As`] is not written.
+    async fn session_open(&self, sessions: &[SessionOpening]) -> StoreResult<Vec<Opened>>;
 
-    /// Says that this node no longer holds these connections.
+    /// Compares connections that this node holds with what is written, and writes those again that are missing. Answers in
+    /// the order given.
+    async fn session_check(&self, held: &[SessionHeld]) -> StoreResult<Vec<SessionState>>;
+
+    /// Says that this node no longer holds these connections: (agent, epoch), and older ones of the agent. What another
+    /// node holds, and what is newer, stays.
     async fn session_close(&self, sessions: &[(i64, i64)]) -> StoreResult<()>;
 
     /// Writes a token.

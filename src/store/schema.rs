@@ -14,6 +14,7 @@ diesel::table! {
         checked_in_at -> Nullable<BigInt>,
         disabled -> Bool,
         removed_at -> Nullable<BigInt>,
+        session_epoch -> BigInt,
         secret -> Nullable<Text>,
     }
 }

@@ -1,10 +1,10 @@
 //! Agents and their sessions.
 
 use crate::Backend;
-use crate::support::{agents, in_secs, matching, me, named, resolved};
+use crate::support::{agents, connect, in_secs, matching, me, named, resolved};
 use odoshi::domain::agent::{Enrollment, Role, Secret};
 use odoshi::domain::target::Target;
-use odoshi::store::{AgentPatch, Enrolled, NewAgent, Store};
+use odoshi::store::{AgentPatch, Enrolled, NewAgent, Opened, SessionHeld, SessionOpening, SessionState, Store};
 use serde_json::json;
 
 fn target(text: &str) -> Target {
@@ -81,49 +81,119 @@ async fn online(store: &dyn Store) -> Vec<i64> {
     matching(store, &target("status = 'online'")).await
 }
 
-pub async fn a_higher_epoch_wins_a_session(backend: &mut impl Backend) {
+pub async fn the_connection_that_was_opened_last_wins_whatever_the_clock_says(backend: &mut impl Backend) {
     let fleet = agents(backend.store(), 3).await;
-    backend.store().session_open(&[(fleet[0], 5), (fleet[1], 5)]).await.unwrap();
+    let before = connect(backend.store(), &fleet[..2]).await;
     assert_eq!(online(backend.store()).await, fleet[..2]);
-    // Another process: what it opens with a lower epoch is older, and so it holds but the one that it opened anew.
+    // Another process, whose clock is behind: it holds the one that it opened anew.
     backend.reopen().await;
+    backend.set_offset(-600_000);
     let store = backend.store();
-    store.session_open(&[(fleet[0], 4), (fleet[1], 6)]).await.unwrap();
+    let after = connect(store, &fleet[1..2]).await;
+    assert!(after[0] > before[1], "{after:?} {before:?}");
+    backend.set_offset(0);
+    let store = backend.store();
     let taken = resolved(store, json!({}), &fleet).await;
     for agent in &fleet {
         taken.hold(store, *agent).await;
     }
     let due = store.command_due((odoshi::domain::time::Timestamp(0), 0, 0), in_secs(store, 60), 10).await.unwrap();
     assert_eq!(due.iter().map(|(due, _)| due.agent_no).collect::<Vec<_>>(), [fleet[1]]);
+    // What another process holds is none of this one's to close.
+    store.session_close(&[(fleet[0], before[0]), (fleet[1], before[1])]).await.unwrap();
+    assert_eq!(online(store).await, fleet[..2]);
 }
 
-pub async fn closing_an_older_epoch_does_nothing(backend: &mut impl Backend) {
+pub async fn closing_an_older_connection_does_nothing_to_a_newer_one(backend: &mut impl Backend) {
     let store = backend.store();
     let fleet = agents(store, 2).await;
-    store.session_open(&[(fleet[0], 1), (fleet[1], 1)]).await.unwrap();
-    store.session_open(&[(fleet[0], 2)]).await.unwrap();
-    store.session_close(&[(fleet[0], 1), (fleet[1], 1)]).await.unwrap();
+    let first = connect(store, &fleet).await;
+    let second = connect(store, &fleet[..1]).await;
+    store.session_close(&[(fleet[0], first[0]), (fleet[1], first[1])]).await.unwrap();
     assert_eq!(online(store).await, fleet[..1]);
-    store.session_close(&[(fleet[0], 3)]).await.unwrap();
-    assert_eq!(online(store).await, fleet[..1]);
-    store.session_close(&[(fleet[0], 2)]).await.unwrap();
+    store.session_close(&[(fleet[0], second[0])]).await.unwrap();
     assert!(online(store).await.is_empty());
     assert_eq!(matching(store, &target("last_seen > now() - interval '1 minute'")).await, fleet);
-    store.session_open(&[(fleet[0], 1)]).await.unwrap();
-    assert_eq!(online(store).await, fleet[..1], "what was closed is forgotten");
+    let third = connect(store, &fleet[..1]).await;
+    assert!(third[0] > second[0], "though nothing was left of it");
+    // Whatever this process has had of it.
+    store.session_close(&[(fleet[0], i64::MAX)]).await.unwrap();
+    assert!(online(store).await.is_empty());
 }
 
 pub async fn a_start_of_the_node_ends_all_sessions(backend: &mut impl Backend) {
     let fleet = agents(backend.store(), 2).await;
     backend.store().node_start("node", &[]).await.unwrap();
-    backend.store().session_open(&[(fleet[0], 7), (fleet[1], 7)]).await.unwrap();
+    let before = connect(backend.store(), &fleet).await;
     backend.reopen().await;
     assert_eq!(online(backend.store()).await.len(), 2);
     backend.store().node_start("node", &[]).await.unwrap();
     assert!(online(backend.store()).await.is_empty());
-    backend.store().session_open(&[(fleet[1], 1)]).await.unwrap();
+    let after = connect(backend.store(), &fleet[1..]).await;
+    assert!(after[0] > before[1], "{after:?} {before:?}");
     assert_eq!(online(backend.store()).await, fleet[1..]);
     backend.store().ping().await.unwrap();
+}
+
+pub async fn connections_are_compared_and_written_again(backend: &mut impl Backend) {
+    let store = backend.store();
+    let fleet = agents(store, 5).await;
+    let epochs = connect(store, &fleet).await;
+    let held = |n: usize| SessionHeld { agent_no: fleet[n], token: None, epoch: epochs[n] };
+    let all: Vec<SessionHeld> = (0..5).map(held).collect();
+    assert_eq!(store.session_check(&all).await.unwrap(), [SessionState::Current; 5]);
+    // One is missing, one has a newer connection, one is disabled, one is removed.
+    store.session_close(&[(fleet[1], epochs[1])]).await.unwrap();
+    connect(store, &fleet[2..3]).await;
+    let disabled = AgentPatch { disabled: Some(true), ..AgentPatch::default() };
+    store.agent_update("agent-003", &disabled, &me()).await.unwrap();
+    store.agent_remove("agent-004", &me()).await.unwrap();
+    let states = [
+        SessionState::Current,
+        SessionState::Restored,
+        SessionState::Replaced,
+        SessionState::NotAllowed,
+        SessionState::NotAllowed,
+    ];
+    assert_eq!(store.session_check(&all).await.unwrap(), states);
+    assert_eq!(store.session_check(&all[1..2]).await.unwrap(), [SessionState::Current], "it is written now");
+    assert_eq!(online(store).await, fleet[..3]);
+    // An older one is not written again, though there is no other.
+    store.session_close(&[(fleet[2], i64::MAX)]).await.unwrap();
+    assert_eq!(store.session_check(&all[2..3]).await.unwrap(), [SessionState::Replaced]);
+    assert!(store.session_check(&[]).await.unwrap().is_empty());
+}
+
+pub async fn who_is_not_allowed_opens_no_connection(backend: &mut impl Backend) {
+    let store = backend.store();
+    let mut cases = Vec::new();
+    for name in ["good", "disabled", "removed", "revoked"] {
+        let secret = Secret::random();
+        let no = enrolled(store, &named(name, "stream"), &secret).await;
+        cases.push((no, store.token_find(&secret.hash()).await.unwrap().unwrap().id));
+    }
+    let opening = |n: usize| SessionOpening { agent_no: cases[n].0, token: Some(cases[n].1), after: None };
+    let disabled = AgentPatch { disabled: Some(true), ..AgentPatch::default() };
+    store.agent_update("disabled", &disabled, &me()).await.unwrap();
+    store.agent_remove("removed", &me()).await.unwrap();
+    store.token_revoke(cases[3].1, &me()).await.unwrap();
+    // In the order given.
+    let opened = store.session_open(&[opening(3), opening(0), opening(2), opening(1)]).await.unwrap();
+    let [Opened::NotAllowed, Opened::As(epoch), Opened::NotAllowed, Opened::NotAllowed] = opened[..] else {
+        panic!("{opened:?}")
+    };
+    assert_eq!(matching(store, &target("status = 'online'")).await, [cases[0].0]);
+    assert_eq!(store.agent_view("disabled").await.unwrap().unwrap().status, "offline");
+    let unknown = SessionOpening { agent_no: cases[3].0 + 1_000, token: None, after: None };
+    assert_eq!(store.session_open(&[unknown]).await.unwrap(), [Opened::NotAllowed]);
+    // The same connection once more, and one that is older.
+    let again = SessionOpening { after: Some(epoch), ..opening(0) };
+    let opened = store.session_open(&[again]).await.unwrap();
+    assert!(matches!(opened[..], [Opened::As(newer)] if newer > epoch), "{opened:?}");
+    assert_eq!(store.session_open(&[again]).await.unwrap(), [Opened::Replaced]);
+    store.token_revoke(cases[0].1, &me()).await.unwrap();
+    let held = SessionHeld { agent_no: cases[0].0, token: Some(cases[0].1), epoch };
+    assert_eq!(store.session_check(&[held]).await.unwrap(), [SessionState::NotAllowed]);
 }
 
 pub async fn agents_survive_a_restart(backend: &mut impl Backend) {
@@ -142,7 +212,7 @@ pub async fn an_agent_is_changed_and_removed(backend: &mut impl Backend) {
     let store = backend.store();
     let secret = Secret::random();
     let no = enrolled(store, &described("web"), &secret).await;
-    store.session_open(&[(no, 1)]).await.unwrap();
+    connect(store, &[no]).await;
     let labels = [("role".to_owned(), None), ("zone".to_owned(), Some("b".to_owned()))].into();
     let patch = AgentPatch { labels, address: Some(None), disabled: Some(true) };
     let (same, view) = store.agent_update("web", &patch, &me()).await.unwrap().unwrap();

@@ -1,7 +1,7 @@
 //! What the scheduler, the sessions and the reconcilers read of commands.
 
 use crate::Backend;
-use crate::support::{accept, agents, in_secs, me, named, page, resolved};
+use crate::support::{accept, agents, connect, in_secs, me, named, page, resolved};
 use odoshi::domain::command::{CommandState, Event};
 use odoshi::domain::time::Timestamp;
 use odoshi::store::{CommandPage, Store, Unfinished};
@@ -189,16 +189,16 @@ pub async fn due_rows_are_those_of_agents_that_this_node_reaches(backend: &mut i
         taken.hold(backend.store(), *agent).await;
     }
     taken.sent(backend.store(), fleet[3], 1, 0).await;
-    backend.store().session_open(&[(fleet[0], 1)]).await.unwrap();
+    let epochs = connect(backend.store(), &fleet[..1]).await;
     let store = backend.store();
     let horizon = in_secs(store, 3_600);
     let found = store.command_due((Timestamp(0), 0, 0), horizon, 100).await.unwrap();
     let found: Vec<_> = found.iter().map(|(due, by)| (due.agent_no, &**by, due.open, due.priority)).collect();
     assert_eq!(found, [(fleet[0], "stream", true, 7), (fleet[2], "webhook", true, 7)]);
-    store.session_close(&[(fleet[0], 1)]).await.unwrap();
+    store.session_close(&[(fleet[0], epochs[0])]).await.unwrap();
     assert_eq!(due(store, Timestamp(0), horizon).await, [fleet[2]]);
     // A session that another process held is none of this one's, which takes over what isn't a stream.
-    store.session_open(&[(fleet[1], 5)]).await.unwrap();
+    connect(store, &fleet[1..2]).await;
     backend.reopen().await;
     backend.store().node_start("one", &["webhook".into()]).await.unwrap();
     assert_eq!(due(backend.store(), Timestamp(0), horizon).await, [fleet[2]]);
@@ -230,7 +230,7 @@ pub async fn what_no_node_has_a_sender_for_is_counted_and_is_not_due(backend: &m
 pub async fn due_rows_lie_after_the_first_and_up_to_the_second_time(backend: &mut impl Backend) {
     let store = backend.store();
     let fleet = agents(store, 4).await;
-    store.session_open(&fleet.iter().map(|agent| (*agent, 1)).collect::<Vec<_>>()).await.unwrap();
+    connect(store, &fleet).await;
     let taken = resolved(store, json!({"max_runs": 2}), &fleet).await;
     let at = |secs: i64| Timestamp(1_000_000 + secs * 1_000);
     for (agent, secs) in [(fleet[0], 3), (fleet[1], 1), (fleet[2], 2)] {
@@ -247,7 +247,7 @@ pub async fn due_rows_lie_after_the_first_and_up_to_the_second_time(backend: &mu
 pub async fn due_rows_of_one_time_are_read_page_by_page(backend: &mut impl Backend) {
     let store = backend.store();
     let fleet = agents(store, 5).await;
-    store.session_open(&fleet.iter().map(|agent| (*agent, 1)).collect::<Vec<_>>()).await.unwrap();
+    connect(store, &fleet).await;
     let taken = resolved(store, json!({}), &fleet).await;
     for agent in &fleet {
         taken.tell(store, *agent, Event::Hold { due_at: Timestamp(1_000) }).await;
@@ -265,7 +265,7 @@ pub async fn due_rows_of_one_time_are_read_page_by_page(backend: &mut impl Backe
 pub async fn due_rows_of_a_cancelled_action_are_left_out(backend: &mut impl Backend) {
     let store = backend.store();
     let fleet = agents(store, 1).await;
-    store.session_open(&[(fleet[0], 1)]).await.unwrap();
+    connect(store, &fleet).await;
     let [kept, cancelled, expired] = [
         resolved(store, json!({}), &fleet).await,
         resolved(store, json!({}), &fleet).await,

@@ -173,9 +173,11 @@ macro_rules! cases {
                 an_enrolled_agent_shows_its_token
                 refreshing_changes_what_targets_see
                 many_agents_are_read_at_once
-                a_higher_epoch_wins_a_session
-                closing_an_older_epoch_does_nothing
+                the_connection_that_was_opened_last_wins_whatever_the_clock_says
+                closing_an_older_connection_does_nothing_to_a_newer_one
                 a_start_of_the_node_ends_all_sessions
+                connections_are_compared_and_written_again
+                who_is_not_allowed_opens_no_connection
                 agents_survive_a_restart
                 an_agent_is_changed_and_removed
             }

@@ -3,7 +3,7 @@
 use crate::Backend;
 use crate::block_on;
 use crate::postgres::{Postgres, beating, impatient, open, unprepared};
-use crate::support::{accept, action, agents, matching, named, page, resolved};
+use crate::support::{accept, action, agents, connect, matching, named, page, resolved};
 use odoshi::domain::command::CommandState;
 use odoshi::domain::target::Target;
 use odoshi::domain::time::Timestamp;
@@ -97,7 +97,7 @@ fn tables_that_somebody_reads_are_brought_up_to_date_later_and_an_older_node_goe
         let fleet = agents(store, 2).await;
         // As they were before their last change.
         let newest = "(SELECT max(version) FROM __diesel_schema_migrations)";
-        let down = include_str!("../../migrations/postgres/2026-11-25-120000_transports/down.sql");
+        let down = include_str!("../../migrations/postgres/2026-11-27-000000_session_epochs/down.sql");
         backend.execute(&format!("{down} DELETE FROM __diesel_schema_migrations WHERE version = {newest}")).await;
         let applied = "SELECT count(*) FROM __diesel_schema_migrations";
         let before = backend.number(applied).await;
@@ -106,10 +106,10 @@ fn tables_that_somebody_reads_are_brought_up_to_date_later_and_an_older_node_goe
         dump.say("BEGIN; LOCK TABLE nodes, agents IN ACCESS SHARE MODE;");
         backend.until_held().await;
         let newer = unprepared(&backend.url());
-        for epoch in 1..4 {
+        for _ in 1..4 {
             let refused = newer.prepare().await.unwrap_err();
             assert!(refused.is_transient() && refused.to_string().contains("lock timeout"), "{refused}");
-            store.session_open(&[(fleet[0], epoch)]).await.unwrap();
+            accept(store, json!({})).await;
         }
         assert_eq!(backend.number(applied).await, before);
         dump.say("COMMIT;");
@@ -122,7 +122,7 @@ fn tables_that_somebody_reads_are_brought_up_to_date_later_and_an_older_node_goe
         .expect("it is brought up to date");
         assert_eq!(backend.number(applied).await, before + 1);
         newer.node_start("newer", &["stream".into()]).await.unwrap();
-        store.session_open(&[(fleet[1], 1)]).await.unwrap();
+        connect(store, &fleet[1..]).await;
         assert_eq!(backend.number("SELECT count(*) FROM nodes").await, 2);
     });
 }
@@ -134,7 +134,7 @@ fn who_takes_over_waits_for_a_writer_in_flight_and_later_ones_write_nothing() {
         let store = backend.store();
         store.node_start("one", &[]).await.unwrap();
         let fleet = agents(store, 2).await;
-        store.session_open(&[(fleet[0], 1)]).await.unwrap();
+        connect(store, &fleet[..1]).await;
         let taken = accept(store, json!({})).await;
         let online = Target::parse("status = 'online'").unwrap();
         // A transaction of the first node that has locked its row and goes on for a while.
@@ -157,7 +157,7 @@ fn who_takes_over_waits_for_a_writer_in_flight_and_later_ones_write_nothing() {
 
         let late = store.action_insert(vec![action(store, json!({}))]).await.unwrap_err();
         assert!(late.is_transient() && late.to_string().contains("taken over"), "{late}");
-        assert!(store.session_open(&[(fleet[0], 9)]).await.is_err());
+        assert!(store.session_close(&[(fleet[0], 9)]).await.is_err());
         tokio::time::timeout(Duration::from_secs(240), store.node_lost()).await.expect("it learns of it");
         assert_eq!(second.action_list_unresolved(second.now(), 10).await.unwrap(), [taken.no]);
         assert_eq!(backend.number("SELECT count(*) FROM actions").await, 1);
@@ -221,7 +221,7 @@ fn a_node_that_was_started_anew_does_not_wait_for_the_one_before() {
         let mut backend = Postgres::fresh().await;
         backend.store().node_start("one", &[]).await.unwrap();
         let fleet = agents(backend.store(), 1).await;
-        backend.store().session_open(&[(fleet[0], 1)]).await.unwrap();
+        connect(backend.store(), &fleet).await;
         // A namesake that lives is left alone.
         let second = open(&backend.url()).await;
         second.node_start("one", &[]).await.unwrap();

@@ -6,7 +6,7 @@ use odoshi::domain::audit::Author;
 use odoshi::domain::command::{Answer, CommandState, Event, RunEnd};
 use odoshi::domain::target::Target;
 use odoshi::domain::time::Timestamp;
-use odoshi::store::{Accepted, CommandPage, CommandView, Inserted, NewAgent, Report, Store};
+use odoshi::store::{Accepted, CommandPage, CommandView, Inserted, NewAgent, Opened, Report, SessionOpening, Store};
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, TestCaseResult, TestRunner};
 use serde_json::{Value, json};
@@ -45,6 +45,17 @@ pub async fn agents(store: &dyn Store, number: usize) -> Vec<i64> {
     let keys = matching(store, &Target::All).await;
     assert_eq!(keys.len(), number);
     keys
+}
+
+/// Opens a connection for each of these agents at this node; answers their epochs.
+pub async fn connect(store: &dyn Store, agents: &[i64]) -> Vec<i64> {
+    let opening = |agent: &i64| SessionOpening { agent_no: *agent, token: None, after: None };
+    let opened = store.session_open(&agents.iter().map(opening).collect::<Vec<_>>()).await.unwrap();
+    let epoch = |opened: Opened| match opened {
+        Opened::As(epoch) => epoch,
+        refused => panic!("{refused:?}"),
+    };
+    opened.into_iter().map(epoch).collect()
 }
 
 /// A valid action, with these keys of its document changed.

@@ -1,7 +1,7 @@
 //! Targets: the store's answer is held to the meaning that a target has in memory.
 
 use crate::Backend;
-use crate::support::{Taken, accept, agents, matching, page, property};
+use crate::support::{Taken, accept, agents, connect, matching, page, property};
 use odoshi::domain::agent::Enrollment;
 use odoshi::domain::command::{CommandState, Event};
 use odoshi::domain::target::{AgentRecord, Column, CompareOp, Moment, Target, Value};
@@ -298,9 +298,9 @@ async fn settle<B: Backend>(backend: &B, fleet: &[Drawn]) -> BTreeMap<i64, Agent
         let no = by_name[drawn.record.name.as_str()];
         if let Some(hours) = drawn.seen {
             backend.set_offset(-hours * HOUR);
-            store.session_open(&[(no, 1)]).await.unwrap();
+            let epochs = connect(store, &[no]).await;
             if !drawn.record.online {
-                store.session_close(&[(no, 1)]).await.unwrap();
+                store.session_close(&[(no, epochs[0])]).await.unwrap();
             }
         }
         let mut record = drawn.record.clone();

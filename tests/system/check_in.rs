@@ -106,6 +106,22 @@ pub async fn a_waiting_check_in_is_answered_when_something_is_due(on: On) {
     }
 }
 
+pub async fn an_agent_that_is_disabled_while_it_waits_is_told_nothing(on: On) {
+    let server = Server::start(on.options()).await;
+    let token = server.enroll("a", json!({})).await;
+    let document = json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "ping" }], "delay": "8s" });
+    let id = server.submit(document).await;
+    crate::support::eventually("its command to wait", || async {
+        (server.action(&id).await["counts"]["total"] == 1).then_some(())
+    })
+    .await;
+    let disabled = Some(json!({ "disabled": true }));
+    let asking = server.call_as(&token, "GET", "/v1/agent/commands?wait=20s", None);
+    let ((status, answer), _) = tokio::join!(asking, server.call("PATCH", "/v1/agents/a", disabled));
+    // Whichever comes first: it is refused, at once or when something is due.
+    assert_eq!(status, 403, "{answer}");
+}
+
 #[actix_rt::test]
 async fn the_reference_agent_checks_in_once() {
     let server = Server::start(ServerOptions::default()).await;

@@ -75,3 +75,55 @@ async fn a_clock_that_jumps_makes_nobody_dead_and_hides_nobody_who_is() {
     assert_eq!(cluster.until_completed(1, &id).await["counts"]["succeeded"], 1);
     assert_eq!(cluster.servers[1].sql().exceptions(), []);
 }
+
+#[actix_rt::test]
+async fn an_agent_that_moves_after_the_clock_went_back_is_connected_where_it_is_now() {
+    const ACTIONS: usize = 12;
+    let (mut cluster, database) = nodes_on_a_clock().await;
+    jump(database, &cluster.servers, -600).await;
+    // Its old connection lives on, half open for all that its node knows.
+    let mut moved = WireAgent::hello(&cluster.servers[1].url, &cluster.tokens[0], 16).await;
+    drop(cluster.agents.remove(0));
+    eventually("its old connection to have ended", || async {
+        cluster.servers[0].log_text().contains("an agent's connection has ended").then_some(())
+    })
+    .await;
+    for n in 0..ACTIONS {
+        let document = json!({ "name": "n", "target": "name = 'a0'", "operations": [{ "module": "ping" }] });
+        let id =
+            cluster.call(n % NODES, "POST", "/v1/actions", Some(document)).await["id"].as_str().unwrap().to_owned();
+        let commands = moved.commands().await;
+        assert_eq!(commands.iter().map(|command| command["action"].clone()).collect::<Vec<_>>(), [json!(id)]);
+        moved.succeed(&commands[0]).await;
+        moved.expect("stored").await;
+        let agent: Value = cluster.call(0, "GET", "/v1/agents/a0", None).await;
+        assert_eq!(agent["status"], "online", "{agent}");
+    }
+    let sessions = "SELECT count(*) AS n FROM agent_sessions";
+    assert_eq!(cluster.servers[0].sql().number(sessions), NODES as i64);
+    assert_eq!(cluster.servers[1].sql().exceptions(), []);
+}
+
+#[actix_rt::test]
+async fn a_connection_whose_row_is_lost_is_written_again_and_an_older_one_is_closed() {
+    let mut cluster = Cluster::start(ServerOptions::default()).await;
+    // Nobody says so: the rows are changed behind the nodes' backs.
+    let change = "UPDATE agents SET session_epoch = session_epoch + 1 WHERE name = 'a1'; \
+                  UPDATE agent_sessions s SET epoch = epoch + 1, incarnation = (SELECT min(incarnation) FROM nodes n \
+                  WHERE n.incarnation <> s.incarnation) FROM agents a WHERE a.no = s.agent_no AND a.name = 'a1'; \
+                  DELETE FROM agent_sessions s USING agents a WHERE a.no = s.agent_no AND a.name = 'a0'";
+    let database = cluster.servers[0].database().to_owned();
+    tokio::task::spawn_blocking(move || cluster::shared().psql(&database, change)).await.unwrap();
+    // For all that the others know it is away.
+    let id = cluster.submit(1).await;
+    assert_eq!(cluster.agents[1].expect_close().await, 4001);
+    for n in [0, 2] {
+        let commands = cluster.agents[n].commands().await;
+        assert_eq!(commands[0]["action"], id.as_str());
+        cluster.agents[n].succeed(&commands[0]).await;
+    }
+    eventually("the first to be online", || async {
+        (cluster.call(1, "GET", "/v1/agents/a0", None).await["status"] == "online").then_some(())
+    })
+    .await;
+}

@@ -62,8 +62,8 @@ on_both! {
     }
     joining {
         agents_join_a_live_action_until_it_expires
-        an_added_agent_has_its_secrets_once_and_its_address
         agents_that_join_before_valid_from_get_nothing_before_it
+        an_added_agent_has_its_secrets_once_and_its_address
         the_audit_log_says_who_did_what
     }
     basics {
@@ -90,6 +90,8 @@ on_both! {
         frames_that_are_none_close_the_connection_and_only_that
         who_says_nothing_is_closed_after_ten_seconds
         results_of_what_is_not_ones_own_or_not_due_are_rejected_with_a_reason
+        an_agent_that_is_disabled_or_removed_before_it_says_hello_is_not_let_in
+        an_agent_that_is_disabled_or_removed_is_cut_off_though_nothing_says_so
         an_agent_whose_clock_is_years_off_is_served_like_any_other
         a_newer_connection_of_an_agent_takes_over_and_nothing_is_lost
         tokens_open_what_they_are_for_and_nothing_else
@@ -103,6 +105,7 @@ on_both! {
     check_in {
         commands_are_asked_for_received_and_answered_over_plain_http
         a_waiting_check_in_is_answered_when_something_is_due
+        an_agent_that_is_disabled_while_it_waits_is_told_nothing
     }
     clients {
         a_python_client_finds_everything_as_described

@@ -16,6 +16,7 @@ use actix_ws::{AggregatedMessageStream, CloseCode, CloseReason};
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::Semaphore;
+use uuid::Uuid;
 
 /// What all sessions share.
 #[derive(Clone)]
@@ -40,18 +41,19 @@ pub struct SessionParts {
     pub horizon: Duration,
 }
 
-/// Serves one connection until it ends. `agent` has shown its token.
+/// Serves one connection until it ends. `agent` has shown this token.
 pub async fn serve(
     parts: SessionParts,
     agent: AgentRef,
+    token: Uuid,
     mut socket: actix_ws::Session,
     mut stream: AggregatedMessageStream,
 ) {
-    let end = match greet(&parts, &agent, &mut stream).await {
+    let end = match greet(&parts, &agent, token, &mut stream).await {
         Err(end) => end,
         Ok((hello, connected)) => {
             log::info!(agent = agent.name.as_str(), version = hello.version.as_str(); "an agent is connected");
-            let mut session = Session::new(parts, agent.clone(), &hello, connected);
+            let mut session = Session::new(parts, agent.clone(), token, &hello, connected);
             let end = session.run(hello, &mut socket, &mut stream).await;
             session.leave().await;
             log::info!(agent = agent.name.as_str(), code = end.code; "an agent's connection has ended");

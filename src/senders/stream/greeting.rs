@@ -1,13 +1,14 @@
 //! How a session begins, and why it ends.
 
 use super::connection::SessionParts;
-use super::{Connect, Connected};
+use super::{Connect, Connected, NotConnected};
 use crate::domain::agent::{AgentRef, facts_fit};
 use crate::domain::protocol::{AgentFrame, HELLO_WITHIN, Hello, close};
 use crate::domain::text::{replace_nul, replace_nul_in};
 use crate::pipeline::messages::Changed;
 use crate::store::StoreError;
 use actix_ws::{AggregatedMessage, AggregatedMessageStream};
+use uuid::Uuid;
 
 /// Why a session ends.
 pub(super) struct End {
@@ -24,12 +25,28 @@ impl End {
     pub(super) fn error(code: u16, name: &'static str, message: impl Into<String>) -> Self {
         Self { code, error: Some((name, message.into())) }
     }
+
+    /// The connection isn't signed on, or no more.
+    pub(super) fn refused(why: NotConnected) -> Self {
+        match why {
+            NotConnected::Away => Self::with(close::GOING_AWAY),
+            NotConnected::NotAllowed => Self::error(
+                close::NOT_ALLOWED,
+                "not-allowed",
+                "the agent was disabled or removed, or its token revoked",
+            ),
+            NotConnected::Replaced => {
+                Self::error(close::REPLACED, "replaced", "a newer connection of this agent is here")
+            }
+        }
+    }
 }
 
 /// Waits for a valid `hello`, and signs the connection on.
 pub(super) async fn greet(
     parts: &SessionParts,
     agent: &AgentRef,
+    token: Uuid,
     stream: &mut AggregatedMessageStream,
 ) -> Result<(Hello, Connected), End> {
     let mut hello = match tokio::time::timeout(HELLO_WITHIN, stream.recv()).await {
@@ -56,6 +73,8 @@ pub(super) async fn greet(
     if parts.store.agent_refresh(agent.no, None, &hello.facts, &hello.version).await.map_err(away)? {
         parts.membership.try_send(Changed(agent.no)).ok();
     }
-    let connected = parts.sender.send(Connect { agent_no: agent.no }).await.ok().flatten();
-    connected.map(|connected| (hello, connected)).ok_or_else(|| End::with(close::GOING_AWAY))
+    // What the agent showed may be of some seconds ago: whether it is still let in, the store says now.
+    let connected = parts.sender.send(Connect { agent_no: agent.no, token, after: None }).await;
+    let connected = connected.unwrap_or(Err(NotConnected::Away)).map_err(End::refused)?;
+    Ok((hello, connected))
 }

@@ -11,7 +11,7 @@ use super::connection::SessionParts;
 use super::desk::{Desk, Offered, QUEUE};
 use super::greeting::End;
 use super::records::{Done, backlog, record, store_results};
-use super::{Connect, Connected, ToSession};
+use super::{Connect, Connected, NotConnected, ToSession};
 use crate::domain::agent::AgentRef;
 use crate::domain::command::{Answer, Event};
 use crate::domain::hint::Hint;
@@ -29,6 +29,7 @@ use std::collections::{HashSet, VecDeque};
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
+use uuid::Uuid;
 
 /// Frames that wait for the socket; beyond that the agent isn't read.
 const OUTBOX: usize = 64;
@@ -43,6 +44,7 @@ const FULL_FRAME: usize = MAX_FRAME / 2;
 pub(super) struct Session {
     parts: SessionParts,
     agent: AgentRef,
+    token: Uuid,
     connected: Connected,
     desk: Desk,
     outbox: VecDeque<String>,
@@ -59,12 +61,13 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(parts: SessionParts, agent: AgentRef, hello: &Hello, connected: Connected) -> Self {
+    pub(super) fn new(parts: SessionParts, agent: AgentRef, token: Uuid, hello: &Hello, connected: Connected) -> Self {
         let now = Instant::now();
         Self {
             desk: Desk::new(agent.no, hello.capacity),
             parts,
             agent,
+            token,
             connected,
             outbox: VecDeque::new(),
             stalled: None,
@@ -182,6 +185,9 @@ impl Session {
             // A socket that is full is found out by `stalled`.
             tokio::time::timeout(Duration::from_millis(100), socket.ping(b"")).await.ok();
         }
+        if self.desk.take_early(now) {
+            self.connected.more.store(true, Ordering::Release);
+        }
         let reports = self.desk.look_at_clock(now);
         self.record_reports(reports);
         None
@@ -191,9 +197,6 @@ impl Session {
         &mut self,
         message: Option<Result<AggregatedMessage, ProtocolError>>,
         socket: &mut actix_ws::Session,
-        if self.desk.take_early(now) {
-            self.connected.more.store(true, Ordering::Release);
-        }
     ) -> Option<End> {
         self.last_heard = Instant::now();
         match message {
@@ -267,25 +270,21 @@ impl Session {
                 }
                 None
             }
-            Some(ToSession::Replaced) => {
-                Some(End::error(close::REPLACED, "replaced", "a newer connection of this agent is here"))
-            }
-            Some(ToSession::Banned) => {
-                Some(End::error(close::NOT_ALLOWED, "not-allowed", "the agent was disabled or removed"))
-            }
+            Some(ToSession::Replaced) => Some(End::refused(NotConnected::Replaced)),
+            Some(ToSession::Banned) => Some(End::refused(NotConnected::NotAllowed)),
             Some(ToSession::Leave) => Some(End::with(close::GOING_AWAY)),
-            None if self.connected.replaced.load(Ordering::Acquire) => {
-                Some(End::error(close::REPLACED, "replaced", "a newer connection of this agent is here"))
-            }
+            None if self.connected.replaced.load(Ordering::Acquire) => Some(End::refused(NotConnected::Replaced)),
             None => {
                 // The stream sender was restarted.
-                let again = self.parts.sender.send(Connect { agent_no: self.agent.no });
+                let (agent_no, token, after) = (self.agent.no, self.token, Some(self.connected.epoch));
+                let again = self.parts.sender.send(Connect { agent_no, token, after });
                 match tokio::time::timeout(Duration::from_secs(10), again).await {
-                    Ok(Ok(Some(connected))) => {
+                    Ok(Ok(Ok(connected))) => {
                         self.connected = connected;
                         self.connected.more.store(true, Ordering::Release);
                         None
                     }
+                    Ok(Ok(Err(why))) => Some(End::refused(why)),
                     _ => Some(End::with(close::GOING_AWAY)),
                 }
             }

@@ -1,4 +1,4 @@
-//! Agents and their sessions.
+//! Agents.
 
 use super::audit;
 use super::sql::sql;
@@ -297,69 +297,4 @@ pub(super) async fn left(conn: &mut AsyncPgConnection, no: i64, before: Timestam
     .execute(conn)
     .await
     .map(|_| ())
-}
-
-pub(super) async fn session_open(
-    conn: &mut AsyncPgConnection,
-    sessions: &[(i64, i64)],
-    here: &str,
-    now: Timestamp,
-) -> QueryResult<()> {
-    let (agents, epochs) = sorted(sessions);
-    sql("INSERT INTO agent_sessions AS s (agent_no, incarnation, epoch, connected_at) \
-         SELECT n.agent_no, ?, n.epoch, ? FROM UNNEST(?, ?) AS n (agent_no, epoch) \
-         ON CONFLICT (agent_no) DO UPDATE SET incarnation = excluded.incarnation, epoch = excluded.epoch, \
-         connected_at = excluded.connected_at WHERE excluded.epoch > s.epoch")
-    .bind(here)
-    .bind(now.0)
-    .bind(agents.clone())
-    .bind(epochs)
-    .execute(conn)
-    .await?;
-    seen(conn, agents, now).await
-}
-
-/// Those of these agents whose connection another node holds.
-pub(super) async fn session_elsewhere(
-    conn: &mut AsyncPgConnection,
-    agent_nos: &[i64],
-    here: &str,
-) -> QueryResult<Vec<i64>> {
-    let rows: Vec<Key> = sql(
-        "SELECT agent_no AS key FROM agent_sessions WHERE agent_no = ANY(?) AND incarnation <> ? ORDER BY agent_no",
-    )
-    .bind(agent_nos.to_vec())
-    .bind(here)
-    .load(conn)
-    .await?;
-    Ok(rows.into_iter().map(|row| row.key).collect())
-}
-
-pub(super) async fn session_close(
-    conn: &mut AsyncPgConnection,
-    sessions: &[(i64, i64)],
-    here: &str,
-    now: Timestamp,
-) -> QueryResult<()> {
-    let (agents, epochs) = sorted(sessions);
-    sql("DELETE FROM agent_sessions s USING UNNEST(?, ?) AS n (agent_no, epoch) \
-         WHERE s.agent_no = ANY(?) AND s.agent_no = n.agent_no AND s.epoch = n.epoch AND s.incarnation = ?")
-    .bind(agents.clone())
-    .bind(epochs)
-    .bind(agents.clone())
-    .bind(here)
-    .execute(conn)
-    .await?;
-    seen(conn, agents, now).await
-}
-
-/// In the order of their keys, in which nobody waits in a circle.
-fn sorted(sessions: &[(i64, i64)]) -> (Vec<i64>, Vec<i64>) {
-    let mut sessions = sessions.to_vec();
-    sessions.sort_unstable();
-    sessions.into_iter().unzip()
-}
-
-async fn seen(conn: &mut AsyncPgConnection, agents: Vec<i64>, now: Timestamp) -> QueryResult<()> {
-    sql("UPDATE agents SET last_seen = ? WHERE no = ANY(?)").bind(now.0).bind(agents).execute(conn).await.map(|_| ())
 }

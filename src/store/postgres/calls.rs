@@ -5,7 +5,7 @@ use super::sql::sql;
 use super::{MIGRATION_WITHIN, PING_WITHIN, PostgresStore, State};
 use super::{
     actions, agents, audit, check_encoding, commands, elders, error, hints, live, migrate, node, not_connected,
-    outcomes, tokens, transaction,
+    outcomes, sessions, tokens, transaction,
 };
 use crate::domain::action::{Action, ActionState, NewAction};
 use crate::domain::agent::{AgentRef, Token};
@@ -16,9 +16,11 @@ use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::CHECK_IN_WRITTEN;
 use crate::store::rows::{NODES, NodeRow};
+use crate::store::sessions::checked;
 use crate::store::{
     Accepted, ActionView, AgentPatch, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent,
-    NodeView, OpenAction, Report, Resolution, Store, StoreError, StoreResult, Unfinished, UntouchedPage,
+    NodeView, OpenAction, Opened, Report, Resolution, SessionHeld, SessionOpening, SessionState, Store, StoreError,
+    StoreResult, Unfinished, UntouchedPage,
 };
 use async_trait::async_trait;
 use diesel::result::{DatabaseErrorKind, Error};
@@ -157,7 +159,7 @@ impl Store for PostgresStore {
             return Ok(Vec::new());
         }
         let (agent_nos, here) = (Arc::new(agent_nos.to_vec()), self.inner.incarnation.clone());
-        let look = body!([agent_nos, here] conn => agents::session_elsewhere(conn, &agent_nos, &here));
+        let look = body!([agent_nos, here] conn => sessions::elsewhere(conn, &agent_nos, &here));
         self.read("session_elsewhere", look).await
     }
 
@@ -429,15 +431,31 @@ impl Store for PostgresStore {
         self.read("command_unfinished_of", body!([] conn => commands::unfinished_of(conn, agent_no, limit))).await
     }
 
-    async fn session_open(&self, sessions: &[(i64, i64)]) -> StoreResult<()> {
-        let (sessions, here, now) = (Arc::new(sessions.to_vec()), self.inner.incarnation.clone(), self.now());
-        let open = body!([sessions, here] conn => agents::session_open(conn, &sessions, &here, now));
+    async fn session_open(&self, sessions: &[SessionOpening]) -> StoreResult<Vec<Opened>> {
+        let (openings, here, now) = (Arc::new(sessions.to_vec()), self.inner.incarnation.clone(), self.now());
+        let open = body!([openings, here] conn => sessions::open(conn, &openings, &here, now));
         self.write("session_open", open).await
     }
 
+    async fn session_check(&self, held: &[SessionHeld]) -> StoreResult<Vec<SessionState>> {
+        let (held, here, now) = (Arc::new(held.to_vec()), self.inner.incarnation.clone(), self.now());
+        let known =
+            self.read("session_check", body!([held, here] conn => sessions::look(conn, &held, &here, now))).await?;
+        let missing = held.iter().filter(|session| known.judge(session).is_none());
+        let missing: Vec<(i64, i64)> = missing.map(|session| (session.agent_no, session.epoch)).collect();
+        let restored = if missing.is_empty() {
+            Vec::new()
+        } else {
+            let missing = Arc::new(missing);
+            let restore = body!([missing, here] conn => sessions::restore(conn, &missing, &here, now));
+            self.write("session_check", restore).await?
+        };
+        Ok(checked(&held, &known, &restored.into_iter().collect()))
+    }
+
     async fn session_close(&self, sessions: &[(i64, i64)]) -> StoreResult<()> {
-        let (sessions, here, now) = (Arc::new(sessions.to_vec()), self.inner.incarnation.clone(), self.now());
-        let close = body!([sessions, here] conn => agents::session_close(conn, &sessions, &here, now));
+        let (closed, here, now) = (Arc::new(sessions.to_vec()), self.inner.incarnation.clone(), self.now());
+        let close = body!([closed, here] conn => sessions::close(conn, &closed, &here, now));
         self.write("session_close", close).await
     }
 

@@ -24,6 +24,7 @@ mod live;
 mod node;
 mod outcomes;
 mod scratch;
+mod sessions;
 mod silence;
 mod sql;
 mod tls;

@@ -1,4 +1,4 @@
-//! Agents, their sessions, and this process.
+//! Agents, and this process.
 
 use super::super::rows::{AgentViewRow, Key, Transports, agent_view, corrupt, sql_limit};
 use super::super::schema::{agents, nodes, tokens};
@@ -288,47 +288,4 @@ pub(super) fn left(conn: &mut SqliteConnection, no: i64, before: Timestamp) -> Q
     .bind::<BigInt, _>(before.0)
     .execute(conn)
     .map(|_| ())
-}
-
-pub(super) fn session_open(
-    conn: &mut SqliteConnection,
-    sessions: &[(i64, i64)],
-    here: &str,
-    now: Timestamp,
-) -> QueryResult<()> {
-    sql_query(
-        "INSERT INTO agent_sessions (agent_no, incarnation, epoch, connected_at) \
-         SELECT value ->> 0, ?2, value ->> 1, ?3 FROM json_each(?1) WHERE TRUE \
-         ON CONFLICT (agent_no) DO UPDATE SET incarnation = excluded.incarnation, epoch = excluded.epoch, \
-         connected_at = excluded.connected_at WHERE excluded.epoch > agent_sessions.epoch",
-    )
-    .bind::<Text, _>(json(sessions)?)
-    .bind::<Text, _>(here)
-    .bind::<BigInt, _>(now.0)
-    .execute(conn)?;
-    seen(conn, sessions, now)
-}
-
-pub(super) fn session_close(
-    conn: &mut SqliteConnection,
-    sessions: &[(i64, i64)],
-    here: &str,
-    now: Timestamp,
-) -> QueryResult<()> {
-    sql_query(
-        "DELETE FROM agent_sessions WHERE incarnation = ?2 AND (agent_no, epoch) IN \
-         (SELECT value ->> 0, value ->> 1 FROM json_each(?1))",
-    )
-    .bind::<Text, _>(json(sessions)?)
-    .bind::<Text, _>(here)
-    .execute(conn)?;
-    seen(conn, sessions, now)
-}
-
-fn seen(conn: &mut SqliteConnection, sessions: &[(i64, i64)], now: Timestamp) -> QueryResult<()> {
-    sql_query("UPDATE agents SET last_seen = ?2 WHERE no IN (SELECT value ->> 0 FROM json_each(?1))")
-        .bind::<Text, _>(json(sessions)?)
-        .bind::<BigInt, _>(now.0)
-        .execute(conn)?;
-    Ok(())
 }

@@ -1,6 +1,6 @@
 //! The calls of the store, each handed to the file of its topic.
 
-use super::{SqliteStore, actions, agents, audit, commands, json, live, outcomes, tokens};
+use super::{SqliteStore, actions, agents, audit, commands, json, live, outcomes, sessions, tokens};
 use crate::domain::action::{Action, ActionState, NewAction};
 use crate::domain::agent::{AgentRef, Token};
 use crate::domain::audit::{AuditEntry, Author};
@@ -12,7 +12,8 @@ use crate::store::CHECK_IN_WRITTEN;
 use crate::store::rows::{NODES, NodeRow};
 use crate::store::{
     Accepted, ActionView, AgentPatch, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent,
-    NodeView, OpenAction, Report, Resolution, Store, StoreError, StoreResult, Unfinished, UntouchedPage,
+    NodeView, OpenAction, Opened, Report, Resolution, SessionHeld, SessionOpening, SessionState, Store, StoreError,
+    StoreResult, Unfinished, UntouchedPage,
 };
 use async_trait::async_trait;
 use diesel::RunQueryDsl;
@@ -318,14 +319,19 @@ impl Store for SqliteStore {
         self.read("command_unfinished_of", move |conn| commands::unfinished_of(conn, agent_no, limit)).await
     }
 
-    async fn session_open(&self, sessions: &[(i64, i64)]) -> StoreResult<()> {
-        let (sessions, here, now) = (sessions.to_vec(), self.incarnation.clone(), self.now());
-        self.write("session_open", move |conn| agents::session_open(conn, &sessions, &here, now)).await
+    async fn session_open(&self, sessions: &[SessionOpening]) -> StoreResult<Vec<Opened>> {
+        let (openings, here, now) = (sessions.to_vec(), self.incarnation.clone(), self.now());
+        self.write("session_open", move |conn| sessions::open(conn, &openings, &here, now)).await
+    }
+
+    async fn session_check(&self, held: &[SessionHeld]) -> StoreResult<Vec<SessionState>> {
+        let (held, here, now) = (held.to_vec(), self.incarnation.clone(), self.now());
+        self.write("session_check", move |conn| sessions::check(conn, &held, &here, now)).await
     }
 
     async fn session_close(&self, sessions: &[(i64, i64)]) -> StoreResult<()> {
-        let (sessions, here, now) = (sessions.to_vec(), self.incarnation.clone(), self.now());
-        self.write("session_close", move |conn| agents::session_close(conn, &sessions, &here, now)).await
+        let (closed, here, now) = (sessions.to_vec(), self.incarnation.clone(), self.now());
+        self.write("session_close", move |conn| sessions::close(conn, &closed, &here, now)).await
     }
 
     async fn token_insert(&self, token: &Token, hash: Vec<u8>, by: &Author) -> StoreResult<()> {

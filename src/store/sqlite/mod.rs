@@ -16,6 +16,7 @@ mod counts;
 mod functions;
 mod live;
 mod outcomes;
+mod sessions;
 mod tokens;
 
 use super::{StoreError, StoreResult};

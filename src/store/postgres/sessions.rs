@@ -1,0 +1,136 @@
+//! Which node holds an agent's connection.
+//!
+//! Whatever writes here locks the agents first, in the order of their keys: nobody waits in a circle, and an agent that is
+//! disabled or removed at the same moment is seen either before or after that.
+
+use super::sql::sql;
+use crate::domain::time::Timestamp;
+use crate::store::rows::Key;
+use crate::store::sessions::{self, EpochRow, Known, SessionRow, ValidToken};
+use crate::store::{Opened, SessionHeld, SessionOpening};
+use diesel::prelude::*;
+use diesel_async::{AsyncPgConnection, RunQueryDsl};
+
+/// Agents as their connections need them: the node and their keys are to be bound.
+const AGENTS: &str = "SELECT a.no, a.session_epoch AS epoch, a.removed_at IS NULL AND NOT a.disabled AS allowed, \
+     EXISTS (SELECT 1 FROM agent_sessions s WHERE s.agent_no = a.no AND s.epoch = a.session_epoch AND s.incarnation = ?) \
+     AS stored FROM agents a WHERE a.no = ANY(?)";
+
+async fn valid_tokens(conn: &mut AsyncPgConnection, ids: Vec<String>, now: Timestamp) -> QueryResult<Vec<ValidToken>> {
+    sql("SELECT id FROM tokens WHERE id = ANY(?) AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)")
+        .bind(ids)
+        .bind(now.0)
+        .load(conn)
+        .await
+}
+
+async fn lock(conn: &mut AsyncPgConnection, agents: &[i64]) -> QueryResult<()> {
+    let rows = sql("SELECT no AS key FROM agents WHERE no = ANY(?) ORDER BY no FOR NO KEY UPDATE");
+    rows.bind(agents.to_vec()).load::<Key>(conn).await.map(|_| ())
+}
+
+/// Opens connections, one of an agent; answers in the order given.
+pub(super) async fn open(
+    conn: &mut AsyncPgConnection,
+    sessions: &[SessionOpening],
+    here: &str,
+    now: Timestamp,
+) -> QueryResult<Vec<Opened>> {
+    let agents: Vec<i64> = sessions.iter().map(|session| session.agent_no).collect();
+    lock(conn, &agents).await?;
+    // In statements of their own, which see what was committed before the lock was had.
+    let rows: Vec<SessionRow> = sql(AGENTS).bind(here).bind(agents).load(conn).await?;
+    let tokens = sessions::token_ids(sessions.iter().map(|session| session.token));
+    let known = Known::new(rows, valid_tokens(conn, tokens, now).await?);
+    let allowed: Vec<i64> =
+        sessions.iter().filter(|session| known.refuses(session).is_none()).map(|session| session.agent_no).collect();
+    // Nodes of older versions write epochs of their own, and none with the agent.
+    let mut epochs: Vec<EpochRow> =
+        sql("UPDATE agents SET last_seen = ?, session_epoch = 1 + greatest(session_epoch, \
+         (SELECT s.epoch FROM agent_sessions s WHERE s.agent_no = agents.no)) \
+         WHERE no = ANY(?) RETURNING no, session_epoch AS epoch")
+        .bind(now.0)
+        .bind(allowed)
+        .load(conn)
+        .await?;
+    epochs.sort_unstable_by_key(|row| row.no);
+    sql("INSERT INTO agent_sessions (agent_no, incarnation, epoch, connected_at) \
+         SELECT n.agent_no, ?, n.epoch, ? FROM UNNEST(?, ?) AS n (agent_no, epoch) \
+         ON CONFLICT (agent_no) DO UPDATE SET incarnation = excluded.incarnation, epoch = excluded.epoch, \
+         connected_at = excluded.connected_at")
+    .bind(here)
+    .bind(now.0)
+    .bind(epochs.iter().map(|row| row.no).collect::<Vec<_>>())
+    .bind(epochs.iter().map(|row| row.epoch).collect::<Vec<_>>())
+    .execute(conn)
+    .await?;
+    Ok(sessions::opened(sessions, &known, epochs))
+}
+
+/// What is known of the agents of these connections.
+pub(super) async fn look(
+    conn: &mut AsyncPgConnection,
+    sessions: &[SessionHeld],
+    here: &str,
+    now: Timestamp,
+) -> QueryResult<Known> {
+    let agents: Vec<i64> = sessions.iter().map(|session| session.agent_no).collect();
+    let rows: Vec<SessionRow> = sql(AGENTS).bind(here).bind(agents).load(conn).await?;
+    let tokens = sessions::token_ids(sessions.iter().map(|session| session.token));
+    Ok(Known::new(rows, valid_tokens(conn, tokens, now).await?))
+}
+
+/// Writes these connections (agent, epoch) again, unless there are newer ones; answers the agents of those that it wrote.
+pub(super) async fn restore(
+    conn: &mut AsyncPgConnection,
+    sessions: &[(i64, i64)],
+    here: &str,
+    now: Timestamp,
+) -> QueryResult<Vec<i64>> {
+    let (agents, epochs): (Vec<i64>, Vec<i64>) = sessions.iter().copied().unzip();
+    lock(conn, &agents).await?;
+    let written: Vec<Key> = sql("INSERT INTO agent_sessions (agent_no, incarnation, epoch, connected_at) \
+         SELECT n.agent_no, ?, n.epoch, ? FROM UNNEST(?, ?) AS n (agent_no, epoch) \
+         WHERE EXISTS (SELECT 1 FROM agents a WHERE a.no = n.agent_no AND a.session_epoch = n.epoch) \
+         ON CONFLICT (agent_no) DO NOTHING RETURNING agent_no AS key")
+    .bind(here)
+    .bind(now.0)
+    .bind(agents)
+    .bind(epochs)
+    .load(conn)
+    .await?;
+    Ok(written.into_iter().map(|row| row.key).collect())
+}
+
+/// Those of these agents whose connection another node holds.
+pub(super) async fn elsewhere(conn: &mut AsyncPgConnection, agent_nos: &[i64], here: &str) -> QueryResult<Vec<i64>> {
+    let rows: Vec<Key> = sql(
+        "SELECT agent_no AS key FROM agent_sessions WHERE agent_no = ANY(?) AND incarnation <> ? ORDER BY agent_no",
+    )
+    .bind(agent_nos.to_vec())
+    .bind(here)
+    .load(conn)
+    .await?;
+    Ok(rows.into_iter().map(|row| row.key).collect())
+}
+
+/// Closes connections of this node (agent, epoch), and older ones of it.
+pub(super) async fn close(
+    conn: &mut AsyncPgConnection,
+    sessions: &[(i64, i64)],
+    here: &str,
+    now: Timestamp,
+) -> QueryResult<()> {
+    let (agents, epochs): (Vec<i64>, Vec<i64>) = sessions.iter().copied().unzip();
+    lock(conn, &agents).await?;
+    sql("UPDATE agents SET last_seen = ? WHERE no = ANY(?)").bind(now.0).bind(agents.clone()).execute(conn).await?;
+    sql("DELETE FROM agent_sessions s USING UNNEST(?, ?) AS n (agent_no, epoch) \
+         WHERE s.agent_no = ANY(?) AND s.agent_no = n.agent_no AND s.epoch <= n.epoch AND s.incarnation = ?")
+    .bind(agents.clone())
+    .bind(epochs)
+    .bind(agents)
+    .bind(here)
+    .execute(conn)
+    .await
+    .map(|_| ())
+}

@@ -1,0 +1,121 @@
+//! Which of its agents are connected to this node, the only one.
+
+use super::super::rows::Key;
+use super::super::sessions::{self, EpochRow, Known, SessionRow, ValidToken};
+use super::super::{Opened, SessionHeld, SessionOpening, SessionState};
+use super::json;
+use crate::domain::time::Timestamp;
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Text};
+use std::collections::HashSet;
+
+fn known(
+    conn: &mut SqliteConnection,
+    agents: &[i64],
+    tokens: &[String],
+    here: &str,
+    now: Timestamp,
+) -> QueryResult<Known> {
+    let rows = sql_query(
+        "SELECT a.no, a.session_epoch AS epoch, a.removed_at IS NULL AND NOT a.disabled AS allowed, \
+         EXISTS (SELECT 1 FROM agent_sessions s WHERE s.agent_no = a.no AND s.epoch = a.session_epoch \
+         AND s.incarnation = ?2) AS stored FROM agents a WHERE a.no IN (SELECT value FROM json_each(?1))",
+    )
+    .bind::<Text, _>(json(agents)?)
+    .bind::<Text, _>(here)
+    .load::<SessionRow>(conn)?;
+    let valid = sql_query(
+        "SELECT id FROM tokens WHERE id IN (SELECT value FROM json_each(?1)) AND revoked_at IS NULL \
+         AND (expires_at IS NULL OR expires_at > ?2)",
+    )
+    .bind::<Text, _>(json(tokens)?)
+    .bind::<BigInt, _>(now.0)
+    .load::<ValidToken>(conn)?;
+    Ok(Known::new(rows, valid))
+}
+
+/// Opens connections, one of an agent; answers in the order given.
+pub(super) fn open(
+    conn: &mut SqliteConnection,
+    sessions: &[SessionOpening],
+    here: &str,
+    now: Timestamp,
+) -> QueryResult<Vec<Opened>> {
+    let agents: Vec<i64> = sessions.iter().map(|session| session.agent_no).collect();
+    let tokens = sessions::token_ids(sessions.iter().map(|session| session.token));
+    let known = known(conn, &agents, &tokens, here, now)?;
+    let allowed: Vec<i64> =
+        sessions.iter().filter(|session| known.refuses(session).is_none()).map(|session| session.agent_no).collect();
+    // A store of an older version has epochs of its own, and none with the agent.
+    let epochs = sql_query(
+        "UPDATE agents SET last_seen = ?2, session_epoch = 1 + max(session_epoch, \
+         coalesce((SELECT s.epoch FROM agent_sessions s WHERE s.agent_no = agents.no), 0)) \
+         WHERE no IN (SELECT value FROM json_each(?1)) RETURNING no, session_epoch AS epoch",
+    )
+    .bind::<Text, _>(json(&allowed)?)
+    .bind::<BigInt, _>(now.0)
+    .load::<EpochRow>(conn)?;
+    let written: Vec<(i64, i64)> = epochs.iter().map(|row| (row.no, row.epoch)).collect();
+    sql_query(
+        "INSERT INTO agent_sessions (agent_no, incarnation, epoch, connected_at) \
+         SELECT value ->> 0, ?2, value ->> 1, ?3 FROM json_each(?1) WHERE TRUE \
+         ON CONFLICT (agent_no) DO UPDATE SET incarnation = excluded.incarnation, epoch = excluded.epoch, \
+         connected_at = excluded.connected_at",
+    )
+    .bind::<Text, _>(json(&written)?)
+    .bind::<Text, _>(here)
+    .bind::<BigInt, _>(now.0)
+    .execute(conn)?;
+    Ok(sessions::opened(sessions, &known, epochs))
+}
+
+/// Compares connections of this node with their rows, and writes those again that are missing.
+pub(super) fn check(
+    conn: &mut SqliteConnection,
+    held: &[SessionHeld],
+    here: &str,
+    now: Timestamp,
+) -> QueryResult<Vec<SessionState>> {
+    let agents: Vec<i64> = held.iter().map(|session| session.agent_no).collect();
+    let tokens = sessions::token_ids(held.iter().map(|session| session.token));
+    let known = known(conn, &agents, &tokens, here, now)?;
+    let missing = held.iter().filter(|session| known.judge(session).is_none());
+    let missing: Vec<(i64, i64)> = missing.map(|session| (session.agent_no, session.epoch)).collect();
+    if missing.is_empty() {
+        return Ok(sessions::checked(held, &known, &HashSet::new()));
+    }
+    let restored = sql_query(
+        "INSERT INTO agent_sessions (agent_no, incarnation, epoch, connected_at) \
+         SELECT value ->> 0, ?2, value ->> 1, ?3 FROM json_each(?1) WHERE EXISTS (SELECT 1 FROM agents a \
+         WHERE a.no = value ->> 0 AND a.session_epoch = value ->> 1) ON CONFLICT (agent_no) DO NOTHING \
+         RETURNING agent_no AS key",
+    )
+    .bind::<Text, _>(json(&missing)?)
+    .bind::<Text, _>(here)
+    .bind::<BigInt, _>(now.0)
+    .load::<Key>(conn)?;
+    Ok(sessions::checked(held, &known, &restored.into_iter().map(|row| row.key).collect()))
+}
+
+/// Closes connections of this node (agent, epoch), and older ones of it.
+pub(super) fn close(
+    conn: &mut SqliteConnection,
+    sessions: &[(i64, i64)],
+    here: &str,
+    now: Timestamp,
+) -> QueryResult<()> {
+    let closed = json(sessions)?;
+    sql_query(
+        "DELETE FROM agent_sessions WHERE agent_no IN (SELECT s.agent_no FROM json_each(?1) n CROSS JOIN agent_sessions s \
+         ON s.agent_no = n.value ->> 0 WHERE s.epoch <= n.value ->> 1 AND s.incarnation = ?2)",
+    )
+    .bind::<Text, _>(&closed)
+    .bind::<Text, _>(here)
+    .execute(conn)?;
+    sql_query("UPDATE agents SET last_seen = ?2 WHERE no IN (SELECT value ->> 0 FROM json_each(?1))")
+        .bind::<Text, _>(&closed)
+        .bind::<BigInt, _>(now.0)
+        .execute(conn)
+        .map(|_| ())
+}
