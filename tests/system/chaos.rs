@@ -1,5 +1,5 @@
 //! Three servers on one database, agents that connect anywhere, actions all the time; and meanwhile everything that happens to
-//! processes, lines and databases. Afterwards a checker holds what was counted outside, and what the tables say, to what is
+//! processes, lines, databases and their clocks. Afterwards a checker holds what was counted outside, and what the tables say, to what is
 //! promised.
 //!
 //! `ODOSHI_TEST_SEED` repeats a run's schedule of faults, `ODOSHI_TEST_CHAOS_SECS` makes it longer.
@@ -39,18 +39,26 @@ enum Fault {
     Database,
     /// SIGTERM to one after the other, each started again.
     Rolling,
+    /// SIGHUP, as from a terminal that is closed; it is started again when it has ended.
+    HangUp,
+    /// The database's clock is so many seconds off, and set right again.
+    Clock(i64, Duration),
 }
 
 fn draw(random: &mut StdRng) -> Fault {
     let secs = |random: &mut StdRng, most: u64| Duration::from_millis(random.random_range(500..most * 1_000));
-    match random.random_range(0..12) {
+    match random.random_range(0..16) {
         0..=3 => Fault::Kill,
         4..=5 => Fault::Freeze,
         6 => Fault::Cut(Line::Reset, secs(random, 3)),
         7 => Fault::Cut(Line::BlackHole, secs(random, 8)),
         8 => Fault::Cut(Line::Slow(Duration::from_millis(30), 300_000), secs(random, 6)),
         9..=10 => Fault::Database,
-        _ => Fault::Rolling,
+        11 => Fault::Rolling,
+        12 => Fault::HangUp,
+        13 => Fault::Clock(-300, secs(random, 8)),
+        // Whatever is accepted meanwhile is due by the time that was, when the clock is set right.
+        _ => Fault::Clock(20, secs(random, 8)),
     }
 }
 
@@ -65,7 +73,7 @@ struct Nodes {
 
 impl Nodes {
     async fn start() -> Self {
-        let database = tokio::task::spawn_blocking(|| cluster::own(&[])).await.unwrap();
+        let database = tokio::task::spawn_blocking(cluster::own_with_clock).await.unwrap();
         let lines: Vec<Proxy> = (0..NODES).map(|_| Proxy::to(database.port)).collect();
         let mut servers: Vec<Server> = Vec::new();
         let mut options = On::Postgres.options();
@@ -144,6 +152,16 @@ impl Nodes {
                 .await
                 .unwrap();
             }
+            Fault::HangUp => {
+                let Some(pid) = self.pid(node) else { return };
+                kill(pid, Signal::SIGHUP).unwrap();
+                eventually("a node to stop", || async { self.pid(node).is_none().then_some(()) }).await;
+            }
+            Fault::Clock(seconds, lasts) => {
+                self.database.set_clock(seconds);
+                tokio::time::sleep(lasts).await;
+                self.database.set_clock(0);
+            }
             Fault::Rolling => {
                 for node in 0..NODES {
                     if let Some(pid) = self.pid(node) {
@@ -178,7 +196,9 @@ impl Load<'_> {
             }
             let id = Uuid::now_v7().to_string();
             let operation = json!({ "module": "tally", "parameters": id });
-            let document = json!({ "id": id, "name": format!("n{n}"), "target": "TRUE", "operations": [operation] });
+            // The clock jumps by minutes: a result that comes in time by any other clock is in time.
+            let document = json!({ "id": id, "name": format!("n{n}"), "target": "TRUE", "operations": [operation],
+                "timeout": "1h" });
             if n % 3 == 0 {
                 self.nodes.servers.borrow()[n % NODES].drop_file(&format!("{id}.json"), &document.to_string());
             } else {

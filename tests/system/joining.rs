@@ -74,10 +74,8 @@ pub async fn agents_that_join_before_valid_from_get_nothing_before_it(on: On) {
     server.call("PATCH", "/v1/agents/streams", Some(json!({ "labels": { "role": "web" } }))).await;
     let connects = server.enroll("connects", json!({ "role": "web" })).await;
     let asks = server.enroll("asks", json!({ "role": "web" })).await;
-    eventually("all to have joined", || async {
-        (server.action(&id).await["counts"]["total"] == 4).then_some(())
-    })
-    .await;
+    eventually("all to have joined", || async { (server.action(&id).await["counts"]["total"] == 4).then_some(()) })
+        .await;
     let mut connects = WireAgent::hello(&server.url, &connects, 16).await;
     let (_, due) = server.call_as(&asks, "GET", "/v1/agent/commands", None).await;
     let asked_early = due["server_time"].as_str().unwrap() < valid_from.as_str();
