@@ -204,6 +204,7 @@ impl Metrics {
             Event::AttemptFailed { .. } => "attempt_failed",
             Event::Overdue => "overdue",
             Event::Expired => "expired",
+            Event::FoundExpired { .. } => "found_expired",
             Event::Cancelled => "cancelled",
             Event::Undeliverable { .. } => "undeliverable",
         };
@@ -211,7 +212,7 @@ impl Metrics {
         let ended = match event {
             Event::Result(end) => end.status,
             Event::Overdue => CommandState::TimedOut,
-            Event::Expired => CommandState::Expired,
+            Event::Expired | Event::FoundExpired { .. } => CommandState::Expired,
             Event::Cancelled => CommandState::Cancelled,
             Event::Undeliverable { .. } => CommandState::Undeliverable,
             Event::Sent { .. } | Event::Hold { .. } | Event::AttemptFailed { .. } => return,

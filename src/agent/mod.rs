@@ -189,8 +189,6 @@ impl Agent {
         log::debug!(agent = config.name.as_str(), waiting, interrupted; "the agent starts");
 
         let (outbox, clock) = (Arc::new(Outbox::default()), Arc::new(ServerClock::default()));
-        // Until the server says what time it is, what it said last is the best guess.
-        clock.set_ahead_ms(recovered.clock_ms);
         let journal = SharedJournal::new(journal);
         let (inputs, inbox) = mpsc::channel(INPUTS);
         let runner = Runner::new(config.capacity, modules, journal.clone(), recovered, outbox.clone(), clock.clone());

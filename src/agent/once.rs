@@ -4,7 +4,7 @@
 use super::AgentError;
 use super::config::AgentConfig;
 use super::enroll::{self, EnrollError};
-use super::outbox::Fault;
+use super::outbox::{Fault, expired};
 use super::runner::Input;
 use super::session::{Desk, RESULT_BYTES, RESULTS_PER_FRAME, take_first};
 use crate::domain::protocol::{Command, MAX_FRAME, RunRef, Stored};
@@ -53,19 +53,23 @@ impl Http<'_> {
     async fn run(mut self) -> Result<usize, AgentError> {
         let unstored = self.desk.journal.with(|journal| Ok(journal.unstored())).await?;
         self.desk.outbox.post(|letters| letters.results.extend(unstored));
+        self.report().await?;
         let mut seen = HashSet::new();
         loop {
-            // What the journal held runs as well.
-            self.settle().await?;
             let url = format!("{}/v1/agent/commands?limit={}", self.base, self.desk.capacity.min(1000));
             let due: Due = self.answer(self.client.get(url)).await?;
+            // From here on the runner knows what has expired of what the journal held, and runs the rest.
             self.desk.clock.set(due.server_time);
             // One that comes again is one that the agent has its reasons not to run.
             let fresh: Vec<_> = due.commands.into_iter().filter(|command| seen.insert(command.run_ref())).collect();
-            if fresh.is_empty() {
+            let is_last = fresh.is_empty();
+            if !is_last {
+                self.input(Input::Commands(fresh)).await?;
+            }
+            self.settle().await?;
+            if is_last {
                 return Ok(self.stored);
             }
-            self.input(Input::Commands(fresh)).await?;
         }
     }
 
@@ -89,10 +93,11 @@ impl Http<'_> {
 
     async fn report(&mut self) -> Result<(), AgentError> {
         loop {
-            let (received, results, fault) = {
+            let (received, late, results, fault) = {
                 let mut letters = self.desk.outbox.open();
                 let received: Vec<RunRef> = std::mem::take(&mut letters.received).into_iter().collect();
-                (received, take_first(&mut letters.results, RESULTS_PER_FRAME), letters.fault.take())
+                let late = std::mem::take(&mut letters.expired);
+                (received, late, take_first(&mut letters.results, RESULTS_PER_FRAME), letters.fault.take())
             };
             if let Some(Fault::Journal(error)) = fault {
                 return Err(AgentError::CheckIn(error));
@@ -100,6 +105,11 @@ impl Http<'_> {
             if !received.is_empty() {
                 let body = json!({"commands": received}).to_string();
                 let _: serde::de::IgnoredAny = self.post("received", body).await?;
+            }
+            if !late.is_empty() {
+                let results = late.into_iter().map(expired).collect();
+                let body = serde_json::to_string(&Results { results }).map_err(|error| failed(&error))?;
+                let _: Stored = self.post("results", body).await?;
             }
             if results.is_empty() {
                 return Ok(());

@@ -92,6 +92,7 @@ fn operation_result(
 ) -> (OperationResult, usize) {
     *status = match outcome.stopped {
         Some(StopReason::TimedOut) => RunStatus::TimedOut,
+        Some(StopReason::Cancelled) => RunStatus::Cancelled,
         Some(_) => RunStatus::Failed,
         None if outcome.ok => RunStatus::Succeeded,
         None => RunStatus::Failed,

@@ -48,6 +48,7 @@ type Place = (Reverse<i32>, u64);
 
 struct Queued {
     command: Command,
+    /// By the server's clock, by which what is left of its time is known after a restart.
     received_at: Timestamp,
     deadline: Instant,
     /// Safe in the journal.
@@ -76,6 +77,8 @@ pub(super) struct Runner {
     outbox: Arc<Outbox>,
     clock: Arc<ServerClock>,
     sequence: u64,
+    /// What the journal held, until the server's clock is known: nobody knows before what has expired.
+    held: Vec<Waiting>,
     waiting: BTreeMap<Place, Queued>,
     running: HashMap<RunRef, Running>,
     tasks: JoinSet<RunResult>,
@@ -100,13 +103,14 @@ impl Runner {
         outbox: Arc<Outbox>,
         clock: Arc<ServerClock>,
     ) -> Self {
-        let mut runner = Self {
+        Self {
             capacity: capacity as usize,
             modules,
             journal,
             outbox,
             clock,
             sequence: 0,
+            held: recovered.waiting,
             waiting: BTreeMap::new(),
             running: HashMap::new(),
             tasks: JoinSet::new(),
@@ -115,21 +119,28 @@ impl Runner {
             retry_at: None,
             settle: Vec::new(),
             stopping: false,
-        };
-        for Waiting { command, received_at } in recovered.waiting {
-            runner.enqueue(command, received_at, true);
         }
-        runner
+    }
+
+    /// Queues what the journal held, once it is known how much of its time is left.
+    fn release(&mut self) {
+        let Some(now) = self.clock.now() else { return };
+        for Waiting { command, received_at } in std::mem::take(&mut self.held) {
+            self.enqueue(command, received_at, now, true);
+        }
     }
 
     /// Works until `stop` says true; then kills what runs, writes that down, and returns.
     pub(super) async fn run(mut self, mut inputs: mpsc::Receiver<Input>, mut stop: watch::Receiver<bool>) {
+        let clock = self.clock.clone();
         loop {
+            self.release();
             self.turn().await;
             if self.stopping && self.tasks.is_empty() && (self.ended.is_empty() || self.retry_at.is_some()) {
                 return;
             }
-            if self.waiting.is_empty() && self.running.is_empty() && self.ended.is_empty() {
+            let is_idle = self.waiting.is_empty() && self.running.is_empty() && self.ended.is_empty();
+            if is_idle && self.held.is_empty() {
                 for waits in self.settle.drain(..) {
                     // Somebody who no longer wants to know needn't.
                     let _ = waits.send(());
@@ -153,6 +164,7 @@ impl Runner {
                         self.take(input).await;
                     }
                 }
+                () = clock.known(), if !self.held.is_empty() && !self.stopping => {}
                 () = async { tokio::time::sleep_until(wake_at.unwrap_or_else(Instant::now)).await },
                     if wake_at.is_some() => {}
             }
@@ -161,7 +173,10 @@ impl Runner {
 
     /// When something is to be done though nothing happens.
     fn wake_at(&self) -> Option<Instant> {
-        let timeout = self.waiting.values().map(|queued| queued.deadline).min();
+        let (now, server_now) = (Instant::now(), self.clock.now().unwrap_or_default());
+        // What waits has expired a millisecond later: times are cut to milliseconds.
+        let expiry = |queued: &Queued| now + queued.command.expires_at.since(server_now) + Duration::from_millis(1);
+        let timeout = self.waiting.values().map(|queued| queued.deadline.min(expiry(queued))).min();
         match self.retry_at {
             Some(retry) => Some(retry),
             None if self.stopping => None,
@@ -170,6 +185,7 @@ impl Runner {
     }
 
     async fn take(&mut self, input: Input) {
+        self.release();
         match input {
             Input::Commands(commands) => {
                 for command in commands {
@@ -200,14 +216,17 @@ impl Runner {
             Some(State::Done | State::Stored) => {
                 return self.outbox.post(|letters| _ = letters.results.insert(run));
             }
+            // Cancelled while it waited.
             Some(State::Forgotten) => return,
             // Neither waits nor runs nor ended: can't be. Better not run than run twice.
             Some(State::Received | State::Started) => return,
             None => {}
         }
-        if command.expires_at <= self.clock.now() {
-            log::debug!(action:% = run.action, run = run.run; "ignored a command that had expired");
-            return;
+        // The session takes no commands before a server said what time it is.
+        let Some(now) = self.clock.now() else { return };
+        if command.expires_at <= now {
+            log::info!(action:% = run.action, run = run.run, now:%; "a command had expired when it came");
+            return self.outbox.post(|letters| _ = letters.expired.insert(run));
         }
         let unfinished = self.waiting.len() + self.running.len() + self.ended.len();
         if unfinished >= SLACK * self.capacity {
@@ -217,12 +236,11 @@ impl Runner {
         self.supersede(command.action, command.run);
         let is_newest = newest.is_none_or(|newest| newest < run.run)
             && self.waiting.values().all(|queued| queued.command.action != run.action || queued.command.run < run.run);
-        let at = Timestamp::of_this_machine();
         if is_newest {
-            self.enqueue(command, at, false);
+            self.enqueue(command, now, now, false);
         } else {
             // The server went past this run already.
-            self.end_unstarted(&command, at, RunStatus::Failed, StopReason::Superseded);
+            self.end_unstarted(&command, RunStatus::Failed, StopReason::Superseded);
         }
     }
 
@@ -232,9 +250,9 @@ impl Runner {
         }
     }
 
-    fn enqueue(&mut self, command: Command, received_at: Timestamp, kept: bool) {
+    fn enqueue(&mut self, command: Command, received_at: Timestamp, now: Timestamp, kept: bool) {
         let timeout = Duration::from_millis(u64::try_from(command.timeout_ms).unwrap_or(0)).min(LONGEST);
-        let left = timeout.saturating_sub(Timestamp::of_this_machine().since(received_at));
+        let left = timeout.saturating_sub(now.since(received_at));
         self.sequence += 1;
         let (place, mark) = ((Reverse(command.priority), self.sequence), Uuid::new_v4());
         self.waiting.insert(place, Queued { command, received_at, deadline: Instant::now() + left, kept, mark });
@@ -244,7 +262,7 @@ impl Runner {
         self.tell(|run| run.action == action && run.run < by, StopReason::Superseded);
         let older = self.take_waiting(|queued| queued.command.action == action && queued.command.run < by);
         for queued in older {
-            self.end_unstarted(&queued.command, queued.received_at, RunStatus::Failed, StopReason::Superseded);
+            self.end_unstarted(&queued.command, RunStatus::Failed, StopReason::Superseded);
         }
     }
 
@@ -274,14 +292,14 @@ impl Runner {
         }
     }
 
-    fn end_unstarted(&mut self, command: &Command, at: Timestamp, status: RunStatus, reason: StopReason) {
+    fn end_unstarted(&mut self, command: &Command, status: RunStatus, reason: impl std::fmt::Display) {
         let result = RunResult {
             action: command.action,
             run: command.run,
             status,
             results: vec![without_output(only_module(command), format!("{reason} before it started"))],
             started_at: None,
-            finished_at: Some(Timestamp::of_this_machine().max(at)),
+            finished_at: Some(Timestamp::of_this_machine()),
         };
         self.ended.push(Ended { expires_at: command.expires_at, result });
     }
@@ -310,7 +328,7 @@ impl Runner {
         }
         let rejected = stored.rejected.iter().map(|rejected| RunRef { action: rejected.action, run: rejected.run });
         let runs: Vec<_> = stored.commands.iter().copied().chain(rejected).collect();
-        let now = self.clock.now();
+        let now = self.clock.now().unwrap_or_default();
         let written = self
             .journal
             .with(move |journal| {
@@ -338,7 +356,8 @@ impl Runner {
         if records.is_empty() {
             return;
         }
-        let now = self.clock.now();
+        // While the server's clock is not known nothing in the journal is over.
+        let now = self.clock.now().unwrap_or_default();
         if let Err(error) = self.journal.with(move |journal| journal.commit(&records, now)).await {
             self.waiting.retain(|_, queued| queued.kept);
             return self.journal_failed(&error.to_string());
@@ -361,16 +380,14 @@ impl Runner {
 
     /// Sorts out what waited too long, and says which start now.
     fn choose(&mut self) -> Vec<Place> {
-        let (now, server_now) = (Instant::now(), self.clock.now());
+        let (now, server_now) = (Instant::now(), self.clock.now().unwrap_or_default());
+        for queued in self.take_waiting(|queued| queued.command.expires_at <= server_now) {
+            self.end_unstarted(&queued.command, RunStatus::Expired, "expired");
+        }
         for queued in self.take_waiting(|queued| queued.deadline <= now) {
-            self.end_unstarted(&queued.command, queued.received_at, RunStatus::TimedOut, StopReason::TimedOut);
+            self.end_unstarted(&queued.command, RunStatus::TimedOut, StopReason::TimedOut);
         }
         let free = self.capacity.saturating_sub(self.running.len());
-        if free > 0 {
-            for queued in self.take_waiting(|queued| queued.command.expires_at <= server_now) {
-                self.forget(&queued);
-            }
-        }
         // A run waits until the one that it superseded is dead.
         let busy = |action| self.running.keys().any(|run| run.action == action);
         let places = self.waiting.iter().filter(|(_, queued)| !busy(queued.command.action));
@@ -378,14 +395,14 @@ impl Runner {
     }
 
     fn records(&self, starting: &[Place]) -> Vec<Record> {
-        let clock_ms = self.clock.ahead_ms();
         let mut arrived: Vec<_> = self.waiting.iter().filter(|(_, queued)| !queued.kept).collect();
         // The journal keeps the order of arrival.
         arrived.sort_by_key(|((_, sequence), _)| *sequence);
+        let at = Timestamp::of_this_machine();
         let received = arrived.into_iter().map(|(_, queued)| Record::Received {
             command: queued.command.clone(),
-            at: queued.received_at,
-            clock_ms,
+            at,
+            clock_ms: queued.received_at.0.saturating_sub(at.0),
         });
         let ended = self
             .ended

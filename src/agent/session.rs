@@ -1,13 +1,14 @@
 //! One connection, from `hello` to its close: server → session → runner, and outbox → session → server.
 
 use super::journal::JournalError;
-use super::outbox::{Fault, Outbox, ServerClock, SharedJournal};
+use super::outbox::{Fault, Outbox, ServerClock, SharedJournal, expired};
 use super::runner::Input;
 use super::told_to;
 use crate::domain::protocol::{
-    AgentFrame, ErrorFrame, HELLO_WITHIN, Hello, MAX_FRAME, PING_EVERY, RunRef, SILENCE, ServerFrame, close,
+    AgentFrame, ErrorFrame, HELLO_WITHIN, Hello, MAX_FRAME, PING_EVERY, Rejected, RunRef, SILENCE, ServerFrame, close,
 };
 use futures_util::{SinkExt, StreamExt};
+use std::collections::HashSet;
 use std::sync::Arc;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::sync::{mpsc, watch};
@@ -59,12 +60,14 @@ pub(super) struct Session<S> {
     socket: WebSocketStream<S>,
     desk: Desk,
     welcomed: bool,
+    /// Runs that were answered as expired when they came.
+    expired: HashSet<RunRef>,
     heard: Instant,
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     pub(super) fn new(socket: WebSocketStream<S>, desk: Desk) -> Self {
-        Self { socket, desk, welcomed: false, heard: Instant::now() }
+        Self { socket, desk, welcomed: false, expired: HashSet::new(), heard: Instant::now() }
     }
 
     /// Whether the server said `welcome`.
@@ -120,6 +123,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             let mut letters = self.desk.outbox.open();
             letters.received.clear();
             letters.results.clear();
+            letters.expired.clear();
             letters.fault = None;
         }
         let journal = &self.desk.journal;
@@ -150,6 +154,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 return Err(self.refuse("malformed", "frames are JSON text", close::MALFORMED).await);
             }
         };
+        let mut wrong_time = None;
         let input = match ServerFrame::parse(&text) {
             Err(error) => return Err(self.refuse("malformed", &error.to_string(), close::MALFORMED).await),
             Ok(None | Some(ServerFrame::MetadataStored { .. })) => return Ok(()),
@@ -164,9 +169,17 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 log::warn!(code = error.code.as_str(), message = error.message.as_str(); "the server reports an error");
                 return Ok(());
             }
+            // Nobody knows what has expired before the server said what time it is.
+            Ok(Some(ServerFrame::Commands { .. })) if !self.welcomed => {
+                return Err(self.refuse("malformed", "commands came before welcome", close::MALFORMED).await);
+            }
             Ok(Some(ServerFrame::Commands { commands })) => Input::Commands(commands),
             Ok(Some(ServerFrame::Cancel { actions })) => Input::Cancel(actions),
             Ok(Some(ServerFrame::Stored(stored))) => {
+                stored.commands.iter().for_each(|run| _ = self.expired.remove(run));
+                let about = |rejected: &Rejected| RunRef { action: rejected.action, run: rejected.run };
+                let rejected = stored.rejected.iter().find(|rejected| self.expired.contains(&about(rejected)));
+                wrong_time = rejected.map(|rejected| rejected.reason.clone());
                 let mut letters = self.desk.outbox.open();
                 for run in &stored.commands {
                     letters.results.remove(run);
@@ -177,7 +190,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         // While the runner is busy nothing more is read: the pressure goes back to the server.
         // A runner that is gone means that the agent stops; the session will be told.
         let _ = self.desk.inputs.send(input).await;
-        Ok(())
+        match wrong_time {
+            // One of the two clocks was set since `welcome`. The next connection begins with the time.
+            Some(reason) => {
+                let error = format!("a command was answered as expired, and the server says: {reason}");
+                Err(self.refuse("wrong_time", &error, close::DONE).await)
+            }
+            None => Ok(()),
+        }
     }
 
     /// Tells all that there is to tell.
@@ -202,13 +222,20 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             }
             self.send_results().await?;
             let letters = self.desk.outbox.open();
-            if letters.received.is_empty() && letters.results.is_empty() && letters.fault.is_none() {
+            let is_empty = letters.received.is_empty() && letters.results.is_empty() && letters.expired.is_empty();
+            if is_empty && letters.fault.is_none() {
                 return Ok(());
             }
         }
     }
 
     async fn send_results(&mut self) -> Result<(), End> {
+        let late = take_first(&mut self.desk.outbox.open().expired, RESULTS_PER_FRAME);
+        if !late.is_empty() {
+            self.expired.extend(&late);
+            let results = late.into_iter().map(expired).collect();
+            self.send_frame(&AgentFrame::Results { results }).await?;
+        }
         let runs = take_first(&mut self.desk.outbox.open().results, RESULTS_PER_FRAME);
         if runs.is_empty() {
             return Ok(());

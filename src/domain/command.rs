@@ -18,6 +18,8 @@ mod tests;
 const BACKOFF_MIN: Duration = Duration::from_secs(1);
 /// The longest wait between attempts.
 const BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// How long a command waits that its agent wrongly took for expired: long enough for the agent to set its clock right.
+const DISBELIEVED: Duration = Duration::from_secs(10);
 
 /// The states of a command. The numbers are what the store keeps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
@@ -91,6 +93,8 @@ impl From<RunStatus> for CommandState {
             RunStatus::Succeeded => Self::Succeeded,
             RunStatus::Failed => Self::Failed,
             RunStatus::TimedOut => Self::TimedOut,
+            RunStatus::Cancelled => Self::Cancelled,
+            RunStatus::Expired => Self::Expired,
         }
     }
 }
@@ -134,6 +138,8 @@ pub struct Open {
 pub struct Known {
     /// Whether there is such a command at all.
     pub exists: bool,
+    /// A user ended its action.
+    pub cancelled: bool,
     /// Its open row.
     pub open: Option<Open>,
     /// The last run that ended, and whether that was final.
@@ -194,6 +200,13 @@ pub enum Event {
     Overdue,
     /// Whatever isn't handed over by now never will be.
     Expired,
+    /// Its agent found it expired and did not start it.
+    FoundExpired {
+        /// Which run.
+        run: i32,
+        /// When its action expires.
+        expires_at: Timestamp,
+    },
     /// A user ended its action.
     Cancelled,
     /// Its agent is gone for good.
@@ -301,6 +314,13 @@ pub fn decide(known: &Known, event: Event, policy: &Policy, now: Timestamp, jitt
             _ => unchanged(Answer::Decided),
         };
     };
+    // What the reconciler will say of a cancelled command, whatever else happens to it meanwhile.
+    let event = match event {
+        Event::AttemptFailed { run, .. } | Event::FoundExpired { run, .. } if known.cancelled && run == current => {
+            Event::Cancelled
+        }
+        event => event,
+    };
     let attempts = known.open.filter(|open| open.run == current).map_or(0, |open| open.attempts);
     let sent_at = known.open.filter(|open| open.run == current).and_then(|open| open.sent_at);
     let close = |status, error: Option<String>| {
@@ -323,10 +343,10 @@ pub fn decide(known: &Known, event: Event, policy: &Policy, now: Timestamp, jitt
     };
     match event {
         Event::Result(end) if end.run == current => {
-            let mut end = *end;
+            let mut end = as_counted(known, *end);
             end.attempts = end.attempts.max(attempts);
             end.sent_at = end.sent_at.or(sent_at);
-            ended(end, policy, now, jitter)
+            ended(known, end, policy, now, jitter)
         }
         Event::Result(end) if end.run < current && end.run >= 1 => after_the_end(known, *end),
         Event::Result(end) => unchanged(Answer::Rejected(format!("run {} is not due; run {current} is", end.run))),
@@ -369,12 +389,21 @@ pub fn decide(known: &Known, event: Event, policy: &Policy, now: Timestamp, jitt
             Some(Open { state: OpenState::Sent, due_at, .. }) if due_at <= now => {
                 let mut change = close(CommandState::TimedOut, Some("no result came within the timeout".into()));
                 match change.outcome.take() {
-                    Some(outcome) => ended(outcome.end, policy, now, jitter),
+                    Some(outcome) => ended(known, outcome.end, policy, now, jitter),
                     None => change,
                 }
             }
             _ => unchanged(Answer::Decided),
         },
+        Event::FoundExpired { run, expires_at } if run == current => match expires_at <= now {
+            true => close(CommandState::Expired, Some("it had expired when its agent was to start it".into())),
+            // The agent's clock is wrong. It has not run the command, and no attempt to reach it has failed.
+            false => again(None, run, attempts, now.plus(DISBELIEVED)),
+        },
+        Event::FoundExpired { run, .. } if run > current || run < 1 => {
+            unchanged(Answer::Rejected(format!("run {run} is not due; run {current} is")))
+        }
+        Event::FoundExpired { .. } => unchanged(Answer::Decided),
         Event::Expired if known.state() == CommandState::Pending => close(CommandState::Expired, None),
         Event::Expired => unchanged(Answer::Decided),
         Event::Cancelled => close(CommandState::Cancelled, None),
@@ -382,9 +411,23 @@ pub fn decide(known: &Known, event: Event, policy: &Policy, now: Timestamp, jitt
     }
 }
 
-/// The current run has ended; another one follows if the policy allows it.
-fn ended(end: RunEnd, policy: &Policy, now: Timestamp, jitter: f64) -> Change {
-    if end.status == CommandState::Succeeded || end.run >= policy.max_runs {
+/// A result as it counts: an agent can't say that a user cancelled what nobody did.
+fn as_counted(known: &Known, end: RunEnd) -> RunEnd {
+    match end.status {
+        CommandState::Cancelled if !known.cancelled => RunEnd { status: CommandState::Failed, ..end },
+        CommandState::Cancelled => RunEnd { sent_at: end.sent_at.or(Some(end.finished_at)), ..end },
+        _ => end,
+    }
+}
+
+/// The current run has ended; another one follows if the policy allows it and nobody cancelled the action. What would
+/// have run again is ended by the cancel, as it is when the cancel comes between two runs.
+fn ended(known: &Known, mut end: RunEnd, policy: &Policy, now: Timestamp, jitter: f64) -> Change {
+    let is_last = matches!(end.status, CommandState::Succeeded | CommandState::Cancelled) || end.run >= policy.max_runs;
+    if is_last || known.cancelled {
+        if !is_last {
+            end.status = CommandState::Cancelled;
+        }
         let outcome = Some(Outcome { end, is_final: true });
         return Change { outcome, open: OpenChange::Delete, late: None, answer: Answer::Stored };
     }
@@ -399,6 +442,7 @@ fn again(outcome: Option<Outcome>, run: i32, attempts: i32, due_at: Timestamp) -
 
 /// A result for a run that was decided without it is kept beside the outcome and changes nothing.
 fn after_the_end(known: &Known, end: RunEnd) -> Change {
+    let end = as_counted(known, end);
     let ran = known.last.map_or(0, |(run, _)| run);
     if end.run < 1 || end.run > ran {
         return unchanged(Answer::Rejected(format!("run {} never was: the command ended with run {ran}", end.run)));

@@ -133,6 +133,10 @@ pub enum RunStatus {
     Failed,
     /// The agent killed it at its timeout.
     TimedOut,
+    /// The agent killed it because its action was cancelled. For an action that nobody cancelled it counts as failed.
+    Cancelled,
+    /// The agent never started it, because it had expired by the server's clock. Believed only once that clock says so.
+    Expired,
 }
 
 /// What came of one operation.

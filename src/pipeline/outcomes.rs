@@ -113,7 +113,9 @@ impl Sink for OutcomeSink {
         let mut again = Vec::new();
         let mut touched = BTreeSet::new();
         for (report, answer) in reports.iter().zip(answers) {
-            if matches!(answer, Ok(Answer::Stored | Answer::Again { .. })) {
+            // An agent that was wrong about the time has ended nothing.
+            let is_wrong = matches!((&report.event, answer), (Event::FoundExpired { .. }, Ok(Answer::Again { .. })));
+            if matches!(answer, Ok(Answer::Stored | Answer::Again { .. })) && !is_wrong {
                 self.metrics.reported(&report.event);
             }
             match answer {

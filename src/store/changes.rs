@@ -34,7 +34,7 @@ impl Changes {
     pub(super) fn of_untouched(reports: &[Report], now: Timestamp) -> Self {
         let mut changes = Self::default();
         for report in reports {
-            let known = Known { exists: true, open: None, last: None };
+            let known = Known { exists: true, ..Known::default() };
             let change = decide(&known, report.event.clone(), &report.policy, now, 0.0);
             changes.apply((report.action_no, report.agent_no), known, change);
         }
@@ -93,6 +93,11 @@ pub(super) fn keys(reports: &[Report]) -> Vec<Key> {
 
 /// Whether the report ends a command with its first run, and its reporter knows of nothing else about it.
 pub(super) fn ends_first_run(report: &Report) -> bool {
-    let last_run = |end: &RunEnd| end.status == CommandState::Succeeded || report.policy.max_runs == 1;
+    // What a `cancelled` one counts as depends on the action.
+    let last_run = |end: &RunEnd| match end.status {
+        CommandState::Succeeded => true,
+        CommandState::Cancelled => false,
+        _ => report.policy.max_runs == 1,
+    };
     report.fresh && matches!(&report.event, Event::Result(end) if end.run == 1 && last_run(end))
 }

@@ -357,6 +357,8 @@ pub(super) struct KnownRow {
     pub(super) action_no: i64,
     #[diesel(sql_type = BigInt)]
     pub(super) agent_no: i64,
+    #[diesel(sql_type = Bool)]
+    cancelled: bool,
     #[diesel(sql_type = Nullable<Integer>)]
     last_run: Option<i32>,
     #[diesel(sql_type = Nullable<SmallInt>)]
@@ -391,6 +393,6 @@ impl KnownRow {
             (Some(run), Some(status), Some(is_final)) => Some((run, is_final.then_some(state(status)?))),
             _ => None,
         };
-        Ok(Known { exists: true, open, last })
+        Ok(Known { exists: true, cancelled: self.cancelled, open, last })
     }
 }

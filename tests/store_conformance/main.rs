@@ -134,6 +134,8 @@ macro_rules! cases {
                 a_result_of_another_agent_is_rejected
                 a_result_of_a_run_that_is_not_due_is_rejected
                 a_failed_run_is_followed_by_another_one
+                a_run_that_a_cancel_killed_is_cancelled_whoever_is_first
+                an_agent_ends_a_command_as_expired_only_when_it_has
                 failed_hand_overs_make_a_command_undeliverable_at_the_limit
                 attempts_never_decrease_whoever_reports
                 a_report_that_was_wrongly_fresh_is_looked_at

@@ -28,6 +28,8 @@ enum What {
     AttemptFailed(Relative, i32),
     Overdue,
     Expired,
+    /// And whether it has, by now.
+    FoundExpired(Relative, bool),
     Cancelled,
     Undeliverable,
 }
@@ -48,6 +50,7 @@ enum Call {
 fn what() -> impl Strategy<Value = What> {
     let run = || prop_oneof![8 => Just(0), 1 => Just(-1), 1 => Just(1), 1 => Just(-2)];
     let status = prop::sample::select(vec![
+        CommandState::Cancelled,
         CommandState::Succeeded,
         CommandState::Failed,
         CommandState::Failed,
@@ -60,6 +63,7 @@ fn what() -> impl Strategy<Value = What> {
         4 => (run(), 1..4).prop_map(|(run, attempts)| What::AttemptFailed(run, attempts)),
         2 => Just(What::Overdue),
         1 => Just(What::Expired),
+        1 => (run(), any::<bool>()).prop_map(|(run, has)| What::FoundExpired(run, has)),
         1 => Just(What::Cancelled),
         1 => Just(What::Undeliverable),
     ]
@@ -89,7 +93,8 @@ struct Command {
 }
 
 impl Command {
-    fn apply(&mut self, event: Event, taken: &Taken, now: Timestamp) -> Answer {
+    fn apply(&mut self, event: Event, taken: &Taken, cancelled: bool, now: Timestamp) -> Answer {
+        self.known.cancelled = cancelled;
         let change = decide(&self.known, event, &taken.policy, now, 0.5);
         match change.open {
             OpenChange::Keep => {}
@@ -211,6 +216,10 @@ impl<B: Backend> Life<'_, B> {
             }
             What::Overdue => Event::Overdue,
             What::Expired => Event::Expired,
+            What::FoundExpired(run, has) => {
+                let expires_at = Timestamp(now.0 + if *has { -1 } else { 3_600_000 });
+                Event::FoundExpired { run: due + run, expires_at }
+            }
             What::Cancelled => Event::Cancelled,
             What::Undeliverable => Event::Undeliverable { error: "gone".into() },
         };
@@ -225,7 +234,7 @@ impl<B: Backend> Life<'_, B> {
         for (report, answer) in reports.into_iter().zip(answers) {
             let mut absent = Command::default();
             let command = self.commands.get_mut(&report.agent_no).unwrap_or(&mut absent);
-            let expected = command.apply(report.event, &self.taken, now);
+            let expected = command.apply(report.event, &self.taken, self.cancelled, now);
             match (expected, answer) {
                 // The store draws a jitter of its own.
                 (Answer::Again { run, attempts, .. }, Answer::Again { run: r, attempts: a, due_at }) => {

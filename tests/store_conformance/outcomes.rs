@@ -128,6 +128,52 @@ pub async fn a_failed_run_is_followed_by_another_one(backend: &mut impl Backend)
     assert_eq!(store.action_complete(vec![taken.no]).await.unwrap(), [taken.no]);
 }
 
+pub async fn a_run_that_a_cancel_killed_is_cancelled_whoever_is_first(backend: &mut impl Backend) {
+    let store = backend.store();
+    let fleet = agents(store, 4).await;
+    let taken = resolved(store, json!({"max_runs": 3}), &fleet).await;
+    // Nobody has cancelled it yet, also where the reporter says that nobody needs to look.
+    let said = Event::Result(Box::new(end(1, Cancelled, store.now())));
+    let report = Report { fresh: true, ..taken.report(fleet[3], said) };
+    let answer = store.outcome_record(&[report]).await.unwrap().remove(0);
+    assert!(matches!(answer, Answer::Again { run: 2, .. }), "{answer:?}");
+    store.action_cancel(taken.id, &crate::support::me()).await.unwrap();
+
+    // The agent is first, the reconciler is first, and an agent whose run failed by itself.
+    assert_eq!(taken.ends(store, fleet[0], 1, Cancelled).await, Answer::Stored);
+    assert_eq!(taken.tell(store, fleet[1], Event::Cancelled).await, Answer::Stored);
+    assert_eq!(taken.ends(store, fleet[1], 1, Cancelled).await, Answer::Stored);
+    assert_eq!(taken.ends(store, fleet[2], 1, Failed).await, Answer::Stored);
+    for agent in &fleet[..3] {
+        assert_eq!(taken.tell(store, *agent, Event::Cancelled).await, Answer::Decided);
+    }
+    assert_eq!(taken.tell(store, fleet[3], Event::Cancelled).await, Answer::Stored);
+    assert!(taken.list(store).await.iter().all(|command| command.status == Cancelled));
+    let counts = counts(backend, taken.id).await;
+    assert_eq!((counts.cancelled, counts.failed, counts.pending), (4, 0, 0));
+    assert!(backend.open_rows(taken.no).await.is_empty());
+    // As a first result that needs no look.
+    let one = resolved(store, json!({}), &fleet[..1]).await;
+    store.action_cancel(one.id, &crate::support::me()).await.unwrap();
+    let said = Event::Result(Box::new(end(1, Cancelled, store.now())));
+    store.outcome_record(&[Report { fresh: true, ..one.report(fleet[0], said) }]).await.unwrap();
+    assert_eq!(one.list(store).await[0].status, Cancelled);
+}
+
+pub async fn an_agent_ends_a_command_as_expired_only_when_it_has(backend: &mut impl Backend) {
+    let fleet = agents(backend.store(), 1).await;
+    let taken = resolved(backend.store(), json!({"max_deliveries": 1, "max_runs": 2}), &fleet).await;
+    let found = Event::FoundExpired { run: 1, expires_at: crate::support::in_secs(backend.store(), 3_600) };
+    taken.sent(backend.store(), fleet[0], 1, 0).await;
+    let answer = taken.tell(backend.store(), fleet[0], found.clone()).await;
+    assert!(matches!(answer, Answer::Again { run: 1, attempts: 0, .. }), "{answer:?}");
+    assert_eq!(counts(backend, taken.id).await.pending, 1);
+    backend.set_offset(3_700_000);
+    taken.sent(backend.store(), fleet[0], 1, 0).await;
+    assert_eq!(taken.tell(backend.store(), fleet[0], found).await, Answer::Stored);
+    assert_eq!(counts(backend, taken.id).await.expired, 1);
+}
+
 pub async fn failed_hand_overs_make_a_command_undeliverable_at_the_limit(backend: &mut impl Backend) {
     let store = backend.store();
     let fleet = agents(store, 1).await;

@@ -1,6 +1,6 @@
 //! How much an agent gets, in which order, and what becomes of what it doesn't answer.
 
-use crate::support::{On, Server, WireAgent, success};
+use crate::support::{AgentProcess, On, Server, WireAgent, eventually, success};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -136,6 +136,63 @@ pub async fn a_cancel_reaches_the_agent_and_is_final(on: On) {
     let view = server.action(&id).await;
     assert_eq!((&view["status"], &view["counts"]["succeeded"]), (&json!("cancelled"), &json!(0)));
     assert_eq!(server.commands(&id).await[0]["status"], "cancelled");
+}
+
+pub async fn a_run_that_a_cancel_killed_is_cancelled_and_not_run_again(on: On) {
+    let server = Server::start(on.options()).await;
+    let enroll = server.enroll_token().await;
+    let _agent = AgentProcess::start(&server.url, "killed", &[], server.folder.path(), &enroll);
+    let argv = json!(["sh", "-c", "echo run >> $AGENT_FOLDER/runs; exec sleep 600"]);
+    let operations = json!([{ "module": "exec", "parameters": { "argv": argv } }]);
+    let runs = || std::fs::read_to_string(server.folder.path().join("killed/runs")).unwrap_or_default().lines().count();
+    eventually("the agent to be there", || async {
+        let (_, view) = server.call("GET", "/v1/agents/killed", None).await;
+        (view["status"] == "online").then_some(())
+    })
+    .await;
+    for (number, max_runs) in [(1, 1), (2, 3)] {
+        let id = server.submit(document(json!({ "operations": operations, "max_runs": max_runs }))).await;
+        eventually("the run to begin", || async { (runs() == number).then_some(()) }).await;
+        assert_eq!(server.call("POST", &format!("/v1/actions/{id}/cancel"), None).await.0, 200);
+        eventually("the command to end", || async {
+            let counts = server.action(&id).await["counts"].clone();
+            (counts["pending"] == 0 && counts["sent"] == 0).then_some(())
+        })
+        .await;
+        let command = server.commands(&id).await.remove(0);
+        assert_eq!(command["status"], "cancelled", "up to {max_runs} runs: {command}");
+        let (status, again) = server.call("POST", &format!("/v1/actions/{id}/retry"), None).await;
+        assert_eq!(status, 202, "{again}");
+        let again = server.until_status(again["id"].as_str().unwrap(), "completed").await;
+        assert_eq!(again["counts"]["total"], 0, "nothing is tried again");
+        assert_eq!(runs(), number);
+    }
+}
+
+pub async fn a_cancelled_result_counts_only_when_the_action_was_cancelled(on: On) {
+    let (server, token) = server_with(on, "says").await;
+    let mut agent = WireAgent::hello(&server.url, &token, 16).await;
+    let cancelled = |command: &Value| {
+        let mut result = success(command);
+        result["status"] = "cancelled".into();
+        result["results"][0]["ok"] = false.into();
+        json!({ "type": "results", "results": [result] })
+    };
+    let nobody = server.submit(document(json!({ "max_runs": 2 }))).await;
+    for run in 1..=2 {
+        let command = one(&mut agent).await;
+        assert_eq!(command["run"], run, "nobody cancelled it");
+        agent.send(cancelled(&command)).await;
+    }
+    assert_eq!(server.until_status(&nobody, "completed").await["counts"]["failed"], 1);
+    let somebody = server.submit(document(json!({ "max_runs": 2 }))).await;
+    let command = one(&mut agent).await;
+    assert_eq!(server.call("POST", &format!("/v1/actions/{somebody}/cancel"), None).await.0, 200);
+    agent.send(cancelled(&command)).await;
+    eventually("the cancelled outcome", || async {
+        (server.action(&somebody).await["counts"]["cancelled"] == 1).then_some(())
+    })
+    .await;
 }
 
 pub async fn a_command_for_an_agent_that_stays_away_expires_after_the_grace(on: On) {

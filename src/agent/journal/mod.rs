@@ -115,7 +115,7 @@ const STORED_LINE: u64 = 80;
 pub struct Waiting {
     /// The command.
     pub command: Command,
-    /// When it was received, by the agent's clock.
+    /// When it was received, by the server's clock.
     pub received_at: Timestamp,
 }
 
@@ -124,8 +124,6 @@ pub struct Waiting {
 pub struct Recovered {
     /// To be run now, in the order of their arrival.
     pub waiting: Vec<Waiting>,
-    /// How many milliseconds the server's clock was ahead when a command last came.
-    pub clock_ms: i64,
     /// How many runs were interrupted; their results say so.
     pub interrupted: usize,
 }
@@ -214,9 +212,11 @@ impl Journal {
             self.apply(&record, place);
             match record {
                 Record::Received { command, at, clock_ms } => {
-                    recovered.clock_ms = clock_ms;
                     if self.state(run) == Some(State::Received) {
-                        waiting.insert(run, (offset, Waiting { command, received_at: at }));
+                        waiting.insert(
+                            run,
+                            (offset, Waiting { command, received_at: Timestamp(at.0.saturating_add(clock_ms)) }),
+                        );
                     }
                 }
                 Record::Started { module, at, mark, .. } => {
@@ -246,12 +246,11 @@ impl Journal {
         recovered.interrupted = results.len();
         trees.retain(|run, _| self.state(*run) == Some(State::Started));
         kill_remains(&trees.into_values().collect::<Vec<_>>());
-        let server_now = Timestamp(now.0.saturating_add(recovered.clock_ms));
-        self.purge(server_now);
         if self.live < self.len {
             self.compact()?;
         }
-        self.commit(&results, server_now)?;
+        // What is over is not known before the server says what time it is.
+        self.commit(&results, Timestamp::default())?;
         Ok(recovered)
     }
 
@@ -308,7 +307,7 @@ impl Journal {
     }
 
     /// Writes records; after `Ok` all of them are on disk (only `stored` and `spawned` alone don't wait for it), after
-    /// an error none of them counts. `now` is the server's clock, by which old entries are dropped.
+    /// an error none of them counts. `now` is the server's clock, by which old entries are dropped; the default: it isn't known.
     pub fn commit(&mut self, records: &[Record], now: Timestamp) -> Result<(), JournalError> {
         if records.is_empty() {
             return Ok(());
@@ -348,13 +347,16 @@ impl Journal {
 
     /// Drops what is over and compacts when it pays. What fails here costs space, not promises.
     fn tidy(&mut self, now: Timestamp) {
+        let is_first = self.purged_at == Timestamp::default();
         if now.since(self.purged_at) >= PURGE_EVERY {
             self.purge(now);
         }
-        if self.len > COMPACT_ABOVE
-            && self.live < self.len / 2
-            && let Err(error) = self.compact()
-        {
+        // The first time, what earlier processes left goes from the file, too.
+        let pays = match is_first && self.purged_at != Timestamp::default() {
+            true => self.live < self.len,
+            false => self.len > COMPACT_ABOVE && self.live < self.len / 2,
+        };
+        if pays && let Err(error) = self.compact() {
             log::warn!(error:%; "the journal could not be compacted");
         }
     }

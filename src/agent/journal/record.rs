@@ -15,9 +15,9 @@ pub enum Record {
     Received {
         /// The command.
         command: Command,
-        /// When, by the agent's clock; its timeout counts from here.
+        /// When, by the agent's clock.
         at: Timestamp,
-        /// How many milliseconds the server's clock was ahead of the agent's then.
+        /// How many milliseconds the server's clock was ahead of `at` when it came; its timeout counts from there.
         clock_ms: i64,
     },
     /// It starts now; from here on it is never started again.

@@ -6,6 +6,7 @@ use crate::agent::outbox::{Fault, Outbox, ServerClock, SharedJournal};
 use crate::agent::runner::{Input, Runner};
 use crate::domain::protocol::{RunResult, RunStatus, Stored};
 use std::path::Path;
+use std::sync::atomic::AtomicI64;
 use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -15,6 +16,8 @@ struct Rig {
     outbox: Arc<Outbox>,
     journal: SharedJournal,
     clock: Arc<ServerClock>,
+    /// What the machine's clock counts, in milliseconds.
+    boot: Arc<AtomicI64>,
     at_gate: mpsc::UnboundedReceiver<AtGate>,
     most: Arc<AtomicUsize>,
     stop: watch::Sender<bool>,
@@ -22,17 +25,28 @@ struct Rig {
 }
 
 impl Rig {
+    /// A runner that knows the time, which stands still.
     fn start(dir: &Path, capacity: u32) -> Self {
+        let rig = Self::start_without_time(dir, capacity);
+        rig.clock.set(Timestamp::of_this_machine());
+        rig
+    }
+
+    /// The same, before a server has said what time it is.
+    fn start_without_time(dir: &Path, capacity: u32) -> Self {
         let (journal, recovered) = Journal::open(dir, Timestamp::of_this_machine()).expect("a journal");
         let journal = SharedJournal::new(journal);
-        let (outbox, clock) = (Arc::new(Outbox::default()), Arc::new(ServerClock::default()));
+        let boot = Arc::new(AtomicI64::new(0));
+        let read = boot.clone();
+        let clock = Arc::new(ServerClock::over(move || read.load(Ordering::SeqCst)));
+        let outbox = Arc::new(Outbox::default());
         let (gate, at_gate, most) = Gate::new();
         let modules = Modules::new(&AgentConfig::default()).with("gate", gate);
         let runner = Runner::new(capacity, modules, journal.clone(), recovered, outbox.clone(), clock.clone());
         let (inputs, inbox) = mpsc::channel(2);
         let (stop, stopped) = watch::channel(false);
         let task = tokio::spawn(runner.run(inbox, stopped));
-        Self { inputs, outbox, journal, clock, at_gate, most, stop, task }
+        Self { inputs, outbox, journal, clock, boot, at_gate, most, stop, task }
     }
 
     async fn send(&self, commands: impl IntoIterator<Item = Command>) {
@@ -68,6 +82,17 @@ impl Rig {
         })
         .await;
         self.journal.peek(|journal| journal.results(&[run], u64::MAX)).expect("readable").0.remove(0)
+    }
+
+    /// Waits until this was said to have expired when it came.
+    async fn expired(&self, run: RunRef) {
+        let outbox = &self.outbox;
+        soon(async {
+            while !outbox.open().expired.remove(&run) {
+                outbox.news().await;
+            }
+        })
+        .await;
     }
 
     async fn fault(&self) -> Fault {
@@ -196,7 +221,7 @@ async fn a_cancel_stops_what_runs_and_forgets_what_waits() {
     rig.cancel(2).await;
     rig.cancel(1).await;
     let result = rig.result(run_ref(1)).await;
-    assert_eq!((result.status, error(&result)), (RunStatus::Failed, "cancelled"));
+    assert_eq!((result.status, error(&result)), (RunStatus::Cancelled, "cancelled"));
     assert_eq!(rig.next_at_gate().await.name, "3");
     assert_eq!(rig.state(2), Some(State::Forgotten));
     // Handed over once more it stays forgotten.
@@ -255,7 +280,7 @@ async fn a_repeat_is_answered_and_not_run_again() {
 }
 
 #[tokio::test]
-async fn an_expired_command_is_not_run_by_the_clock_of_the_server() {
+async fn an_expired_command_is_not_run_and_is_answered_so() {
     let dir = folder();
     let mut rig = Rig::start(dir.path(), 1);
     let now = Timestamp::of_this_machine();
@@ -263,11 +288,84 @@ async fn an_expired_command_is_not_run_by_the_clock_of_the_server() {
     rig.send([command(1), Command { expires_at: soon_over, ..command(2) }]).await;
     rig.received(run_ref(2)).await;
     let first = rig.next_at_gate().await;
-    rig.clock.set(now.plus(Duration::from_secs(600)));
+    // The machine slept, and its wall clock has no part in it.
+    rig.boot.fetch_add(600_000, Ordering::SeqCst);
     rig.send([Command { expires_at: soon_over, ..command(3) }, command(4)]).await;
+    rig.expired(run_ref(3)).await;
+    let waited = rig.result(run_ref(2)).await;
+    assert_eq!((waited.status, waited.started_at), (RunStatus::Expired, None));
     first.end(true);
     assert_eq!(rig.next_at_gate().await.name, "4");
-    assert_eq!((rig.state(2), rig.state(3)), (Some(State::Forgotten), None));
+    assert_eq!(rig.state(3), None);
+    // A server that has not expired it hands it over again, once its clock was asked for anew.
+    rig.clock.set(now);
+    rig.send([Command { expires_at: soon_over, ..command(3) }]).await;
+    rig.received(run_ref(3)).await;
+}
+
+#[tokio::test]
+async fn what_waits_is_answered_when_it_expires() {
+    let dir = folder();
+    let mut rig = Rig::start(dir.path(), 1);
+    let soon_over = Timestamp::of_this_machine().plus(Duration::from_millis(300));
+    rig.send([command(1), Command { expires_at: soon_over, ..command(2) }]).await;
+    rig.received(run_ref(2)).await;
+    let _first = rig.next_at_gate().await;
+    rig.boot.store(10_000, Ordering::SeqCst);
+    assert_eq!(rig.result(run_ref(2)).await.status, RunStatus::Expired);
+}
+
+#[tokio::test]
+async fn what_the_journal_held_waits_for_the_time() {
+    let dir = folder();
+    let mut rig = Rig::start(dir.path(), 1);
+    let now = Timestamp::of_this_machine();
+    let later = |secs| now.plus(Duration::from_secs(secs));
+    let short = |n, timeout_ms| Command { timeout_ms, ..command(n) };
+    rig.send([command(1), Command { expires_at: later(60), ..command(2) }, short(3, 30_000), short(4, 900_000)]).await;
+    rig.received(run_ref(4)).await;
+    rig.next_at_gate().await;
+    rig.stop().await;
+
+    // Ten minutes later, after a boot. Whatever this machine's wall clock says, nothing of it is run or ended before a
+    // server says what time it is.
+    let mut rig = Rig::start_without_time(dir.path(), 1);
+    rig.cancel(9).await;
+    let (tell, mut settled) = oneshot::channel();
+    rig.inputs.send(Input::Settle(tell)).await.expect("the runner runs");
+    rig.cancel(9).await;
+    assert!(settled.try_recv().is_err() && rig.at_gate.is_empty());
+    assert_eq!([2, 3, 4].map(|n| rig.state(n)), [Some(State::Received); 3]);
+    rig.clock.set(later(600));
+    assert_eq!(rig.result(run_ref(2)).await.status, RunStatus::Expired);
+    let late = rig.result(run_ref(3)).await;
+    assert_eq!((late.status, error(&late)), (RunStatus::TimedOut, "timed out before it started"));
+    let last = rig.next_at_gate().await;
+    assert_eq!(last.name, "4");
+    last.end(true);
+    soon(settled).await.expect("all is done");
+}
+
+#[tokio::test]
+async fn a_cancel_finds_what_the_journal_held() {
+    let dir = folder();
+    let mut rig = Rig::start(dir.path(), 1);
+    rig.send([command(1), command(2), command(3)]).await;
+    rig.received(run_ref(3)).await;
+    rig.next_at_gate().await;
+    rig.stop().await;
+    let mut rig = Rig::start_without_time(dir.path(), 1);
+    rig.clock.set(Timestamp::of_this_machine());
+    rig.cancel(2).await;
+    // It may have begun before the cancel came.
+    let mut next = rig.next_at_gate().await;
+    if next.name == "2" {
+        next = rig.next_at_gate().await;
+    }
+    assert_eq!(next.name, "3");
+    if rig.state(2) != Some(State::Forgotten) {
+        assert_eq!(rig.result(run_ref(2)).await.status, RunStatus::Cancelled);
+    }
 }
 
 #[tokio::test]

@@ -31,6 +31,8 @@ struct Rows {
     known: Known,
     outcomes: Vec<Outcome>,
     late: BTreeMap<i32, RunEnd>,
+    /// What its agent had already came back: nothing was said about the hand-overs before.
+    came_back: bool,
 }
 
 impl Rows {
@@ -40,7 +42,10 @@ impl Rows {
 
     /// Applies what is decided, and checks what must hold of every single step.
     fn step(&mut self, event: Event, policy: &Policy, now: Timestamp, jitter: f64) -> Answer {
+        // The reconciler says `cancelled` of actions that a user ended, and of no others.
+        self.known.cancelled |= event == Event::Cancelled;
         let before = self.known;
+        let found_expired = matches!(event, Event::FoundExpired { .. });
         let change = decide(&before, event.clone(), policy, now, jitter);
         match change.open {
             OpenChange::Keep => {}
@@ -61,6 +66,7 @@ impl Rows {
         }
 
         let after = self.known;
+        self.came_back |= found_expired && before.state() == CommandState::Sent;
         if before.state().is_final() {
             assert_eq!(before.last, after.last, "an outcome after the final one");
             assert!(after.open.is_none(), "an open row after the final outcome");
@@ -103,25 +109,28 @@ impl Rows {
         }
         assert!(i32::try_from(self.outcomes.len()).is_ok_and(|runs| runs <= policy.max_runs));
         let most = policy.max_deliveries.unwrap_or(i32::MAX);
-        assert!(self.known.open.is_none_or(|open| open.state == OpenState::Sent || open.attempts < most));
+        let is_left = |open: Open| open.state == OpenState::Sent || open.attempts < most || self.came_back;
+        assert!(self.known.open.is_none_or(is_left));
         assert!(self.late.keys().all(|run| self.outcomes.iter().any(|outcome| outcome.end.run == *run)));
     }
 }
 
 fn event() -> impl Strategy<Value = Event> {
     use CommandState::{Failed, Succeeded, TimedOut};
+    let reported = vec![Succeeded, Failed, Failed, TimedOut, CommandState::Cancelled];
     let run = || -1..5i32;
     let at = (0..500i64).prop_map(|secs| Timestamp(START.0 + secs * 1_000));
     prop_oneof![
-        6 => (run(), prop::sample::select(vec![Succeeded, Failed, Failed, TimedOut]), 0..3i32).prop_map(|(run, status, attempts)| {
+        6 => (run(), prop::sample::select(reported), 0..3i32).prop_map(|(run, status, attempts)| {
             let Event::Result(end) = result(run, status) else { unreachable!("a result") };
             Event::Result(Box::new(RunEnd { attempts, ..*end }))
         }),
         4 => (run(), 0..3i32, at.clone()).prop_map(|(run, attempts, at)| Event::Sent { run, attempts, at }),
-        3 => at.prop_map(|due_at| Event::Hold { due_at }),
+        3 => at.clone().prop_map(|due_at| Event::Hold { due_at }),
         6 => (run(), 1..6i32).prop_map(|(run, attempts)| failed_attempt(run, attempts)),
         3 => Just(Event::Overdue),
         1 => Just(Event::Expired),
+        2 => (run(), at.clone()).prop_map(|(run, expires_at)| Event::FoundExpired { run, expires_at }),
         1 => Just(Event::Cancelled),
         1 => Just(Event::Undeliverable { error: "removed".into() }),
     ]
@@ -258,4 +267,78 @@ fn what_is_with_the_agent_does_not_expire_and_can_be_cancelled() {
     assert_eq!(rows.known.state(), CommandState::Sent);
     assert_eq!(rows.step(Event::Cancelled, &policy, START, 0.0), Answer::Stored);
     assert_eq!(rows.known.state(), CommandState::Cancelled);
+}
+
+/// A command of an action that a user has ended, and of which the reconciler has said nothing yet.
+fn of_a_cancelled_action() -> Rows {
+    let mut rows = Rows::new();
+    rows.known.cancelled = true;
+    rows
+}
+
+#[test]
+fn a_run_that_a_cancel_killed_is_cancelled_and_no_run_follows_a_cancel() {
+    use CommandState::{Cancelled, Failed, Succeeded, TimedOut};
+    for (said, max_runs, counted) in [
+        (Cancelled, 1, Cancelled),
+        (Cancelled, 3, Cancelled),
+        (Failed, 1, Failed),
+        (Failed, 3, Cancelled),
+        (TimedOut, 3, Cancelled),
+        (Succeeded, 3, Succeeded),
+    ] {
+        let mut rows = of_a_cancelled_action();
+        rows.step(Event::Sent { run: 1, attempts: 0, at: START }, &policy(max_runs, None), START, 0.0);
+        assert_eq!(rows.step(result(1, said), &policy(max_runs, None), START, 0.0), Answer::Stored);
+        assert_eq!(rows.known.state(), counted, "{said:?} with up to {max_runs} runs");
+        assert_eq!(rows.outcomes.len(), 1);
+        assert!(rows.outcomes[0].end.results.is_some() && rows.known.open.is_none());
+        // The reconciler comes too late, and a repeat changes nothing.
+        assert_eq!(rows.step(Event::Cancelled, &policy(max_runs, None), START, 0.0), Answer::Decided);
+        assert_eq!(rows.step(result(1, said), &policy(max_runs, None), START, 0.0), Answer::Stored);
+        assert_eq!(rows.known.state(), counted);
+    }
+}
+
+#[test]
+fn a_cancelled_result_of_what_nobody_cancelled_has_failed() {
+    let mut rows = Rows::new();
+    let answer = rows.step(result(1, CommandState::Cancelled), &policy(2, None), START, 0.0);
+    assert!(matches!(answer, Answer::Again { run: 2, .. }), "{answer:?}");
+    assert_eq!(rows.outcomes[0].end.status, CommandState::Failed);
+    rows.step(result(2, CommandState::Cancelled), &policy(2, None), START, 0.0);
+    assert_eq!(rows.known.state(), CommandState::Failed);
+    // So is one that comes too late to decide anything.
+    let mut rows = Rows::new();
+    rows.step(Event::Expired, &policy(1, None), START, 0.0);
+    rows.step(result(1, CommandState::Cancelled), &policy(1, None), START, 0.0);
+    assert_eq!(rows.late[&1].status, CommandState::Failed);
+}
+
+#[test]
+fn a_cancelled_command_is_not_handed_over_again() {
+    let mut rows = of_a_cancelled_action();
+    assert_eq!(rows.step(failed_attempt(1, 1), &policy(1, None), START, 0.0), Answer::Stored);
+    assert_eq!(rows.known.state(), CommandState::Cancelled);
+}
+
+#[test]
+fn an_agent_is_believed_that_a_command_has_expired_only_when_it_has() {
+    let (policy, later) = (policy(3, Some(1)), Timestamp(START.0 + 60_000));
+    let found = |run| Event::FoundExpired { run, expires_at: later };
+    for received in [false, true] {
+        let mut rows = Rows::new();
+        if received {
+            rows.step(Event::Sent { run: 1, attempts: 0, at: START }, &policy, START, 0.0);
+        }
+        for _ in 0..3 {
+            let answer = rows.step(found(1), &policy, START, 0.0);
+            let Answer::Again { run: 1, attempts: 0, due_at } = answer else { panic!("{answer:?}") };
+            assert!(due_at > START, "not at once");
+        }
+        assert!(matches!(rows.step(found(2), &policy, later, 0.0), Answer::Rejected(_)));
+        assert_eq!(rows.step(found(1), &policy, later, 0.0), Answer::Stored);
+        assert_eq!((rows.known.state(), rows.outcomes.len()), (CommandState::Expired, 1), "and no other run follows");
+        assert_eq!(rows.step(found(1), &policy, later, 0.0), Answer::Decided);
+    }
 }

@@ -6,7 +6,7 @@
 
 use crate::domain::action::{Action, GRACE};
 use crate::domain::command::{Event, RunEnd};
-use crate::domain::protocol::{Command, MAX_FRAME, RunRef, RunResult};
+use crate::domain::protocol::{Command, MAX_FRAME, RunRef, RunResult, RunStatus};
 use crate::domain::time::Timestamp;
 use crate::pipeline::messages::Delivery;
 use crate::store::{Due, Report};
@@ -427,6 +427,10 @@ pub fn result_report(
     fresh: bool,
     now: Timestamp,
 ) -> Report {
+    if result.status == RunStatus::Expired {
+        let event = Event::FoundExpired { run: result.run, expires_at: action.expires_at };
+        return flying_report(action, agent_no, event);
+    }
     let error = result.results.iter().find(|operation| !operation.ok).map(|operation| {
         let why = operation.error.as_deref().unwrap_or("it failed without saying why");
         format!("{}: {why}", operation.module)

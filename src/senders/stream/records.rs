@@ -3,7 +3,7 @@
 use super::connection::SessionParts;
 use super::desk::result_report;
 use crate::domain::action::Action;
-use crate::domain::command::Answer;
+use crate::domain::command::{Answer, Event};
 use crate::domain::protocol::{Rejected, RunRef, RunResult, Stored};
 use crate::domain::time::Timestamp;
 use crate::pipeline::action_book::ActionBook;
@@ -76,12 +76,17 @@ pub(crate) async fn store_results(
                 }
             },
         };
-        runs.push(run);
+        runs.push((run, matches!(report.event, Event::FoundExpired { .. })));
         reports.push(report);
     }
     log::trace!(agent = agent_no, results = reports.len(); "recording results");
-    for (run, answer) in runs.into_iter().zip(record(context, reports).await?) {
+    for ((run, is_expired), answer) in runs.into_iter().zip(record(context, reports).await?) {
         match answer {
+            // It comes again. Told why, the agent may learn the time anew.
+            Ok(Answer::Again { .. }) if is_expired => {
+                let reason = format!("it has not expired: the server's time is {}", context.store.now());
+                stored.rejected.push(Rejected { action: run.action, run: run.run, reason });
+            }
             Ok(Answer::Rejected(reason)) => {
                 stored.rejected.push(Rejected { action: run.action, run: run.run, reason });
             }

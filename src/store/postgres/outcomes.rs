@@ -181,11 +181,12 @@ async fn insert_late(conn: &mut AsyncPgConnection, changes: &Changes) -> QueryRe
 async fn load(conn: &mut AsyncPgConnection, reports: &[Report]) -> QueryResult<HashMap<Key, Known>> {
     let (actions, agents): (Vec<i64>, Vec<i64>) = keys(reports).into_iter().unzip();
     let rows: Vec<KnownRow> =
-        sql("SELECT c.action_no, c.agent_no, o.run AS last_run, o.status AS last_status, o.is_final AS last_final, \
+        sql("SELECT c.action_no, c.agent_no, a.cancelled, o.run AS last_run, o.status AS last_status, o.is_final AS last_final, \
          p.state AS open_state, p.run AS open_run, p.attempts AS open_attempts, p.due_at AS open_due_at, \
          p.sent_at AS open_sent_at FROM UNNEST(?, ?) AS k (action_no, agent_no) \
          CROSS JOIN LATERAL (SELECT * FROM commands x WHERE x.action_no = k.action_no AND x.agent_no = k.agent_no \
            OFFSET 0) c \
+         CROSS JOIN LATERAL (SELECT x.cancelled FROM actions x WHERE x.no = c.action_no OFFSET 0) a \
          LEFT JOIN LATERAL (SELECT x.run, x.status, x.is_final FROM outcomes x WHERE x.action_no = c.action_no \
            AND x.agent_no = c.agent_no ORDER BY x.run DESC LIMIT 1) o ON TRUE \
          LEFT JOIN LATERAL (SELECT * FROM open_commands x WHERE x.action_no = k.action_no AND x.agent_no = k.agent_no \

@@ -135,10 +135,11 @@ fn insert_late(conn: &mut SqliteConnection, changes: &Changes) -> QueryResult<()
 /// What the store holds of the commands that the reports are about.
 fn load(conn: &mut SqliteConnection, reports: &[Report]) -> QueryResult<HashMap<Key, Known>> {
     let rows = sql_query(
-        "SELECT c.action_no, c.agent_no, o.run AS last_run, o.status AS last_status, o.is_final AS last_final, \
+        "SELECT c.action_no, c.agent_no, a.cancelled, o.run AS last_run, o.status AS last_status, o.is_final AS last_final, \
          p.state AS open_state, p.run AS open_run, p.attempts AS open_attempts, p.due_at AS open_due_at, \
          p.sent_at AS open_sent_at \
          FROM json_each(?) j CROSS JOIN commands c ON c.action_no = j.value ->> 0 AND c.agent_no = j.value ->> 1 \
+         CROSS JOIN actions a ON a.no = c.action_no \
          LEFT JOIN outcomes o ON o.action_no = c.action_no AND o.agent_no = c.agent_no AND o.run = \
            (SELECT max(run) FROM outcomes x WHERE x.action_no = c.action_no AND x.agent_no = c.agent_no) \
          LEFT JOIN open_commands p ON p.action_no = c.action_no AND p.agent_no = c.agent_no",

@@ -35,6 +35,30 @@ impl AgentProcess {
         token: &str,
         settings: &str,
     ) -> Self {
+        Self::start_labelled(server, name, labels, folder, token, settings, Vec::new())
+    }
+
+    /// The same without labels, and with more in its environment.
+    pub fn start_in(
+        server: &str,
+        name: &str,
+        folder: &Path,
+        token: &str,
+        settings: &str,
+        environment: Vec<(String, String)>,
+    ) -> Self {
+        Self::start_labelled(server, name, &[], folder, token, settings, environment)
+    }
+
+    fn start_labelled(
+        server: &str,
+        name: &str,
+        labels: &[(&str, &str)],
+        folder: &Path,
+        token: &str,
+        settings: &str,
+        environment: Vec<(String, String)>,
+    ) -> Self {
         let state = folder.join(name);
         std::fs::create_dir_all(&state).unwrap();
         let (token_file, config) = (state.join("enroll"), state.join("agent.toml"));
@@ -61,6 +85,7 @@ impl AgentProcess {
                 .arg(state.join("state"))
                 // For what it runs, to leave traces in.
                 .env("AGENT_FOLDER", &state)
+                .envs(environment.iter().cloned())
                 .stdin(Stdio::null())
                 .stdout(Stdio::null())
                 .stderr(log)
