@@ -2,7 +2,7 @@
 
 use super::AgentError;
 use super::config::{AgentConfig, BackoffConfig};
-use super::enroll::{self, EnrollError};
+use super::enroll::{Credentials, EnrollError};
 use super::session::{Desk, End, Session};
 use super::told_to;
 use crate::domain::protocol::{MAX_FRAME, close};
@@ -78,18 +78,16 @@ fn random_between(from: Duration, to: Duration) -> Duration {
 pub(super) struct Connection {
     config: AgentConfig,
     desk: Desk,
-    /// The agent's own token, once it has one; else what it enrolls with.
-    token: String,
-    is_own: bool,
+    credentials: Credentials,
     /// Labels and facts were taken by the server since this process began.
     enrolled: bool,
     backoff: Backoff,
 }
 
 impl Connection {
-    pub(super) fn new(config: AgentConfig, desk: Desk, token: String, is_own: bool) -> Self {
+    pub(super) fn new(config: AgentConfig, desk: Desk, credentials: Credentials) -> Self {
         let backoff = Backoff { config: config.backoff, failures: 0 };
-        Self { config, desk, token, is_own, enrolled: false, backoff }
+        Self { config, desk, credentials, enrolled: false, backoff }
     }
 
     /// Works until `stop` says true. An error is one that only people can mend.
@@ -121,7 +119,16 @@ impl Connection {
         }
         let agent = self.config.name.as_str();
         Ok(match timeout(CONNECT_WITHIN, self.connect()).await {
-            Ok(Ok(socket)) => Ok(socket),
+            Ok(Ok(socket)) => {
+                self.credentials.used(&self.config.state_dir).await?;
+                Ok(socket)
+            }
+            Ok(Err(tungstenite::Error::Http(answer)))
+                if answer.status().as_u16() == 401 && self.credentials.may_be_replaced() =>
+            {
+                self.enrolled = false;
+                Err(Pause::Backoff)
+            }
             Ok(Err(tungstenite::Error::Http(answer))) if matches!(answer.status().as_u16(), 401 | 403) => {
                 log::warn!(agent, status = answer.status().as_u16(); "the server does not let this agent in");
                 Err(Pause::Long)
@@ -175,24 +182,21 @@ impl Connection {
     /// Gets the agent's own token, or refreshes what the server knows of it. `Some` when that has to wait.
     async fn enroll(&mut self) -> Result<Option<Pause>, AgentError> {
         let agent = self.config.name.as_str();
-        match enroll::enroll(&self.config, &self.token).await {
-            Ok(token) => {
-                if !self.is_own || token != self.token {
-                    enroll::token_keep(&self.config.state_dir, &token).await?;
-                }
-                (self.token, self.is_own, self.enrolled) = (token, true, true);
+        match self.credentials.enroll(&self.config).await? {
+            Ok(()) => {
+                self.enrolled = true;
                 Ok(None)
             }
             Err(EnrollError::NotNow(error)) => {
                 log::info!(agent, error; "can't enroll yet");
                 Ok(Some(Pause::Backoff))
             }
-            Err(EnrollError::Refused(error)) if self.is_own => {
+            Err(EnrollError::Refused(error)) if self.credentials.is_own => {
                 log::warn!(agent, error; "the server does not let this agent in");
                 Ok(Some(Pause::Long))
             }
             // It is known to the server; that its labels weren't taken is no reason to stay away.
-            Err(error) if self.is_own => {
+            Err(error) if self.credentials.is_own => {
                 log::warn!(agent, error:%; "labels and facts could not be refreshed");
                 self.enrolled = true;
                 Ok(None)
@@ -231,7 +235,7 @@ impl Connection {
     }
 
     fn authorization(&self) -> Result<HeaderValue, tungstenite::Error> {
-        let mut value = HeaderValue::from_str(&format!("Bearer {}", self.token))?;
+        let mut value = HeaderValue::from_str(&format!("Bearer {}", self.credentials.token))?;
         value.set_sensitive(true);
         Ok(value)
     }

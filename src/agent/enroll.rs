@@ -1,17 +1,18 @@
 //! How an agent gets its own token and keeps it, and what it says of itself.
 
 use super::AgentError;
-use super::config::AgentConfig;
+use super::config::{AgentConfig, Secret};
 use super::journal::sync_dir;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 use std::time::Duration;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
+use uuid::Uuid;
 
 /// How long the server may take to answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(30);
@@ -20,6 +21,8 @@ const MAX_DETAIL: usize = 1024;
 
 /// Where the agent's own token is kept, in its state folder.
 pub(super) const TOKEN_FILE: &str = "token";
+/// Where the nonce is kept under which it enrolls, until the server has seen the token that it got.
+const NONCE_FILE: &str = "enroll.nonce";
 
 /// Why there is no token.
 #[derive(Debug, thiserror::Error)]
@@ -47,13 +50,104 @@ struct Enrolled {
     token: Option<String>,
 }
 
+/// What an agent shows to the server: its own token, or until it has one, what lets it enroll.
+pub(super) struct Credentials {
+    pub(super) token: String,
+    pub(super) is_own: bool,
+    /// What lets it enroll once more. Kept until the server has taken the agent's own token: until then that may be one that
+    /// a repeated call, overtaken by its repetition, has taken back.
+    given: Option<String>,
+}
+
+impl Credentials {
+    /// What there is on disk and in the settings. Blocks.
+    pub(super) fn read(
+        dir: &Path,
+        token: Option<Secret>,
+        token_file: Option<PathBuf>,
+    ) -> Result<Option<Self>, AgentError> {
+        let read = |path: PathBuf| token_read(&path).map_err(|source| AgentError::Token { path, source });
+        let own = read(dir.join(TOKEN_FILE))?;
+        if let Some(token) = &own
+            && !dir.join(NONCE_FILE).exists()
+        {
+            return Ok(Some(Self { token: token.clone(), is_own: true, given: None }));
+        }
+        let given = match (token, token_file) {
+            (Some(Secret(token)), _) => Some(token),
+            (None, Some(path)) => match read(path.clone())? {
+                None if own.is_none() => {
+                    return Err(AgentError::Token { path, source: io::ErrorKind::NotFound.into() });
+                }
+                given => given,
+            },
+            (None, None) => None,
+        };
+        Ok(match (own, given) {
+            (Some(token), given) => Some(Self { token, is_own: true, given }),
+            (None, Some(token)) => Some(Self { token, is_own: false, given: None }),
+            (None, None) => None,
+        })
+    }
+
+    /// Gets the agent's own token and keeps it, or with it refreshes what the server knows of the agent.
+    ///
+    /// # Errors
+    /// The outer one: the token or the nonce can't be kept.
+    pub(super) async fn enroll(&mut self, config: &AgentConfig) -> Result<Result<(), EnrollError>, AgentError> {
+        let dir = &config.state_dir;
+        loop {
+            let nonce = if self.is_own { None } else { Some(nonce_keep(dir).await?) };
+            match enroll(config, &self.token, nonce.as_deref()).await {
+                Ok(token) if self.is_own && token == self.token => {
+                    self.used(dir).await?;
+                    return Ok(Ok(()));
+                }
+                Ok(token) => {
+                    token_keep(dir, &token).await?;
+                    if !self.is_own {
+                        self.given = Some(std::mem::take(&mut self.token));
+                    }
+                    (self.token, self.is_own) = (token, true);
+                    return Ok(Ok(()));
+                }
+                Err(EnrollError::Refused(_)) if self.is_own && self.given.is_some() => {
+                    (self.token, self.is_own) = (self.given.take().unwrap_or_default(), false);
+                }
+                Err(error) => return Ok(Err(error)),
+            }
+        }
+    }
+
+    /// Whether the server may have taken the agent's token back, and would give another one.
+    pub(super) fn may_be_replaced(&self) -> bool {
+        self.given.is_some()
+    }
+
+    /// The server has taken the agent's token: enrolling can't be repeated, and the nonce is of no more use.
+    pub(super) async fn used(&mut self, dir: &Path) -> Result<(), AgentError> {
+        if self.given.take().is_none() {
+            return Ok(());
+        }
+        let path = dir.join(NONCE_FILE);
+        match tokio::fs::remove_file(&path).await {
+            Err(source) if source.kind() != io::ErrorKind::NotFound => Err(AgentError::Token { path, source }),
+            _ => Ok(()),
+        }
+    }
+}
+
 /// Enrolls with an enroll token, or refreshes labels and facts with the agent's own. Gives the agent's own token.
-pub(super) async fn enroll(config: &AgentConfig, token: &str) -> Result<String, EnrollError> {
+async fn enroll(config: &AgentConfig, token: &str, nonce: Option<&str>) -> Result<String, EnrollError> {
     let not_now = |error: reqwest::Error| EnrollError::NotNow(causes(&error));
     let client = client(config)?;
     let url = format!("{}/v1/agent/enroll", config.server.trim_end_matches('/'));
     let body = json!({"name": config.name, "labels": config.labels, "facts": facts(), "version": super::VERSION});
-    let answer = client.post(url).bearer_auth(token).json(&body).send().await.map_err(not_now)?;
+    let mut call = client.post(url).bearer_auth(token).json(&body);
+    if let Some(nonce) = nonce {
+        call = call.header("Idempotency-Key", nonce);
+    }
+    let answer = call.send().await.map_err(not_now)?;
     let status = answer.status();
     if status.is_success() {
         let enrolled: Enrolled = answer.json().await.map_err(not_now)?;
@@ -124,24 +218,47 @@ pub(super) fn token_read(path: &Path) -> io::Result<Option<String>> {
 }
 
 /// Keeps the agent's own token for its next start.
-pub(super) async fn token_keep(dir: &Path, token: &str) -> Result<(), AgentError> {
-    let (folder, token) = (dir.to_path_buf(), token.to_owned());
-    tokio::task::spawn_blocking(move || token_write(&folder, &token))
+async fn token_keep(dir: &Path, token: &str) -> Result<(), AgentError> {
+    let token = token.to_owned();
+    on_disk(dir, TOKEN_FILE, move |folder| secret_write(folder, TOKEN_FILE, &token)).await
+}
+
+/// The nonce under which the agent enrolls. It is on disk before the first call, so that whatever dies in between the same
+/// nonce is shown again.
+async fn nonce_keep(dir: &Path) -> Result<String, AgentError> {
+    on_disk(dir, NONCE_FILE, |folder| match token_read(&folder.join(NONCE_FILE))? {
+        Some(nonce) => Ok(nonce),
+        None => {
+            let nonce = Uuid::new_v4().to_string();
+            secret_write(folder, NONCE_FILE, &nonce)?;
+            Ok(nonce)
+        }
+    })
+    .await
+}
+
+async fn on_disk<T: Send + 'static>(
+    dir: &Path,
+    file: &str,
+    act: impl FnOnce(&Path) -> io::Result<T> + Send + 'static,
+) -> Result<T, AgentError> {
+    let folder = dir.to_path_buf();
+    tokio::task::spawn_blocking(move || act(&folder))
         .await
         .unwrap_or_else(|error| Err(io::Error::other(error)))
-        .map_err(|source| AgentError::Token { path: dir.join(TOKEN_FILE), source })
+        .map_err(|source| AgentError::Token { path: dir.join(file), source })
 }
 
 /// Whole or not at all, and for its owner only.
-fn token_write(dir: &Path, token: &str) -> io::Result<()> {
-    let (path, new) = (dir.join(TOKEN_FILE), dir.join("token.new"));
+fn secret_write(dir: &Path, file: &str, secret: &str) -> io::Result<()> {
+    let (path, new) = (dir.join(file), dir.join(format!("{file}.new")));
     // A leftover may have another mode.
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
     }
     let mut file = OpenOptions::new().write(true).create_new(true).mode(0o600).open(&new)?;
-    file.write_all(token.as_bytes())?;
+    file.write_all(secret.as_bytes())?;
     file.write_all(b"\n")?;
     file.sync_all()?;
     fs::rename(&new, &path)?;
@@ -181,11 +298,20 @@ mod tests {
         assert_eq!(token_read(&dir.path().join(TOKEN_FILE)).expect("no file is no error"), None);
         fs::write(dir.path().join("token.new"), "torn").expect("a leftover of a crash");
         for token in ["first", "second"] {
-            token_write(dir.path(), token).expect("written");
+            secret_write(dir.path(), TOKEN_FILE, token).expect("written");
             let path = dir.path().join(TOKEN_FILE);
             assert_eq!(token_read(&path).expect("read").as_deref(), Some(token));
             assert_eq!(path.metadata().expect("its mode").permissions().mode() & 0o777, 0o600);
         }
+    }
+
+    #[tokio::test]
+    async fn the_nonce_is_made_once_and_kept_for_its_owner_only() {
+        let dir = tempfile::tempdir().expect("a folder");
+        let nonce = nonce_keep(dir.path()).await.expect("kept");
+        assert_eq!(nonce_keep(dir.path()).await.expect("kept"), nonce);
+        let mode = dir.path().join(NONCE_FILE).metadata().expect("its mode").permissions().mode();
+        assert_eq!((mode & 0o777, nonce.len()), (0o600, 36));
     }
 
     #[test]

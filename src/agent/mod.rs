@@ -52,6 +52,7 @@ pub use modules::{Module, Modules};
 
 use crate::domain::time::Timestamp;
 use connection::Connection;
+use enroll::Credentials;
 use journal::{Journal, Recovered};
 use outbox::{Outbox, ServerClock, SharedJournal};
 use runner::{Input, Runner};
@@ -124,14 +125,14 @@ impl Agent {
     /// # Errors
     /// Only what people have to mend: a state folder that can't be used, a token or name that the server refuses.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
-        let Parts { config, runner, inbox, desk, token, is_own } = self.open().await?;
+        let Parts { config, runner, inbox, desk, credentials } = self.open().await?;
         let name = config.name.clone();
 
         // First the runner stops, so that the session can still tell what became of the runs; then the session.
         let (stop_runs, runs_stop) = watch::channel(false);
         let (stop_session, session_stop) = watch::channel(false);
         let mut runner = Box::pin(runner.run(inbox, runs_stop));
-        let mut connection = Box::pin(Connection::new(config, desk, token, is_own).run(session_stop));
+        let mut connection = Box::pin(Connection::new(config, desk, credentials).run(session_stop));
         let mut shutdown = std::pin::pin!(shutdown);
         let mut stopping = false;
         let mut running = true;
@@ -165,11 +166,11 @@ impl Agent {
     /// Also what the network does, since nothing is tried again; and when `shutdown` completes before the end. What was
     /// taken is in the journal by then, what ran is killed, and the next check-in reports it.
     pub async fn run_once(self, shutdown: impl Future<Output = ()>) -> Result<usize, AgentError> {
-        let Parts { config, runner, inbox, desk, token, is_own } = self.open().await?;
+        let Parts { config, runner, inbox, desk, credentials } = self.open().await?;
         let (stop_runs, runs_stop) = watch::channel(false);
         let mut runner = Box::pin(runner.run(inbox, runs_stop));
         let stopped = tokio::select! {
-            done = Box::pin(once::check_in(&config, &desk, token, is_own)) => return done,
+            done = Box::pin(once::check_in(&config, &desk, credentials)) => return done,
             () = &mut runner => return Err(AgentError::CheckIn("the agent stopped".into())),
             () = shutdown => AgentError::CheckIn("stopped by a signal before it was done".into()),
         };
@@ -182,7 +183,7 @@ impl Agent {
     async fn open(self) -> Result<Parts, AgentError> {
         let Self { config, modules } = self;
         let (dir, source) = (config.state_dir.clone(), (config.token.clone(), config.token_file.clone()));
-        let (journal, recovered, token, is_own) = tokio::task::spawn_blocking(move || open(&dir, source.0, source.1))
+        let (journal, recovered, credentials) = tokio::task::spawn_blocking(move || open(&dir, source.0, source.1))
             .await
             .unwrap_or(Err(AgentError::Journal(JournalError::ShuttingDown)))?;
         let (waiting, interrupted) = (recovered.waiting.len(), recovered.interrupted);
@@ -193,7 +194,7 @@ impl Agent {
         let (inputs, inbox) = mpsc::channel(INPUTS);
         let runner = Runner::new(config.capacity, modules, journal.clone(), recovered, outbox.clone(), clock.clone());
         let desk = Desk { capacity: config.capacity, journal, outbox, clock, inputs };
-        Ok(Parts { config, runner, inbox, desk, token, is_own })
+        Ok(Parts { config, runner, inbox, desk, credentials })
     }
 }
 
@@ -203,8 +204,7 @@ struct Parts {
     runner: Runner,
     inbox: mpsc::Receiver<Input>,
     desk: Desk,
-    token: String,
-    is_own: bool,
+    credentials: Credentials,
 }
 
 /// Waits until a part of the agent is told to stop. A teller that is gone means the same.
@@ -217,22 +217,10 @@ fn open(
     dir: &std::path::Path,
     token: Option<Secret>,
     token_file: Option<PathBuf>,
-) -> Result<(Journal, Recovered, String, bool), AgentError> {
+) -> Result<(Journal, Recovered, Credentials), AgentError> {
     let (journal, recovered) = Journal::open(dir, Timestamp::of_this_machine())?;
-    let read = |path: PathBuf| enroll::token_read(&path).map_err(|source| AgentError::Token { path, source });
-    if let Some(own) = read(dir.join(enroll::TOKEN_FILE))? {
-        return Ok((journal, recovered, own, true));
-    }
-    let given = match (token, token_file) {
-        (Some(Secret(token)), _) => Some(token),
-        (None, Some(path)) => {
-            let missing = || AgentError::Token { path: path.clone(), source: io::ErrorKind::NotFound.into() };
-            Some(read(path.clone())?.ok_or_else(missing)?)
-        }
-        (None, None) => None,
-    };
-    match given {
-        Some(token) => Ok((journal, recovered, token, false)),
+    match Credentials::read(dir, token, token_file)? {
+        Some(credentials) => Ok((journal, recovered, credentials)),
         None => Err(AgentError::Config("token: needed to enroll, as state_dir holds no token yet".into())),
     }
 }

@@ -3,7 +3,7 @@
 
 use super::AgentError;
 use super::config::AgentConfig;
-use super::enroll::{self, EnrollError};
+use super::enroll::{self, Credentials, EnrollError};
 use super::outbox::{Fault, expired};
 use super::runner::Input;
 use super::session::{Desk, RESULT_BYTES, RESULTS_PER_FRAME, take_first};
@@ -33,20 +33,20 @@ struct Http<'a> {
 pub(super) async fn check_in(
     config: &AgentConfig,
     desk: &Desk,
-    token: String,
-    is_own: bool,
+    mut credentials: Credentials,
 ) -> Result<usize, AgentError> {
-    let own = match enroll::enroll(config, &token).await {
-        Ok(own) => own,
+    match credentials.enroll(config).await? {
+        Ok(()) => {}
         Err(EnrollError::NotNow(error)) => return Err(AgentError::CheckIn(error)),
         Err(error) => return Err(AgentError::Enroll { name: config.name.clone(), reason: error.to_string() }),
-    };
-    if !is_own || own != token {
-        enroll::token_keep(&config.state_dir, &own).await?;
     }
     let client = enroll::client(config).map_err(|error| failed(&error))?;
     let base = config.server.trim_end_matches('/');
-    Http { client, base, token: own, desk, stored: 0 }.run().await
+    let token = credentials.token.clone();
+    let done = Http { client, base, token, desk, stored: 0 }.run().await?;
+    // All of it was answered, and so the token is good.
+    credentials.used(&config.state_dir).await?;
+    Ok(done)
 }
 
 impl Http<'_> {

@@ -125,6 +125,7 @@ async fn make_admin_token(store: &dyn Store, data_dir: &Path) -> Result<(), AppE
         created_at: store.now(),
         expires_at: None,
         revoked_at: None,
+        is_unused: false,
     };
     store.token_insert(&token, secret.hash(), &Author::server("server")).await?;
     log::info!(file:? = path; "an admin token was made");

@@ -17,9 +17,13 @@ pub const STREAM: &str = "stream";
 /// The most that an agent's labels, or its facts, may take as JSON, in bytes.
 pub const MAX_DESCRIPTION: usize = 64 * 1024;
 
-/// Checks an agent's name: `[A-Za-z0-9._-]{1,128}`.
+/// Checks an agent's name: `[A-Za-z0-9._-]{1,128}`, but neither `.` nor `..`, which are no names in paths.
 pub fn check_name(name: &str) -> Result<(), Problem> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
+    if matches!(name, "." | "..") {
+        let detail = format!("name: {name:?} is no name for an agent, it means a folder in paths");
+        return Err(Problem::new(ProblemKind::InvalidDocument, detail));
+    }
     if name.is_empty() || name.len() > 128 || !name.chars().all(allowed) {
         let detail = format!("name: {name:?} is not 1 to 128 of A-Z a-z 0-9 . _ -");
         return Err(Problem::new(ProblemKind::InvalidDocument, detail));
@@ -238,6 +242,9 @@ pub struct Token {
     /// When it was revoked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<Timestamp>,
+    /// An agent enrolled for it under a nonce and never used it: the same call is answered with another one.
+    #[serde(skip)]
+    pub is_unused: bool,
 }
 
 #[cfg(test)]
@@ -256,10 +263,10 @@ mod tests {
 
     #[test]
     fn names_are_checked() {
-        for good in ["a", "web-1.example_com", &"x".repeat(128)] {
+        for good in ["a", "...", ".a", "web-1.example_com", &"x".repeat(128)] {
             assert!(check_name(good).is_ok(), "{good}");
         }
-        for bad in ["", "a b", "a/b", "ü", &"x".repeat(129), "a\n"] {
+        for bad in ["", ".", "..", "a b", "a/b", "ü", &"x".repeat(129), "a\n"] {
             assert!(check_name(bad).is_err(), "{bad}");
         }
     }

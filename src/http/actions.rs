@@ -96,7 +96,7 @@ async fn submit(api: &Api, document: &[u8], key: Option<String>, by: Author) -> 
 }
 
 /// What the caller calls this request, 1 to 255 characters.
-fn idempotency_key(request: &HttpRequest) -> ApiResult<Option<String>> {
+pub(super) fn idempotency_key(request: &HttpRequest) -> ApiResult<Option<String>> {
     let Some(header) = request.headers().get("Idempotency-Key") else { return Ok(None) };
     match header.to_str() {
         Ok(key) if (1..=255).contains(&key.len()) => Ok(Some(key.to_owned())),

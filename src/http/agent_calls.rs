@@ -2,7 +2,7 @@
 
 use super::pages::body;
 use super::{Api, ApiError, ApiResult, auth};
-use crate::domain::agent::{Enrollment, Role, STREAM, Secret};
+use crate::domain::agent::{Enrollment, Role, STREAM, Secret, hash_of};
 use crate::domain::audit::Author;
 use crate::domain::problem::{Problem, ProblemKind};
 use crate::domain::protocol::MAX_FRAME;
@@ -22,8 +22,11 @@ pub(super) struct EnrolledAgent {
     token: Option<String>,
 }
 
-/// Enrolls a new agent with an `enroll` token, or lets one tell its labels and facts again with its own.
+/// Enrolls a new agent with an `enroll` token, or lets one tell its labels and facts again with its own. The same call again
+/// under the same `Idempotency-Key` is answered with a fresh token for as long as the one before was never used.
 #[utoipa::path(post, path = "/v1/agent/enroll", tag = "agent", request_body = Enrollment,
+    params(("Idempotency-Key" = Option<String>, Header,
+        description = "A random nonce that the agent made and keeps: with it a lost answer is not the end")),
     responses((status = 201, body = EnrolledAgent, description = "It is enrolled; its token is shown once"),
         (status = 200, body = EnrolledAgent, description = "It is known, and what it said is stored"),
         (status = 409, body = Problem, content_type = "application/problem+json", description = "The name is taken")),
@@ -51,9 +54,10 @@ pub(super) async fn enroll(
         }
         return Ok(HttpResponse::Ok().json(EnrolledAgent { agent: agent.name, token: None }));
     }
+    let nonce_hash = super::actions::idempotency_key(&request)?.map(|nonce| hash_of(&nonce));
     let secret = Secret::random();
     let new = NewAgent { enrollment, transport: STREAM.into(), address: None, secret: None };
-    match api.store.agent_enroll(&new, secret.hash(), &Author::from(&token)).await? {
+    match api.store.agent_enroll_once(&new, secret.hash(), nonce_hash, &Author::from(&token)).await? {
         Enrolled::New(agent) => {
             api.sessions.membership.try_send(Changed(agent.no)).ok();
             log::info!(agent = agent.name.as_str(); "an agent has enrolled");

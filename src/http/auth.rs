@@ -24,6 +24,10 @@ pub(super) async fn caller(api: &Api, request: &HttpRequest) -> ApiResult<Token>
     let found = api.store.token_find(&hash_of(token)).await?;
     let token = found.ok_or_else(|| unauthorized("the token is unknown, expired or revoked"))?;
     api.limits.request(token.id)?;
+    // The first use: from here on its enrolling can't be repeated.
+    if token.is_unused && !api.store.token_use(token.id).await? {
+        return Err(unauthorized("the token is unknown, expired or revoked"));
+    }
     Ok(token)
 }
 

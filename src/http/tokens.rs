@@ -64,6 +64,7 @@ pub(super) async fn create(
         created_at: now,
         expires_at: new.expires_after.map(|span| now.plus(span.0)),
         revoked_at: None,
+        is_unused: false,
     };
     api.store.token_insert(&token, secret.hash(), &by).await?;
     log::info!(id:% = token.id, role = token.role.as_str(); "a token was made");

@@ -196,7 +196,19 @@ pub trait Store: Send + Sync + 'static {
     async fn outcome_record(&self, reports: &[Report]) -> StoreResult<Vec<Answer>>;
 
     /// Enrolls an agent with its token's hash, unless the name is taken.
-    async fn agent_enroll(&self, agent: &NewAgent, token_hash: Vec<u8>, by: &Author) -> StoreResult<Enrolled>;
+    async fn agent_enroll(&self, agent: &NewAgent, token_hash: Vec<u8>, by: &Author) -> StoreResult<Enrolled> {
+        self.agent_enroll_once(agent, token_hash, None, by).await
+    }
+
+    /// The same under a nonce, of which this is the hash. The agent that enrolled under it and has never used its token gets
+    /// this one instead, and says anew what it is.
+    async fn agent_enroll_once(
+        &self,
+        agent: &NewAgent,
+        token_hash: Vec<u8>,
+        nonce_hash: Option<Vec<u8>>,
+        by: &Author,
+    ) -> StoreResult<Enrolled>;
 
     /// Writes an agent's labels (if given), facts and version again; false when it has said just that before.
     async fn agent_refresh(
@@ -269,6 +281,9 @@ pub trait Store: Send + Sync + 'static {
 
     /// A token that is valid now.
     async fn token_find(&self, hash: &[u8]) -> StoreResult<Option<Token>>;
+
+    /// A token that was [never used](Token::is_unused) is now: false if it was revoked meanwhile.
+    async fn token_use(&self, id: Uuid) -> StoreResult<bool>;
 
     /// All tokens but those of agents, newest first.
     async fn token_list(&self, after: Option<Uuid>, limit: usize) -> StoreResult<Vec<Token>>;

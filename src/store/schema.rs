@@ -29,6 +29,7 @@ diesel::table! {
         created_at -> BigInt,
         expires_at -> Nullable<BigInt>,
         revoked_at -> Nullable<BigInt>,
+        enroll_nonce -> Nullable<Binary>,
     }
 }
 

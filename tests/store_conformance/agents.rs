@@ -50,6 +50,43 @@ pub async fn an_enrolled_agent_shows_its_token(backend: &mut impl Backend) {
     assert_eq!(store.token_find(&secret.hash()).await.unwrap(), None);
 }
 
+/// Enrolls a described agent of this name under a nonce: its token, if the name isn't taken.
+async fn under_nonce(store: &dyn Store, name: &str, nonce: &str) -> Option<(i64, Secret)> {
+    let (secret, nonce) = (Secret::random(), odoshi::domain::agent::hash_of(nonce));
+    match store.agent_enroll_once(&described(name), secret.hash(), Some(nonce), &me()).await.unwrap() {
+        Enrolled::New(agent) => Some((agent.no, secret)),
+        Enrolled::Taken => None,
+    }
+}
+
+pub async fn enrolling_is_repeated_under_its_nonce_until_the_token_is_used(backend: &mut impl Backend) {
+    let store = backend.store();
+    let (no, first) = under_nonce(store, "web", "n").await.unwrap();
+    assert!(under_nonce(store, "web", "m").await.is_none(), "another nonce");
+    assert_eq!(store.agent_enroll(&named("web", "stream"), vec![1], &me()).await.unwrap(), Enrolled::Taken);
+    let (same, second) = under_nonce(store, "web", "n").await.unwrap();
+    assert_eq!(same, no);
+    assert_eq!(store.token_find(&first.hash()).await.unwrap(), None, "revoked");
+    // It is remembered over a restart, and also that it was used.
+    backend.reopen().await;
+    let (_, third) = under_nonce(backend.store(), "web", "n").await.unwrap();
+    assert_eq!(backend.store().token_find(&second.hash()).await.unwrap(), None);
+    let token = backend.store().token_find(&third.hash()).await.unwrap().unwrap();
+    assert!(token.is_unused && backend.store().token_use(token.id).await.unwrap());
+    backend.reopen().await;
+    let store = backend.store();
+    assert!(under_nonce(store, "web", "n").await.is_none(), "its token was used");
+    let token = store.token_find(&third.hash()).await.unwrap().unwrap();
+    assert!(!token.is_unused && store.token_use(token.id).await.unwrap());
+    // One that was revoked can't be used, and a removed agent's nonce is worth nothing.
+    let (other, fourth) = under_nonce(store, "other", "n").await.unwrap();
+    let unused = store.token_find(&fourth.hash()).await.unwrap().unwrap();
+    store.agent_remove("other", &me()).await.unwrap();
+    assert!(!store.token_use(unused.id).await.unwrap());
+    assert_ne!(under_nonce(store, "other", "n").await.unwrap().0, other);
+    assert_eq!(matching(store, &Target::All).await.len(), 2);
+}
+
 pub async fn refreshing_changes_what_targets_see(backend: &mut impl Backend) {
     let store = backend.store();
     let no = enrolled(store, &described("web"), &Secret::random()).await;

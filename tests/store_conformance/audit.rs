@@ -38,6 +38,7 @@ pub async fn what_is_changed_is_told_with_who_did_it_newest_first(backend: &mut 
         created_at: store.now(),
         expires_at: None,
         revoked_at: None,
+        is_unused: false,
     };
     store.token_insert(&token, Secret::random().hash(), &me()).await.unwrap();
     store.token_revoke(token.id, &me()).await.unwrap();

@@ -173,6 +173,7 @@ macro_rules! cases {
             agents {
                 a_name_is_enrolled_once
                 an_enrolled_agent_shows_its_token
+                enrolling_is_repeated_under_its_nonce_until_the_token_is_used
                 refreshing_changes_what_targets_see
                 many_agents_are_read_at_once
                 the_connection_that_was_opened_last_wins_whatever_the_clock_says

@@ -16,6 +16,7 @@ fn token(store: &dyn Store, role: Role, expires_at: Option<Timestamp>) -> Token 
         created_at: store.now(),
         expires_at,
         revoked_at: None,
+        is_unused: false,
     }
 }
 

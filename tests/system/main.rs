@@ -16,6 +16,7 @@ mod clients;
 mod clocks;
 #[path = "../cluster/mod.rs"]
 mod cluster;
+mod enrolling;
 #[cfg(feature = "failpoints")]
 mod faults;
 mod http_api;
@@ -93,6 +94,12 @@ on_both! {
         commands_run_whatever_happens_to_the_wall_clock_of_their_agent
         a_command_that_arrives_after_its_expiry_is_not_run_and_is_expired
         an_agent_says_that_a_command_has_expired_and_is_believed_when_it_has
+    }
+    enrolling {
+        an_enroll_answer_that_got_lost_is_repeated_under_the_same_nonce
+        two_enrolls_under_one_nonce_leave_one_agent_with_one_token
+        an_agent_whose_enroll_answer_got_lost_connects
+        names_that_are_a_folder_are_refused
     }
     agent_input {
         frames_that_are_none_close_the_connection_and_only_that

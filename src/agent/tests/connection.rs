@@ -160,6 +160,59 @@ async fn a_repeat_is_answered_from_the_journal_even_after_a_crash() {
     agent.stop().await;
 }
 
+fn nonce_of((head, _): &(String, serde_json::Value)) -> Option<&str> {
+    head.lines().find_map(|line| line.strip_prefix("idempotency-key: "))
+}
+
+#[tokio::test]
+async fn an_enroll_answer_that_got_lost_is_asked_for_under_the_same_nonce_also_after_a_crash() {
+    let (dir, mut server) = (folder(), Server::start().await);
+    let nonce_file = dir.path().join("state/enroll.nonce");
+    *server.answer.lock().expect("not poisoned") = (0, String::new());
+    let mut agent = start(&server, dir.path());
+    let first = soon(server.enrolled.recv()).await.expect("a call");
+    let nonce = nonce_of(&first).expect("a nonce").to_owned();
+    assert_eq!(std::fs::read_to_string(&nonce_file).expect("it is on disk").trim(), nonce);
+    let second = soon(server.enrolled.recv()).await.expect("another call");
+    assert_eq!(nonce_of(&second), Some(nonce.as_str()));
+    agent.kill().await;
+    agent = start(&server, dir.path());
+    *server.answer.lock().expect("not poisoned") = (201, r#"{"agent":"a","token":"own"}"#.to_owned());
+    let peer = server.session().await;
+    assert_eq!(peer.bearer, "Bearer own");
+    while let Ok(call) = server.enrolled.try_recv() {
+        assert_eq!(nonce_of(&call), Some(nonce.as_str()));
+    }
+    soon(async {
+        while nonce_file.exists() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+    drop(peer);
+    agent.stop().await;
+}
+
+#[tokio::test]
+async fn a_token_that_a_repeated_call_took_back_is_replaced() {
+    let (dir, mut server) = (folder(), Server::start().await);
+    // The answer came, and nobody has shown the token to the server yet.
+    let state = dir.path().join("state");
+    std::fs::create_dir(&state).expect("made");
+    std::fs::write(state.join("token"), "taken-back\n").expect("written");
+    std::fs::write(state.join("enroll.nonce"), "a-nonce\n").expect("written");
+    server.first.lock().expect("not poisoned").push_back((401, "{}".to_owned()));
+    let agent = start(&server, dir.path());
+    let call = soon(server.enrolled.recv()).await.expect("a call");
+    assert!(call.0.contains("bearer taken-back") && nonce_of(&call).is_none(), "{}", call.0);
+    let call = soon(server.enrolled.recv()).await.expect("another call");
+    assert_eq!(nonce_of(&call), Some("a-nonce"));
+    let peer = server.session().await;
+    assert_eq!(peer.bearer, "Bearer own");
+    drop(peer);
+    agent.stop().await;
+}
+
 #[tokio::test]
 async fn expiry_is_judged_by_the_clock_of_the_server() {
     let (dir, mut server) = (folder(), Server::start().await);

@@ -22,8 +22,10 @@ const STREAM_LEN: usize = 20;
 /// Answers enrolling and takes connections.
 pub(super) struct Server {
     pub(super) url: String,
-    /// Status and body for the next enrolling.
+    /// Status (0: none is sent) and body for every enrolling.
     pub(super) answer: Arc<Mutex<(u16, String)>>,
+    /// What is answered before that, in turn.
+    pub(super) first: Arc<Mutex<VecDeque<(u16, String)>>>,
     pub(super) enrolled: mpsc::UnboundedReceiver<Asked>,
     /// What is answered to the calls of a check-in, in turn.
     pub(super) check_in: Arc<Mutex<VecDeque<(u16, String)>>>,
@@ -38,6 +40,8 @@ impl Server {
         let (tell_enrolled, enrolled) = mpsc::unbounded_channel();
         let (tell_session, sessions) = mpsc::unbounded_channel();
         let answers = answer.clone();
+        let first = Arc::new(Mutex::new(VecDeque::new()));
+        let firsts = first.clone();
         let check_in = Arc::new(Mutex::new(VecDeque::new()));
         let script = check_in.clone();
         tokio::spawn(async move {
@@ -49,10 +53,16 @@ impl Server {
                 if start != STREAM {
                     let request = read_request(&mut stream).await;
                     let (status, body) = if request.0.starts_with("post /v1/agent/enroll") {
-                        answers.lock().expect("not poisoned").clone()
+                        let once = firsts.lock().expect("not poisoned").pop_front();
+                        once.unwrap_or_else(|| answers.lock().expect("not poisoned").clone())
                     } else {
                         script.lock().expect("not poisoned").pop_front().expect("an answer in the script")
                     };
+                    if status == 0 {
+                        // The answer gets lost.
+                        let _ = tell_enrolled.send(request);
+                        continue;
+                    }
                     let length = body.len();
                     let answer = format!(
                         "HTTP/1.1 {status} Status\r\ncontent-type: application/json\r\ncontent-length: {length}\r\n\r\n{body}"
@@ -74,7 +84,7 @@ impl Server {
                 }
             }
         });
-        Self { url, answer, enrolled, check_in, sessions }
+        Self { url, answer, first, enrolled, check_in, sessions }
     }
 
     /// The next connection, once it said `hello`.

@@ -2,7 +2,7 @@
 
 use super::audit;
 use super::sql::sql;
-use crate::domain::agent::{AgentRef, Role};
+use crate::domain::agent::{AgentRef, Enrollment, Role};
 use crate::domain::audit::{Author, Deed};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
@@ -51,24 +51,58 @@ pub(super) async fn enroll(
     conn: &mut AsyncPgConnection,
     agent: &NewAgent,
     token_hash: Vec<u8>,
+    nonce_hash: Option<Vec<u8>>,
     by: &Author,
     now: Timestamp,
 ) -> QueryResult<Enrolled> {
-    let Some(no) = insert_new(conn, std::slice::from_ref(agent), now).await?.pop() else { return Ok(Enrolled::Taken) };
+    let new = insert_new(conn, std::slice::from_ref(agent), now).await?.pop();
+    let no = match (new, &nonce_hash) {
+        (Some(no), _) => Some(no),
+        (None, Some(nonce)) => give_up_unused(conn, &agent.enrollment, nonce, now).await?,
+        (None, None) => None,
+    };
+    let Some(no) = no else { return Ok(Enrolled::Taken) };
     let name = agent.enrollment.name.clone();
-    sql("INSERT INTO tokens (id, hash, role, name, agent_no, created_at) VALUES (?, ?, ?, ?, ?, ?)")
+    sql("INSERT INTO tokens (id, hash, role, name, agent_no, created_at, enroll_nonce) VALUES (?, ?, ?, ?, ?, ?, ?)")
         .bind(Uuid::now_v7().to_string())
         .bind(token_hash)
         .bind(Role::Agent.as_str())
         .bind(name.as_str())
         .bind(no)
         .bind(now.0)
+        .bind(nonce_hash)
         .execute(conn)
         .await?;
-    let deed = Deed { did: "agent.create", subject: &name, detail: &agent.transport };
+    let did = if new.is_some() { "agent.create" } else { "agent.enroll_again" };
+    let deed = Deed { did, subject: &name, detail: &agent.transport };
     audit::insert(conn, by, deed, now).await?;
     let (transport, address) = (agent.transport.clone(), agent.address.clone());
     Ok(Enrolled::New(AgentRef { no, name, transport, address, disabled: false }))
+}
+
+/// Revokes the token of an agent that enrolled under this nonce and never used it; answers whose it was.
+async fn give_up_unused(
+    conn: &mut AsyncPgConnection,
+    said: &Enrollment,
+    nonce_hash: &[u8],
+    now: Timestamp,
+) -> QueryResult<Option<i64>> {
+    // Those that repeat a call at the same time take turns: the next one has to see the token that this one writes.
+    let known = sql("SELECT no AS key FROM agents WHERE name = ? AND removed_at IS NULL FOR UPDATE");
+    let known = known.bind(said.name.as_str()).get_result::<Key>(conn).await.optional()?;
+    let Some(Key { key: no }) = known else { return Ok(None) };
+    let revoked =
+        sql("UPDATE tokens SET revoked_at = ? WHERE agent_no = ? AND enroll_nonce = ? AND revoked_at IS NULL")
+            .bind(now.0)
+            .bind(no)
+            .bind(nonce_hash.to_vec())
+            .execute(conn)
+            .await?;
+    if revoked == 0 {
+        return Ok(None);
+    }
+    refresh(conn, &Said::new(no, Some(&said.labels), &said.facts, &said.version)?, now).await?;
+    Ok(Some(no))
 }
 
 /// What an agent says of itself, as it is stored.

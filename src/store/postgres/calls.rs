@@ -334,9 +334,15 @@ impl Store for PostgresStore {
         self.write("outcome_record", body!([reports, lane] conn => outcomes::record(conn, &reports, &lane, now))).await
     }
 
-    async fn agent_enroll(&self, agent: &NewAgent, token_hash: Vec<u8>, by: &Author) -> StoreResult<Enrolled> {
+    async fn agent_enroll_once(
+        &self,
+        agent: &NewAgent,
+        token: Vec<u8>,
+        nonce: Option<Vec<u8>>,
+        by: &Author,
+    ) -> StoreResult<Enrolled> {
         let (agent, by, now) = (Arc::new(agent.clone()), Arc::new(by.clone()), self.now());
-        let enroll = body!([agent, token_hash, by] conn => agents::enroll(conn, &agent, token_hash, &by, now));
+        let enroll = body!([agent, token, nonce, by] conn => agents::enroll(conn, &agent, token, nonce, &by, now));
         self.write("agent_enroll", enroll).await
     }
 
@@ -355,8 +361,7 @@ impl Store for PostgresStore {
         if self.read(write, body!([said] conn => agents::says_the_same(conn, &said))).await? {
             return Ok(false);
         }
-        self.write(write, body!([said] conn => agents::refresh(conn, &said, now))).await?;
-        Ok(true)
+        self.write(write, body!([said] conn => agents::refresh(conn, &said, now))).await.map(|()| true)
     }
 
     async fn agent_insert(&self, agents: Vec<NewAgent>) -> StoreResult<()> {
@@ -467,6 +472,10 @@ impl Store for PostgresStore {
     async fn token_find(&self, hash: &[u8]) -> StoreResult<Option<Token>> {
         let (hash, now) = (hash.to_vec(), self.now());
         self.read("token_find", body!([hash] conn => tokens::find(conn, hash, now))).await
+    }
+
+    async fn token_use(&self, id: Uuid) -> StoreResult<bool> {
+        self.write("token_use", body!([] conn => tokens::make_used(conn, id))).await
     }
 
     async fn token_list(&self, after: Option<Uuid>, limit: usize) -> StoreResult<Vec<Token>> {

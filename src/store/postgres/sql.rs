@@ -69,6 +69,7 @@ binds! {
     Text(String) as Text,
     TextOrNull(Option<String>) as Nullable<Text>,
     Bytes(Vec<u8>) as Binary,
+    BytesOrNull(Option<Vec<u8>>) as Nullable<Binary>,
     BigInts(Vec<i64>) as Array<BigInt>,
     BigIntsOrNull(Vec<Option<i64>>) as Array<Nullable<BigInt>>,
     Integers(Vec<i32>) as Array<Integer>,

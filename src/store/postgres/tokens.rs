@@ -9,11 +9,11 @@ use diesel::prelude::*;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use uuid::Uuid;
 
-const COLUMNS: &str = "id, hash, role, name, agent_no, created_at, expires_at, revoked_at";
+const COLUMNS: &str = "id, hash, role, name, agent_no, created_at, expires_at, revoked_at, enroll_nonce";
 
 pub(super) async fn insert(conn: &mut AsyncPgConnection, token: &Token, hash: Vec<u8>, by: &Author) -> QueryResult<()> {
     let row = TokenRow::new(token, hash);
-    sql(format!("INSERT INTO tokens ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?)"))
+    sql(format!("INSERT INTO tokens ({COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)"))
         .bind(row.id)
         .bind(row.hash)
         .bind(row.role)
@@ -23,6 +23,7 @@ pub(super) async fn insert(conn: &mut AsyncPgConnection, token: &Token, hash: Ve
         .bind(row.expires_at)
         .bind(row.revoked_at)
         .execute(conn)
+        .bind(row.enroll_nonce)
         .await?;
     let (id, detail) = (token.id.to_string(), format!("{}: {}", token.role.as_str(), token.name));
     let deed = Deed { did: "token.create", subject: &id, detail: &detail };
@@ -43,6 +44,11 @@ pub(super) async fn find(conn: &mut AsyncPgConnection, hash: Vec<u8>, now: Times
 }
 
 pub(super) async fn list(conn: &mut AsyncPgConnection, after: Option<Uuid>, limit: usize) -> QueryResult<Vec<Token>> {
+pub(super) async fn make_used(conn: &mut AsyncPgConnection, id: Uuid) -> QueryResult<bool> {
+    let used = sql("UPDATE tokens SET enroll_nonce = NULL WHERE id = ? AND revoked_at IS NULL");
+    used.bind(id.to_string()).execute(conn).await.map(|tokens| tokens > 0)
+}
+
     // Ids are UUIDs of version 7: their order is the order of their making.
     let rows: Vec<TokenRow> =
         sql(format!("SELECT {COLUMNS} FROM tokens WHERE agent_no IS NULL AND id < ? ORDER BY id DESC LIMIT ?"))

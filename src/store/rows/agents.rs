@@ -44,6 +44,7 @@ pub(in crate::store) struct TokenRow {
     pub(in crate::store) created_at: i64,
     pub(in crate::store) expires_at: Option<i64>,
     pub(in crate::store) revoked_at: Option<i64>,
+    pub(in crate::store) enroll_nonce: Option<Vec<u8>>,
 }
 
 impl TokenRow {
@@ -57,6 +58,7 @@ impl TokenRow {
             created_at: token.created_at.0,
             expires_at: token.expires_at.map(|time| time.0),
             revoked_at: token.revoked_at.map(|time| time.0),
+            enroll_nonce: None,
         }
     }
 
@@ -69,6 +71,7 @@ impl TokenRow {
             created_at: Timestamp(self.created_at),
             expires_at: self.expires_at.map(Timestamp),
             revoked_at: self.revoked_at.map(Timestamp),
+            is_unused: self.enroll_nonce.is_some(),
         })
     }
 }

@@ -4,7 +4,7 @@ use super::super::rows::{AgentViewRow, Key, Transports, agent_view, corrupt, sql
 use super::super::schema::{agents, nodes, tokens};
 use super::super::{AgentPatch, AgentView, Enrolled, NewAgent, filter};
 use super::{audit, json};
-use crate::domain::agent::{AgentRef, Role};
+use crate::domain::agent::{AgentRef, Enrollment, Role};
 use crate::domain::audit::{Author, Deed};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
@@ -67,10 +67,17 @@ pub(super) fn enroll(
     conn: &mut SqliteConnection,
     agent: &NewAgent,
     token_hash: Vec<u8>,
+    nonce_hash: Option<Vec<u8>>,
     by: &Author,
     now: Timestamp,
 ) -> QueryResult<Enrolled> {
-    let Some(no) = insert_one(conn, agent, now)? else { return Ok(Enrolled::Taken) };
+    let new = insert_one(conn, agent, now)?;
+    let no = match (new, &nonce_hash) {
+        (Some(no), _) => Some(no),
+        (None, Some(nonce)) => give_up_unused(conn, &agent.enrollment, nonce, now)?,
+        (None, None) => None,
+    };
+    let Some(no) = no else { return Ok(Enrolled::Taken) };
     diesel::insert_into(tokens::table)
         .values((
             tokens::id.eq(Uuid::now_v7().to_string()),
@@ -79,9 +86,11 @@ pub(super) fn enroll(
             tokens::name.eq(&agent.enrollment.name),
             tokens::agent_no.eq(no),
             tokens::created_at.eq(now.0),
+            tokens::enroll_nonce.eq(nonce_hash),
         ))
         .execute(conn)?;
-    let deed = Deed { did: "agent.create", subject: &agent.enrollment.name, detail: &agent.transport };
+    let did = if new.is_some() { "agent.create" } else { "agent.enroll_again" };
+    let deed = Deed { did, subject: &agent.enrollment.name, detail: &agent.transport };
     audit::insert(conn, by, deed, now)?;
     Ok(Enrolled::New(AgentRef {
         no,
@@ -90,6 +99,25 @@ pub(super) fn enroll(
         address: agent.address.clone(),
         disabled: false,
     }))
+}
+
+/// Revokes the token of an agent that enrolled under this nonce and never used it; answers whose it was.
+fn give_up_unused(
+    conn: &mut SqliteConnection,
+    said: &Enrollment,
+    nonce_hash: &[u8],
+    now: Timestamp,
+) -> QueryResult<Option<i64>> {
+    let known = agents::table.filter(agents::name.eq(&said.name)).filter(agents::removed_at.is_null());
+    let Some(no) = known.select(agents::no).first::<i64>(conn).optional()? else { return Ok(None) };
+    let unused = tokens::table.filter(tokens::agent_no.eq(no)).filter(tokens::enroll_nonce.eq(nonce_hash));
+    let revoked =
+        diesel::update(unused.filter(tokens::revoked_at.is_null())).set(tokens::revoked_at.eq(now.0)).execute(conn)?;
+    if revoked == 0 {
+        return Ok(None);
+    }
+    refresh(conn, no, Some(json(&said.labels)?), json(&said.facts)?, said.version.clone(), now)?;
+    Ok(Some(no))
 }
 
 pub(super) fn insert(conn: &mut SqliteConnection, agents: &[NewAgent], now: Timestamp) -> QueryResult<()> {

@@ -221,9 +221,15 @@ impl Store for SqliteStore {
         self.write("outcome_record", move |conn| outcomes::record(conn, &reports, &lane, now)).await
     }
 
-    async fn agent_enroll(&self, agent: &NewAgent, token_hash: Vec<u8>, by: &Author) -> StoreResult<Enrolled> {
+    async fn agent_enroll_once(
+        &self,
+        agent: &NewAgent,
+        token: Vec<u8>,
+        nonce: Option<Vec<u8>>,
+        by: &Author,
+    ) -> StoreResult<Enrolled> {
         let (agent, by, now) = (agent.clone(), by.clone(), self.now());
-        self.write("agent_enroll", move |conn| agents::enroll(conn, &agent, token_hash, &by, now)).await
+        self.write("agent_enroll", move |conn| agents::enroll(conn, &agent, token, nonce, &by, now)).await
     }
 
     async fn agent_refresh(
@@ -342,6 +348,10 @@ impl Store for SqliteStore {
     async fn token_find(&self, hash: &[u8]) -> StoreResult<Option<Token>> {
         let (hash, now) = (hash.to_vec(), self.now());
         self.read("token_find", move |conn| tokens::find(conn, &hash, now)).await
+    }
+
+    async fn token_use(&self, id: Uuid) -> StoreResult<bool> {
+        self.write("token_use", move |conn| tokens::make_used(conn, id)).await
     }
 
     async fn token_list(&self, after: Option<Uuid>, limit: usize) -> StoreResult<Vec<Token>> {

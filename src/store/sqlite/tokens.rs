@@ -26,6 +26,11 @@ pub(super) fn find(conn: &mut SqliteConnection, hash: &[u8], now: Timestamp) -> 
 }
 
 pub(super) fn list(conn: &mut SqliteConnection, after: Option<Uuid>, limit: usize) -> QueryResult<Vec<Token>> {
+pub(super) fn make_used(conn: &mut SqliteConnection, id: Uuid) -> QueryResult<bool> {
+    let valid = || dsl::tokens.filter(dsl::id.eq(id.to_string())).filter(dsl::revoked_at.is_null());
+    diesel::update(valid()).set(dsl::enroll_nonce.eq(None::<Vec<u8>>)).execute(conn).map(|tokens| tokens > 0)
+}
+
     // Ids are UUIDs of version 7: their order is the order of their making.
     let mut query =
         dsl::tokens.filter(dsl::agent_no.is_null()).order(dsl::id.desc()).limit(sql_limit(limit)).into_boxed();
