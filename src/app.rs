@@ -20,6 +20,7 @@ mod service;
 mod startup;
 
 pub use running::Running;
+pub use startup::reset_admin_token;
 
 use crate::config::{Config, ConfigError};
 use crate::domain::agent::STREAM;

@@ -4,6 +4,7 @@ use super::{AppError, io_error};
 use crate::config::Config;
 use crate::domain::agent::{Role, Secret, Token};
 use crate::domain::audit::Author;
+use crate::domain::time::Timestamp;
 use crate::store::{self, Store};
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
@@ -101,6 +102,36 @@ async fn lock_beside(database: &Path) -> Result<File, AppError> {
     }
 }
 
+/// Writes a new admin token into the store that the settings name, and answers it: for people who have lost theirs.
+///
+/// # Errors
+/// When there is no such store, when it is a SQLite file that a server uses, or when it can't be written.
+pub async fn reset_admin_token(config: &Config) -> Result<Secret, AppError> {
+    let _lock = match store::sqlite_path(config.store_url().expose()) {
+        // A store that isn't there would be made, and its token would open nothing.
+        Some(path) if !path.exists() => return Err(io_error(path.display())(io::ErrorKind::NotFound.into())),
+        Some(path) => Some(lock_beside(&path).await?),
+        None => None,
+    };
+    let secret = Secret::random();
+    let token = admin_token("reset", Timestamp::of_this_machine());
+    store::token_insert_alone(config, &token, secret.hash(), &Author::server("token reset")).await?;
+    Ok(secret)
+}
+
+fn admin_token(name: &str, created_at: Timestamp) -> Token {
+    Token {
+        id: Uuid::now_v7(),
+        role: Role::Admin,
+        name: name.into(),
+        agent_no: None,
+        created_at,
+        expires_at: None,
+        revoked_at: None,
+        is_unused: false,
+    }
+}
+
 /// A store without any admin token gets one, which is written to `admin.token` for its owner alone to read.
 async fn make_admin_token(store: &dyn Store, data_dir: &Path) -> Result<(), AppError> {
     if store.token_any_admin().await? {
@@ -117,16 +148,7 @@ async fn make_admin_token(store: &dyn Store, data_dir: &Path) -> Result<(), AppE
         File::open(data_dir)?.sync_all()
     };
     write().map_err(io_error(path.display()))?;
-    let token = Token {
-        id: Uuid::now_v7(),
-        role: Role::Admin,
-        name: "the first admin".into(),
-        agent_no: None,
-        created_at: store.now(),
-        expires_at: None,
-        revoked_at: None,
-        is_unused: false,
-    };
+    let token = admin_token("the first admin", store.now());
     store.token_insert(&token, secret.hash(), &Author::server("server")).await?;
     log::info!(file:? = path; "an admin token was made");
     Ok(())

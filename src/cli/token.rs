@@ -2,9 +2,12 @@
 
 use super::Outcome;
 use super::client::{Client, ServerArgs};
+use crate::app::reset_admin_token;
+use crate::config::Config;
 use comfy_table::Table;
 use reqwest::Method;
 use serde_json::json;
+use std::path::PathBuf;
 use std::process::ExitCode;
 use uuid::Uuid;
 
@@ -29,7 +32,13 @@ pub(super) enum Command {
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Revoke a token
+    /// On the server's machine, when all admin tokens are lost: write a new one into the store, and print it alone
+    Reset {
+        /// The server's settings (TOML)
+        #[arg(long, value_name = "FILE", env = "ODOSHI_CONFIG")]
+        config: Option<PathBuf>,
+    },
+    /// Revoke a token; the last admin token stays
     Revoke {
         /// Its id, from the list
         id: Uuid,
@@ -45,6 +54,10 @@ pub(super) fn run(command: Command) -> Outcome {
                 let body = json!({ "role": role, "name": name, "expires_after": expires_after });
                 let made = Client::new(&server)?.call(Method::POST, "/v1/tokens", Some(body)).await?;
                 say!("{}", made["token"].as_str().unwrap_or_default());
+            }
+            Command::Reset { config } => {
+                let config = Config::load(config.as_deref(), &[])?;
+                say!("{}", reset_admin_token(&config).await?.reveal());
             }
             Command::List { server } => list(&Client::new(&server)?).await?,
             Command::Revoke { id, server } => {

@@ -247,6 +247,25 @@ pub struct Token {
     pub is_unused: bool,
 }
 
+impl Token {
+    fn is_admin(&self, now: Timestamp) -> bool {
+        let lasts = self.expires_at.is_none_or(|expires_at| expires_at > now);
+        self.role == Role::Admin && self.revoked_at.is_none() && lasts
+    }
+
+    /// Whether nobody would be an admin for as long as now, if this token were revoked: it is an admin's, and each of the
+    /// `others` is none, or ends before it.
+    pub fn is_last_admin<'a>(&self, others: impl IntoIterator<Item = &'a Self>, now: Timestamp) -> bool {
+        let lasts_as_long = |other: &Self| match (other.expires_at, self.expires_at) {
+            (None, _) => true,
+            (Some(_), None) => false,
+            (Some(other), Some(this)) => other >= this,
+        };
+        let replaces = |other: &Self| other.id != self.id && other.is_admin(now) && lasts_as_long(other);
+        self.is_admin(now) && !others.into_iter().any(replaces)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -279,6 +298,34 @@ mod tests {
         assert!(refused(r#"{"name":"a","version":"\u0000"}"#).starts_with("version: "));
         let facts = read(r#"{"name":"a","facts":{"motd":"x\u0000"}}"#).expect("taken").facts;
         assert_eq!(facts["motd"], "x\u{FFFD}");
+    }
+
+    #[test]
+    fn the_last_admin_is_the_one_that_no_other_lasts_as_long_as() {
+        let now = Timestamp(1_000);
+        let token = |n: u128, role, expires_at: Option<i64>, revoked_at: Option<i64>| Token {
+            id: Uuid::from_u128(n),
+            role,
+            name: String::new(),
+            agent_no: None,
+            created_at: Timestamp(0),
+            expires_at: expires_at.map(Timestamp),
+            revoked_at: revoked_at.map(Timestamp),
+            is_unused: false,
+        };
+        let [forever, later, soon, over] = [(1, None), (2, Some(9_000)), (3, Some(2_000)), (4, Some(1_000))]
+            .map(|(n, at)| token(n, Role::Admin, at, None));
+        let revoked = token(5, Role::Admin, None, Some(500));
+        let operator = token(6, Role::Operator, None, None);
+        let all = [&forever, &later, &soon, &over, &revoked, &operator];
+        let lasts: Vec<u128> = all.iter().filter(|t| t.is_last_admin(all, now)).map(|t| t.id.as_u128()).collect();
+        assert_eq!(lasts, [1]);
+        let all = [&later, &soon, &over, &revoked, &operator];
+        let lasts: Vec<u128> = all.iter().filter(|t| t.is_last_admin(all, now)).map(|t| t.id.as_u128()).collect();
+        assert_eq!(lasts, [2]);
+        let again = token(7, Role::Admin, None, None);
+        assert!(!forever.is_last_admin([&forever, &again], now) && forever.is_last_admin([&forever], now));
+        assert!(!over.is_last_admin([], now) && !operator.is_last_admin([], now));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::domain::audit::Author;
 use crate::domain::problem::{Problem, ProblemKind};
 use crate::domain::text::has_nul;
 use crate::domain::time::Span;
+use crate::store::Revoked;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
@@ -104,13 +105,21 @@ pub(super) async fn list(
     Ok(HttpResponse::Ok().json(TokenPage { tokens, next }))
 }
 
-/// Revokes a token: from now on it is not valid.
+/// Revokes a token: from now on it is not valid. The last admin token stays: `odoshi token reset` on the server's machine
+/// would be the only way back.
 #[utoipa::path(delete, path = "/v1/tokens/{id}", tag = "tokens", params(("id" = Uuid, Path, description = "Its id")),
-    responses((status = 204, description = "It is revoked")), security(("token" = ["admin"])))]
+    responses((status = 204, description = "It is revoked"),
+        (status = 409, body = Problem, content_type = "application/problem+json",
+            description = "It is the last admin token: make another one first")), security(("token" = ["admin"])))]
 pub(super) async fn revoke(request: HttpRequest, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     let by = Author::from(&auth::needs(&api, &request, Role::Admin).await?);
-    if !api.store.token_revoke(*id, &by).await? {
-        return Err(ApiError::not_found(format!("no token {id}")));
+    match api.store.token_revoke(*id, &by).await? {
+        Revoked::Done => {}
+        Revoked::Unknown => return Err(ApiError::not_found(format!("no token {id}"))),
+        Revoked::LastAdmin => {
+            let detail = "it is the last admin token, or the others end before it; make another one first";
+            return Err(ApiError::new(ProblemKind::Conflict, detail));
+        }
     }
     log::info!(id:% = id; "a token was revoked");
     Ok(HttpResponse::NoContent().finish())

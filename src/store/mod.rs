@@ -29,7 +29,7 @@ pub mod sqlite;
 pub use error::{SqlState, StoreError};
 pub use models::{
     Accepted, ActionView, AgentPatch, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent,
-    NodeView, OpenAction, Report, Resolution, Unfinished, UntouchedPage,
+    NodeView, OpenAction, Report, Resolution, Revoked, Unfinished, UntouchedPage,
 };
 pub use sessions::{Opened, SessionHeld, SessionOpening, SessionState};
 
@@ -288,8 +288,8 @@ pub trait Store: Send + Sync + 'static {
     /// All tokens but those of agents, newest first.
     async fn token_list(&self, after: Option<Uuid>, limit: usize) -> StoreResult<Vec<Token>>;
 
-    /// Revokes a token; false if there is none with this id.
-    async fn token_revoke(&self, id: Uuid, by: &Author) -> StoreResult<bool>;
+    /// Revokes a token, unless it is the last admin's.
+    async fn token_revoke(&self, id: Uuid, by: &Author) -> StoreResult<Revoked>;
 
     /// Whether any admin token was ever made.
     async fn token_any_admin(&self) -> StoreResult<bool>;
@@ -332,6 +332,18 @@ pub fn check(settings: &Config) -> StoreResult<()> {
     match sqlite_path(settings.store_url().expose()) {
         Some(_) => Ok(()),
         None => postgres::PostgresStore::check(settings),
+    }
+}
+
+/// Writes a token into the store that the settings name, beside whatever process serves it: this one doesn't become a node. A
+/// SQLite file must not be open elsewhere.
+///
+/// # Errors
+/// When the store can't be used, or its tables are of an older version.
+pub async fn token_insert_alone(settings: &Config, token: &Token, hash: Vec<u8>, by: &Author) -> StoreResult<()> {
+    match sqlite_path(settings.store_url().expose()) {
+        Some(path) => sqlite::SqliteStore::open(&path, 1).await?.token_insert(token, hash, by).await,
+        None => postgres::PostgresStore::new(settings)?.token_insert_alone(token, hash, by).await,
     }
 }
 

@@ -294,6 +294,17 @@ pub struct NewAgent {
     pub secret: Option<String>,
 }
 
+/// What became of revoking a token.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Revoked {
+    /// It is revoked, or was before.
+    Done,
+    /// There is none with this id.
+    Unknown,
+    /// It is not: it is [the last of an admin](crate::domain::agent::Token::is_last_admin).
+    LastAdmin,
+}
+
 /// What became of an enrolling.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Enrolled {

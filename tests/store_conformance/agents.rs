@@ -4,7 +4,9 @@ use crate::Backend;
 use crate::support::{agents, connect, in_secs, matching, me, named, resolved};
 use odoshi::domain::agent::{Enrollment, Role, Secret};
 use odoshi::domain::target::Target;
-use odoshi::store::{AgentPatch, Enrolled, NewAgent, Opened, SessionHeld, SessionOpening, SessionState, Store};
+use odoshi::store::{
+    AgentPatch, Enrolled, NewAgent, Opened, Revoked, SessionHeld, SessionOpening, SessionState, Store,
+};
 use serde_json::json;
 
 fn target(text: &str) -> Target {
@@ -46,7 +48,7 @@ pub async fn an_enrolled_agent_shows_its_token(backend: &mut impl Backend) {
     let no = enrolled(store, &described("web"), &secret).await;
     let token = store.token_find(&secret.hash()).await.unwrap().unwrap();
     assert_eq!((token.role, token.agent_no, token.name.as_str()), (Role::Agent, Some(no), "web"));
-    assert!(store.token_revoke(token.id, &me()).await.unwrap());
+    assert_eq!(store.token_revoke(token.id, &me()).await.unwrap(), Revoked::Done);
     assert_eq!(store.token_find(&secret.hash()).await.unwrap(), None);
 }
 

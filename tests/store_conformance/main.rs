@@ -196,6 +196,7 @@ macro_rules! cases {
                 tokens_are_listed_newest_first_without_those_of_agents
                 the_store_keeps_the_hash_and_never_the_token
                 an_admin_token_is_remembered_even_when_it_is_revoked
+                the_last_admin_token_stays
                 tokens_survive_a_restart
             }
         }

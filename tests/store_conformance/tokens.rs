@@ -4,7 +4,7 @@ use crate::Backend;
 use crate::support::{in_secs, me, named};
 use odoshi::domain::agent::{Role, Secret, Token};
 use odoshi::domain::time::Timestamp;
-use odoshi::store::{Enrolled, Store};
+use odoshi::store::{Enrolled, Revoked, Store};
 use uuid::Uuid;
 
 fn token(store: &dyn Store, role: Role, expires_at: Option<Timestamp>) -> Token {
@@ -43,16 +43,16 @@ pub async fn a_token_is_found_by_its_hash_while_it_is_valid(backend: &mut impl B
 pub async fn a_revoked_token_is_not_found(backend: &mut impl Backend) {
     let store = backend.store();
     let secret = Secret::random();
-    let token = token(store, Role::Admin, None);
+    let token = token(store, Role::Operator, None);
     store.token_insert(&token, secret.hash(), &me()).await.unwrap();
-    assert!(!store.token_revoke(Uuid::now_v7(), &me()).await.unwrap());
+    assert_eq!(store.token_revoke(Uuid::now_v7(), &me()).await.unwrap(), Revoked::Unknown);
     assert!(store.token_find(&secret.hash()).await.unwrap().is_some());
-    assert!(store.token_revoke(token.id, &me()).await.unwrap());
+    assert_eq!(store.token_revoke(token.id, &me()).await.unwrap(), Revoked::Done);
     assert_eq!(store.token_find(&secret.hash()).await.unwrap(), None);
     let revoked_at = store.token_list(None, 10).await.unwrap()[0].revoked_at;
     assert!(revoked_at.is_some());
     backend.set_offset(5_000);
-    assert!(backend.store().token_revoke(token.id, &me()).await.unwrap());
+    assert_eq!(backend.store().token_revoke(token.id, &me()).await.unwrap(), Revoked::Done);
     let listed = backend.store().token_list(None, 10).await.unwrap();
     assert_eq!(listed[0].revoked_at, revoked_at, "the first time counts");
 }
@@ -90,10 +90,34 @@ pub async fn an_admin_token_is_remembered_even_when_it_is_revoked(backend: &mut 
     assert!(!store.token_any_admin().await.unwrap());
     store.token_insert(&token(store, Role::Operator, None), Secret::random().hash(), &me()).await.unwrap();
     assert!(!store.token_any_admin().await.unwrap());
-    let admin = token(store, Role::Admin, None);
+    let admin = token(store, Role::Admin, Some(in_secs(store, 60)));
     store.token_insert(&admin, Secret::random().hash(), &me()).await.unwrap();
-    store.token_revoke(admin.id, &me()).await.unwrap();
+    backend.set_offset(61_000);
+    let store = backend.store();
+    assert_eq!(store.token_revoke(admin.id, &me()).await.unwrap(), Revoked::Done, "it had expired");
     assert!(store.token_any_admin().await.unwrap());
+}
+
+pub async fn the_last_admin_token_stays(backend: &mut impl Backend) {
+    let store = backend.store();
+    let admin = async |expires_at| {
+        let token = token(store, Role::Admin, expires_at);
+        store.token_insert(&token, Secret::random().hash(), &me()).await.unwrap();
+        token.id
+    };
+    let revoke = async |id| store.token_revoke(id, &me()).await.unwrap();
+    store.token_insert(&token(store, Role::Operator, None), Secret::random().hash(), &me()).await.unwrap();
+    let soon = admin(Some(in_secs(store, 60))).await;
+    assert_eq!(revoke(soon).await, Revoked::LastAdmin);
+    let first = admin(None).await;
+    assert_eq!(revoke(first).await, Revoked::LastAdmin, "the other one ends in a minute");
+    assert_eq!(revoke(soon).await, Revoked::Done);
+    let second = admin(None).await;
+    // Both at the same moment: one of them stays.
+    let (one, other) = tokio::join!(revoke(first), revoke(second));
+    assert!(matches!((one, other), (Revoked::Done, Revoked::LastAdmin) | (Revoked::LastAdmin, Revoked::Done)));
+    let left = store.token_list(None, 10).await.unwrap().into_iter().filter(|token| token.revoked_at.is_none());
+    assert_eq!(left.filter(|token| token.role == Role::Admin).count(), 1);
 }
 
 pub async fn tokens_survive_a_restart(backend: &mut impl Backend) {

@@ -5,7 +5,7 @@ use crate::support::{On, Server, WireAgent, success};
 use futures_util::SinkExt;
 use odoshi::domain::agent::hash_of;
 use odoshi::domain::audit::Author;
-use odoshi::store::AgentPatch;
+use odoshi::store::{AgentPatch, Revoked};
 use serde_json::{Value, json};
 use std::time::Duration;
 use tokio_tungstenite::tungstenite::{Bytes, Message};
@@ -302,7 +302,7 @@ pub async fn an_agent_that_is_disabled_or_removed_is_cut_off_though_nothing_says
     let token = server.enroll("Revoked", json!({})).await;
     let mut revoked = WireAgent::hello(&server.url, &token, 16).await;
     let token = store.token_find(&hash_of(&token)).await.unwrap().unwrap();
-    assert!(store.token_revoke(token.id, &by).await.unwrap());
+    assert_eq!(store.token_revoke(token.id, &by).await.unwrap(), Revoked::Done);
     store.node_stop().await.unwrap();
     let again = server.enroll("Replaced", json!({})).await;
     let mut again = WireAgent::hello(&server.url, &again, 16).await;

@@ -1,6 +1,6 @@
 //! Enrolling, and an answer to it that got lost.
 
-use crate::support::{AgentProcess, On, Server, WireAgent, eventually};
+use crate::support::{AgentProcess, On, Server, WireAgent, eventually, program};
 use serde_json::{Value, json};
 
 /// Enrolls with a nonce: status and body.
@@ -93,6 +93,46 @@ pub async fn an_agent_whose_enroll_answer_got_lost_connects(on: On) {
     })
     .await;
     eventually("the nonce to be dropped", || async { (!state.join("enroll.nonce").exists()).then_some(()) }).await;
+}
+
+pub async fn the_last_admin_token_stays_and_a_lost_one_is_replaced(on: On) {
+    let mut server = Server::start(on.options()).await;
+    let (_, tokens) = server.call("GET", "/v1/tokens", None).await;
+    let first = format!("/v1/tokens/{}", tokens["tokens"][0]["id"].as_str().unwrap());
+    let (status, problem) = server.call("DELETE", &first, None).await;
+    assert_eq!(status, 409, "{problem}");
+    assert!(problem["detail"].as_str().unwrap().contains("last admin token"), "{problem}");
+
+    let config = server.folder.path().join("odoshi.toml");
+    let settings = format!("data_dir = {:?}\n[store]\nurl = {:?}\n", server.data(), server.store_url());
+    std::fs::write(&config, settings).unwrap();
+    let reset = async || {
+        let mut command = tokio::process::Command::new(program());
+        command.args(["token", "reset", "--config"]).arg(&config).output().await.unwrap()
+    };
+    if on == On::Sqlite {
+        // The file is one process's.
+        let refused = reset().await;
+        let told = String::from_utf8_lossy(&refused.stderr).into_owned();
+        assert!(!refused.status.success() && refused.stdout.is_empty() && told.contains("in use"), "{told}");
+        assert!(server.terminate().await.success());
+    }
+    let done = reset().await;
+    assert!(done.status.success(), "{}", String::from_utf8_lossy(&done.stderr));
+    if on == On::Sqlite {
+        server.restart().await;
+    }
+    let new = String::from_utf8(done.stdout).unwrap();
+    let new = new.trim();
+    assert!(!new.is_empty() && !new.contains(char::is_whitespace), "the token alone");
+    // The old one may go now, and it did not take part as a node.
+    assert_eq!(server.call_as(new, "DELETE", &first, None).await.0, 204);
+    let (status, nodes) = server.call_as(new, "GET", "/v1/nodes", None).await;
+    assert_eq!((status, nodes["nodes"].as_array().unwrap().len()), (200, 1), "{nodes}");
+
+    std::fs::write(&config, "[store]\nurl = \"sqlite:///nowhere/odoshi.db\"\n").unwrap();
+    let refused = reset().await;
+    assert!(!refused.status.success() && String::from_utf8_lossy(&refused.stderr).contains("/nowhere/odoshi.db"));
 }
 
 pub async fn names_that_are_a_folder_are_refused(on: On) {

@@ -100,6 +100,7 @@ on_both! {
         two_enrolls_under_one_nonce_leave_one_agent_with_one_token
         an_agent_whose_enroll_answer_got_lost_connects
         names_that_are_a_folder_are_refused
+        the_last_admin_token_stays_and_a_lost_one_is_replaced
     }
     agent_input {
         frames_that_are_none_close_the_connection_and_only_that

@@ -19,8 +19,8 @@ use crate::store::rows::{NODES, NodeRow};
 use crate::store::sessions::checked;
 use crate::store::{
     Accepted, ActionView, AgentPatch, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent,
-    NodeView, OpenAction, Opened, Report, Resolution, SessionHeld, SessionOpening, SessionState, Store, StoreError,
-    StoreResult, Unfinished, UntouchedPage,
+    NodeView, OpenAction, Opened, Report, Resolution, Revoked, SessionHeld, SessionOpening, SessionState, Store,
+    StoreError, StoreResult, Unfinished, UntouchedPage,
 };
 use async_trait::async_trait;
 use diesel::result::{DatabaseErrorKind, Error};
@@ -482,7 +482,7 @@ impl Store for PostgresStore {
         self.read("token_list", body!([] conn => tokens::list(conn, after, limit))).await
     }
 
-    async fn token_revoke(&self, id: Uuid, by: &Author) -> StoreResult<bool> {
+    async fn token_revoke(&self, id: Uuid, by: &Author) -> StoreResult<Revoked> {
         let (by, now) = (Arc::new(by.clone()), self.now());
         self.write("token_revoke", body!([by] conn => tokens::revoke(conn, id, &by, now))).await
     }

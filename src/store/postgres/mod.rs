@@ -35,6 +35,8 @@ pub use scratch::Scratch;
 
 use super::{StoreError, StoreResult};
 use crate::config::Config;
+use crate::domain::agent::Token;
+use crate::domain::audit::Author;
 use crate::domain::hint::Hint;
 use clock::Clock;
 use connect::Connector;
@@ -43,7 +45,7 @@ use diesel::ConnectionError;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
 use diesel_async::async_connection_wrapper::AsyncConnectionWrapper;
-use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
+use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use link::Connected;
 use silence::Watch;
@@ -226,6 +228,21 @@ impl PostgresStore {
     /// Moves the store's time away from the database's clock, for tests.
     pub fn set_offset(&self, millis: i64) {
         self.inner.clock.set_offset(millis);
+    }
+
+    /// See [`token_insert_alone`](crate::store::token_insert_alone).
+    ///
+    /// # Errors
+    /// As there.
+    pub(super) async fn token_insert_alone(&self, token: &Token, hash: Vec<u8>, by: &Author) -> StoreResult<()> {
+        let (inner, token, by) = (self.inner.clone(), token.clone(), by.clone());
+        self.run(async move {
+            let mut conn = inner.connector.connect().await.map_err(not_connected)?;
+            let insert = conn.transaction(async move |conn| tokens::insert(conn, &token, hash.clone(), &by).await);
+            let inserted = insert.await;
+            inserted.map_err(|error| error::sort("token_insert", error, conn.code()))
+        })
+        .await
     }
 
     /// Runs on the store's runtime, to its end even if the caller goes away.

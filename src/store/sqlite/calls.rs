@@ -12,8 +12,8 @@ use crate::store::CHECK_IN_WRITTEN;
 use crate::store::rows::{NODES, NodeRow};
 use crate::store::{
     Accepted, ActionView, AgentPatch, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent,
-    NodeView, OpenAction, Opened, Report, Resolution, SessionHeld, SessionOpening, SessionState, Store, StoreError,
-    StoreResult, Unfinished, UntouchedPage,
+    NodeView, OpenAction, Opened, Report, Resolution, Revoked, SessionHeld, SessionOpening, SessionState, Store,
+    StoreError, StoreResult, Unfinished, UntouchedPage,
 };
 use async_trait::async_trait;
 use diesel::RunQueryDsl;
@@ -358,7 +358,7 @@ impl Store for SqliteStore {
         self.read("token_list", move |conn| tokens::list(conn, after, limit)).await
     }
 
-    async fn token_revoke(&self, id: Uuid, by: &Author) -> StoreResult<bool> {
+    async fn token_revoke(&self, id: Uuid, by: &Author) -> StoreResult<Revoked> {
         let (by, now) = (by.clone(), self.now());
         self.write("token_revoke", move |conn| tokens::revoke(conn, id, &by, now)).await
     }

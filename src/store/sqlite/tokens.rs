@@ -5,6 +5,7 @@ use super::super::schema::tokens::dsl;
 use crate::domain::agent::{Role, Token};
 use crate::domain::audit::{Author, Deed};
 use crate::domain::time::Timestamp;
+use crate::store::Revoked;
 use diesel::prelude::*;
 use uuid::Uuid;
 
@@ -25,12 +26,12 @@ pub(super) fn find(conn: &mut SqliteConnection, hash: &[u8], now: Timestamp) -> 
         .transpose()
 }
 
-pub(super) fn list(conn: &mut SqliteConnection, after: Option<Uuid>, limit: usize) -> QueryResult<Vec<Token>> {
 pub(super) fn make_used(conn: &mut SqliteConnection, id: Uuid) -> QueryResult<bool> {
     let valid = || dsl::tokens.filter(dsl::id.eq(id.to_string())).filter(dsl::revoked_at.is_null());
     diesel::update(valid()).set(dsl::enroll_nonce.eq(None::<Vec<u8>>)).execute(conn).map(|tokens| tokens > 0)
 }
 
+pub(super) fn list(conn: &mut SqliteConnection, after: Option<Uuid>, limit: usize) -> QueryResult<Vec<Token>> {
     // Ids are UUIDs of version 7: their order is the order of their making.
     let mut query =
         dsl::tokens.filter(dsl::agent_no.is_null()).order(dsl::id.desc()).limit(sql_limit(limit)).into_boxed();
@@ -40,15 +41,20 @@ pub(super) fn make_used(conn: &mut SqliteConnection, id: Uuid) -> QueryResult<bo
     query.load::<TokenRow>(conn)?.into_iter().map(TokenRow::token).collect()
 }
 
-pub(super) fn revoke(conn: &mut SqliteConnection, id: Uuid, by: &Author, now: Timestamp) -> QueryResult<bool> {
-    let known = dsl::tokens.filter(dsl::id.eq(id.to_string())).count().get_result::<i64>(conn)? > 0;
-    let changed = diesel::update(dsl::tokens.filter(dsl::id.eq(id.to_string())).filter(dsl::revoked_at.is_null()))
-        .set(dsl::revoked_at.eq(now.0))
-        .execute(conn)?;
-    if changed > 0 {
-        super::audit::insert(conn, by, Deed { did: "token.revoke", subject: &id.to_string(), detail: "" }, now)?;
+pub(super) fn revoke(conn: &mut SqliteConnection, id: Uuid, by: &Author, now: Timestamp) -> QueryResult<Revoked> {
+    let found = dsl::tokens.filter(dsl::id.eq(id.to_string())).first::<TokenRow>(conn).optional()?;
+    let Some(token) = found.map(TokenRow::token).transpose()? else { return Ok(Revoked::Unknown) };
+    if token.revoked_at.is_some() {
+        return Ok(Revoked::Done);
     }
-    Ok(known)
+    let admins = dsl::tokens.filter(dsl::role.eq(Role::Admin.as_str())).filter(dsl::revoked_at.is_null());
+    let admins = admins.load::<TokenRow>(conn)?.into_iter().map(TokenRow::token).collect::<QueryResult<Vec<_>>>()?;
+    if token.is_last_admin(&admins, now) {
+        return Ok(Revoked::LastAdmin);
+    }
+    diesel::update(dsl::tokens.filter(dsl::id.eq(id.to_string()))).set(dsl::revoked_at.eq(now.0)).execute(conn)?;
+    super::audit::insert(conn, by, Deed { did: "token.revoke", subject: &id.to_string(), detail: "" }, now)?;
+    Ok(Revoked::Done)
 }
 
 pub(super) fn any_admin(conn: &mut SqliteConnection) -> QueryResult<bool> {
