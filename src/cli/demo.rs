@@ -7,23 +7,29 @@ use super::Outcome;
 use super::client::{Client, read_token};
 use super::place::Place;
 use crate::Odoshi;
-use crate::agent::{Agent, AgentConfig, ExecConfig, Secret};
+use crate::agent::modules::exec::Exec;
+use crate::agent::modules::{Call, Outcome as CallOutcome};
+use crate::agent::{Agent, AgentConfig, ExecConfig, Module, Secret};
 use crate::app::Running;
 use crate::config::Config;
 use crate::domain::time::Timestamp;
 use crate::signals::StopSignals;
+use async_trait::async_trait;
 use comfy_table::Table;
 use indicatif::{ProgressBar, ProgressStyle};
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
-use tokio::sync::watch;
+use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
 /// A demo that takes longer has gone wrong.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// How long the agents may take to say goodbye.
+const GOODBYE_WITHIN: Duration = Duration::from_secs(10);
 /// How often progress is looked at.
 const LOOK: Duration = Duration::from_millis(20);
 
@@ -32,6 +38,8 @@ const LOOK: Duration = Duration::from_millis(20);
 const FILES_PER_AGENT: u64 = 4;
 /// Open files for the server's store and spool.
 const FILES_FOR_SERVER: u64 = 96;
+/// Open files per program while it is started: both ends of its pipes, and the handles of its process.
+const FILES_PER_PROGRAM: u64 = 8;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
@@ -55,11 +63,12 @@ pub(super) fn run(args: Args) -> Outcome {
         .into());
     }
     let folder = tempfile::Builder::new().prefix("odoshi-demo-").tempdir()?;
+    let programs = most_programs(files);
     let outcome = actix_rt::System::new().block_on(async {
         let mut signals = StopSignals::listen()?;
         let place = Place::at(args.store.as_deref()).await?;
         let outcome = tokio::select! {
-            outcome = show(&args, place.url(), folder.path()) => outcome,
+            outcome = show(&args, programs, place.url(), folder.path()) => outcome,
             () = signals.next() => {
                 eprintln!("\ninterrupted; the temporary folder is removed");
                 Ok(ExitCode::from(130))
@@ -77,7 +86,26 @@ fn most_agents(files: u64) -> u64 {
     files.saturating_sub(FILES_FOR_SERVER + files / 8) / FILES_PER_AGENT
 }
 
-async fn show(args: &Args, store: Option<&str>, folder: &Path) -> Outcome {
+/// How many programs may run at a time in all agents together.
+fn most_programs(files: u64) -> usize {
+    usize::try_from(files / 8 / FILES_PER_PROGRAM).unwrap_or(usize::MAX).clamp(1, Semaphore::MAX_PERMITS)
+}
+
+/// `exec`, for agents that share the open files of one process: only so many programs run at a time.
+struct SharedExec {
+    exec: Exec,
+    room: Arc<Semaphore>,
+}
+
+#[async_trait]
+impl Module for SharedExec {
+    async fn call(&self, call: Call) -> CallOutcome {
+        let Ok(_room) = self.room.acquire().await else { return CallOutcome::failed("the demo has ended") };
+        self.exec.call(call).await
+    }
+}
+
+async fn show(args: &Args, programs: usize, store: Option<&str>, folder: &Path) -> Outcome {
     let mut flags = vec![
         ("data_dir".to_owned(), folder.join("server").display().to_string()),
         ("http.listen".to_owned(), "127.0.0.1:0".to_owned()),
@@ -93,7 +121,7 @@ async fn show(args: &Args, store: Option<&str>, folder: &Path) -> Outcome {
     let enroll = client.call(Method::POST, "/v1/tokens", Some(json!({ "role": "enroll", "name": "demo" }))).await?;
     let enroll = enroll["token"].as_str().unwrap_or_default().to_owned();
 
-    let fleet = Fleet::start(args.agents, &server, &enroll, &folder.join("agents"))?;
+    let fleet = Fleet::start(args.agents, programs, &server, &enroll, &folder.join("agents"))?;
     all_connected(&running, args.agents).await?;
 
     let roles = "labels.role IN ('web', 'db', 'cache')";
@@ -144,7 +172,13 @@ impl Drop for Fleet {
 }
 
 impl Fleet {
-    fn start(count: u32, server: &str, enroll: &str, folder: &Path) -> Result<Self, Box<dyn std::error::Error>> {
+    fn start(
+        count: u32,
+        programs: usize,
+        server: &str,
+        enroll: &str,
+        folder: &Path,
+    ) -> Result<Self, Box<dyn std::error::Error>> {
         let runtime = tokio::runtime::Builder::new_multi_thread()
             .worker_threads(1)
             .max_blocking_threads(32)
@@ -152,10 +186,11 @@ impl Fleet {
             .enable_all()
             .build()?;
         let stop = watch::Sender::new(false);
+        let room = Arc::new(Semaphore::new(programs));
         for number in 0..count {
             let name = format!("agent-{number:04}");
             let role = ["web", "db", "cache", "batch"][number as usize % 4];
-            let agent = Agent::new(AgentConfig {
+            let config = AgentConfig {
                 server: server.to_owned(),
                 state_dir: folder.join(&name),
                 name,
@@ -163,7 +198,9 @@ impl Fleet {
                 token: Some(Secret(enroll.to_owned())),
                 exec: ExecConfig { allow: vec!["uname".to_owned()], ..ExecConfig::default() },
                 ..AgentConfig::default()
-            })?;
+            };
+            let exec = Exec::new(config.exec.clone(), config.bounds());
+            let agent = Agent::new(config)?.with_module("exec", SharedExec { exec, room: room.clone() });
             let mut stopped = stop.subscribe();
             runtime.spawn(async move {
                 let until = async move {
@@ -181,8 +218,7 @@ impl Fleet {
         self.stop.send_replace(true);
         // They say goodbye to the server, which is still there; whoever doesn't in time is cut off.
         let runtime = self.runtime.take();
-        tokio::task::spawn_blocking(move || runtime.map(|runtime| runtime.shutdown_timeout(Duration::from_secs(2))))
-            .await?;
+        tokio::task::spawn_blocking(move || runtime.map(|runtime| runtime.shutdown_timeout(GOODBYE_WITHIN))).await?;
         Ok(())
     }
 }
@@ -316,12 +352,13 @@ fn summary(rows: &[Row]) -> Table {
 
 #[cfg(test)]
 mod tests {
-    use super::most_agents;
+    use super::{most_agents, most_programs};
 
     #[test]
     fn the_limit_of_open_files_bounds_the_agents() {
         assert_eq!(most_agents(1_024), 200, "the default fits the usual soft limit");
         assert_eq!(most_agents(20_000), 4_351);
         assert_eq!(most_agents(64), 0);
+        assert_eq!((most_programs(1_024), most_programs(0)), (16, 1));
     }
 }
