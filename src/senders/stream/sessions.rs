@@ -196,7 +196,10 @@ mod tests {
         SessionChange::Opened { opening: SessionOpening { agent_no, token: None, after }, serial }
     }
 
-    fn left(changes: &[SessionChange]) -> (Vec<(i64, u64)>, Vec<(i64, i64)>) {
+    /// (agent, serial) of those to be opened, and (agent, epoch) of those to be closed.
+    type Left = (Vec<(i64, u64)>, Vec<(i64, i64)>);
+
+    fn left(changes: &[SessionChange]) -> Left {
         let batch = Batch::of(changes);
         (batch.opened.into_iter().map(|(agent, (_, serial))| (agent, serial)).collect(), batch.closed)
     }
