@@ -59,15 +59,21 @@ impl<S: Sink> Message for Put<S> {
     type Result = Answers<S>;
 }
 
+/// What came of one item.
+type Verdict<S> = Result<<S as Sink>::Answer, Refused>;
+
+/// Where the answers to a [`Put`] go.
+type Reply<S> = oneshot::Sender<Vec<Verdict<S>>>;
+
 /// Who waits for the answers to a [`Put`], and those that are there.
 struct Waiting<S: Sink> {
-    answers: RefCell<Vec<Option<Result<S::Answer, Refused>>>>,
+    answers: RefCell<Vec<Option<Verdict<S>>>>,
     left: Cell<usize>,
-    reply: Cell<Option<oneshot::Sender<Vec<Result<S::Answer, Refused>>>>>,
+    reply: Cell<Option<Reply<S>>>,
 }
 
 impl<S: Sink> Waiting<S> {
-    fn answer(&self, place: usize, answer: Result<S::Answer, Refused>) {
+    fn answer(&self, place: usize, answer: Verdict<S>) {
         if let Some(slot) = self.answers.borrow_mut().get_mut(place) {
             *slot = Some(answer);
         }
@@ -91,7 +97,7 @@ struct Entry<S: Sink> {
 /// The items of one [`Put`].
 struct Group<S: Sink> {
     items: Vec<S::Item>,
-    reply: oneshot::Sender<Vec<Result<S::Answer, Refused>>>,
+    reply: Reply<S>,
 }
 
 impl<S: Sink> Group<S> {

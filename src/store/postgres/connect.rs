@@ -79,7 +79,8 @@ impl Connector {
 
     /// Opens a connection, whose driver runs on the runtime of the caller.
     pub(super) async fn connect(&self) -> ConnectionResult<Connected> {
-        let connected = link::connect(&self.config, self.tls.as_ref()).await;
+        // A handshake takes much room, and every call of the store may have to connect.
+        let connected = Box::pin(link::connect(&self.config, self.tls.as_ref())).await;
         let mut conn = connected.map_err(|error| match error {
             NotConnected::Diesel(error) => error,
             error if error.is_hopeless() => ConnectionError::InvalidConnectionUrl(error.to_string()),
