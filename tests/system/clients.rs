@@ -89,7 +89,7 @@ pub async fn a_tester_finds_no_answer_that_is_not_in_the_document(on: On) {
             .args(["--url", &server.url, "--max-examples", "40", "--no-color", "--checks", "all"])
             // The same cases each time: a change that breaks something is found by whoever makes it.
             .args(["--seed", &std::env::var("ODOSHI_TEST_SEED").unwrap_or_else(|_| "1".into())])
-            .args(["--exclude-checks", "positive_data_acceptance", "--request-timeout", "30"])
+            .args(["--exclude-checks", "positive_data_acceptance", "--request-timeout", "240"])
             .args(selected)
             // Its configuration takes the token from the environment; arguments can be seen by everybody.
             .env("ODOSHI_TOKEN", token)

@@ -21,7 +21,7 @@ async fn ten_thousand_agents_that_come_at_once_have_their_backlog_soon() {
     assert!(hard > AGENTS as u64 + 1_000, "the limit of open files is {hard}: too low for {AGENTS} agents");
     let database = tokio::task::spawn_blocking(|| cluster::own(&[])).await.unwrap();
     let options = ServerOptions { cluster: Some(database), ..On::Postgres.options() };
-    let options = options.with("ODOSHI__NODE__HEARTBEAT", "500ms").with("ODOSHI__NODE__DEAD_AFTER", "10s");
+    let options = options.with("ODOSHI__NODE__HEARTBEAT", "500ms").with("ODOSHI__NODE__DEAD_AFTER", "30s");
     let mut died = Server::start(options.clone().with("ODOSHI__NODE__NAME", "died")).await;
     let name = Some(died.database().to_owned());
     let mut others = Vec::new();
