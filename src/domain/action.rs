@@ -1,7 +1,7 @@
 //! Actions: the document that a user writes, and the validated form that the pipeline works with.
 
 use super::audit::Author;
-use super::problem::{Problem, ProblemKind};
+use super::problem::{Problem, ProblemKind, check_is_object};
 use super::protocol::{Operation, Operations};
 use super::target::Target;
 use super::text::has_nul;
@@ -250,6 +250,7 @@ impl NewAction {
     pub fn from_json(json: &[u8], id: Uuid, now: Timestamp) -> Result<Self, Problem> {
         let value: Value = serde_json::from_slice(json)
             .map_err(|error| Problem::new(ProblemKind::MalformedJson, format!("not valid JSON: {error}")))?;
+        check_is_object(json)?;
         // Read again from the text, not from `value`: operations keep their numbers to the letter, and errors have a line.
         let mut reader = serde_json::Deserializer::from_slice(json);
         let document: Document = serde_path_to_error::deserialize(&mut reader).map_err(|error| {

@@ -1,6 +1,6 @@
 //! Agents, and the tokens that agents and people show.
 
-use super::problem::{Problem, ProblemKind};
+use super::problem::{Problem, ProblemKind, check_is_object};
 use super::text::{has_nul, replace_nul_in};
 use super::time::Timestamp;
 use base64::Engine;
@@ -58,6 +58,7 @@ impl Enrollment {
             let kind = if error.inner().is_data() { ProblemKind::InvalidDocument } else { ProblemKind::MalformedJson };
             Problem::new(kind, error.to_string())
         })?;
+        check_is_object(json)?;
         replace_nul_in(&mut enrollment.facts);
         enrollment.check()?;
         Ok(enrollment)

@@ -86,6 +86,17 @@ impl Problem {
     }
 }
 
+/// Refuses a document that is a list. A derived reader would take it for the values of an object, in order.
+///
+/// # Errors
+/// A problem that says so.
+pub fn check_is_object(json: &[u8]) -> Result<(), Problem> {
+    match json.iter().find(|byte| !byte.is_ascii_whitespace()) {
+        Some(b'[') => Err(Problem::new(ProblemKind::InvalidDocument, "a JSON object is expected, not a list")),
+        _ => Ok(()),
+    }
+}
+
 impl std::fmt::Display for Problem {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}: {}", self.title, self.detail)

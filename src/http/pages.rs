@@ -1,7 +1,7 @@
 //! Pages, and bodies that are JSON.
 
 use super::{ApiError, ApiResult, BODY_WITHIN};
-use crate::domain::problem::{Problem, ProblemKind};
+use crate::domain::problem::{Problem, ProblemKind, check_is_object};
 use actix_web::web;
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
@@ -60,5 +60,6 @@ pub(super) async fn json<T: DeserializeOwned>(payload: web::Payload, max: usize)
         Problem::new(kind, error.to_string())
     })?;
     reader.end().map_err(|error| Problem::new(ProblemKind::MalformedJson, error.to_string()))?;
+    check_is_object(&json)?;
     Ok((read, json.len()))
 }

@@ -37,6 +37,8 @@ pub async fn bodies_that_are_none_get_a_problem_that_names_the_place(on: On) {
             "colour",
         ),
         ("/v1/tokens", "{\"role\": \"king\"}".to_owned(), 422, "role"),
+        ("/v1/tokens", "[\"viewer\", \"\", null]".to_owned(), 422, "not a list"),
+        ("/v1/targets/preview", " [\"TRUE\"]".to_owned(), 422, "not a list"),
         ("/v1/targets/preview", "{\"target\": \"TRUE\"} x".to_owned(), 400, "trailing"),
         ("/v1/targets/preview", target("name = 'a' -- b\nOR colour = 'x'"), 422, "line "),
         ("/v1/targets/preview", target("TRUE; DROP TABLE agents"), 422, "line 1, column"),
