@@ -321,7 +321,7 @@ pub async fn counts_are_exact_after_every_call_and_states_are_those_of_the_model
     let fleet = agents(backend.store(), AGENTS).await;
     let offset = Cell::new(0);
     let inputs = (1..4i32, prop::option::of(1..4i32), prop::collection::vec(call(), 1..24));
-    property(100, inputs, async |(max_runs, max_deliveries, calls)| {
+    property(25, inputs, async |(max_runs, max_deliveries, calls)| {
         let mut changes = json!({"max_runs": max_runs, "timeout": "30s", "expires_after": "365d"});
         if let Some(most) = max_deliveries {
             changes["max_deliveries"] = most.into();

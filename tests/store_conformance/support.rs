@@ -157,8 +157,10 @@ impl Taken {
     }
 }
 
-/// Runs a property test inside of an async case; what fails is made smaller.
+/// Runs a property test inside of an async case, four times as many cases with `scripts/test --long`; what fails is made
+/// smaller.
 pub fn property<S: Strategy>(cases: u32, inputs: S, check: impl AsyncFn(S::Value) -> TestCaseResult) {
+    let cases = if std::env::var_os("ODOSHI_TEST_LONG").is_some() { 4 * cases } else { cases };
     let config = Config { cases, failure_persistence: None, max_shrink_iters: 2_000, ..Config::default() };
     let here = tokio::runtime::Handle::current();
     let found =

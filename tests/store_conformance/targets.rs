@@ -342,5 +342,5 @@ async fn means_the_same<B: Backend>(fleet: &[Drawn], targets: &[Target]) -> Resu
 pub async fn a_target_means_the_same_in_the_store_and_in_memory<B: Backend>(_: &mut B) {
     // A hundred fleets of up to 15 agents and a hundred targets for each: 10,000 targets.
     let inputs = (fleet(), prop::collection::vec(target(), 100));
-    property(100, inputs, async |(fleet, targets)| means_the_same::<B>(&fleet, &targets).await);
+    property(25, inputs, async |(fleet, targets)| means_the_same::<B>(&fleet, &targets).await);
 }

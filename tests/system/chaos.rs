@@ -5,7 +5,7 @@
 //! `ODOSHI_TEST_SEED` repeats a run's schedule of faults, `ODOSHI_TEST_CHAOS_SECS` makes it longer.
 
 use crate::cluster::{self, Cluster};
-use crate::support::{Balancer, Fleet, Line, On, Proxy, Server, eventually};
+use crate::support::{Balancer, Fleet, Line, On, Proxy, Server, by_length, eventually};
 use checker::Evidence;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
@@ -22,8 +22,8 @@ mod checker;
 
 const NODES: usize = 3;
 const AGENTS: usize = 300;
-/// For how long faults come, unless `ODOSHI_TEST_CHAOS_SECS` says otherwise.
-const LASTS: Duration = Duration::from_secs(75);
+/// For how many seconds faults come, by default and in a long run, unless `ODOSHI_TEST_CHAOS_SECS` says otherwise.
+const LASTS: [u64; 2] = [45, 150];
 /// The time between two actions.
 const PACE: Duration = Duration::from_secs(1);
 const DEAD_AFTER: Duration = Duration::from_secs(3);
@@ -261,7 +261,7 @@ async fn nothing_is_lost_or_repeated_whatever_happens_to_three_nodes() {
     let seed = std::env::var("ODOSHI_TEST_SEED").ok().map(|seed| seed.parse().expect("a number"));
     let seed: u64 = seed.unwrap_or_else(|| rand::rng().random_range(0..1_000_000));
     let lasts = std::env::var("ODOSHI_TEST_CHAOS_SECS").ok().map(|secs| secs.parse().expect("seconds"));
-    let lasts = lasts.map_or(LASTS, Duration::from_secs);
+    let lasts = Duration::from_secs(lasts.unwrap_or_else(|| by_length(LASTS[0], LASTS[1])));
     println!("ODOSHI_TEST_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
 

@@ -1,6 +1,6 @@
 //! `kill -9` in the middle of the work, again and again: nothing is lost, nothing is done twice, every count is exact.
 
-use crate::support::{AgentProcess, On, Server, ServerOptions, eventually};
+use crate::support::{AgentProcess, On, Server, ServerOptions, by_length, eventually};
 use phases::{PHASES, Phases};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
@@ -15,9 +15,9 @@ use uuid::Uuid;
 mod phases;
 
 const AGENTS: usize = 25;
-/// With [`AGENTS`] agents, 5,000 commands.
-const ACTIONS: usize = 200;
-const KILLS: usize = 20;
+/// By default and in a long run; with [`AGENTS`] agents, 2,000 commands and 5,000.
+const ACTIONS: [usize; 2] = [80, 200];
+const KILLS: [usize; 2] = [8, 20];
 /// Kills go on until each phase was hit, but not for ever.
 const MOST_KILLS: usize = 60;
 /// The longest time without any progress after the last kill.
@@ -68,7 +68,7 @@ impl Producer {
     }
 
     fn done(&self) -> bool {
-        self.dropped.get() >= ACTIONS && self.last.get()
+        self.dropped.get() >= by_length(ACTIONS[0], ACTIONS[1]) && self.last.get()
     }
 
     async fn run(self: Rc<Self>) {
@@ -181,10 +181,10 @@ pub async fn kill_9_at_any_moment_loses_nothing_and_repeats_nothing(on: On) {
 
     let mut table = Vec::new();
     let mut hit: HashMap<&str, usize> = HashMap::new();
-    let started = Instant::now();
-    while table.len() < MOST_KILLS && (table.len() < KILLS || hit.len() < PHASES.len()) {
+    let (started, kills) = (Instant::now(), by_length(KILLS[0], KILLS[1]));
+    while table.len() < MOST_KILLS && (table.len() < kills || hit.len() < PHASES.len()) {
         // From the middle of its start to well into its work; where starting takes all of that, from its work on.
-        if table.len() >= KILLS {
+        if table.len() >= kills {
             server.ready().await;
         }
         tokio::time::sleep(Duration::from_millis(random.random_range(150..2_000))).await;

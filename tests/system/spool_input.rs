@@ -1,7 +1,7 @@
 //! What producers may drop into the spool: each file that is no action lies in `failed/` and says why, and the next one
 //! is taken as if nothing had been.
 
-use crate::support::{On, Server, eventually};
+use crate::support::{On, Server, eventually, until_reached};
 use serde_json::{Value, json};
 use std::ffi::OsStr;
 use std::fs;
@@ -216,21 +216,12 @@ pub async fn ten_thousand_files_at_once_become_ten_thousand_actions(on: On) {
         server.drop_file(&format!("{n}.json"), &document(json!({ "id": id })));
     }
     let written = started.elapsed();
-    eventually("all files in done/", || async { (count(&server.spool("done")) == FILES).then_some(()) }).await;
+    until_reached("files in done/", FILES, || count(&server.spool("done"))).await;
     let stored = started.elapsed();
     let mut after = String::new();
     let mut completed = 0;
-    // In the order in which an action goes through them: one that moves on is found in the next.
-    eventually("all actions to be completed", || async {
-        for status in ["scheduled", "resolving", "running"] {
-            let (_, list) = server.call("GET", &format!("/v1/actions?status={status}&limit=1"), None).await;
-            if !list["actions"].as_array().unwrap().is_empty() {
-                return None;
-            }
-        }
-        Some(())
-    })
-    .await;
+    let ended = "SELECT count(*) AS n FROM actions WHERE ended_at IS NOT NULL";
+    until_reached("completed actions", FILES, || server.sql().number(ended) as usize).await;
     let done = started.elapsed();
     loop {
         let path = format!("/v1/actions?status=completed&limit=1000{after}");

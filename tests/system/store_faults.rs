@@ -2,7 +2,7 @@
 //! ends by itself, nothing is lost, nothing is run twice, and memory stays bounded meanwhile.
 
 use crate::cluster::{self, Cluster};
-use crate::support::{Fleet, Line, On, Proxy, Server, ServerOptions, WireAgent, eventually};
+use crate::support::{Fleet, Line, On, Proxy, Server, ServerOptions, WireAgent, by_length, eventually};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
@@ -13,8 +13,8 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 const AGENTS: usize = 15;
-/// How long each fault lasts.
-const FAULT: Duration = Duration::from_secs(20);
+/// How many seconds each fault lasts, by default and in a long run.
+const FAULT: [u64; 2] = [10, 20];
 /// How much the server may grow while its database is away, in kilobytes.
 const GROWTH: u64 = 100 * 1024;
 
@@ -163,7 +163,8 @@ async fn line_fault(what: &str, line: Line) {
             })
             .await;
         }
-        tokio::time::sleep(FAULT.saturating_sub(started.elapsed())).await;
+        let lasts = Duration::from_secs(by_length(FAULT[0], FAULT[1]));
+        tokio::time::sleep(lasts.saturating_sub(started.elapsed())).await;
         proxy.set(Line::Open);
         eventually("readyz to be content", || async {
             server.readyz().await.filter(|(status, _)| *status == 200).map(|_| ())

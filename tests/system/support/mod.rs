@@ -12,6 +12,6 @@ pub use agent_process::AgentProcess;
 pub use balancer::Balancer;
 pub use fleet::Fleet;
 pub use proxy::{Line, Proxy};
-pub use server::{On, PATIENCE, Server, ServerOptions, SmallDisk, eventually, program};
+pub use server::{On, PATIENCE, Server, ServerOptions, SmallDisk, by_length, eventually, program, until_reached};
 pub use sql::Sql;
 pub use wire::{WireAgent, success};
