@@ -1,6 +1,6 @@
 //! Many agents, many actions: what takes how long, and how much memory.
 
-use crate::support::{On, PATIENCE, Server, ServerOptions, WireAgent, eventually};
+use crate::support::{On, PATIENCE, Server, ServerOptions, WireAgent, eventually, until_reached};
 use serde_json::{Value, json};
 use std::cell::Cell;
 use std::cmp::Reverse;
@@ -99,11 +99,9 @@ pub async fn an_agent_that_connects_after_many_actions_gets_all_of_them_in_order
             "priority": priority, "valid_from": valid_from.to_rfc3339() });
         server.drop_file(&format!("{n}.json"), &document.to_string());
     }
-    eventually("all actions to wait for their agent", || async {
-        let waiting = server.sql().number("SELECT count(*) AS n FROM open_commands WHERE state = 0");
-        (waiting == ACTIONS + AGENTS).then_some(())
-    })
-    .await;
+    let waiting = "SELECT count(*) AS n FROM open_commands WHERE state = 0";
+    let all = (ACTIONS + AGENTS) as usize;
+    until_reached("commands that wait for their agent", all, || server.sql().number(waiting) as usize).await;
     println!("{ACTIONS} actions wait {:?} after the first file", started.elapsed());
     server.kill();
     let restarted = Instant::now();
@@ -128,11 +126,8 @@ pub async fn an_agent_that_connects_after_many_actions_gets_all_of_them_in_order
     let wrong = names.iter().zip(&sorted).position(|(came, wanted)| came != wanted);
     let around = wrong.map(|at| names[at.saturating_sub(3)..].iter().take(8).map(|n| order(*n)).collect::<Vec<_>>());
     assert_eq!(wrong, None, "out of order: {around:?}");
-    eventually("all actions to be completed", || async {
-        let open = server.sql().number("SELECT count(*) AS n FROM actions WHERE ended_at IS NULL");
-        (open == 1).then_some(())
-    })
-    .await;
+    let ended = "SELECT count(*) AS n FROM actions WHERE ended_at IS NOT NULL";
+    until_reached("completed actions", ACTIONS as usize - 1, || server.sql().number(ended) as usize).await;
     // The one that others have yet to do stays open.
     println!("all actions were completed {:?} after hello", connected.elapsed());
     assert_eq!(server.sql().exceptions(), []);
