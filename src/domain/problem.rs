@@ -91,10 +91,14 @@ impl Problem {
 /// # Errors
 /// A problem that says so.
 pub fn check_is_object(json: &[u8]) -> Result<(), Problem> {
-    match json.iter().find(|byte| !byte.is_ascii_whitespace()) {
-        Some(b'[') => Err(Problem::new(ProblemKind::InvalidDocument, "a JSON object is expected, not a list")),
-        _ => Ok(()),
-    }
+    let Some(first) = json.iter().position(|byte| !byte.is_ascii_whitespace()).filter(|first| json[*first] == b'[')
+    else {
+        return Ok(());
+    };
+    let line = 1 + json[..first].iter().filter(|byte| **byte == b'\n').count();
+    let column = 1 + json[..first].iter().rev().take_while(|byte| **byte != b'\n').count();
+    let detail = format!("a JSON object is expected, not a list, at line {line} column {column}");
+    Err(Problem::new(ProblemKind::InvalidDocument, detail))
 }
 
 impl std::fmt::Display for Problem {
@@ -104,3 +108,17 @@ impl std::fmt::Display for Problem {
 }
 
 impl std::error::Error for Problem {}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_list_is_refused_with_its_place_and_everything_else_is_left_to_the_reader() {
+        let refused = check_is_object(b" \n  [1]").expect_err("a list");
+        assert!(refused.detail.ends_with("at line 2 column 3"), "{refused}");
+        for other in [&b"{}"[..], b"  ", b"", b"5", b"\"[\""] {
+            assert!(check_is_object(other).is_ok());
+        }
+    }
+}
