@@ -1,6 +1,6 @@
 //! `/v1/actions`.
 
-use super::pages::{Page, body, limit};
+use super::pages::{Page, after, body, limit};
 use super::{Api, ApiError, ApiResult, auth, lines};
 use crate::domain::action::{ActionState, Document, NewAction};
 use crate::domain::agent::Role;
@@ -194,14 +194,15 @@ pub(super) async fn commands(
     let token = auth::needs(&api, &request, Role::Viewer).await?;
     let limit = limit(query.limit)?;
     let status: Option<CommandState> = query.status.as_deref().map(parse_status).transpose()?;
+    let after = after(query.after.as_deref())?;
     if api.store.action_no(*id).await?.is_none() {
         return Err(ApiError::not_found(format!("no action {id}")));
     }
     if let Some(format) = lines::Format::asked_for(&request) {
         let room = api.limits.stream(token.id)?;
-        return lines::commands(api, room, *id, status, query.into_inner().after, format);
+        return lines::commands(api, room, *id, status, after.map(str::to_owned), format);
     }
-    let commands = api.store.command_list(*id, status, query.after.as_deref(), limit).await?;
+    let commands = api.store.command_list(*id, status, after, limit).await?;
     let Page { items: commands, next } = Page::new(commands, limit, |command| command.agent.clone());
     Ok(HttpResponse::Ok().json(CommandPage { commands, next }))
 }

@@ -1,6 +1,6 @@
 //! `/v1/agents`: the fleet, as operators see it.
 
-use super::pages::{Page, json, limit};
+use super::pages::{Page, after, json, limit};
 use super::{Api, ApiError, ApiResult, auth};
 use crate::domain::agent::{Enrollment, MAX_DESCRIPTION, Role, STREAM, Secret, SigningSecret};
 use crate::domain::audit::Author;
@@ -57,7 +57,7 @@ pub(super) async fn list(
     auth::needs(&api, &request, Role::Viewer).await?;
     let limit = limit(query.limit)?;
     let target = query.target.as_deref().map(parse).transpose()?;
-    let agents = api.store.agent_list(target.as_ref(), query.after.as_deref(), limit).await?;
+    let agents = api.store.agent_list(target.as_ref(), after(query.after.as_deref())?, limit).await?;
     let Page { items: agents, next } = Page::new(agents, limit, |agent| agent.name.clone());
     Ok(HttpResponse::Ok().json(AgentPage { agents, next }))
 }

@@ -2,6 +2,7 @@
 
 use super::{ApiError, ApiResult, BODY_WITHIN};
 use crate::domain::problem::{Problem, ProblemKind, check_is_object};
+use crate::domain::text::has_nul;
 use actix_web::web;
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
@@ -15,6 +16,14 @@ pub(super) fn limit(asked: Option<usize>) -> ApiResult<usize> {
     match asked.unwrap_or(DEFAULT_LIMIT) {
         limit @ 1..=MAX_LIMIT => Ok(limit),
         other => Err(ApiError::bad_request(format!("limit: {other} is not between 1 and {MAX_LIMIT}"))),
+    }
+}
+
+/// The name after which a page begins, as asked for. No name has a NUL character, which PostgreSQL refuses.
+pub(super) fn after(asked: Option<&str>) -> ApiResult<Option<&str>> {
+    match asked {
+        Some(name) if has_nul(name) => Err(ApiError::bad_request("after: holds a NUL character")),
+        name => Ok(name),
     }
 }
 

@@ -30,6 +30,7 @@ pub async fn a_target_is_previewed_and_agents_are_listed_and_shown(on: On) {
     assert_eq!(names(&online), ["a"]);
     assert_eq!(server.call("GET", "/v1/agents?target=nonsense", None).await.0, 422);
     assert_eq!(server.call("GET", "/v1/agents?limit=1001", None).await.0, 400);
+    assert_eq!(server.call("GET", "/v1/agents?after=%00", None).await.0, 400, "no name has such a character");
 
     let (status, agent) = server.call("GET", "/v1/agents/a", None).await;
     assert_eq!((status, &agent["status"], &agent["transport"]), (200, &json!("online"), &json!("stream")), "{agent}");

@@ -37,8 +37,16 @@ async fn ten_thousand_agents_that_come_at_once_have_their_backlog_soon() {
             let call =
                 call.json(&json!({ "name": format!("a{number}"), "labels": {}, "facts": {}, "version": "wire" }));
             async move {
-                let answer: serde_json::Value = call.send().await.unwrap().json().await.unwrap();
-                answer["token"].as_str().unwrap().to_owned()
+                // A busy server says 503: it has not enrolled the agent then.
+                eventually("an agent to be enrolled", || async {
+                    let answer = call.try_clone().unwrap().send().await.unwrap();
+                    if answer.status() == 503 {
+                        return None;
+                    }
+                    let answer: serde_json::Value = answer.json().await.unwrap();
+                    Some(answer["token"].as_str().unwrap().to_owned())
+                })
+                .await
             }
         })
         .buffered(64)
