@@ -17,6 +17,7 @@ pub mod pipeline;
 pub mod reconcilers;
 pub mod runtime;
 pub mod senders;
+pub mod service;
 pub mod signals;
 pub mod store;
 mod tls;

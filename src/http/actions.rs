@@ -1,15 +1,17 @@
 //! `/v1/actions`.
 
-use super::pages::{Page, after, body, limit};
-use super::{Api, ApiError, ApiResult, auth, lines};
-use crate::domain::action::{ActionState, Document, NewAction};
-use crate::domain::agent::Role;
-use crate::domain::audit::Author;
+use super::api::Api;
+use super::error::{ApiError, ApiResult};
+use super::extract::{Body, Operator, Viewer};
+use super::lines;
+use super::pages::{Page, after, limit};
+use crate::domain::action::{ActionState, Document};
 use crate::domain::command::CommandState;
 use crate::domain::counts::Counts;
 use crate::domain::problem::{Problem, ProblemKind};
-use crate::domain::time::{Span, Timestamp};
-use crate::store::{Accepted, ActionView, CommandView};
+use crate::domain::time::Timestamp;
+use crate::service::actions::{self, Submitted};
+use crate::store::{ActionView, CommandView};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -47,7 +49,7 @@ pub(super) struct AcceptedAction {
     status: ActionState,
 }
 
-/// Hands in an action: accepted once it is durable. The same id, or the same `Idempotency-Key`, again is the same action.
+/// Submits an action. It is accepted once it is durable. The same id, or the same `Idempotency-Key`, again is the same action.
 #[utoipa::path(post, path = "/v1/actions", tag = "actions", request_body(content = Document, description = "The action"),
     params(("Idempotency-Key" = Option<String>, Header, description = "What the caller calls this request")),
     responses(
@@ -56,41 +58,22 @@ pub(super) struct AcceptedAction {
             description = "The id is taken by an action with other content"),
     ), security(("token" = ["operator"])))]
 pub(super) async fn create(
+    operator: Operator,
     request: HttpRequest,
-    payload: web::Payload,
+    body: Body,
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
-    let by = auth::needs(&api, &request, Role::Operator).await?;
     if api.supervision.is_draining() {
         return Err(ApiError::new(ProblemKind::Unavailable, "the server is stopping; another one takes this"));
     }
     let key = idempotency_key(&request)?;
-    let document = body(payload, api.max_body()).await?;
-    submit(&api, &document, key, Author::from(&by)).await
+    let document = body.read().await?;
+    accepted(&api, actions::submit(&api.node, &document, key, operator.author()).await?).await
 }
 
-/// Stores a document as an action.
-async fn submit(api: &Api, document: &[u8], key: Option<String>, by: Author) -> ApiResult<HttpResponse> {
-    let mut action = NewAction::from_json(document, Uuid::now_v7(), api.node.store.now())?;
-    action.idempotency_key = key;
-    action.author = by;
-    let id = action.id;
-    match api.node.store.action_insert(vec![action]).await?.pop() {
-        Some(Accepted::Stored { id, fresh, .. }) => {
-            api.node.signals.actions_submitted();
-            let known = if fresh { None } else { api.node.store.action_view(id).await? };
-            let status = known.map_or(ActionState::Scheduled, |view| view.status);
-            Ok(HttpResponse::Accepted().json(AcceptedAction { id, status }))
-        }
-        Some(Accepted::KeyMismatch) => {
-            let detail = "Idempotency-Key: it was used for another document";
-            Err(ApiError::new(ProblemKind::IdempotencyMismatch, detail))
-        }
-        Some(Accepted::Conflict) | None => {
-            let detail = format!("id: {id} is taken by an action with other content");
-            Err(ApiError::new(ProblemKind::Conflict, detail))
-        }
-    }
+async fn accepted(api: &Api, submitted: Submitted) -> ApiResult<HttpResponse> {
+    let status = actions::state_of(&api.node, submitted).await?;
+    Ok(HttpResponse::Accepted().json(AcceptedAction { id: submitted.id, status }))
 }
 
 /// What the caller calls this request, 1 to 255 characters.
@@ -126,12 +109,7 @@ pub(super) struct ActionPage {
 /// Actions, newest first.
 #[utoipa::path(get, path = "/v1/actions", tag = "actions", params(ActionsQuery),
     responses((status = 200, body = ActionPage, description = "A page of actions")), security(("token" = ["viewer"])))]
-pub(super) async fn list(
-    request: HttpRequest,
-    query: web::Query<ActionsQuery>,
-    api: web::Data<Api>,
-) -> ApiResult<HttpResponse> {
-    auth::needs(&api, &request, Role::Viewer).await?;
+pub(super) async fn list(_: Viewer, query: web::Query<ActionsQuery>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     let limit = limit(query.limit)?;
     let status = query.status.as_deref().map(parse_status).transpose()?;
     let views = api.node.store.action_list(status, query.after, limit).await?;
@@ -150,10 +128,8 @@ fn parse_status<T: serde::de::DeserializeOwned>(text: &str) -> ApiResult<T> {
     params(("id" = Uuid, Path, description = "The action's id")),
     responses((status = 200, body = Action, description = "The action")),
     security(("token" = ["viewer"])))]
-pub(super) async fn show(request: HttpRequest, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
-    auth::needs(&api, &request, Role::Viewer).await?;
-    let view = api.node.store.action_view(*id).await?.ok_or_else(|| ApiError::not_found(format!("no action {id}")))?;
-    Ok(HttpResponse::Ok().json(Action::from(view)))
+pub(super) async fn show(_: Viewer, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
+    Ok(HttpResponse::Ok().json(Action::from(actions::show(&api.node, *id).await?)))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -184,20 +160,20 @@ pub(super) struct CommandPage {
         (CommandPage = "application/json"), (String = "application/x-ndjson"), (String = "text/csv")))),
     security(("token" = ["viewer"])))]
 pub(super) async fn commands(
+    viewer: Viewer,
     request: HttpRequest,
     id: web::Path<Uuid>,
     query: web::Query<CommandsQuery>,
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
-    let token = auth::needs(&api, &request, Role::Viewer).await?;
     let limit = limit(query.limit)?;
     let status: Option<CommandState> = query.status.as_deref().map(parse_status).transpose()?;
     let after = after(query.after.as_deref())?;
     if api.node.store.action_no(*id).await?.is_none() {
-        return Err(ApiError::not_found(format!("no action {id}")));
+        return Err(ApiError::not_found(format!("action {id} not found")));
     }
     if let Some(format) = lines::Format::asked_for(&request) {
-        let room = api.limits.stream(token.id)?;
+        let room = api.limits.stream(viewer.token.id)?;
         return lines::commands(api, room, *id, status, after.map(str::to_owned), format);
     }
     let commands = api.node.store.command_list(*id, status, after, limit).await?;
@@ -205,50 +181,33 @@ pub(super) async fn commands(
     Ok(HttpResponse::Ok().json(CommandPage { commands, next }))
 }
 
-/// Cancels an action: final for whatever isn't final. Idempotent.
+/// Cancels every unfinished command of an action. Idempotent.
 #[utoipa::path(post, path = "/v1/actions/{id}/cancel", tag = "actions",
     params(("id" = Uuid, Path, description = "The action's id")),
     responses((status = 200, body = Action, description = "The action")),
     security(("token" = ["operator"])))]
-pub(super) async fn cancel(request: HttpRequest, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
-    let by = Author::from(&auth::needs(&api, &request, Role::Operator).await?);
-    let view =
-        api.node.store.action_cancel(*id, &by).await?.ok_or_else(|| ApiError::not_found(format!("no action {id}")))?;
-    api.node.signals.action_cancelled(view.no, view.id);
+pub(super) async fn cancel(operator: Operator, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
+    let view = actions::cancel(&api.node, *id, &operator.author()).await?;
     Ok(HttpResponse::Ok().json(Action::from(view)))
 }
 
-/// Pauses an action: nothing of it is handed over until it is resumed; all else goes on. Idempotent.
+/// Pauses an action: nothing of it is delivered until it is resumed. Everything else continues. Idempotent.
 #[utoipa::path(post, path = "/v1/actions/{id}/pause", tag = "actions",
     params(("id" = Uuid, Path, description = "The action's id")),
     responses((status = 200, body = Action, description = "The action")),
     security(("token" = ["operator"])))]
-pub(super) async fn pause(request: HttpRequest, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
-    set_paused(request, *id, api, true).await
+pub(super) async fn pause(operator: Operator, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
+    let view = actions::set_paused(&api.node, *id, true, &operator.author()).await?;
+    Ok(HttpResponse::Ok().json(Action::from(view)))
 }
 
-/// Lets a paused action go on. Idempotent.
+/// Resumes a paused action. Idempotent.
 #[utoipa::path(post, path = "/v1/actions/{id}/resume", tag = "actions",
     params(("id" = Uuid, Path, description = "The action's id")),
     responses((status = 200, body = Action, description = "The action")),
     security(("token" = ["operator"])))]
-pub(super) async fn resume(request: HttpRequest, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
-    set_paused(request, *id, api, false).await
-}
-
-async fn set_paused(request: HttpRequest, id: Uuid, api: web::Data<Api>, paused: bool) -> ApiResult<HttpResponse> {
-    let by = Author::from(&auth::needs(&api, &request, Role::Operator).await?);
-    let view = api
-        .node
-        .store
-        .action_pause(id, paused, &by)
-        .await?
-        .ok_or_else(|| ApiError::not_found(format!("no action {id}")))?;
-    if view.status == ActionState::Paused {
-        api.node.signals.action_paused(view.no);
-    } else {
-        api.node.signals.action_resumed(view.no);
-    }
+pub(super) async fn resume(operator: Operator, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
+    let view = actions::set_paused(&api.node, *id, false, &operator.author()).await?;
     Ok(HttpResponse::Ok().json(Action::from(view)))
 }
 
@@ -275,28 +234,18 @@ const RETRIED: &str = "failed,timed_out,undeliverable,expired";
             description = "The Idempotency-Key was used for something else")),
     security(("token" = ["operator"])))]
 pub(super) async fn retry(
+    operator: Operator,
     request: HttpRequest,
     id: web::Path<Uuid>,
     query: web::Query<RetryQuery>,
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
-    let by = auth::needs(&api, &request, Role::Operator).await?;
     let key = idempotency_key(&request)?;
     let states = query.status.as_deref().unwrap_or(RETRIED).split(',').map(|name| {
         let state = CommandState::from_name(name.trim()).filter(|state| state.is_final());
         state.ok_or_else(|| ApiError::bad_request(format!("status: {name:?} is not a final state of a command")))
     });
     let states = states.collect::<ApiResult<Vec<_>>>()?;
-    let view = api.node.store.action_view(*id).await?.ok_or_else(|| ApiError::not_found(format!("no action {id}")))?;
-    let mut document: serde_json::Map<String, serde_json::Value> = serde_json::from_str(view.document.get())
-        .map_err(|error| ApiError::new(ProblemKind::Internal, error.to_string()))?;
-    let time = |key: &str| document.get(key)?.as_str().and_then(|text| Timestamp::parse(text).ok());
-    let lasts = time("expires_at").zip(time("valid_from")).map(|(end, start)| Span(end.since(start)));
-    ["id", "valid_from", "expires_at"].into_iter().for_each(|key| drop(document.remove(key)));
-    if let Some(lasts) = lasts {
-        document.insert("expires_after".into(), lasts.to_string().into());
-    }
-    let of = states.into_iter().map(|state| format!("action('{id}') = '{}'", state.as_str()));
-    document.insert("target".into(), of.collect::<Vec<_>>().join(" OR ").into());
-    submit(&api, serde_json::Value::from(document).to_string().as_bytes(), key, Author::from(&by)).await
+    let submitted = actions::retry(&api.node, *id, &states, key, operator.author()).await?;
+    accepted(&api, submitted).await
 }

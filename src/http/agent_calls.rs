@@ -1,13 +1,16 @@
 //! `/v1/agent`: what agents call.
 
-use super::pages::body;
-use super::{Api, ApiError, ApiResult, auth};
-use crate::domain::agent::{Enrollment, Role, STREAM, Secret, hash_of};
+use super::actions::idempotency_key;
+use super::api::Api;
+use super::auth;
+use super::error::{ApiError, ApiResult};
+use super::extract::{Body, CallingAgent};
+use crate::domain::agent::{Enrollment, Role};
 use crate::domain::audit::Author;
 use crate::domain::problem::{Problem, ProblemKind};
 use crate::domain::protocol::MAX_FRAME;
 use crate::senders::stream::connection;
-use crate::store::{Enrolled, NewAgent};
+use crate::service::agents;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -30,44 +33,22 @@ pub(super) struct EnrolledAgent {
         (status = 200, body = EnrolledAgent, description = "It is known, and what it said is stored"),
         (status = 409, body = Problem, content_type = "application/problem+json", description = "The name is taken")),
     security(("token" = ["enroll"])))]
-pub(super) async fn enroll(
-    request: HttpRequest,
-    payload: web::Payload,
-    api: web::Data<Api>,
-) -> ApiResult<HttpResponse> {
+pub(super) async fn enroll(request: HttpRequest, body: Body, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     let token = auth::caller(&api, &request).await?;
     if token.role != Role::Agent && !token.role.allows(Role::Enroll) {
         let detail = format!("this needs the role enroll; the token has {}", token.role.as_str());
         return Err(ApiError::new(ProblemKind::Forbidden, detail));
     }
-    let enrollment = Enrollment::from_json(&body(payload, api.max_body()).await?)?;
+    let enrollment = Enrollment::from_json(&body.read().await?)?;
     if token.role == Role::Agent {
-        let (agent, _) = auth::agent(&api, &request).await?;
-        if agent.name != enrollment.name {
-            let detail = format!("this token belongs to {}, not to {}", agent.name, enrollment.name);
-            return Err(ApiError::new(ProblemKind::Forbidden, detail));
-        }
-        let Enrollment { labels, facts, version, .. } = &enrollment;
-        if api.node.store.agent_refresh(agent.no, Some(labels), facts, version).await? {
-            api.node.signals.agent_changed(agent.no);
-        }
+        let removed = || ApiError::new(ProblemKind::Unauthorized, "the token's agent was removed");
+        let agent = agents::of_token(&api.node, &token).await?.ok_or_else(removed)?;
+        agents::refresh(&api.node, &agent, &enrollment).await?;
         return Ok(HttpResponse::Ok().json(EnrolledAgent { agent: agent.name, token: None }));
     }
-    let nonce_hash = super::actions::idempotency_key(&request)?.map(|nonce| hash_of(&nonce));
-    let secret = Secret::random();
-    let new = NewAgent { enrollment, transport: STREAM.into(), address: None, secret: None };
-    match api.node.store.agent_enroll_once(&new, secret.hash(), nonce_hash, &Author::from(&token)).await? {
-        Enrolled::New(agent) => {
-            api.node.signals.agent_changed(agent.no);
-            log::info!(agent = agent.name.as_str(); "an agent has enrolled");
-            let token = Some(secret.reveal().to_owned());
-            Ok(HttpResponse::Created().json(EnrolledAgent { agent: agent.name, token }))
-        }
-        Enrolled::Taken => {
-            let detail = format!("name: {} is taken by another agent", new.enrollment.name);
-            Err(ApiError::new(ProblemKind::Conflict, detail))
-        }
-    }
+    let (nonce, agent) = (idempotency_key(&request)?, enrollment.name.clone());
+    let secret = agents::enroll(&api.node, enrollment, nonce.as_deref(), &Author::from(&token)).await?;
+    Ok(HttpResponse::Created().json(EnrolledAgent { agent, token: Some(secret.reveal().to_owned()) }))
 }
 
 /// The agent's WebSocket.
@@ -77,11 +58,11 @@ pub(super) async fn enroll(
         (status = 503, body = Problem, content_type = "application/problem+json", description = "No room, or stopping")),
     security(("token" = ["agent"])))]
 pub(super) async fn stream(
+    CallingAgent { agent, token }: CallingAgent,
     request: HttpRequest,
     payload: web::Payload,
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
-    let (agent, token) = auth::agent(&api, &request).await?;
     if api.supervision.is_draining() {
         return Err(ApiError::new(ProblemKind::Unavailable, "the server is stopping; connect to another one"));
     }

@@ -1,20 +1,16 @@
 //! `/v1/agents`: the fleet, as operators see it.
 
-use super::pages::{Page, after, json, limit};
-use super::{Api, ApiError, ApiResult, auth};
-use crate::domain::agent::{Enrollment, MAX_DESCRIPTION, Role, STREAM, Secret, SigningSecret};
-use crate::domain::audit::Author;
-use crate::domain::problem::{Problem, ProblemKind};
-use crate::domain::target::Target;
-use crate::domain::text::has_nul;
-use crate::store::{AgentPatch, AgentView, Enrolled, NewAgent};
-use actix_web::{HttpRequest, HttpResponse, web};
+use super::api::Api;
+use super::error::ApiResult;
+use super::extract::{Admin, JsonBody, Viewer};
+use super::pages::{Page, after, limit};
+use crate::domain::problem::Problem;
+use crate::service::{agents, targets};
+use crate::store::{AgentPatch, AgentView};
+use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
 use utoipa::{IntoParams, ToSchema};
-
-/// The longest address, in bytes.
-const MAX_ADDRESS: usize = 2_048;
 
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
@@ -37,24 +33,15 @@ pub(super) struct AgentPage {
     next: Option<String>,
 }
 
-pub(super) fn parse(target: &str) -> ApiResult<Target> {
-    Target::parse(target).map_err(|error| Problem::new(ProblemKind::InvalidDocument, format!("target: {error}")).into())
-}
-
 /// Agents by name: all, disabled ones too, or those that a target picks.
 #[utoipa::path(get, path = "/v1/agents", tag = "agents", params(AgentsQuery),
     responses((status = 200, body = AgentPage, description = "A page of agents"),
         (status = 422, body = Problem, content_type = "application/problem+json",
             description = "The target can't be read; the detail names line and column")),
     security(("token" = ["viewer"])))]
-pub(super) async fn list(
-    request: HttpRequest,
-    query: web::Query<AgentsQuery>,
-    api: web::Data<Api>,
-) -> ApiResult<HttpResponse> {
-    auth::needs(&api, &request, Role::Viewer).await?;
+pub(super) async fn list(_: Viewer, query: web::Query<AgentsQuery>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     let limit = limit(query.limit)?;
-    let target = query.target.as_deref().map(parse).transpose()?;
+    let target = query.target.as_deref().map(targets::parse).transpose()?;
     let agents = api.node.store.agent_list(target.as_ref(), after(query.after.as_deref())?, limit).await?;
     let Page { items: agents, next } = Page::new(agents, limit, |agent| agent.name.clone());
     Ok(HttpResponse::Ok().json(AgentPage { agents, next }))
@@ -94,60 +81,19 @@ pub(super) struct AgentSecrets {
     responses((status = 201, body = AgentSecrets, description = "The agent"),
         (status = 409, body = Problem, content_type = "application/problem+json", description = "The name is taken")),
     security(("token" = ["admin"])))]
-pub(super) async fn add(request: HttpRequest, payload: web::Payload, api: web::Data<Api>) -> ApiResult<HttpResponse> {
-    let by = Author::from(&auth::needs(&api, &request, Role::Admin).await?);
-    let (AddedAgent { name, transport, address, labels }, _) = json(payload, api.max_body()).await?;
-    let invalid = |detail: String| Err(Problem::new(ProblemKind::InvalidDocument, detail).into());
-    let named = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
-    if transport.is_empty() || transport.len() > 64 || !transport.chars().all(named) {
-        return invalid(format!("transport: {transport:?} is not 1 to 64 of A-Z a-z 0-9 _ -"));
-    }
-    check_address(address.as_deref())?;
-    let is_url = |address: &str| reqwest::Url::parse(address).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
-    if transport == "webhook" && !address.as_deref().is_some_and(is_url) {
-        return invalid("address: a webhook needs an http:// or https:// URL".into());
-    }
-    if transport == STREAM && address.is_some() {
-        return invalid("address: agents of the transport stream connect by themselves and have none".into());
-    }
-    let enrollment = Enrollment { name, labels, ..Enrollment::default() };
-    enrollment.check()?;
-    let (token, secret) = (Secret::random(), SigningSecret::random());
-    let new = NewAgent { enrollment, transport, address, secret: Some(secret.reveal().to_owned()) };
-    match api.node.store.agent_enroll(&new, token.hash(), &by).await? {
-        Enrolled::New(agent) => {
-            api.node.signals.agent_changed(agent.no);
-            log::info!(agent = agent.name.as_str(), transport = agent.transport.as_str(); "an agent was added");
-            let (token, secret) = (token.reveal().to_owned(), secret.reveal().to_owned());
-            Ok(HttpResponse::Created().json(AgentSecrets { agent: agent.name, token, secret }))
-        }
-        Enrolled::Taken => {
-            let detail = format!("name: {} is taken by another agent", new.enrollment.name);
-            Err(ApiError::new(ProblemKind::Conflict, detail))
-        }
-    }
-}
-
-fn check_address(address: Option<&str>) -> ApiResult<()> {
-    if address.is_some_and(|address| has_nul(address) || address.len() > MAX_ADDRESS) {
-        let detail = format!("address: longer than {MAX_ADDRESS} bytes, or holds a NUL character");
-        return Err(Problem::new(ProblemKind::InvalidDocument, detail).into());
-    }
-    Ok(())
+pub(super) async fn add(admin: Admin, body: JsonBody<AddedAgent>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
+    let AddedAgent { name, transport, address, labels } = body.read().await?;
+    let added = agents::AddedAgent { name: name.clone(), transport, address, labels };
+    let secrets = agents::add(&api.node, added, &admin.author()).await?;
+    let (token, secret) = (secrets.token.reveal().to_owned(), secrets.signing.reveal().to_owned());
+    Ok(HttpResponse::Created().json(AgentSecrets { agent: name, token, secret }))
 }
 
 /// An agent.
 #[utoipa::path(get, path = "/v1/agents/{name}", tag = "agents", params(("name" = String, Path, description = "The agent's name")),
     responses((status = 200, body = AgentView, description = "The agent")), security(("token" = ["viewer"])))]
-pub(super) async fn show(
-    request: HttpRequest,
-    name: web::Path<String>,
-    api: web::Data<Api>,
-) -> ApiResult<HttpResponse> {
-    auth::needs(&api, &request, Role::Viewer).await?;
-    let agent =
-        api.node.store.agent_view(&name).await?.ok_or_else(|| ApiError::not_found(format!("no agent {name}")))?;
-    Ok(HttpResponse::Ok().json(agent))
+pub(super) async fn show(_: Viewer, name: web::Path<String>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
+    Ok(HttpResponse::Ok().json(agents::show(&api.node, &name).await?))
 }
 
 /// A JSON merge patch: what is null goes, what isn't there stays.
@@ -176,47 +122,20 @@ fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<Str
     request_body(content((Patch = "application/json"), (Patch = "application/merge-patch+json"))),
     responses((status = 200, body = AgentView, description = "The agent as it is now")), security(("token" = ["admin"])))]
 pub(super) async fn patch(
-    request: HttpRequest,
+    admin: Admin,
     name: web::Path<String>,
-    payload: web::Payload,
+    body: JsonBody<Patch>,
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
-    let by = Author::from(&auth::needs(&api, &request, Role::Admin).await?);
-    let (Patch { labels, address, disabled }, _) = json(payload, api.max_body()).await?;
-    let invalid = |detail: String| Err(Problem::new(ProblemKind::InvalidDocument, detail).into());
-    let nul = |(key, value): &(&String, &Option<String>)| has_nul(key) || value.as_deref().is_some_and(has_nul);
-    if let Some((key, _)) = labels.iter().find(nul) {
-        return invalid(format!("labels.{}: holds a NUL character", key.escape_default()));
-    }
-    check_address(address.as_ref().and_then(|address| address.as_deref()))?;
-    let known =
-        api.node.store.agent_view(&name).await?.ok_or_else(|| ApiError::not_found(format!("no agent {name}")))?;
-    let more: usize = labels.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, String::len) + 6).sum();
-    if known.labels.get().len() + more > MAX_DESCRIPTION {
-        return invalid(format!("labels: larger than {MAX_DESCRIPTION} bytes as JSON"));
-    }
-    let changed = api.node.store.agent_update(&name, &AgentPatch { labels, address, disabled }, &by).await?;
-    let (no, agent) = changed.ok_or_else(|| ApiError::not_found(format!("no agent {name}")))?;
-    api.node.signals.agent_changed(no);
-    if agent.disabled {
-        api.node.signals.agent_disabled(no);
-    }
-    log::info!(agent = name.as_str(), disabled = agent.disabled; "an agent was changed");
-    Ok(HttpResponse::Ok().json(agent))
+    let Patch { labels, address, disabled } = body.read().await?;
+    let patch = AgentPatch { labels, address, disabled };
+    Ok(HttpResponse::Ok().json(agents::update(&api.node, &name, patch, &admin.author()).await?))
 }
 
 /// Removes an agent: its commands become undeliverable, its token is no longer valid, its name is free.
 #[utoipa::path(delete, path = "/v1/agents/{name}", tag = "agents", params(("name" = String, Path, description = "The agent's name")),
     responses((status = 204, description = "It is removed")), security(("token" = ["admin"])))]
-pub(super) async fn remove(
-    request: HttpRequest,
-    name: web::Path<String>,
-    api: web::Data<Api>,
-) -> ApiResult<HttpResponse> {
-    let by = Author::from(&auth::needs(&api, &request, Role::Admin).await?);
-    let removed = api.node.store.agent_remove(&name, &by).await?;
-    let no = removed.ok_or_else(|| ApiError::not_found(format!("no agent {name}")))?;
-    api.node.signals.agent_disabled(no);
-    log::info!(agent = name.as_str(); "an agent was removed");
+pub(super) async fn remove(admin: Admin, name: web::Path<String>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
+    agents::remove(&api.node, &name, &admin.author()).await?;
     Ok(HttpResponse::NoContent().finish())
 }

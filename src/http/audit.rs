@@ -1,10 +1,11 @@
 //! `/v1/audit`: who did what.
 
+use super::api::Api;
+use super::error::ApiResult;
+use super::extract::Admin;
 use super::pages::{Page, limit};
-use super::{Api, ApiResult, auth};
-use crate::domain::agent::Role;
 use crate::domain::audit::AuditEntry;
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 
@@ -29,12 +30,7 @@ pub(super) struct AuditPage {
 /// The changes that were made, newest first.
 #[utoipa::path(get, path = "/v1/audit", tag = "audit", params(AuditQuery),
     responses((status = 200, body = AuditPage, description = "A page of the audit log")), security(("token" = ["admin"])))]
-pub(super) async fn list(
-    request: HttpRequest,
-    query: web::Query<AuditQuery>,
-    api: web::Data<Api>,
-) -> ApiResult<HttpResponse> {
-    auth::needs(&api, &request, Role::Admin).await?;
+pub(super) async fn list(_: Admin, query: web::Query<AuditQuery>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     let limit = limit(query.limit)?;
     let Page { items: audit, next } =
         Page::new(api.node.store.audit_list(query.after, limit).await?, limit, |entry| entry.no);

@@ -3,7 +3,7 @@
 //! Each connection is counted when it is accepted. One beyond the bound gets `503` on its first request and is closed. A
 //! WebSocket is refused a little earlier, so that agents cannot take the last connections from operators.
 
-use super::ApiError;
+use super::error::ApiError;
 use crate::domain::problem::ProblemKind;
 use crate::metrics::Metrics;
 use actix_web::dev::{Extensions, ServiceRequest};

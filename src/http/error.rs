@@ -2,6 +2,7 @@
 //! plain `500` whose cause is logged here, once, and not told.
 
 use crate::domain::problem::{Problem, ProblemKind};
+use crate::service::ServiceError;
 use crate::store::StoreError;
 use actix_web::http::StatusCode;
 use actix_web::{HttpRequest, HttpResponse, Responder, ResponseError};
@@ -12,7 +13,7 @@ use std::fmt;
 pub struct ApiError {
     problem: Problem,
     /// The methods that the path has.
-    allow: Option<&'static str>,
+    allow: Option<String>,
 }
 
 /// What a status means in general.
@@ -21,7 +22,7 @@ pub(super) fn title_of(status: u16) -> &'static str {
         400 => "A parameter, a header or the JSON can't be read",
         401 => "No token, or not a valid one",
         403 => "The token's role doesn't allow this",
-        404 => "There is no such thing",
+        404 => "Not found",
         413 => "The body is too large",
         422 => "The document is not valid; the detail names the place",
         429 => "Too much for one token; Retry-After says when to go on",
@@ -50,9 +51,9 @@ impl ApiError {
         Self::new(ProblemKind::TooLarge, format!("the body is larger than {max} bytes"))
     }
 
-    pub(super) fn method_not_allowed(allow: &'static str) -> Self {
+    pub(super) fn method_not_allowed(allow: &str) -> Self {
         let problem = Problem::new(ProblemKind::MethodNotAllowed, format!("this path has {allow}"));
-        Self { problem, allow: Some(allow) }
+        Self { problem, allow: Some(allow.to_owned()) }
     }
 }
 
@@ -67,6 +68,15 @@ impl std::error::Error for ApiError {}
 impl From<Problem> for ApiError {
     fn from(problem: Problem) -> Self {
         Self { problem, allow: None }
+    }
+}
+
+impl From<ServiceError> for ApiError {
+    fn from(error: ServiceError) -> Self {
+        match error {
+            ServiceError::Refused(problem) => problem.into(),
+            ServiceError::Store(error) => error.into(),
+        }
     }
 }
 
@@ -98,8 +108,8 @@ impl ResponseError for ApiError {
             }
             _ => {}
         }
-        if let Some(allow) = self.allow {
-            response.insert_header(("Allow", allow));
+        if let Some(allow) = &self.allow {
+            response.insert_header(("Allow", allow.as_str()));
         }
         let body = serde_json::to_string(&self.problem).unwrap_or_default();
         response.content_type("application/problem+json").body(body)

@@ -3,13 +3,15 @@
 //! A stream looks at the store when something was committed, at most ten times a second, and once a second by itself, for
 //! what other nodes commit.
 
+use super::api::Api;
+use super::error::{ApiError, ApiResult};
+use super::extract::Viewer;
 use super::limits::StreamRoom;
-use super::{Api, ApiError, ApiResult, auth};
 use crate::domain::action::ActionState;
-use crate::domain::agent::Role;
 use crate::domain::counts::Counts;
+use crate::service::actions;
 use crate::store::ActionView;
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpResponse, web};
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use serde::Serialize;
@@ -20,11 +22,11 @@ use utoipa::ToSchema;
 use uuid::Uuid;
 
 /// The least time between two events.
-const AT_MOST_EVERY: Duration = Duration::from_millis(100);
-/// How often it looks without being told.
-const LOOK: Duration = Duration::from_secs(1);
+const MIN_INTERVAL: Duration = Duration::from_millis(100);
+/// How often it polls.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How often it says something in any case, so that a client that is gone is noticed.
-const ALIVE: Duration = Duration::from_secs(15);
+const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 #[derive(Clone, PartialEq, Serialize, ToSchema)]
 pub(super) struct Progress {
@@ -53,12 +55,11 @@ impl Progress {
     params(("id" = Uuid, Path, description = "The action's id")),
     responses((status = 200, body = Progress, content_type = "text/event-stream", description = "Events, until the end")),
     security(("token" = ["viewer"])))]
-pub(super) async fn action(request: HttpRequest, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
-    let token = auth::needs(&api, &request, Role::Viewer).await?;
+pub(super) async fn action(viewer: Viewer, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     // Before the look: what is committed after it is noticed.
     let commits = api.node.signals.commits().subscribe();
-    let view = api.node.store.action_view(*id).await?.ok_or_else(|| ApiError::not_found(format!("no action {id}")))?;
-    let room = api.limits.stream(token.id)?;
+    let view = actions::show(&api.node, *id).await?;
+    let room = api.limits.stream(viewer.token.id)?;
     let watch =
         Watch { api, id: *id, commits, next: Some(Progress::of(&view)), said: None, at: Instant::now(), _room: room };
     Ok(HttpResponse::Ok()
@@ -103,8 +104,8 @@ impl Watch {
             if self.api.supervision.is_draining() {
                 return (web::Bytes::from_static(b": the server is stopping\n\n"), true);
             }
-            tokio::time::sleep_until(self.at + AT_MOST_EVERY).await;
-            tokio::time::timeout(LOOK, self.commits.changed()).await.ok();
+            tokio::time::sleep_until(self.at + MIN_INTERVAL).await;
+            tokio::time::timeout(POLL_INTERVAL, self.commits.changed()).await.ok();
             match self.api.node.store.action_view(self.id).await {
                 Ok(Some(view)) => {
                     let progress = Progress::of(&view);
@@ -114,10 +115,10 @@ impl Watch {
                 Ok(None) => return (web::Bytes::from_static(b": the action is no longer kept\n\n"), true),
                 Err(error) => {
                     log::warn!(error = error.to_string().as_str(); "a stream of events waits for the store");
-                    tokio::time::sleep(LOOK).await;
+                    tokio::time::sleep(POLL_INTERVAL).await;
                 }
             }
-            if self.next.is_none() && self.at.elapsed() >= ALIVE {
+            if self.next.is_none() && self.at.elapsed() >= KEEP_ALIVE_INTERVAL {
                 self.at = Instant::now();
                 return (web::Bytes::from_static(b": alive\n\n"), false);
             }

@@ -1,6 +1,8 @@
 //! `/healthz`, `/readyz` and `/metrics`.
 
-use super::{Api, ApiError, ApiResult, auth};
+use super::api::Api;
+use super::auth;
+use super::error::{ApiError, ApiResult};
 use crate::domain::agent::Role;
 use crate::domain::problem::ProblemKind;
 use crate::metrics::ActorGauge;

@@ -1,6 +1,6 @@
 //! What one caller may take: requests a second, and streams at a time.
 
-use super::{ApiError, ApiResult};
+use super::error::{ApiError, ApiResult};
 use crate::domain::problem::ProblemKind;
 use governor::{DefaultKeyedRateLimiter, Quota, RateLimiter};
 use std::collections::HashMap;

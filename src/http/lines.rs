@@ -1,7 +1,8 @@
 //! Long lists as lines, streamed page by page: a million of them takes no more memory than one page.
 
+use super::api::Api;
+use super::error::{ApiError, ApiResult};
 use super::limits::StreamRoom;
-use super::{Api, ApiError, ApiResult};
 use crate::domain::command::CommandState;
 use crate::domain::problem::ProblemKind;
 use crate::store::{CommandView, StoreResult};

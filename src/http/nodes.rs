@@ -1,9 +1,10 @@
 //! `/v1/nodes`: who shares the store.
 
-use super::{Api, ApiResult, auth};
-use crate::domain::agent::Role;
+use super::api::Api;
+use super::error::ApiResult;
+use super::extract::Viewer;
 use crate::store::NodeView;
-use actix_web::{HttpRequest, HttpResponse, web};
+use actix_web::{HttpResponse, web};
 use serde::Serialize;
 use utoipa::ToSchema;
 
@@ -15,7 +16,6 @@ pub(super) struct Nodes {
 /// The nodes that share the store, oldest first, and who is alive.
 #[utoipa::path(get, path = "/v1/nodes", tag = "server",
     responses((status = 200, body = Nodes, description = "The nodes")), security(("token" = ["viewer"])))]
-pub(super) async fn list(request: HttpRequest, api: web::Data<Api>) -> ApiResult<HttpResponse> {
-    auth::needs(&api, &request, Role::Viewer).await?;
+pub(super) async fn list(_: Viewer, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     Ok(HttpResponse::Ok().json(Nodes { nodes: api.node.store.node_list().await? }))
 }

@@ -1,11 +1,15 @@
 //! Pages, and bodies that are JSON.
 
-use super::{ApiError, ApiResult, BODY_WITHIN};
+use super::error::{ApiError, ApiResult};
 use crate::domain::problem::{Problem, ProblemKind, check_is_object};
 use crate::domain::text::has_nul;
 use actix_web::web;
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
+use std::time::Duration;
+
+/// The time that a client may take for its body.
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// Page sizes.
 const DEFAULT_LIMIT: usize = 100;
@@ -43,8 +47,8 @@ impl<T> Page<T> {
 }
 
 /// Reads a body of at most `max` bytes.
-pub(super) async fn body(mut payload: web::Payload, max: usize) -> ApiResult<web::BytesMut> {
-    let read = async {
+pub(super) async fn read(mut payload: web::Payload, max: usize) -> ApiResult<web::BytesMut> {
+    let reading = async {
         let mut body = web::BytesMut::new();
         while let Some(chunk) = payload.next().await {
             let chunk = chunk.map_err(ApiError::bad_request)?;
@@ -55,20 +59,20 @@ pub(super) async fn body(mut payload: web::Payload, max: usize) -> ApiResult<web
         }
         Ok(body)
     };
-    tokio::time::timeout(BODY_WITHIN, read)
+    tokio::time::timeout(BODY_TIMEOUT, reading)
         .await
         .unwrap_or_else(|_| Err(ApiError::bad_request("the body did not come within 60 seconds")))
 }
 
 /// Reads a body of at most `max` bytes as JSON; answers its size too. Errors name the key, line and column.
 pub(super) async fn json<T: DeserializeOwned>(payload: web::Payload, max: usize) -> ApiResult<(T, usize)> {
-    let json = body(payload, max).await?;
+    let json = read(payload, max).await?;
     let mut reader = serde_json::Deserializer::from_slice(&json);
-    let read = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+    let parsed = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
         let kind = if error.inner().is_data() { ProblemKind::InvalidDocument } else { ProblemKind::MalformedJson };
         Problem::new(kind, error.to_string())
     })?;
     reader.end().map_err(|error| Problem::new(ProblemKind::MalformedJson, error.to_string()))?;
     check_is_object(&json)?;
-    Ok((read, json.len()))
+    Ok((parsed, json.len()))
 }

@@ -1,14 +1,12 @@
-//! `/v1/targets`: what a target picks.
+//! `/v1/targets`: which agents a target matches.
 
-use super::pages::json;
-use super::{Api, ApiResult, agents, auth};
-use crate::domain::agent::Role;
-use actix_web::{HttpRequest, HttpResponse, web};
+use super::api::Api;
+use super::error::ApiResult;
+use super::extract::{JsonBody, Operator};
+use crate::service::targets;
+use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
-
-/// How many names a preview shows.
-const SAMPLE: usize = 20;
 
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
@@ -30,15 +28,10 @@ pub(super) struct Preview {
 #[utoipa::path(post, path = "/v1/targets/preview", tag = "agents", request_body = PreviewedTarget,
     responses((status = 200, body = Preview, description = "What it picks")), security(("token" = ["operator"])))]
 pub(super) async fn preview(
-    request: HttpRequest,
-    payload: web::Payload,
+    _: Operator,
+    body: JsonBody<PreviewedTarget>,
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
-    auth::needs(&api, &request, Role::Operator).await?;
-    let (PreviewedTarget { target }, _) = json(payload, api.max_body()).await?;
-    let target = agents::parse(&target)?;
-    let count = api.node.store.agent_count(&target).await?;
-    let sample = api.node.store.agent_list(Some(&target), None, SAMPLE).await?;
-    let sample = sample.into_iter().map(|agent| agent.name).collect();
+    let targets::Preview { count, sample } = targets::preview(&api.node, &body.read().await?.target).await?;
     Ok(HttpResponse::Ok().json(Preview { count, sample }))
 }

@@ -1,14 +1,14 @@
 //! `/v1/tokens`.
 
-use super::pages::{Page, json, limit};
-use super::{Api, ApiError, ApiResult, auth};
-use crate::domain::agent::{Role, Secret, Token};
-use crate::domain::audit::Author;
-use crate::domain::problem::{Problem, ProblemKind};
-use crate::domain::text::has_nul;
+use super::api::Api;
+use super::error::ApiResult;
+use super::extract::{Admin, JsonBody};
+use super::pages::{Page, limit};
+use crate::domain::agent::{Role, Token};
+use crate::domain::problem::Problem;
 use crate::domain::time::Span;
-use crate::store::Revoked;
-use actix_web::{HttpRequest, HttpResponse, web};
+use crate::service::tokens;
+use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Serialize};
 use utoipa::{IntoParams, ToSchema};
 use uuid::Uuid;
@@ -39,37 +39,10 @@ pub(super) struct MadeToken {
 /// Makes a token, which is in this answer, and nowhere else ever again.
 #[utoipa::path(post, path = "/v1/tokens", tag = "tokens", request_body = NewToken,
     responses((status = 201, body = MadeToken, description = "The token")), security(("token" = ["admin"])))]
-pub(super) async fn create(
-    request: HttpRequest,
-    payload: web::Payload,
-    api: web::Data<Api>,
-) -> ApiResult<HttpResponse> {
-    let by = Author::from(&auth::needs(&api, &request, Role::Admin).await?);
-    let (new, _) = json::<NewToken>(payload, api.max_body()).await?;
-    let invalid = |detail: &str| Err(Problem::new(ProblemKind::InvalidDocument, detail).into());
-    if new.role == Role::Agent {
-        return invalid("role: agents get their tokens by enrolling");
-    }
-    if new.name.chars().count() > 128 {
-        return invalid("name: longer than 128 characters");
-    }
-    if has_nul(&new.name) {
-        return invalid("name: holds a NUL character");
-    }
-    let (secret, now) = (Secret::random(), api.node.store.now());
-    let token = Token {
-        id: Uuid::now_v7(),
-        role: new.role,
-        name: new.name,
-        agent_no: None,
-        created_at: now,
-        expires_at: new.expires_after.map(|span| now.plus(span.0)),
-        revoked_at: None,
-        is_unused: false,
-    };
-    api.node.store.token_insert(&token, secret.hash(), &by).await?;
-    log::info!(id:% = token.id, role = token.role.as_str(); "a token was made");
-    Ok(HttpResponse::Created().json(MadeToken { made: token, token: secret.reveal().to_owned() }))
+pub(super) async fn create(admin: Admin, body: JsonBody<NewToken>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
+    let NewToken { role, name, expires_after } = body.read().await?;
+    let made = tokens::make(&api.node, role, name, expires_after, &admin.author()).await?;
+    Ok(HttpResponse::Created().json(MadeToken { made: made.token, token: made.secret.reveal().to_owned() }))
 }
 
 #[derive(Deserialize, IntoParams)]
@@ -93,12 +66,7 @@ pub(super) struct TokenPage {
 /// Tokens, newest first, without the tokens themselves and without those of agents.
 #[utoipa::path(get, path = "/v1/tokens", tag = "tokens", params(TokensQuery),
     responses((status = 200, body = TokenPage, description = "A page of tokens")), security(("token" = ["admin"])))]
-pub(super) async fn list(
-    request: HttpRequest,
-    query: web::Query<TokensQuery>,
-    api: web::Data<Api>,
-) -> ApiResult<HttpResponse> {
-    auth::needs(&api, &request, Role::Admin).await?;
+pub(super) async fn list(_: Admin, query: web::Query<TokensQuery>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     let limit = limit(query.limit)?;
     let Page { items: tokens, next } =
         Page::new(api.node.store.token_list(query.after, limit).await?, limit, |token| token.id);
@@ -111,16 +79,7 @@ pub(super) async fn list(
     responses((status = 204, description = "It is revoked"),
         (status = 409, body = Problem, content_type = "application/problem+json",
             description = "It is the last admin token: make another one first")), security(("token" = ["admin"])))]
-pub(super) async fn revoke(request: HttpRequest, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
-    let by = Author::from(&auth::needs(&api, &request, Role::Admin).await?);
-    match api.node.store.token_revoke(*id, &by).await? {
-        Revoked::Done => {}
-        Revoked::Unknown => return Err(ApiError::not_found(format!("no token {id}"))),
-        Revoked::LastAdmin => {
-            let detail = "it is the last admin token, or the others end before it; make another one first";
-            return Err(ApiError::new(ProblemKind::Conflict, detail));
-        }
-    }
-    log::info!(id:% = id; "a token was revoked");
+pub(super) async fn revoke(admin: Admin, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
+    tokens::revoke(&api.node, *id, &admin.author()).await?;
     Ok(HttpResponse::NoContent().finish())
 }

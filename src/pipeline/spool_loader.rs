@@ -14,9 +14,8 @@ use crate::context::Node;
 use crate::domain::action::NewAction;
 use crate::domain::audit::Author;
 use crate::domain::problem::{Problem, ProblemKind};
-use crate::runtime::isolation::one_by_one;
 use crate::runtime::{OnDrain, Pace, Reconcile, RoundFailed, Waker};
-use crate::store::{Accepted, Store, StoreResult};
+use crate::service::actions::submit_all;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -131,12 +130,9 @@ impl Reconcile for SpoolLoader {
         }
         self.prune().await;
         let suspects = std::mem::take(&mut self.suspects);
-        let round = load(&self.spool, &*self.node.store, self.files_per_round, suspects).await;
+        let round = load(&self.spool, &self.node, self.files_per_round, suspects).await;
         self.suspects = round.suspects;
         crate::fault_point!("spool_loader.stored");
-        if round.stored {
-            self.node.signals.actions_submitted();
-        }
         match round.error {
             Some(error) => Err(RoundFailed(error)),
             // Giving files back is an event as well.
@@ -153,8 +149,6 @@ type Suspects = HashMap<OsString, u32>;
 /// How one round went.
 #[derive(Debug, Default)]
 struct Round {
-    /// Actions were stored.
-    stored: bool,
     /// There may be more files.
     full: bool,
     /// Files went back, since the store is away or the disk is full.
@@ -166,7 +160,7 @@ struct Round {
 }
 
 /// Takes files, stores their actions, and moves the files to where they belong.
-async fn load(spool: &Arc<Mutex<Spool>>, store: &dyn Store, files: usize, suspects: Suspects) -> Round {
+async fn load(spool: &Arc<Mutex<Spool>>, node: &Node, files: usize, suspects: Suspects) -> Round {
     let taken = on_disk(spool, move |spool| spool.take(files)).await;
     let taken = match taken {
         Ok(taken) => taken,
@@ -191,7 +185,7 @@ async fn load(spool: &Arc<Mutex<Spool>>, store: &dyn Store, files: usize, suspec
     if files.is_empty() {
         return round;
     }
-    let now = store.now();
+    let now = node.store.now();
     let (mut actions, mut sources, mut moves) = (Vec::new(), Vec::new(), Vec::new());
     for TakenFile { name, content, derived_id } in files {
         match NewAction::from_json(&content, derived_id, now) {
@@ -203,7 +197,7 @@ async fn load(spool: &Arc<Mutex<Spool>>, store: &dyn Store, files: usize, suspec
             Err(problem) => moves.push((name, Err(problem))),
         }
     }
-    let stored = store_all(store, actions).await;
+    let stored = submit_all(node, actions).await;
     // What fails while others are stored may be at fault itself.
     let works = stored.iter().any(|stored| matches!(stored, Some(Ok(_))));
     let mut back = Vec::new();
@@ -211,7 +205,7 @@ async fn load(spool: &Arc<Mutex<Spool>>, store: &dyn Store, files: usize, suspec
         match stored {
             Some(Ok(accepted)) => {
                 round.suspects.remove(&name);
-                moves.push((name, accepted.map(|()| round.stored = true)));
+                moves.push((name, accepted.map(|_| ())));
             }
             Some(Err(error)) if !error.is_transient() => {
                 moves.push((name, Err(Problem::new(ProblemKind::InvalidDocument, error.to_string()))));
@@ -269,35 +263,6 @@ async fn load(spool: &Arc<Mutex<Spool>>, store: &dyn Store, files: usize, suspec
         Err(error) => log::error!(error = error.to_string().as_str(); "spool files stay in cur/ until the next start"),
     }
     round
-}
-
-/// Stores all actions in one transaction; if that fails, one by one, so that only the one at fault fails. `None` for what
-/// wasn't tried, since the store seems to be away.
-async fn store_all(store: &dyn Store, actions: Vec<NewAction>) -> Vec<Option<StoreResult<Result<(), Problem>>>> {
-    let verdict = |accepted: Accepted, id: uuid::Uuid| match accepted {
-        Accepted::Stored { .. } => Ok(()),
-        // Files have no idempotency key.
-        Accepted::Conflict | Accepted::KeyMismatch => {
-            Err(Problem::new(ProblemKind::Conflict, format!("id: {id} is taken by an action with other content")))
-        }
-    };
-    if actions.is_empty() {
-        return Vec::new();
-    }
-    match store.action_insert(actions.clone()).await {
-        Ok(accepted) => {
-            let accepted = accepted.into_iter().zip(&actions);
-            accepted.map(|(accepted, action)| Some(Ok(verdict(accepted, action.id)))).collect()
-        }
-        Err(error) if actions.len() == 1 => vec![Some(Err(error))],
-        Err(_) => {
-            one_by_one(&actions, async |action| {
-                let accepted = store.action_insert(vec![action.clone()]).await?.pop();
-                Ok(accepted.map_or(Ok(()), |accepted| verdict(accepted, action.id)))
-            })
-            .await
-        }
-    }
 }
 
 /// Runs what may block on a thread of its own.

@@ -1,0 +1,43 @@
+//! What the handlers of this process share.
+
+use super::connections::Connections;
+use super::health::Unserved;
+use super::limits::Limits;
+use crate::context::Node;
+use crate::runtime::Supervision;
+use crate::senders::stream::SessionDeps;
+use std::sync::Arc;
+
+/// What handlers work with.
+#[derive(Clone)]
+pub struct Api {
+    /// What every part of this process works with.
+    pub node: Arc<Node>,
+    /// What one caller may take.
+    pub limits: Limits,
+    /// How many connections there are, and may be.
+    pub connections: Connections,
+    /// For agents that connect.
+    pub sessions: SessionDeps,
+    /// Whether agents may connect to this node.
+    pub serves_stream: bool,
+    /// Commands that no node has a sender for, as they were a moment ago.
+    pub unserved: Arc<Unserved>,
+    /// The actors' states.
+    pub supervision: Supervision,
+}
+
+impl Api {
+    /// Serves up to `connections` of them.
+    pub fn new(sessions: SessionDeps, supervision: Supervision, serves_stream: bool, connections: usize) -> Self {
+        let node = sessions.node.clone();
+        let limits = Limits::new(node.config.http.token_rate, node.config.http.token_streams);
+        let connections = Connections::new(connections, node.metrics.clone());
+        Self { node, limits, connections, sessions, serves_stream, unserved: Arc::default(), supervision }
+    }
+
+    /// The largest body, in bytes.
+    pub(super) fn max_body(&self) -> usize {
+        self.node.config.http.max_body.as_usize()
+    }
+}

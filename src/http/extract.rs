@@ -1,0 +1,162 @@
+//! What handlers take: the caller with the role that it needs, the agent that calls, and bodies that are JSON.
+
+use super::api::Api;
+use super::auth;
+use super::error::{ApiError, ApiResult};
+use super::pages::{json, read};
+use crate::domain::agent::{AgentRef, Role, Token};
+use crate::domain::audit::Author;
+use crate::domain::problem::ProblemKind;
+use crate::service::agents;
+use actix_web::dev::Payload;
+use actix_web::{FromRequest, HttpRequest, web};
+use futures_util::future::LocalBoxFuture;
+use serde::de::DeserializeOwned;
+use std::marker::PhantomData;
+use uuid::Uuid;
+
+/// What the handlers of this process share.
+pub(super) fn api(request: &HttpRequest) -> ApiResult<&web::Data<Api>> {
+    let missing = || ApiError::new(ProblemKind::Internal, "the server failed; its log says why");
+    request.app_data::<web::Data<Api>>().ok_or_else(missing)
+}
+
+/// A role that a handler needs.
+pub(super) trait Needs: 'static {
+    const ROLE: Role;
+}
+
+/// For reading.
+pub(super) struct ToView;
+/// For handing in and steering actions.
+pub(super) struct ToOperate;
+/// For agents and tokens.
+pub(super) struct ToAdminister;
+
+impl Needs for ToView {
+    const ROLE: Role = Role::Viewer;
+}
+
+impl Needs for ToOperate {
+    const ROLE: Role = Role::Operator;
+}
+
+impl Needs for ToAdminister {
+    const ROLE: Role = Role::Admin;
+}
+
+/// A caller whose token allows what `R` needs.
+pub(super) struct Caller<R> {
+    pub(super) token: Token,
+    role: PhantomData<R>,
+}
+
+/// May read.
+pub(super) type Viewer = Caller<ToView>;
+/// May hand in and steer actions.
+pub(super) type Operator = Caller<ToOperate>;
+/// May change agents and tokens.
+pub(super) type Admin = Caller<ToAdminister>;
+
+impl<R> Caller<R> {
+    /// Who did it, for the audit log.
+    pub(super) fn author(&self) -> Author {
+        Author::from(&self.token)
+    }
+}
+
+impl<R: Needs> FromRequest for Caller<R> {
+    type Error = ApiError;
+    type Future = LocalBoxFuture<'static, ApiResult<Self>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let request = request.clone();
+        Box::pin(async move {
+            let token = auth::needs(api(&request)?, &request, R::ROLE).await?;
+            Ok(Self { token, role: PhantomData })
+        })
+    }
+}
+
+/// An agent that calls with its own token.
+pub(super) struct CallingAgent {
+    pub(super) agent: AgentRef,
+    /// Its token's id.
+    pub(super) token: Uuid,
+}
+
+impl FromRequest for CallingAgent {
+    type Error = ApiError;
+    type Future = LocalBoxFuture<'static, ApiResult<Self>>;
+
+    fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
+        let request = request.clone();
+        Box::pin(async move {
+            let api = api(&request)?;
+            let token = auth::needs(api, &request, Role::Agent).await?;
+            let agent = agents::of_token(&api.node, &token).await?;
+            let removed = || ApiError::new(ProblemKind::Unauthorized, "the token's agent was removed");
+            Ok(Self { agent: agent.ok_or_else(removed)?, token: token.id })
+        })
+    }
+}
+
+/// A body that is not read yet: whether the caller may send it is to be known first.
+pub(super) struct Body {
+    payload: web::Payload,
+    max: usize,
+}
+
+impl Body {
+    /// Reads it, up to `http.max_body`.
+    pub(super) async fn read(self) -> ApiResult<web::BytesMut> {
+        read(self.payload, self.max).await
+    }
+
+    /// Allows a body of at least this many bytes.
+    pub(super) fn at_least(self, bytes: usize) -> Self {
+        Self { max: self.max.max(bytes), ..self }
+    }
+
+    /// Reads it as JSON; answers its size as well.
+    pub(super) async fn json<T: DeserializeOwned>(self) -> ApiResult<(T, usize)> {
+        json(self.payload, self.max).await
+    }
+}
+
+impl FromRequest for Body {
+    type Error = ApiError;
+    type Future = LocalBoxFuture<'static, ApiResult<Self>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let payload = web::Payload::from_request(request, payload);
+        let max = api(request).map(|api| api.max_body());
+        Box::pin(async move {
+            let payload = payload.await.map_err(ApiError::bad_request)?;
+            Ok(Self { payload, max: max? })
+        })
+    }
+}
+
+/// A body that is JSON of this type, not read yet.
+pub(super) struct JsonBody<T> {
+    body: Body,
+    read_as: PhantomData<fn() -> T>,
+}
+
+impl<T: DeserializeOwned> JsonBody<T> {
+    /// Reads it. Errors name the key, line and column.
+    pub(super) async fn read(self) -> ApiResult<T> {
+        Ok(self.body.json().await?.0)
+    }
+}
+
+impl<T> FromRequest for JsonBody<T> {
+    type Error = ApiError;
+    type Future = LocalBoxFuture<'static, ApiResult<Self>>;
+
+    fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
+        let body = Body::from_request(request, payload);
+        Box::pin(async move { Ok(Self { body: body.await?, read_as: PhantomData }) })
+    }
+}

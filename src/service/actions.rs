@@ -1,0 +1,177 @@
+//! Submit, cancel, pause, resume and retry actions.
+
+use super::error::{ServiceError, ServiceResult};
+use crate::context::Node;
+use crate::domain::action::{ActionState, NewAction};
+use crate::domain::audit::Author;
+use crate::domain::command::CommandState;
+use crate::domain::problem::{Problem, ProblemKind};
+use crate::domain::time::{Span, Timestamp};
+use crate::runtime::isolation::one_by_one;
+use crate::store::{Accepted, ActionView, StoreResult};
+use serde_json::value::RawValue;
+use uuid::Uuid;
+
+/// An action that is durable.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Submitted {
+    /// Its public id.
+    pub id: Uuid,
+    /// It was not known before.
+    pub is_new: bool,
+}
+
+/// What came of one of several actions.
+pub type Submission = StoreResult<Result<Submitted, Problem>>;
+
+/// Stores a document as an action, and has it resolved. The same id, or the same key, again is the same action.
+///
+/// # Errors
+/// When the document isn't valid, or when its id or key belongs to another document.
+pub async fn submit(node: &Node, document: &[u8], key: Option<String>, by: Author) -> ServiceResult<Submitted> {
+    let mut action = NewAction::from_json(document, Uuid::now_v7(), node.store.now())?;
+    action.idempotency_key = key;
+    action.author = by;
+    match submit_all(node, vec![action]).await.pop().flatten() {
+        Some(submission) => Ok(submission??),
+        // One that is tried alone is tried.
+        None => Err(ServiceError::unavailable("the action was not stored; try again")),
+    }
+}
+
+/// Stores actions in one transaction, and has them resolved. If that fails, it stores each alone, so that only the one at
+/// fault fails. Answers in their order; `None` for what was not tried, since the store seems to be away.
+pub async fn submit_all(node: &Node, actions: Vec<NewAction>) -> Vec<Option<Submission>> {
+    if actions.is_empty() {
+        return Vec::new();
+    }
+    let submissions: Vec<Option<Submission>> = match node.store.action_insert(actions.clone()).await {
+        Ok(accepted) => {
+            let accepted = accepted.into_iter().zip(&actions);
+            accepted.map(|(accepted, action)| Some(Ok(verdict(&accepted, action.id)))).collect()
+        }
+        Err(error) if actions.len() == 1 => vec![Some(Err(error))],
+        Err(_) => {
+            one_by_one(&actions, async |action| {
+                let accepted = node.store.action_insert(vec![action.clone()]).await?.pop();
+                Ok(verdict(&accepted.unwrap_or(Accepted::Conflict), action.id))
+            })
+            .await
+        }
+    };
+    if submissions.iter().any(|submission| matches!(submission, Some(Ok(Ok(_))))) {
+        node.signals.actions_submitted();
+    }
+    submissions
+}
+
+fn verdict(accepted: &Accepted, asked: Uuid) -> Result<Submitted, Problem> {
+    match accepted {
+        Accepted::Stored { id, fresh, .. } => Ok(Submitted { id: *id, is_new: *fresh }),
+        Accepted::KeyMismatch => {
+            Err(Problem::new(ProblemKind::IdempotencyMismatch, "Idempotency-Key: it was used for another document"))
+        }
+        Accepted::Conflict => {
+            let detail = format!("id: {asked} is taken by an action with other content");
+            Err(Problem::new(ProblemKind::Conflict, detail))
+        }
+    }
+}
+
+/// The state of an action that was submitted: one that was known before may be anywhere.
+///
+/// # Errors
+/// When the store is away.
+pub async fn state_of(node: &Node, submitted: Submitted) -> ServiceResult<ActionState> {
+    let known = if submitted.is_new { None } else { node.store.action_view(submitted.id).await? };
+    Ok(known.map_or(ActionState::Scheduled, |view| view.status))
+}
+
+/// An action as users see it.
+///
+/// # Errors
+/// When there is none with this id.
+pub async fn show(node: &Node, id: Uuid) -> ServiceResult<ActionView> {
+    node.store.action_view(id).await?.ok_or_else(|| not_found(id))
+}
+
+fn not_found(id: Uuid) -> ServiceError {
+    ServiceError::not_found(format!("action {id} not found"))
+}
+
+/// Cancels every unfinished command of an action. Idempotent.
+///
+/// # Errors
+/// When there is no such action.
+pub async fn cancel(node: &Node, id: Uuid, by: &Author) -> ServiceResult<ActionView> {
+    let view = node.store.action_cancel(id, by).await?.ok_or_else(|| not_found(id))?;
+    node.signals.action_cancelled(view.no, view.id);
+    Ok(view)
+}
+
+/// Pauses an action, or resumes it, unless it has ended. Idempotent.
+///
+/// # Errors
+/// When there is no such action.
+pub async fn set_paused(node: &Node, id: Uuid, paused: bool, by: &Author) -> ServiceResult<ActionView> {
+    let view = node.store.action_pause(id, paused, by).await?.ok_or_else(|| not_found(id))?;
+    if view.status == ActionState::Paused {
+        node.signals.action_paused(view.no);
+    } else {
+        node.signals.action_resumed(view.no);
+    }
+    Ok(view)
+}
+
+/// Submits an action again, the same but for its time, for the agents whose command is in one of these final states now.
+///
+/// # Errors
+/// When there is no such action, or as [`submit`].
+pub async fn retry(
+    node: &Node,
+    id: Uuid,
+    states: &[CommandState],
+    key: Option<String>,
+    by: Author,
+) -> ServiceResult<Submitted> {
+    let view = show(node, id).await?;
+    let document = retry_document(&view.document, id, states)?;
+    submit(node, document.as_bytes(), key, by).await
+}
+
+/// The document of a retry: it lasts as long as the first one did, and its target are the commands in these states.
+fn retry_document(document: &RawValue, id: Uuid, states: &[CommandState]) -> Result<String, Problem> {
+    let mut document: serde_json::Map<String, serde_json::Value> =
+        serde_json::from_str(document.get()).map_err(|error| Problem::new(ProblemKind::Internal, error.to_string()))?;
+    let time = |key: &str| document.get(key)?.as_str().and_then(|text| Timestamp::parse(text).ok());
+    let lasts = time("expires_at").zip(time("valid_from")).map(|(end, start)| Span(end.since(start)));
+    ["id", "valid_from", "expires_at"].into_iter().for_each(|key| drop(document.remove(key)));
+    if let Some(lasts) = lasts {
+        document.insert("expires_after".into(), lasts.to_string().into());
+    }
+    let targets: Vec<String> = states.iter().map(|state| format!("action('{id}') = '{}'", state.as_str())).collect();
+    document.insert("target".into(), targets.join(" OR ").into());
+    Ok(serde_json::Value::from(document).to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_retry_keeps_the_duration_and_targets_the_commands_in_the_named_states() {
+        let id = Uuid::nil();
+        let document = format!(
+            r#"{{"id":"{id}","name":"n","target":"TRUE","valid_from":"2026-01-01T00:00:00Z",
+                "expires_at":"2026-01-01T02:00:00Z","operations":[{{"module":"ping"}}]}}"#
+        );
+        let document = RawValue::from_string(document).expect("JSON");
+        let states = [CommandState::Failed, CommandState::TimedOut];
+        let retry = retry_document(&document, id, &states).expect("a document");
+        let retry: serde_json::Value = serde_json::from_str(&retry).expect("JSON");
+        assert_eq!(retry["target"], format!("action('{id}') = 'failed' OR action('{id}') = 'timed_out'"));
+        assert_eq!(retry["expires_after"], "2h");
+        assert!(["id", "valid_from", "expires_at"].iter().all(|key| retry.get(key).is_none()), "{retry}");
+        assert_eq!(retry["operations"][0]["module"], "ping");
+    }
+}

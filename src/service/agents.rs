@@ -1,0 +1,166 @@
+//! Add, enroll, change and remove agents.
+
+use super::error::{ServiceError, ServiceResult};
+use crate::context::Node;
+use crate::domain::agent::{AgentRef, Enrollment, MAX_DESCRIPTION, STREAM, Secret, SigningSecret, Token, hash_of};
+use crate::domain::audit::Author;
+use crate::domain::text::has_nul;
+use crate::store::{AgentPatch, AgentView, Enrolled, NewAgent};
+use std::collections::BTreeMap;
+
+/// The longest address, in bytes.
+const MAX_ADDRESS: usize = 2_048;
+
+/// An agent that doesn't connect to the server.
+#[derive(Clone, Debug)]
+pub struct AddedAgent {
+    /// Unique among agents.
+    pub name: String,
+    /// How commands reach it, such as `webhook`.
+    pub transport: String,
+    /// Where; for `webhook` an http(s) URL.
+    pub address: Option<String>,
+    /// For targets.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// The secrets of an agent that was just added. Neither can be read again.
+pub struct AgentSecrets {
+    /// For its calls.
+    pub token: Secret,
+    /// Signs the webhooks that go to it.
+    pub signing: SigningSecret,
+}
+
+/// Adds an agent that doesn't connect to the server.
+///
+/// # Errors
+/// When something isn't valid, or when the name is in use.
+pub async fn add(node: &Node, added: AddedAgent, by: &Author) -> ServiceResult<AgentSecrets> {
+    let AddedAgent { name, transport, address, labels } = added;
+    let named = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
+    if transport.is_empty() || transport.len() > 64 || !transport.chars().all(named) {
+        return Err(ServiceError::invalid(format!("transport: {transport:?} is not 1 to 64 of A-Z a-z 0-9 _ -")));
+    }
+    check_address(address.as_deref())?;
+    let is_url = |address: &str| reqwest::Url::parse(address).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+    if transport == "webhook" && !address.as_deref().is_some_and(is_url) {
+        return Err(ServiceError::invalid("address: a webhook needs an http:// or https:// URL"));
+    }
+    if transport == STREAM && address.is_some() {
+        return Err(ServiceError::invalid("address: agents of the transport stream connect themselves and have none"));
+    }
+    let enrollment = Enrollment { name, labels, ..Enrollment::default() };
+    enrollment.check()?;
+    let (token, signing) = (Secret::random(), SigningSecret::random());
+    let new = NewAgent { enrollment, transport, address, secret: Some(signing.reveal().to_owned()) };
+    let agent = enrolled(node.store.agent_enroll(&new, token.hash(), by).await?, &new)?;
+    node.signals.agent_changed(agent.no);
+    log::info!(agent = agent.name.as_str(), transport = agent.transport.as_str(); "an agent was added");
+    Ok(AgentSecrets { token, signing })
+}
+
+fn enrolled(enrolled: Enrolled, new: &NewAgent) -> ServiceResult<AgentRef> {
+    match enrolled {
+        Enrolled::New(agent) => Ok(agent),
+        Enrolled::Taken => {
+            Err(ServiceError::conflict(format!("name: {} is taken by another agent", new.enrollment.name)))
+        }
+    }
+}
+
+fn check_address(address: Option<&str>) -> ServiceResult<()> {
+    if address.is_some_and(|address| has_nul(address) || address.len() > MAX_ADDRESS) {
+        let detail = format!("address: longer than {MAX_ADDRESS} bytes, or holds a NUL character");
+        return Err(ServiceError::invalid(detail));
+    }
+    Ok(())
+}
+
+/// Enrolls a new agent, and answers its token. The same call again under the same nonce gets a fresh token for as long as the
+/// one before was never used.
+///
+/// # Errors
+/// When the name is in use.
+pub async fn enroll(node: &Node, enrollment: Enrollment, nonce: Option<&str>, by: &Author) -> ServiceResult<Secret> {
+    let secret = Secret::random();
+    let new = NewAgent { enrollment, transport: STREAM.into(), address: None, secret: None };
+    let stored = node.store.agent_enroll_once(&new, secret.hash(), nonce.map(hash_of), by).await?;
+    let agent = enrolled(stored, &new)?;
+    node.signals.agent_changed(agent.no);
+    log::info!(agent = agent.name.as_str(); "an agent has enrolled");
+    Ok(secret)
+}
+
+/// Stores what a known agent says of itself again.
+///
+/// # Errors
+/// When it says so under another agent's name.
+pub async fn refresh(node: &Node, agent: &AgentRef, said: &Enrollment) -> ServiceResult<()> {
+    if agent.name != said.name {
+        return Err(ServiceError::forbidden(format!("this token belongs to {}, not to {}", agent.name, said.name)));
+    }
+    if node.store.agent_refresh(agent.no, Some(&said.labels), &said.facts, &said.version).await? {
+        node.signals.agent_changed(agent.no);
+    }
+    Ok(())
+}
+
+/// The agent that a token belongs to; none if it was removed.
+///
+/// # Errors
+/// When the store is away.
+pub async fn of_token(node: &Node, token: &Token) -> ServiceResult<Option<AgentRef>> {
+    match token.agent_no {
+        Some(no) => Ok(node.store.agent_get(no).await?),
+        None => Ok(None),
+    }
+}
+
+/// An agent as users see it.
+///
+/// # Errors
+/// When there is none with this name.
+pub async fn show(node: &Node, name: &str) -> ServiceResult<AgentView> {
+    node.store.agent_view(name).await?.ok_or_else(|| not_found(name))
+}
+
+fn not_found(name: &str) -> ServiceError {
+    ServiceError::not_found(format!("agent {name} not found"))
+}
+
+/// Changes labels, address, and whether an agent is disabled.
+///
+/// # Errors
+/// When there is no such agent, or when something isn't valid.
+pub async fn update(node: &Node, name: &str, patch: AgentPatch, by: &Author) -> ServiceResult<AgentView> {
+    let nul = |(key, value): &(&String, &Option<String>)| has_nul(key) || value.as_deref().is_some_and(has_nul);
+    if let Some((key, _)) = patch.labels.iter().find(nul) {
+        return Err(ServiceError::invalid(format!("labels.{}: holds a NUL character", key.escape_default())));
+    }
+    check_address(patch.address.as_ref().and_then(|address| address.as_deref()))?;
+    let known = show(node, name).await?;
+    let size = |(key, value): (&String, &Option<String>)| key.len() + value.as_ref().map_or(0, String::len) + 6;
+    let more: usize = patch.labels.iter().map(size).sum();
+    if known.labels.get().len() + more > MAX_DESCRIPTION {
+        return Err(ServiceError::invalid(format!("labels: larger than {MAX_DESCRIPTION} bytes as JSON")));
+    }
+    let (no, agent) = node.store.agent_update(name, &patch, by).await?.ok_or_else(|| not_found(name))?;
+    node.signals.agent_changed(no);
+    if agent.disabled {
+        node.signals.agent_disabled(no);
+    }
+    log::info!(agent = name, disabled = agent.disabled; "an agent was changed");
+    Ok(agent)
+}
+
+/// Removes an agent: its commands become undeliverable, its tokens are revoked, its name is free.
+///
+/// # Errors
+/// When there is no such agent.
+pub async fn remove(node: &Node, name: &str, by: &Author) -> ServiceResult<()> {
+    let no = node.store.agent_remove(name, by).await?.ok_or_else(|| not_found(name))?;
+    node.signals.agent_disabled(no);
+    log::info!(agent = name; "an agent was removed");
+    Ok(())
+}

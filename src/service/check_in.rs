@@ -1,0 +1,152 @@
+//! Plain HTTP for agents that aren't always connected: they ask what is due, and say what came of it.
+//!
+//! Asking changes nothing: a command is due until the agent says `received`, or sends its result.
+
+use super::error::{ServiceError, ServiceResult};
+use crate::context::Node;
+use crate::domain::agent::AgentRef;
+use crate::domain::command::{Answer, Event};
+use crate::domain::protocol::{Command, MAX_FRAME, Rejected, RunRef, RunResult, Stored};
+use crate::domain::time::Timestamp;
+use crate::senders::stream::records::{record, store_results};
+use crate::senders::{Delivery, SenderContext, report_of};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How often a waiting call polls.
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// The least time between two reads of the store.
+const MIN_INTERVAL: Duration = Duration::from_millis(50);
+
+/// What is due for an agent.
+#[derive(Debug)]
+pub struct DueCommands {
+    /// Urgent ones first.
+    pub commands: Vec<Command>,
+    /// The store's time at which these were due.
+    pub server_time: Timestamp,
+}
+
+/// All that is due for an agent and not received, up to `limit` commands; waits up to `wait` for something, unless
+/// `is_stopping`. Changes nothing.
+///
+/// # Errors
+/// When the agent is disabled or removed.
+pub async fn due(
+    node: &Node,
+    agent: &AgentRef,
+    limit: usize,
+    wait: Duration,
+    is_stopping: impl Fn() -> bool,
+) -> ServiceResult<DueCommands> {
+    if agent.disabled {
+        return Err(ServiceError::forbidden("the agent is disabled"));
+    }
+    node.store.agent_check_in(agent.no).await?;
+    let until = Instant::now() + wait;
+    // On the list before the store is read: what is written after that wakes it.
+    let waiting = node.signals.long_pollers().wait(agent.no);
+    let mut waited = false;
+    loop {
+        let now = node.store.now();
+        let left = until.saturating_duration_since(Instant::now());
+        let (commands, next) = read_due(node, agent.no, now, left, limit).await?;
+        if !commands.is_empty() && waited {
+            let agent = node.store.agent_get(agent.no).await?;
+            if agent.is_none_or(|agent| agent.disabled) {
+                return Err(ServiceError::forbidden("the agent was disabled or removed"));
+            }
+        }
+        if !commands.is_empty() || left.is_zero() || is_stopping() {
+            return Ok(DueCommands { commands, server_time: now });
+        }
+        waited = true;
+        // A millisecond more: the store's time is cut to milliseconds.
+        let due = next.map_or(POLL_INTERVAL, |next| next.since(now) + Duration::from_millis(1));
+        tokio::time::timeout(due.min(POLL_INTERVAL).min(left), waiting.woken()).await.ok();
+        tokio::time::sleep(MIN_INTERVAL.min(left)).await;
+    }
+}
+
+/// What is due now, and when the next command within `ahead` is.
+async fn read_due(
+    node: &Node,
+    agent_no: i64,
+    now: Timestamp,
+    ahead: Duration,
+    limit: usize,
+) -> ServiceResult<(Vec<Command>, Option<Timestamp>)> {
+    let (mut commands, mut next, mut size) = (Vec::new(), None::<Timestamp>, 0);
+    for due in node.store.command_backlog(agent_no, now.plus(ahead), limit).await? {
+        let Some(action) = node.actions.get(due.action_no).await? else { continue };
+        let delivery = Delivery { due, action };
+        let not_before = delivery.not_before();
+        if not_before > now {
+            next = Some(next.map_or(not_before, |next| next.min(not_before)));
+            continue;
+        }
+        size += delivery.action.operations.get().len() + delivery.action.name.len() + 256;
+        if size > MAX_FRAME / 2 && !commands.is_empty() {
+            break;
+        }
+        commands.push(delivery.command());
+    }
+    Ok((commands, next))
+}
+
+/// The agent has these runs on its disk; answered once that is durable here as well.
+///
+/// # Errors
+/// When the store is away.
+pub async fn received(
+    node: &Node,
+    context: &SenderContext,
+    agent_no: i64,
+    commands: Vec<RunRef>,
+) -> ServiceResult<Stored> {
+    let now = node.store.now();
+    let mut stored = Stored::default();
+    let (mut runs, mut reports) = (Vec::new(), Vec::new());
+    for run in commands {
+        match node.actions.get_by_id(run.action).await? {
+            Some(action) => {
+                let event = Event::Sent { run: run.run, attempts: 0, at: now };
+                runs.push(run);
+                reports.push(report_of(&action, agent_no, event));
+            }
+            None => stored.rejected.push(rejected(run, "there is no such action")),
+        }
+    }
+    let answers = record(context, reports).await.ok_or_else(away)?;
+    for (run, answer) in runs.into_iter().zip(answers) {
+        match answer {
+            Ok(Answer::Stored | Answer::Again { .. }) => stored.commands.push(run),
+            Ok(Answer::Decided) => stored.rejected.push(rejected(run, "it is over")),
+            Ok(Answer::Rejected(reason)) => stored.rejected.push(rejected(run, reason)),
+            Err(error) => stored.rejected.push(rejected(run, error.to_string())),
+        }
+    }
+    Ok(stored)
+}
+
+/// How runs ended; answered once that is durable.
+///
+/// # Errors
+/// When the store is away.
+pub async fn results(
+    node: &Node,
+    context: &SenderContext,
+    agent_no: i64,
+    results: Vec<RunResult>,
+) -> ServiceResult<Stored> {
+    let results = results.into_iter().map(|result| (result.run_ref(), Err(result))).collect();
+    store_results(&node.actions, context, agent_no, results, node.store.now()).await.ok_or_else(away)
+}
+
+fn rejected(run: RunRef, reason: impl Into<String>) -> Rejected {
+    Rejected { action: run.action, run: run.run, reason: reason.into() }
+}
+
+fn away() -> ServiceError {
+    ServiceError::unavailable("the store is not available; try again")
+}
