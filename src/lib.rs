@@ -9,6 +9,7 @@ pub mod cli;
 pub mod config;
 pub mod context;
 pub mod domain;
+pub mod error_chain;
 pub mod http;
 pub mod metrics;
 pub mod node;

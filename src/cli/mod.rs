@@ -23,6 +23,7 @@ mod run;
 mod serve;
 mod token;
 
+use crate::error_chain::chain_of;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
 
@@ -108,7 +109,7 @@ pub fn main() -> ExitCode {
         return ExitCode::from(output::CLOSED);
     }
     outcome.unwrap_or_else(|error| {
-        eprintln!("odoshi: {error}");
+        eprintln!("odoshi: {}", chain_of(&*error));
         ExitCode::from(exit_code(&*error))
     })
 }

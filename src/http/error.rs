@@ -2,6 +2,7 @@
 //! plain `500` whose cause is logged here, once, and not told.
 
 use crate::domain::problem::{Problem, ProblemKind};
+use crate::error_chain::ErrorChain;
 use crate::service::ServiceError;
 use crate::store::StoreError;
 use actix_web::http::StatusCode;
@@ -83,10 +84,10 @@ impl From<ServiceError> for ApiError {
 impl From<StoreError> for ApiError {
     fn from(error: StoreError) -> Self {
         if error.is_transient() {
-            log::warn!(error = error.to_string().as_str(); "a call is refused since the store is away");
+            log::warn!(error:% = error.chain(); "a call is refused since the store is away");
             Self::new(ProblemKind::Unavailable, "the store is not available; try again")
         } else {
-            log::error!(error = error.to_string().as_str(); "a call failed");
+            log::error!(error:% = error.chain(); "a call failed");
             Self::new(ProblemKind::Internal, "the server failed; its log says why")
         }
     }

@@ -9,6 +9,7 @@ use super::extract::Viewer;
 use super::limits::StreamRoom;
 use crate::domain::action::ActionState;
 use crate::domain::counts::Counts;
+use crate::error_chain::ErrorChain;
 use crate::service::actions;
 use crate::store::ActionView;
 use actix_web::{HttpResponse, web};
@@ -114,7 +115,7 @@ impl Watch {
                 // It was deleted: there is nothing to be told.
                 Ok(None) => return (web::Bytes::from_static(b": the action is no longer kept\n\n"), true),
                 Err(error) => {
-                    log::warn!(error = error.to_string().as_str(); "a stream of events waits for the store");
+                    log::warn!(error:% = error.chain(); "a stream of events waits for the store");
                     tokio::time::sleep(POLL_INTERVAL).await;
                 }
             }

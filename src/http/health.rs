@@ -5,6 +5,7 @@ use super::auth;
 use super::error::{ApiError, ApiResult};
 use crate::domain::agent::Role;
 use crate::domain::problem::ProblemKind;
+use crate::error_chain::ErrorChain;
 use crate::metrics::ActorGauge;
 use crate::store::Store;
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -77,7 +78,7 @@ pub(super) async fn readyz(api: web::Data<Api>) -> HttpResponse {
     let (store, unserved) = match api.node.store.ping().await {
         Ok(()) => ("ok".to_owned(), api.unserved.look(&*api.node.store).await),
         Err(error) => {
-            log::warn!(error = error.to_string().as_str(); "not ready: the store does not answer");
+            log::warn!(error:% = error.chain(); "not ready: the store does not answer");
             ("not available".to_owned(), BTreeMap::new())
         }
     };

@@ -7,6 +7,7 @@ use super::startup;
 use super::wiring::{Registration, Wiring};
 use crate::config::Config;
 use crate::domain::agent::STREAM;
+use crate::error_chain::ErrorChain;
 use crate::http::{self, Listening};
 use crate::pipeline::spool::Spool;
 use crate::senders::{Cancelled, Deliver, Drain, SenderContext};
@@ -113,7 +114,7 @@ async fn prepare(
     match startup::prepare(&**store, config, &transports).await {
         Ok(()) => Ok(None),
         Err(error) if error.may_pass() => {
-            log::warn!(error = error.to_string().as_str(); "the server waits for its store");
+            log::warn!(error:% = error.chain(); "the server waits for its store");
             Ok(Some(actix_rt::spawn(startup::prepare_patiently(store.clone(), config.clone(), transports))))
         }
         Err(error) => Err(error),

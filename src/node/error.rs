@@ -29,7 +29,7 @@ pub enum AppError {
         needed: usize,
     },
     /// A file, a folder or an address can't be used.
-    #[error("{what}: {source}")]
+    #[error("{what}")]
     Io {
         /// Which.
         what: String,

@@ -4,6 +4,7 @@ use super::error::{AppError, io_error};
 use super::systemd;
 use super::wiring::Stages;
 use crate::context::Node;
+use crate::error_chain::ErrorChain;
 use crate::os_signals::StopSignals;
 use crate::runtime::Supervision;
 use crate::signals::Presence;
@@ -94,7 +95,7 @@ impl Running {
             error = serving => Some(error),
         };
         match &fault {
-            Some(fault) => log::error!(error = fault.to_string().as_str(); "the server drains and stops"),
+            Some(fault) => log::error!(error:% = fault.chain(); "the server drains and stops"),
             None => log::info!("the server drains and stops; a second signal stops it at once"),
         }
         systemd::stopping();

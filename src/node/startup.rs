@@ -5,6 +5,7 @@ use crate::config::Config;
 use crate::domain::agent::{Role, Secret, Token};
 use crate::domain::audit::Author;
 use crate::domain::time::Timestamp;
+use crate::error_chain::ErrorChain;
 use crate::store::{self, Store};
 use std::fs::{File, TryLockError};
 use std::io::{self, Write};
@@ -48,7 +49,7 @@ pub(super) async fn prepare(store: &dyn Store, config: &Config, transports: &[St
     if prepared.as_ref().is_err_and(|error| !error.may_pass())
         && let Err(error) = store.node_stop().await
     {
-        log::debug!(error = error.to_string().as_str(); "a start that failed leaves no node to sign off");
+        log::debug!(error:% = error.chain(); "a start that failed leaves no node to sign off");
     }
     prepared
 }
@@ -63,7 +64,7 @@ pub(super) async fn prepare_patiently(
     loop {
         match prepare(&*store, &config, &transports).await {
             Err(error) if error.may_pass() => {
-                log::warn!(error = error.to_string().as_str(), again_in_ms = wait.as_millis() as u64;
+                log::warn!(error:% = error.chain(), again_in_ms = wait.as_millis() as u64;
                     "the server waits for its store");
                 tokio::time::sleep(wait).await;
                 wait = (wait * 2).min(WAIT_MAX);

@@ -1,6 +1,7 @@
 //! What a service manager is told, by the protocol of systemd's `sd_notify`: that the server is ready, that it lives, that it
 //! stops. Where `NOTIFY_SOCKET` isn't set nobody is told anything.
 
+use crate::error_chain::ErrorChain;
 use sd_notify::NotifyState;
 use tokio::task::JoinHandle;
 
@@ -27,6 +28,6 @@ pub(super) fn keep_alive() -> Option<JoinHandle<()>> {
 
 fn tell(state: NotifyState<'_>) {
     if let Err(error) = sd_notify::notify(&[state]) {
-        log::warn!(error = error.to_string().as_str(); "the service manager could not be told");
+        log::warn!(error:% = error.chain(); "the service manager could not be told");
     }
 }

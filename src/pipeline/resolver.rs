@@ -12,6 +12,7 @@ use super::messages::NewPage;
 use crate::context::Node;
 use crate::domain::action::Action;
 use crate::domain::target::Target;
+use crate::error_chain::ErrorChain;
 use crate::runtime::isolation::{MISSES, one_by_one};
 use crate::runtime::{Interrupted, OnDrain, Pace, Reconcile, RoundFailed};
 use crate::store::{CommandPage, Inserted, Resolution, StoreError, StoreResult};
@@ -86,7 +87,7 @@ impl Resolver {
         };
         self.active.remove(&no);
         resolved.unwrap_or_else(|error| {
-            log::warn!(action = no, error = error.to_string().as_str(); "an action waits to be resolved");
+            log::warn!(action = no, error:% = error.chain(); "an action waits to be resolved");
             false
         })
     }
@@ -166,7 +167,7 @@ async fn begin(work: &Resolving, active: &HashSet<i64>) -> StoreResult<(Vec<Begu
                 misses + 1
             }
             Err(error) => {
-                log::error!(action = no, error = error.to_string().as_str(); "an action is passed over");
+                log::error!(action = no, error:% = error.chain(); "an action is passed over");
                 0
             }
         };
@@ -193,7 +194,7 @@ async fn begin(work: &Resolving, active: &HashSet<i64>) -> StoreResult<(Vec<Begu
                     }),
                 ),
                 Err(error) => {
-                    log::warn!(action:% = action.id, error = error.to_string().as_str(); "an action waits to be resolved");
+                    log::warn!(action:% = action.id, error:% = error.chain(); "an action waits to be resolved");
                     waits = Some(error);
                 }
             }
@@ -215,7 +216,7 @@ async fn readable(node: &Node, no: i64) -> StoreResult<Option<(Arc<Action>, Targ
     match Target::parse(&action.target) {
         Ok(target) => Ok(Some((action, target))),
         Err(error) => {
-            log::error!(action:% = action.id, error = error.to_string().as_str();
+            log::error!(action:% = action.id, error:% = error.chain();
                 "an action's target cannot be read by this version; it stays unresolved until it expires");
             Ok(None)
         }
@@ -267,7 +268,7 @@ async fn resolve(work: &Resolving, begun: Begun) -> StoreResult<bool> {
             // Cancelled, or the command store crashed with a page of ours: read where the action is.
             Ok(Some(Ok(Inserted::Moved)) | None) | Err(Interrupted) => return Ok(false),
             Ok(Some(Err(error))) => {
-                log::error!(action:% = action.id, error = error.to_string().as_str(); "a page of commands was refused");
+                log::error!(action:% = action.id, error:% = error.chain(); "a page of commands was refused");
                 return Ok(false);
             }
         }

@@ -8,6 +8,7 @@
 
 use super::messages::Dispatch;
 use crate::context::Node;
+use crate::error_chain::ErrorChain;
 use crate::senders::{Deliver, Delivery, Recorder, hold_report};
 use actix::prelude::*;
 use futures_util::future::join_all;
@@ -82,7 +83,7 @@ impl Handler<Dispatch> for SenderRouter {
             if !unserved.is_empty() {
                 match recorder.put(unserved).await {
                     Ok(_) => node.signals.commands_unserved(),
-                    Err(error) => log::warn!(error = error.to_string().as_str();
+                    Err(error) => log::warn!(error:% = error.chain();
                         "commands without a sender are found again later"),
                 }
             }

@@ -14,6 +14,7 @@ use crate::context::Node;
 use crate::domain::action::NewAction;
 use crate::domain::audit::Author;
 use crate::domain::problem::{Problem, ProblemKind};
+use crate::error_chain::ErrorChain;
 use crate::runtime::{OnDrain, Pace, Reconcile, RoundFailed, Waker};
 use crate::service::actions::submit_all;
 use notify::{RecommendedWatcher, RecursiveMode, Watcher};
@@ -63,7 +64,7 @@ impl SpoolLoader {
         match on_disk(&self.spool, Spool::recover).await {
             Ok(0) => {}
             Ok(files) => log::info!(files; "spool files of an interrupted run are taken again"),
-            Err(error) => log::error!(error = error.to_string().as_str(); "spool/cur cannot be recovered"),
+            Err(error) => log::error!(error:% = error.chain(); "spool/cur cannot be recovered"),
         }
     }
 
@@ -87,7 +88,7 @@ impl SpoolLoader {
             Ok(())
         });
         if let Err(error) = pruned.await {
-            log::error!(error = error.to_string().as_str(); "the spool cannot be pruned");
+            log::error!(error:% = error.chain(); "the spool cannot be pruned");
         }
     }
 }
@@ -107,7 +108,7 @@ fn watch(spool: &Spool, notified: Arc<AtomicBool>, waker: Waker) -> Option<Recom
         watcher.and_then(|mut watcher| watcher.watch(&folder, RecursiveMode::NonRecursive).map(|()| watcher));
     watching
         .inspect_err(|error| {
-            log::warn!(folder:?, error = error.to_string().as_str();
+            log::warn!(folder:?, error:% = error.chain();
                 "no file notification; the spool is polled every scan_interval only");
         })
         .ok()
@@ -165,7 +166,7 @@ async fn load(spool: &Arc<Mutex<Spool>>, node: &Node, files: usize, suspects: Su
     let taken = match taken {
         Ok(taken) => taken,
         Err(error) => {
-            log::error!(error = error.to_string().as_str(); "the spool cannot be read");
+            log::error!(error:% = error.chain(); "the spool cannot be read");
             return Round { error: Some(error.to_string()), suspects, ..Round::default() };
         }
     };
@@ -178,7 +179,7 @@ async fn load(spool: &Arc<Mutex<Spool>>, node: &Node, files: usize, suspects: Su
                 "a spool entry is not an action"),
             Taken::Stuck { name, error } => {
                 round.full = false;
-                log::error!(file:? = name, error = error.to_string().as_str(); "a spool file cannot be taken now");
+                log::error!(file:? = name, error:% = error.chain(); "a spool file cannot be taken now");
             }
         }
     }
@@ -208,7 +209,7 @@ async fn load(spool: &Arc<Mutex<Spool>>, node: &Node, files: usize, suspects: Su
                 moves.push((name, accepted.map(|_| ())));
             }
             Some(Err(error)) if !error.is_transient() => {
-                moves.push((name, Err(Problem::new(ProblemKind::InvalidDocument, error.to_string()))));
+                moves.push((name, Err(Problem::new(ProblemKind::InvalidDocument, error.chain().to_string()))));
             }
             Some(Err(error)) => {
                 if works && (round.suspects.len() < SUSPECTS || round.suspects.contains_key(&name)) {
@@ -216,9 +217,9 @@ async fn load(spool: &Arc<Mutex<Spool>>, node: &Node, files: usize, suspects: Su
                 }
                 if round.suspects.get(&name).is_some_and(|rounds| *rounds >= GIVE_UP_AFTER) {
                     round.suspects.remove(&name);
-                    moves.push((name, Err(Problem::new(ProblemKind::Internal, error.to_string()))));
+                    moves.push((name, Err(Problem::new(ProblemKind::Internal, error.chain().to_string()))));
                 } else {
-                    round.error = Some(error.to_string());
+                    round.error = Some(error.chain().to_string());
                     back.push(name);
                 }
             }
@@ -231,7 +232,7 @@ async fn load(spool: &Arc<Mutex<Spool>>, node: &Node, files: usize, suspects: Su
         round.must_rest = true;
         let back = on_disk(spool, move |spool| back.iter().try_for_each(|name| spool.give_back(name))).await;
         if let Err(error) = back {
-            log::error!(error = error.to_string().as_str(); "spool files stay in cur/ until the next start");
+            log::error!(error:% = error.chain(); "spool files stay in cur/ until the next start");
         }
     }
     let stuck = on_disk(spool, move |spool| {
@@ -256,11 +257,11 @@ async fn load(spool: &Arc<Mutex<Spool>>, node: &Node, files: usize, suspects: Su
     match stuck {
         Ok(stuck) => {
             for (name, error) in stuck {
-                log::error!(file:? = name, error = error.to_string().as_str(); "a spool file cannot be put away now");
+                log::error!(file:? = name, error:% = error.chain(); "a spool file cannot be put away now");
                 round.must_rest = true;
             }
         }
-        Err(error) => log::error!(error = error.to_string().as_str(); "spool files stay in cur/ until the next start"),
+        Err(error) => log::error!(error:% = error.chain(); "spool files stay in cur/ until the next start"),
     }
     round
 }

@@ -2,6 +2,7 @@
 
 use crate::context::Node;
 use crate::domain::action::Action;
+use crate::error_chain::ErrorChain;
 use crate::senders::Recorder;
 use crate::store::{Report, StoreError, StoreResult};
 use std::sync::Arc;
@@ -13,7 +14,7 @@ pub(super) const PAGE: usize = 5_000;
 pub(super) async fn readable(node: &Node, no: i64) -> StoreResult<Option<Arc<Action>>> {
     match node.actions.get(no).await {
         Err(error) if !error.is_transient() => {
-            log::error!(action = no, error = error.to_string().as_str(); "an action is passed over");
+            log::error!(action = no, error:% = error.chain(); "an action is passed over");
             Ok(None)
         }
         action => action,

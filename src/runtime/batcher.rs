@@ -11,6 +11,7 @@
 use super::isolation::{Next, Part, Retries};
 use super::lifecycle::Drain;
 use crate::domain::batch::{Filling, Limits, Reason, Tip};
+use crate::error_chain::ErrorChain;
 use crate::metrics::Metrics;
 use crate::store::{StoreError, StoreResult};
 use actix::prelude::*;
@@ -235,13 +236,13 @@ impl<S: Sink> Batcher<S> {
     fn failed(&mut self, part: Part<Entry<S>>, error: &StoreError, now: Instant, ctx: &mut Context<Self>) {
         let items = part.items.len();
         if error.is_transient() {
-            log::warn!(actor = S::NAME, items, error = error.to_string().as_str(); "a batch waits for the store");
+            log::warn!(actor = S::NAME, items, error:% = error.chain(); "a batch waits for the store");
             self.sink.metrics().batch_retried(S::NAME);
         }
         let Some(Entry { item, owner, place }) = self.retries.failed(part, error, now) else { return };
-        log::error!(actor = S::NAME, error = error.to_string().as_str(); "the store refuses an item");
+        log::error!(actor = S::NAME, error:% = error.chain(); "the store refuses an item");
         self.sink.metrics().item_refused(S::NAME);
-        let (sink, refused) = (self.sink.clone(), ItemRejected(error.to_string()));
+        let (sink, refused) = (self.sink.clone(), ItemRejected(error.chain().to_string()));
         ctx.spawn(
             async move {
                 sink.written(vec![item], &[Err(refused.clone())]).await;

@@ -8,6 +8,7 @@
 //! times is given up with its error. While nothing at all can be written, nothing is given up, however long that takes,
 //! and one write is tried per pause, whatever there is.
 
+use crate::error_chain::ErrorChain;
 use crate::store::{StoreError, StoreResult};
 use rand::seq::SliceRandom;
 use std::collections::VecDeque;
@@ -121,7 +122,7 @@ impl<T> Retries<T> {
 
     /// A part was not written. Answers the item that is given up, if that is so; the rest is tried again.
     pub fn failed(&mut self, mut part: Part<T>, error: &StoreError, now: Instant) -> Option<T> {
-        part.error = error.to_string();
+        part.error = error.chain().to_string();
         if !error.is_transient() {
             // The store has looked at it: no reason to wait.
             if part.items.len() <= 1 {
@@ -200,11 +201,11 @@ pub async fn for_each_action<T>(
         match result {
             None | Some(Ok(())) => {}
             Some(Err(error)) if error.is_transient() => {
-                log::warn!(action = no(item), error = error.to_string().as_str(); "an action waits for the store");
+                log::warn!(action = no(item), error:% = error.chain(); "an action waits for the store");
                 first.get_or_insert(error);
             }
             Some(Err(error)) => {
-                log::error!(action = no(item), error = error.to_string().as_str(); "an action is passed over");
+                log::error!(action = no(item), error:% = error.chain(); "an action is passed over");
             }
         }
     }

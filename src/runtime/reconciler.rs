@@ -9,6 +9,7 @@
 //! have to agree, the one that was told and the one that finds out.
 
 use super::lifecycle::{Drain, Wake};
+use crate::error_chain::ErrorChain;
 use crate::metrics::Progress;
 use actix::prelude::*;
 use std::cell::Cell;
@@ -44,9 +45,9 @@ pub enum OnDrain {
 #[derive(Debug)]
 pub struct RoundFailed(pub String);
 
-impl<E: std::error::Error> From<E> for RoundFailed {
+impl<E: std::error::Error + 'static> From<E> for RoundFailed {
     fn from(error: E) -> Self {
-        Self(error.to_string())
+        Self(error.chain().to_string())
     }
 }
 

@@ -11,6 +11,7 @@ use super::messages::{
 use super::open_actions::{OpenActions, Snapshot};
 use crate::domain::command::{Answer, Event};
 use crate::domain::hint::Hint;
+use crate::error_chain::ErrorChain;
 use crate::runtime::Wake;
 use crate::runtime::batcher::Verdict;
 use crate::store::{Due, Report};
@@ -88,7 +89,7 @@ where
     M::Result: Send,
 {
     if let Err(error) = to.try_send(message) {
-        log::debug!(error = error.to_string().as_str(); "a hint was dropped");
+        log::debug!(error:% = error.chain(); "a hint was dropped");
     }
 }
 

@@ -9,6 +9,7 @@
 use super::board::Signals;
 use super::messages::{PeerNews, Publish};
 use crate::domain::hint::Hint;
+use crate::error_chain::ErrorChain;
 use crate::metrics::Metrics;
 use crate::runtime::Drain;
 use crate::store::{Store, StoreError};
@@ -80,7 +81,7 @@ impl PeerNotifier {
                 }
                 Ok(false) => MIN_INTERVAL,
                 Err(error) => {
-                    log::debug!(error = error.to_string().as_str(); "hints to other nodes wait");
+                    log::debug!(error:% = error.chain(); "hints to other nodes wait");
                     peers.metrics.hints_failed();
                     hints.into_iter().for_each(|hint| peers.add(hint));
                     RETRY_INTERVAL
@@ -146,7 +147,7 @@ async fn pass_on(store: &dyn Store, signals: &Signals, hints: Vec<Hint>) {
 }
 
 fn not_looked_up(error: &StoreError) {
-    log::warn!(error = error.to_string().as_str(); "what another node told could not be looked up; polling finds it");
+    log::warn!(error:% = error.chain(); "what another node told could not be looked up; polling finds it");
 }
 
 impl Actor for PeerNotifier {

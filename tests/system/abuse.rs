@@ -1,6 +1,6 @@
 //! What callers may do that they shouldn't: wrong tokens, roles and methods, bodies that are none, crowds.
 
-use crate::support::{On, PATIENCE, Server, eventually};
+use crate::support::{On, PATIENCE, Server, eventually, mostly_waits};
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -126,6 +126,7 @@ pub async fn a_token_that_calls_too_often_is_slowed_down_and_nobody_else(on: On)
 }
 
 pub async fn a_token_has_so_many_streams_open_and_no_more(on: On) {
+    mostly_waits();
     let server = Server::start(on.options().with("ODOSHI__HTTP__TOKEN_STREAMS", "2")).await;
     server.enroll("away", json!({})).await;
     let id = server.submit(json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "ping" }] })).await;
@@ -145,6 +146,7 @@ pub async fn a_token_has_so_many_streams_open_and_no_more(on: On) {
 /// They are thousands, say nothing or half of something, and are closed; meanwhile others are served.
 #[actix_rt::test]
 async fn idle_and_slow_connections_are_closed_and_in_nobodys_way() {
+    mostly_waits();
     const CROWD: usize = 2_000;
     let server = Server::start(On::Sqlite.options()).await;
     let address = server.url.strip_prefix("http://").unwrap().to_owned();

@@ -1,6 +1,6 @@
 //! How much an agent gets, in which order, and what becomes of what it doesn't answer.
 
-use crate::support::{AgentProcess, On, Server, WireAgent, eventually, success};
+use crate::support::{AgentProcess, On, Server, WireAgent, eventually, mostly_waits, success};
 use futures_util::future::join_all;
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
@@ -75,6 +75,7 @@ pub async fn an_agent_never_has_more_than_its_capacity_and_the_urgent_goes_first
 }
 
 pub async fn what_an_agent_says_it_runs_is_not_handed_over_again(on: On) {
+    mostly_waits();
     let (server, token) = server_with(on, "back").await;
     let mut agent = WireAgent::hello(&server.url, &token, 16).await;
     let running = server.submit(document(json!({}))).await;
@@ -196,6 +197,7 @@ pub async fn a_cancelled_result_counts_only_when_the_action_was_cancelled(on: On
 }
 
 pub async fn a_command_for_an_agent_that_stays_away_expires_after_the_grace(on: On) {
+    mostly_waits();
     let (server, token) = server_with(on, "away").await;
     let id = server.submit(document(json!({ "expires_after": "10s" }))).await;
     let view = server.until_status(&id, "completed").await;
@@ -220,6 +222,7 @@ pub async fn who_takes_a_command_and_never_answers_has_timed_out_and_gets_the_ne
 }
 
 pub async fn without_received_a_hand_over_has_failed_and_is_tried_again_up_to_max_deliveries(on: On) {
+    mostly_waits();
     let (server, token) = server_with(on, "forgetful").await;
     let mut agent = WireAgent::hello(&server.url, &token, 2).await;
     let once = server.submit(document(json!({ "max_deliveries": 1 }))).await;
@@ -265,6 +268,7 @@ fn resident_mib(pid: i32) -> u64 {
 }
 
 pub async fn agents_that_stop_reading_cost_little_and_are_dropped_and_get_their_commands_later(on: On) {
+    mostly_waits();
     const STUCK: usize = 15;
     const ACTIONS: usize = 30;
     let server = Server::start(on.options()).await;

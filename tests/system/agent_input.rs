@@ -1,7 +1,7 @@
 //! What agents may say, in whatever order and however wrong: the connection ends with its code or the result is rejected
 //! with its reason, and nobody else notices.
 
-use crate::support::{On, Server, WireAgent, success};
+use crate::support::{On, Server, WireAgent, mostly_waits, success};
 use futures_util::SinkExt;
 use odoshi::domain::agent::hash_of;
 use odoshi::domain::audit::Author;
@@ -278,6 +278,7 @@ pub async fn an_agent_that_is_disabled_or_removed_before_it_says_hello_is_not_le
 }
 
 pub async fn an_agent_that_is_disabled_or_removed_is_cut_off_though_nothing_says_so(on: On) {
+    mostly_waits();
     let server = Server::start(on.options()).await;
     let bystander = server.enroll("bystander", json!({})).await;
     let mut bystander = WireAgent::hello(&server.url, &bystander, 16).await;

@@ -1,6 +1,6 @@
 //! What an operator types, through the built binary.
 
-use crate::support::{AgentProcess, Server, ServerOptions, WireAgent, eventually, program};
+use crate::support::{AgentProcess, Server, ServerOptions, WireAgent, eventually, mostly_waits, program};
 use serde_json::{Value, json};
 use std::process::{Command, Output, Stdio};
 
@@ -92,6 +92,7 @@ async fn a_program_is_run_and_its_output_shown_in_every_format() {
 
 #[actix_rt::test]
 async fn exit_codes_say_how_it_went() {
+    mostly_waits();
     let (server, agents) = fleet().await;
     let operator = Operator::of(&server);
     let code = async |arguments: &[&str]| operator.call(arguments).await;

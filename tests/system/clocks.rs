@@ -3,7 +3,7 @@
 
 use crate::cluster;
 use crate::nodes::{Cluster, NODES};
-use crate::support::{Server, ServerOptions, WireAgent, eventually};
+use crate::support::{Server, ServerOptions, WireAgent, eventually, mostly_waits};
 use odoshi::domain::time::Timestamp;
 use serde_json::{Value, json};
 
@@ -43,6 +43,7 @@ async fn names(cluster: &Cluster, node: usize) -> Vec<String> {
 
 #[actix_rt::test]
 async fn a_clock_that_jumps_makes_nobody_dead_and_hides_nobody_who_is() {
+    mostly_waits();
     let (mut cluster, database) = nodes_on_a_clock().await;
     let incarnations = "SELECT incarnation AS key, 0 AS kind, 0 AS n FROM nodes ORDER BY 1";
     let before = cluster.servers[0].sql().groups(incarnations);
@@ -106,6 +107,7 @@ async fn an_agent_that_moves_after_the_clock_went_back_is_connected_where_it_is_
 
 #[actix_rt::test]
 async fn a_connection_whose_row_is_lost_is_written_again_and_an_older_one_is_closed() {
+    mostly_waits();
     let mut cluster = Cluster::start(ServerOptions::default()).await;
     // Nobody says so: the rows are changed behind the nodes' backs.
     let change = "UPDATE agents SET session_epoch = session_epoch + 1 WHERE name = 'a1'; \

@@ -1,10 +1,11 @@
 //! Live actions, agents that operators add, and the audit log, over HTTP.
 
-use crate::support::{On, Server, WireAgent, eventually};
+use crate::support::{On, Server, WireAgent, eventually, mostly_waits};
 use odoshi::domain::time::Timestamp;
 use serde_json::{Value, json};
 
 pub async fn agents_join_a_live_action_until_it_expires(on: On) {
+    mostly_waits();
     let mut server = Server::start(on.options()).await;
     let token = server.enroll("first", json!({ "role": "web" })).await;
     let mut first = WireAgent::hello(&server.url, &token, 16).await;
@@ -57,6 +58,7 @@ pub async fn agents_join_a_live_action_until_it_expires(on: On) {
 }
 
 pub async fn agents_that_join_before_valid_from_get_nothing_before_it(on: On) {
+    mostly_waits();
     let server = Server::start(on.options()).await;
     let first = server.enroll("first", json!({ "role": "web" })).await;
     let mut first = WireAgent::hello(&server.url, &first, 16).await;

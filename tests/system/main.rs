@@ -168,7 +168,7 @@ on_both! {
         one_id_is_one_action_whatever_files_carry_it
         a_name_that_is_taken_gets_a_suffix_and_nothing_is_overwritten
         files_that_a_crash_left_in_cur_are_taken_again_and_are_the_same_actions
-        ten_thousand_files_at_once_become_ten_thousand_actions
+        thousands_of_files_at_once_become_as_many_actions
     }
 }
 

@@ -1,6 +1,8 @@
 //! Several servers that share one PostgreSQL database: whoever takes an action, agents of all of them get it.
 
-use crate::support::{Balancer, Fleet, On, Server, ServerOptions, WireAgent, eventually, program};
+use crate::support::{
+    Balancer, Fleet, On, Server, ServerOptions, WireAgent, by_length, eventually, mostly_waits, program,
+};
 use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::process::Command;
@@ -62,6 +64,19 @@ impl Cluster {
             (view["status"] == "completed").then_some(view)
         })
         .await
+    }
+
+    /// A number of a node's `/metrics`, 0 if it isn't there yet.
+    pub async fn metric(&self, node: usize, name: &str) -> f64 {
+        let text = eventually("the metrics", || async {
+            let call = reqwest::Client::new().get(format!("{}/metrics", self.servers[node].url));
+            let answer = call.bearer_auth(&self.admin).send().await.unwrap();
+            // While the store is away no token can be looked up.
+            if answer.status() == 200 { answer.text().await.ok() } else { None }
+        })
+        .await;
+        let value = text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok());
+        value.unwrap_or(0.0)
     }
 
     /// Each agent gets the action's command and says that it went well; how long the last one waited for it.
@@ -200,6 +215,7 @@ async fn nodes_that_tell_each_other_nothing_find_it_by_themselves() {
 
 #[actix_rt::test]
 async fn a_node_that_is_killed_is_taken_over_and_its_agents_work_goes_on_elsewhere() {
+    mostly_waits();
     let quick = [("ODOSHI__NODE__HEARTBEAT", "500ms"), ("ODOSHI__NODE__DEAD_AFTER", "20s")];
     let options = quick.iter().fold(ServerOptions::default(), |options, (key, value)| options.with(key, value));
     let mut cluster = Cluster::start(options).await;
@@ -261,31 +277,14 @@ async fn a_hundred_thousand_commands_make_few_notifications() {
     const ACTIONS: usize = 200;
     const AGENTS: usize = 500;
     let cluster = Cluster::start(ServerOptions::default()).await;
-    let store = cluster.servers[0].store().await;
-    let named = |n| odoshi::store::NewAgent {
-        enrollment: odoshi::domain::agent::Enrollment { name: format!("away-{n}"), ..Default::default() },
-        transport: "stream".into(),
-        address: None,
-        secret: None,
-    };
-    store.agent_insert((0..AGENTS).map(named).collect()).await.unwrap();
-    store.node_stop().await.unwrap();
-    let sent = async |node: usize| {
-        let text = eventually("the metrics", || async {
-            let call = reqwest::Client::new().get(format!("{}/metrics", cluster.servers[node].url));
-            let answer = call.bearer_auth(&cluster.admin).send().await.unwrap();
-            // While the store is away nobody's token can be looked up.
-            if answer.status() == 200 { answer.text().await.ok() } else { None }
-        })
-        .await;
-        let line = text.lines().find_map(|line| line.strip_prefix("odoshi_hints_total{what=\"sent\"} ")?.parse().ok());
-        line.unwrap_or(0.0)
-    };
+    cluster.servers[0].put_agents(AGENTS, "stream").await;
+    let sent = async |node: usize| cluster.metric(node, "odoshi_hints_total{what=\"sent\"}").await;
     let (mut before, begun) = (Vec::new(), Instant::now());
     for node in 0..NODES {
         before.push(sent(node).await);
     }
-    let document = json!({ "name": "n", "target": "name LIKE 'away-%'", "operations": [{ "module": "ping" }] });
+    let document =
+        json!({ "name": "n", "target": "name LIKE 'a0%' AND name != 'a0'", "operations": [{ "module": "ping" }] });
     for n in 0..ACTIONS {
         cluster.servers[n % NODES].drop_file(&format!("{n}.json"), &document.to_string());
     }
@@ -303,6 +302,7 @@ async fn a_hundred_thousand_commands_make_few_notifications() {
 
 #[actix_rt::test]
 async fn what_a_killed_node_had_taken_is_done_soon_after_its_takeover() {
+    mostly_waits();
     const AGENTS: usize = 60;
     let quick = [("ODOSHI__NODE__HEARTBEAT", "500ms"), ("ODOSHI__NODE__DEAD_AFTER", "20s")];
     let options = quick.iter().fold(ServerOptions::default(), |options, (key, value)| options.with(key, value));
@@ -338,6 +338,7 @@ async fn what_a_killed_node_had_taken_is_done_soon_after_its_takeover() {
 #[cfg(feature = "failpoints")]
 #[actix_rt::test]
 async fn a_node_frozen_inside_of_a_transaction_holds_nobody_up_and_writes_nothing_later() {
+    mostly_waits();
     use nix::sys::signal::{Signal, kill};
     let quick = [("ODOSHI__NODE__HEARTBEAT", "500ms"), ("ODOSHI__NODE__DEAD_AFTER", "20s")];
     let options = quick.iter().fold(ServerOptions::default(), |options, (key, value)| options.with(key, value));
@@ -371,4 +372,38 @@ async fn a_node_frozen_inside_of_a_transaction_holds_nobody_up_and_writes_nothin
     assert_eq!(cluster.servers[1].sql().exceptions(), []);
     let commands = cluster.servers[1].sql().number("SELECT count(*) AS n FROM commands");
     assert_eq!(commands, NODES as i64);
+}
+
+/// The owner of an action closes it, and no other node does the same work again.
+#[actix_rt::test]
+async fn a_cancel_decides_each_command_once_on_three_nodes() {
+    let agents = by_length(9_999, 99_999);
+    let cluster = Cluster::start(ServerOptions::default()).await;
+    cluster.servers[0].put_agents(agents, "stream").await;
+    let document = json!({ "name": "n", "target": "name LIKE 'a0%' AND name != 'a0'", "operations": [{ "module": "ping" }],
+        "expires_after": "1h" });
+    let id = cluster.call(0, "POST", "/v1/actions", Some(document)).await["id"].as_str().unwrap().to_owned();
+    let waiting = "SELECT count(*) AS n FROM open_commands";
+    let sql = cluster.servers[0].sql();
+    eventually("a row for each agent that is away", || async { (sql.number(waiting) == agents as i64).then_some(()) })
+        .await;
+    let decided = async || {
+        let mut items = 0.0;
+        for node in 0..NODES {
+            items += cluster.metric(node, "odoshi_batch_items_sum{actor=\"outcomes\"}").await;
+        }
+        items as i64
+    };
+    let before = decided().await;
+    // Not the one that took it.
+    cluster.call(1, "POST", &format!("/v1/actions/{id}/cancel"), None).await;
+    eventually("the action to be closed", || async {
+        let view = cluster.call(2, "GET", &format!("/v1/actions/{id}"), None).await;
+        (view["counts"]["cancelled"] == agents).then_some(())
+    })
+    .await;
+    // A node that did it again would by then: each of them looks at the open actions once a second.
+    tokio::time::sleep(Duration::from_secs(3)).await;
+    assert_eq!(decided().await - before, agents as i64);
+    assert_eq!(sql.exceptions(), []);
 }

@@ -1,6 +1,6 @@
 //! A process that may open few files: connections don't take those that store and spool need.
 
-use crate::support::{On, Server, WireAgent, eventually, program};
+use crate::support::{On, Server, WireAgent, eventually, mostly_waits, program};
 use serde_json::json;
 use std::net::TcpStream;
 use std::process::Command;
@@ -12,6 +12,7 @@ const AGENTS: usize = 80;
 const SILENT: usize = 150;
 
 pub async fn connections_leave_files_to_the_store_and_the_spool(on: On) {
+    mostly_waits();
     let mut options = on.options();
     options.open_files = Some(LIMIT);
     let server = Server::start(options).await;

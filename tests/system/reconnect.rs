@@ -1,7 +1,7 @@
 //! A node dies, and all of its agents come to the others at once.
 
 use crate::cluster;
-use crate::support::{On, Server, ServerOptions, WireAgent, eventually};
+use crate::support::{On, Server, ServerOptions, WireAgent, by_length, eventually};
 use futures_util::StreamExt;
 use futures_util::stream::iter;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
@@ -9,16 +9,16 @@ use serde_json::json;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-const AGENTS: usize = 10_000;
 /// Actions whose commands each of them has to get.
 const BACKLOG: usize = 3;
 
 #[actix_rt::test]
-async fn ten_thousand_agents_that_come_at_once_have_their_backlog_soon() {
+async fn thousands_of_agents_that_come_at_once_have_their_backlog_soon() {
+    let agents = by_length(2_000, 10_000);
     // A socket here and one in a server for each of them; the servers raise their own limit.
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).unwrap();
-    assert!(hard > AGENTS as u64 + 1_000, "the limit of open files is {hard}: too low for {AGENTS} agents");
+    assert!(hard > agents as u64 + 1_000, "the limit of open files is {hard}: too low for {agents} agents");
     let database = tokio::task::spawn_blocking(|| cluster::own(&[])).await.unwrap();
     let options = ServerOptions { cluster: Some(database), ..On::Postgres.options() };
     let options = options.with("ODOSHI__NODE__HEARTBEAT", "500ms").with("ODOSHI__NODE__DEAD_AFTER", "30s");
@@ -31,7 +31,7 @@ async fn ten_thousand_agents_that_come_at_once_have_their_backlog_soon() {
     }
 
     let (http, enroll) = (reqwest::Client::new(), died.enroll_token().await);
-    let tokens: Vec<String> = iter(0..AGENTS)
+    let tokens: Vec<String> = iter(0..agents)
         .map(|number| {
             let call = http.post(format!("{}/v1/agent/enroll", died.url)).bearer_auth(&enroll);
             let call =
@@ -61,7 +61,7 @@ async fn ten_thousand_agents_that_come_at_once_have_their_backlog_soon() {
         .collect()
         .await;
     let sessions = "SELECT count(*) AS n FROM agent_sessions";
-    eventually("all to be connected", || async { (died.sql().number(sessions) == AGENTS as i64).then_some(()) }).await;
+    eventually("all to be connected", || async { (died.sql().number(sessions) == agents as i64).then_some(()) }).await;
 
     died.kill();
     old.iter().for_each(|agent| agent.abort());
@@ -72,7 +72,7 @@ async fn ten_thousand_agents_that_come_at_once_have_their_backlog_soon() {
         assert_eq!(status, 202, "{answer}");
     }
     let rows = "SELECT count(*) AS n FROM commands";
-    let all = (AGENTS * BACKLOG) as i64;
+    let all = (agents * BACKLOG) as i64;
     eventually("all commands to be written", || async { (died.sql().number(rows) == all).then_some(()) }).await;
 
     let load = || {
@@ -103,16 +103,16 @@ async fn ten_thousand_agents_that_come_at_once_have_their_backlog_soon() {
                 waited
             }
         })
-        .buffer_unordered(AGENTS)
+        .buffer_unordered(agents)
         .collect()
         .await;
     let (all_over, (transactions_after, cpu_after)) = (begun.elapsed(), load());
     waits.sort_unstable();
     println!(
-        "{AGENTS} agents at once had {BACKLOG} commands each: half after {:.1?}, all after {:.1?}; all results were stored \
+        "{agents} agents at once had {BACKLOG} commands each: half after {:.1?}, all after {:.1?}; all results were stored \
          after {all_over:.1?}; the database made {:.0} transactions and took {:.1?} of CPU",
-        waits[AGENTS / 2],
-        waits[AGENTS - 1],
+        waits[agents / 2],
+        waits[agents - 1],
         transactions_after - transactions,
         cpu_after - cpu,
     );
@@ -120,7 +120,7 @@ async fn ten_thousand_agents_that_come_at_once_have_their_backlog_soon() {
         "SELECT sum(pg_total_relation_size(oid))::bigint AS n FROM pg_class WHERE relname IN ('commands', 'outcomes')";
     println!(
         "a node with {} agents takes {} MB; a command and its outcome take {} bytes in the database",
-        AGENTS / others.len(),
+        agents / others.len(),
         others[0].memory("VmRSS") / 1_024,
         died.sql().number(size) / all,
     );

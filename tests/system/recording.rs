@@ -1,7 +1,7 @@
 //! A server with a sender of the tests' own, which writes down what is handed to it and when: this program once more, in a
 //! process of its own.
 
-use crate::support::{On, Server, ServerOptions, eventually};
+use crate::support::{On, Server, ServerOptions, eventually, mostly_waits};
 use actix::prelude::*;
 use odoshi::Odoshi;
 use odoshi::config::Config;
@@ -98,6 +98,7 @@ async fn add_agent(server: &Server, name: &str) {
 
 #[actix_rt::test]
 async fn what_no_node_serves_waits_and_is_told_and_goes_out_by_one_that_does() {
+    mostly_waits();
     let first = Server::start(On::Postgres.options()).await;
     add_agent(&first, "one").await;
     add_agent(&first, "two").await;
@@ -134,6 +135,7 @@ async fn what_no_node_serves_waits_and_is_told_and_goes_out_by_one_that_does() {
 
 #[actix_rt::test]
 async fn what_a_stopped_node_had_begun_another_one_goes_on_with() {
+    mostly_waits();
     const AGENTS: usize = 300;
     let recording = ServerOptions { recording: true, ..On::Postgres.options() };
     let mut first = Server::prepare(recording.clone().with("ODOSHI__NODE__NAME", "first"));

@@ -1,7 +1,7 @@
 //! One value that the store doesn't take: it gets its error, and nobody else notices. Triggers in the database play the part
 //! of the value; what they say is in no language that the server knows.
 
-use crate::support::{On, Server, WireAgent, eventually, success};
+use crate::support::{On, Server, WireAgent, eventually, mostly_waits, success};
 use serde_json::{Value, json};
 
 /// Makes the database fail whenever a row of a table meets a condition.
@@ -57,6 +57,7 @@ pub async fn a_result_that_the_store_refuses_is_rejected_and_stops_nobody(on: On
 }
 
 pub async fn a_result_that_keeps_failing_stops_nobody_is_shown_and_is_rejected_in_the_end(on: On) {
+    mostly_waits();
     let mut server = Server::start(on.options()).await;
     let [(mut poison, first), (mut good, second)] = two_agents(&mut server, on, TROUBLED).await;
     poison.succeed(&first).await;

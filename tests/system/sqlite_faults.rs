@@ -1,7 +1,7 @@
 //! What happens to SQLite's file: somebody else locks it, it can't be written, its disk is full. And to the spool's disk.
 
 use crate::store_faults::survives;
-use crate::support::{On, Server, ServerOptions, SmallDisk, WireAgent, eventually};
+use crate::support::{On, Server, ServerOptions, SmallDisk, WireAgent, eventually, mostly_waits};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
 use serde_json::json;
@@ -15,6 +15,7 @@ const NOBODY: u32 = 65_534;
 
 #[actix_rt::test]
 async fn a_file_that_somebody_locks_for_a_while_costs_nothing() {
+    mostly_waits();
     let server = Server::start(ServerOptions::default()).await;
     survives("locked", &server, async {
         let file = server.data().join("odoshi.db").display().to_string();

@@ -2,7 +2,7 @@
 //! ends by itself, nothing is lost, nothing is run twice, and memory stays bounded meanwhile.
 
 use crate::cluster::{self, Cluster};
-use crate::support::{Fleet, Line, On, Proxy, Server, ServerOptions, WireAgent, by_length, eventually};
+use crate::support::{Fleet, Line, On, Proxy, Server, ServerOptions, WireAgent, by_length, eventually, mostly_waits};
 use futures_util::StreamExt;
 use futures_util::future::join_all;
 use futures_util::stream::FuturesUnordered;
@@ -181,11 +181,13 @@ async fn connections_that_are_reset_cost_nothing() {
 
 #[actix_rt::test]
 async fn a_black_hole_costs_nothing() {
+    mostly_waits();
     line_fault("black hole", Line::BlackHole).await;
 }
 
 #[actix_rt::test]
 async fn a_slow_line_costs_nothing() {
+    mostly_waits();
     line_fault("slow line", Line::Slow(Duration::from_millis(50), 500_000)).await;
 }
 

@@ -5,6 +5,7 @@ use super::{DelayScheduler, HOLDS_AT_A_TIME};
 use crate::domain::action::Action;
 use crate::domain::agent::STREAM;
 use crate::domain::time::Timestamp;
+use crate::error_chain::ErrorChain;
 use crate::pipeline::messages::Committed;
 use crate::signals::Snapshot;
 use crate::store::{Due, DuePlace, StoreError, UntouchedPage};
@@ -171,7 +172,7 @@ impl DelayScheduler {
                 scheduler.dispatch(ctx);
                 scheduler.read(ctx);
             }
-            Err(error) => log::warn!(error = error.to_string().as_str(); "retries are looked at again later"),
+            Err(error) => log::warn!(error:% = error.chain(); "retries are looked at again later"),
         }));
     }
 
@@ -224,7 +225,7 @@ impl DelayScheduler {
             Err(error) => {
                 scheduler.reading = false;
                 scheduler.forget_answered();
-                log::warn!(error = error.to_string().as_str(); "the scheduler waits for the store");
+                log::warn!(error:% = error.chain(); "the scheduler waits for the store");
             }
         }));
     }
@@ -336,7 +337,7 @@ impl DelayScheduler {
 
 /// An action that this version can't read keeps nobody else waiting.
 fn unreadable(no: i64, error: &StoreError) {
-    log::error!(action = no, error = error.to_string().as_str(); "an action is passed over");
+    log::error!(action = no, error:% = error.chain(); "an action is passed over");
 }
 
 /// How much of a page was taken in.

@@ -5,6 +5,7 @@ use super::messages::{Connect, Connected, NotConnected};
 use crate::domain::agent::{AgentRef, facts_fit};
 use crate::domain::protocol::{AgentFrame, HELLO_WITHIN, Hello, close};
 use crate::domain::text::{replace_nul, replace_nul_in};
+use crate::error_chain::ErrorChain;
 use crate::store::StoreError;
 use actix_ws::{AggregatedMessage, AggregatedMessageStream};
 use uuid::Uuid;
@@ -66,7 +67,7 @@ pub(super) async fn greet(
         return Err(End::error(close::MALFORMED, "facts-too-large", "facts or version are too large"));
     }
     let away = |error: StoreError| {
-        log::warn!(agent = agent.name.as_str(), error = error.to_string().as_str(); "an agent must wait for the store");
+        log::warn!(agent = agent.name.as_str(), error:% = error.chain(); "an agent must wait for the store");
         End::with(close::GOING_AWAY)
     };
     if deps.node.store.agent_refresh(agent.no, None, &hello.facts, &hello.version).await.map_err(away)? {

@@ -6,6 +6,7 @@ use crate::domain::action::Action;
 use crate::domain::command::{Answer, Event};
 use crate::domain::protocol::{Rejected, RunRef, RunResult, Stored};
 use crate::domain::time::Timestamp;
+use crate::error_chain::ErrorChain;
 use crate::runtime::batcher::Verdict;
 use crate::senders::contract::{Delivery, SenderContext};
 use crate::signals::ActionCache;
@@ -102,7 +103,7 @@ async fn look_up(actions: &ActionCache, run: RunRef) -> Option<Option<Arc<Action
     for attempt in 0..RECORD_TRIES {
         match actions.get_by_id(run.action).await {
             Ok(found) => return Some(found),
-            Err(error) => log::warn!(error = error.to_string().as_str(); "a result waits for the store"),
+            Err(error) => log::warn!(error:% = error.chain(); "a result waits for the store"),
         }
         tokio::time::sleep(wait(attempt)).await;
     }

@@ -8,6 +8,7 @@
 
 use super::messages::{Connect, Connected, Disconnect, Handle, NotConnected, SignOff, ToSession};
 use super::sessions::{SessionChange, SessionWriter};
+use crate::error_chain::ErrorChain;
 use crate::runtime::Drain;
 use crate::senders::contract::{Deliver, Delivery, SenderContext, hold_report};
 use crate::signals::{AgentDisabled, BacklogChanged, Cancelled, Presence, SessionSuperseded};
@@ -104,7 +105,7 @@ impl StreamSender {
                         checked.extend(odd);
                     }
                     Err(error) => {
-                        log::debug!(error = error.to_string().as_str(); "connections are compared again later");
+                        log::debug!(error:% = error.chain(); "connections are compared again later");
                         break;
                     }
                 }

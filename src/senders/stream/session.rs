@@ -18,6 +18,7 @@ use crate::domain::protocol::{
     AgentFrame, Command, ErrorFrame, Hello, MAX_FRAME, PING_EVERY, RunRef, RunResult, SILENCE, ServerFrame, Welcome,
     close,
 };
+use crate::error_chain::ErrorChain;
 use crate::senders::contract::{Delivery, hold_report, report_of};
 use crate::store::Report;
 use actix_ws::{AggregatedMessage, AggregatedMessageStream, ProtocolError};
@@ -331,7 +332,7 @@ impl Session {
                 match actions.get_by_id(id).await {
                     Ok(Some(action)) => adopted.push((action, run)),
                     Ok(None) => unknown.push(id),
-                    Err(error) => log::warn!(error = error.to_string().as_str();
+                    Err(error) => log::warn!(error:% = error.chain();
                         "a run that an agent has cannot be looked up now"),
                 }
             }
@@ -410,7 +411,7 @@ impl Session {
                 self.offer(deliveries, true);
             }
             Done::Backlog(Err(error)) => {
-                log::warn!(agent = self.agent.name.as_str(), error = error.to_string().as_str();
+                log::warn!(agent = self.agent.name.as_str(), error:% = error.chain();
                     "an agent's backlog cannot be read now");
                 self.reading_backlog = false;
                 self.backlog_after = Instant::now() + Duration::from_secs(1);

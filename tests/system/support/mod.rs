@@ -5,6 +5,7 @@ mod balancer;
 mod fleet;
 mod proxy;
 mod server;
+mod slots;
 mod sql;
 mod wire;
 
@@ -13,5 +14,6 @@ pub use balancer::Balancer;
 pub use fleet::Fleet;
 pub use proxy::{Line, Proxy};
 pub use server::{On, PATIENCE, Server, ServerOptions, SmallDisk, by_length, eventually, program, until_reached};
+pub use slots::mostly_waits;
 pub use sql::Sql;
 pub use wire::{WireAgent, success};

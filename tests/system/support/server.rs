@@ -1,6 +1,6 @@
 //! `odoshi serve` as a process in a temporary folder; stopped when dropped.
 
-use super::Sql;
+use super::{Sql, slots};
 use crate::cluster::{self, Cluster, free_port};
 use odoshi::config::Config;
 use odoshi::domain::agent::Enrollment;
@@ -154,6 +154,7 @@ impl Server {
 
     /// A folder and a port, and no process yet.
     pub fn prepare(options: ServerOptions) -> Self {
+        slots::take();
         remember_panics();
         // The tests' own HTTP clients are made without saying how they would speak TLS.
         rustls::crypto::ring::default_provider().install_default().ok();
