@@ -4,8 +4,8 @@ use super::commands::Duplicates;
 use super::sql::sql;
 use super::{MIGRATION_WITHIN, PING_WITHIN, PostgresStore, State};
 use super::{
-    actions, agents, audit, check_encoding, commands, elders, error, hints, live, migrate, node, not_connected,
-    outcomes, sessions, tokens, transaction,
+    actions, agents, audit, check_encoding, commands, error, hints, live, long_transactions, migrate, node,
+    not_connected, outcomes, sessions, tokens, transaction,
 };
 use crate::domain::action::{Action, ActionState, NewAction};
 use crate::domain::agent::{AgentRef, Token};
@@ -81,7 +81,7 @@ impl Store for PostgresStore {
             let time = time.map_err(|error| error::sort("prepare", error, own.code()))?;
             inner.clock.observe(time, asked, Instant::now());
             inner.set_state(State::Ready);
-            tokio::spawn(elders::watch(Arc::downgrade(&inner), warn_transaction));
+            tokio::spawn(long_transactions::watch(Arc::downgrade(&inner), warn_transaction));
             if inner.notify {
                 tokio::spawn(hints::listen(Arc::downgrade(&inner)));
             }

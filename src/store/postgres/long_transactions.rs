@@ -1,5 +1,5 @@
-//! Watches for transactions that have been open for too long. While one is, vacuum can't take away what was deleted after it
-//! began: open rows come and go by the million, and their table would grow for as long as somebody forgets to commit.
+//! Warns about long transactions: while one is open, vacuum can't remove rows that were deleted after it began. Open rows
+//! come and go by the million, so their table grows for as long as somebody forgets to commit.
 
 use super::Inner;
 use super::sql::sql;
@@ -9,11 +9,11 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use std::sync::Weak;
 use std::time::Duration;
 
-/// How often it looks, at most and at least.
-const LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// The shortest and the longest time between two polls.
+const POLL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 #[derive(QueryableByName)]
-struct Elder {
+struct LongTransaction {
     #[diesel(sql_type = Integer)]
     pid: i32,
     #[diesel(sql_type = BigInt)]
@@ -24,39 +24,38 @@ struct Elder {
     state: String,
 }
 
-/// The oldest transaction in this database that holds a snapshot for longer than `most`.
-async fn oldest(conn: &mut AsyncPgConnection, most: Duration) -> QueryResult<Option<Elder>> {
+/// The oldest transaction in this database that has held a snapshot for longer than `limit`.
+async fn oldest(conn: &mut AsyncPgConnection, limit: Duration) -> QueryResult<Option<LongTransaction>> {
     sql("SELECT pid, extract(epoch FROM clock_timestamp() - xact_start)::bigint AS seconds, \
          coalesce(application_name, '') AS application, coalesce(state, '') AS state FROM pg_stat_activity \
          WHERE datname = current_database() AND pid <> pg_backend_pid() \
          AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL) \
          AND xact_start < clock_timestamp() - ? * interval '1 millisecond' ORDER BY xact_start LIMIT 1")
-    .bind(i64::try_from(most.as_millis()).unwrap_or(i64::MAX))
+    .bind(i64::try_from(limit.as_millis()).unwrap_or(i64::MAX))
     .get_result(conn)
     .await
     .optional()
 }
 
-/// Tells of the oldest transaction, if it is older than `most`, for as long as somebody else holds `inner`. Each is told of
-/// once.
-pub(super) async fn watch(inner: Weak<Inner>, most: Duration) {
-    let mut told = None;
+/// Logs the oldest transaction when it is older than `limit`, each one once. Ends when nobody else holds `inner`.
+pub(super) async fn watch(inner: Weak<Inner>, limit: Duration) {
+    let mut logged = None;
     loop {
-        tokio::time::sleep((most / 2).clamp(LOOK.0, LOOK.1)).await;
+        tokio::time::sleep((limit / 2).clamp(POLL.0, POLL.1)).await;
         let Some(inner) = inner.upgrade() else { return };
-        if inner.gate("elders").is_err() {
+        if inner.gate("long_transactions").is_err() {
             continue;
         }
-        // A database that is away has other troubles.
+        // A database that does not answer is reported by the heartbeat.
         let Ok(mut conn) = inner.pool.get().await else { continue };
-        let Ok(found) = oldest(&mut conn, most).await else { continue };
-        let pid = found.as_ref().map(|elder| elder.pid);
-        if let Some(Elder { pid, seconds, application, state }) = found
-            && told != Some(pid)
+        let Ok(found) = oldest(&mut conn, limit).await else { continue };
+        let pid = found.as_ref().map(|transaction| transaction.pid);
+        if let Some(LongTransaction { pid, seconds, application, state }) = found
+            && logged != Some(pid)
         {
             log::warn!(pid, seconds, application = application.as_str(), state = state.as_str();
                 "a transaction has been open for long: vacuum waits for it, and tables grow meanwhile");
         }
-        told = pid;
+        logged = pid;
     }
 }
