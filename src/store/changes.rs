@@ -1,6 +1,6 @@
 //! What a batch of reports changes, gathered in the order in which it happened, before a database writes it.
 
-use super::Report;
+use super::outcomes::Report;
 use crate::domain::command::{Answer, Change, CommandState, Event, Known, Open, OpenChange, Outcome, RunEnd, decide};
 use crate::domain::counts::Counts;
 use crate::domain::text::replace_nul;

@@ -1,10 +1,13 @@
-//! What can go wrong with the store.
+//! Errors of the store: one type for both databases.
 //!
-//! One type for both halves. Callers ask only whether trying the same again can help ([`StoreError::is_transient`]); what is
-//! wrong with the *data* of a request (a conflict, an unknown id) is an answer of the method, not an error.
+//! Callers need to know only whether trying again can help ([`StoreError::is_transient`]). A fault in the *data* of a request
+//! (a conflict, an unknown id) is an answer of the method, not an error.
 
 use diesel::result::{DatabaseErrorKind, Error as DieselError};
 use std::fmt;
+
+/// The result of a store method.
+pub type StoreResult<T> = Result<T, StoreError>;
 
 /// A failed call of the store. Nothing of it was written.
 #[derive(Debug, thiserror::Error)]

@@ -207,7 +207,7 @@ impl Condition {
             "(EXISTS (SELECT 1 FROM agent_sessions s WHERE s.agent_no = agents.no) \
              OR coalesce(agents.checked_in_at, 0) > ",
         );
-        self.pieces.push(Piece::Int(self.now.minus(super::CHECK_IN_COUNTS).0));
+        self.pieces.push(Piece::Int(self.now.minus(super::agents::CHECK_IN_COUNTS).0));
         self.sql(")");
     }
 

@@ -1,10 +1,13 @@
 //! Rows as the databases answer them, and how they become what the store's methods answer. The same for both halves.
 
 mod agents;
+pub(super) mod sessions;
 
 pub(super) use agents::{AgentViewRow, AuditRow, NODES, Named, NodeRow, TokenRow, agent_view};
 
-use super::models::{ActionView, CommandView, Due, OpenAction};
+use super::actions::{ActionView, OpenAction};
+use super::commands::CommandView;
+use super::dispatch::Due;
 use super::schema::actions;
 use crate::domain::action::{Action, ActionState, Membership, NewAction};
 use crate::domain::audit::Author;

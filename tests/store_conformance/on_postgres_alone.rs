@@ -7,7 +7,7 @@ use crate::support::{accept, action, agents, connect, matching, named, page, res
 use odoshi::domain::command::CommandState;
 use odoshi::domain::target::Target;
 use odoshi::domain::time::Timestamp;
-use odoshi::store::{Inserted, Store};
+use odoshi::store::{Actions, Inserted, Nodes, Store};
 use serde_json::json;
 use std::time::Duration;
 

@@ -10,7 +10,7 @@ use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl, SimpleAsyncC
 use odoshi::config::Config;
 use odoshi::domain::command::CommandState;
 use odoshi::domain::counts::Counts;
-use odoshi::store::Store;
+use odoshi::store::{Nodes, Store};
 use odoshi::store::postgres::PostgresStore;
 use std::io::Write;
 use std::process::{Child, Stdio};

@@ -14,13 +14,14 @@ use crate::domain::command::{Answer, CommandState};
 use crate::domain::hint::Hint;
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
-use crate::store::CHECK_IN_WRITTEN;
+use crate::store::agents::CHECK_IN_WRITTEN;
+use crate::store::rows::sessions::checked;
 use crate::store::rows::{NODES, NodeRow};
-use crate::store::sessions::checked;
 use crate::store::{
-    Accepted, ActionView, AgentPatch, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent,
-    NodeView, OpenAction, Opened, Report, Resolution, Revoked, SessionHeld, SessionOpening, SessionState, Store,
-    StoreError, StoreResult, Unfinished, UntouchedPage,
+    Accepted, ActionView, Actions, AgentPatch, AgentView, Agents, Audit, CommandPage, CommandView, Commands, Dispatch,
+    Due, DuePlace, Enrolled, Hints, Inserted, Live, NewAgent, NodeView, Nodes, OpenAction, Opened, Outcomes, Report,
+    Resolution, Retention, Revoked, SessionHeld, SessionOpening, SessionState, Sessions, Store, StoreError,
+    StoreResult, Tokens, Unfinished, UntouchedPage,
 };
 use async_trait::async_trait;
 use diesel::result::{DatabaseErrorKind, Error};
@@ -98,7 +99,10 @@ impl Store for PostgresStore {
             Err(_) => Err(StoreError::Unavailable(format!("ping: no answer within {} s", PING_WITHIN.as_secs()))),
         }
     }
+}
 
+#[async_trait]
+impl Nodes for PostgresStore {
     async fn node_start(&self, name: &str, transports: &[String]) -> StoreResult<()> {
         let (name, incarnation, heartbeat) = (name.to_owned(), self.inner.incarnation.clone(), self.heartbeat);
         let transports = Arc::new(transports.to_vec());
@@ -134,7 +138,10 @@ impl Store for PostgresStore {
         let is_alive = |row: &NodeRow| watch.silence(&row.beat().0) < self.dead_after;
         Ok(nodes.into_iter().map(|row| (is_alive(&row), row)).map(|(alive, row)| row.view(alive)).collect())
     }
+}
 
+#[async_trait]
+impl Hints for PostgresStore {
     async fn hint_send(&self, hints: &[Hint]) -> StoreResult<bool> {
         if !self.inner.notify || !self.inner.has_others() {
             return Ok(false);
@@ -153,16 +160,10 @@ impl Store for PostgresStore {
         }
         hints
     }
+}
 
-    async fn session_elsewhere(&self, agent_nos: &[i64]) -> StoreResult<Vec<i64>> {
-        if !self.inner.has_others() {
-            return Ok(Vec::new());
-        }
-        let (agent_nos, here) = (Arc::new(agent_nos.to_vec()), self.inner.incarnation.clone());
-        let look = body!([agent_nos, here] conn => sessions::elsewhere(conn, &agent_nos, &here));
-        self.read("session_elsewhere", look).await
-    }
-
+#[async_trait]
+impl Actions for PostgresStore {
     async fn action_insert(&self, actions: Vec<NewAction>) -> StoreResult<Vec<Accepted>> {
         let (actions, owner, now) = (Arc::new(actions), self.inner.incarnation.clone(), self.now());
         let insert = body!([actions, owner] conn => actions::insert(conn, &actions, &owner, now));
@@ -245,7 +246,10 @@ impl Store for PostgresStore {
         let (nos, now) = (Arc::new(nos), self.now());
         self.write("action_complete", body!([nos] conn => actions::complete(conn, &nos, now))).await
     }
+}
 
+#[async_trait]
+impl Retention for PostgresStore {
     async fn action_purge(&self, ended_before: Timestamp, limit: usize) -> StoreResult<Option<usize>> {
         self.write("action_purge", body!([] conn => actions::purge(conn, ended_before, limit))).await
     }
@@ -253,7 +257,10 @@ impl Store for PostgresStore {
     async fn action_sweep(&self, after: i64, limit: usize) -> StoreResult<Option<i64>> {
         self.write("action_sweep", body!([] conn => actions::sweep(conn, after, limit))).await
     }
+}
 
+#[async_trait]
+impl Commands for PostgresStore {
     async fn command_insert(&self, pages: Vec<CommandPage>) -> StoreResult<Vec<Inserted>> {
         let (pages, lane) = (Arc::new(pages), self.inner.lane("commands"));
         for duplicates in [Duplicates::Fail, Duplicates::PassOver] {
@@ -266,6 +273,36 @@ impl Store for PostgresStore {
         Ok(Vec::new())
     }
 
+    async fn command_list(
+        &self,
+        action: Uuid,
+        state: Option<CommandState>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> StoreResult<Vec<CommandView>> {
+        let after = after.map(str::to_owned);
+        let list = body!([after] conn => commands::list(conn, action, state, after.as_deref(), limit));
+        self.read("command_list", list).await
+    }
+
+    async fn command_unfinished(
+        &self,
+        action_no: i64,
+        which: Unfinished,
+        after: i64,
+        limit: usize,
+    ) -> StoreResult<Vec<i64>> {
+        let look = body!([] conn => commands::unfinished(conn, action_no, which, after, limit));
+        self.read("command_unfinished", look).await
+    }
+
+    async fn command_unfinished_of(&self, agent_no: i64, limit: usize) -> StoreResult<Vec<i64>> {
+        self.read("command_unfinished_of", body!([] conn => commands::unfinished_of(conn, agent_no, limit))).await
+    }
+}
+
+#[async_trait]
+impl Dispatch for PostgresStore {
     async fn command_untouched(&self, action_no: i64, after: i64, limit: usize) -> StoreResult<UntouchedPage> {
         self.read("command_untouched", body!([] conn => commands::untouched(conn, action_no, after, limit))).await
     }
@@ -298,30 +335,10 @@ impl Store for PostgresStore {
     async fn command_overdue(&self, now: Timestamp, limit: usize) -> StoreResult<Vec<(i64, i64)>> {
         self.read("command_overdue", body!([] conn => commands::overdue(conn, now, limit))).await
     }
+}
 
-    async fn command_unfinished(
-        &self,
-        action_no: i64,
-        which: Unfinished,
-        after: i64,
-        limit: usize,
-    ) -> StoreResult<Vec<i64>> {
-        let look = body!([] conn => commands::unfinished(conn, action_no, which, after, limit));
-        self.read("command_unfinished", look).await
-    }
-
-    async fn command_list(
-        &self,
-        action: Uuid,
-        state: Option<CommandState>,
-        after: Option<&str>,
-        limit: usize,
-    ) -> StoreResult<Vec<CommandView>> {
-        let after = after.map(str::to_owned);
-        let list = body!([after] conn => commands::list(conn, action, state, after.as_deref(), limit));
-        self.read("command_list", list).await
-    }
-
+#[async_trait]
+impl Outcomes for PostgresStore {
     async fn outcome_record(&self, reports: &[Report]) -> StoreResult<Vec<Answer>> {
         let (reports, lane, now) = (Arc::new(reports.to_vec()), self.inner.lane("outcomes"), self.now());
         let fresh = body!([reports, lane] conn => outcomes::record_fresh(conn, &reports, &lane, now));
@@ -333,7 +350,10 @@ impl Store for PostgresStore {
         }
         self.write("outcome_record", body!([reports, lane] conn => outcomes::record(conn, &reports, &lane, now))).await
     }
+}
 
+#[async_trait]
+impl Agents for PostgresStore {
     async fn agent_enroll_once(
         &self,
         agent: &NewAgent,
@@ -373,6 +393,11 @@ impl Store for PostgresStore {
         self.agent_get_many(&[agent_no]).await.map(|mut agents| agents.pop())
     }
 
+    async fn agent_get_many(&self, agent_nos: &[i64]) -> StoreResult<Vec<AgentRef>> {
+        let agent_nos = Arc::new(agent_nos.to_vec());
+        self.read("agent_get_many", body!([agent_nos] conn => agents::get_many(conn, &agent_nos))).await
+    }
+
     async fn agent_check_in(&self, agent_no: i64) -> StoreResult<()> {
         let (now, write) = (self.now(), "agent_check_in");
         let before = now.minus(CHECK_IN_WRITTEN);
@@ -380,11 +405,6 @@ impl Store for PostgresStore {
             return Ok(());
         }
         self.write(write, body!([] conn => agents::check_in(conn, agent_no, now))).await
-    }
-
-    async fn agent_get_many(&self, agent_nos: &[i64]) -> StoreResult<Vec<AgentRef>> {
-        let agent_nos = Arc::new(agent_nos.to_vec());
-        self.read("agent_get_many", body!([agent_nos] conn => agents::get_many(conn, &agent_nos))).await
     }
 
     async fn agent_match(&self, target: &Target, after: i64, limit: usize) -> StoreResult<Vec<(i64, Arc<str>)>> {
@@ -431,11 +451,38 @@ impl Store for PostgresStore {
     async fn agent_left(&self, agent_no: i64, before: Timestamp) -> StoreResult<()> {
         self.write("agent_left", body!([] conn => agents::left(conn, agent_no, before))).await
     }
+}
 
-    async fn command_unfinished_of(&self, agent_no: i64, limit: usize) -> StoreResult<Vec<i64>> {
-        self.read("command_unfinished_of", body!([] conn => commands::unfinished_of(conn, agent_no, limit))).await
+#[async_trait]
+impl Live for PostgresStore {
+    async fn action_list_live(&self) -> StoreResult<Vec<i64>> {
+        let now = self.now();
+        self.read("action_list_live", body!([] conn => live::list(conn, now))).await
     }
 
+    async fn agent_match_joining(
+        &self,
+        action_no: i64,
+        target: &Target,
+        among: Option<&[i64]>,
+        after: i64,
+        limit: usize,
+    ) -> StoreResult<Vec<(i64, Arc<str>)>> {
+        let (target, among, now) = (Arc::new(target.clone()), Arc::new(among.map(<[i64]>::to_vec)), self.now());
+        let look = body!([target, among] conn =>
+            live::matching(conn, action_no, &target, among.as_deref(), now, after, limit));
+        self.read("agent_match_joining", look).await
+    }
+
+    async fn command_insert_joining(&self, action_no: i64, agents: &[i64]) -> StoreResult<Vec<Due>> {
+        let (agents, lane, now) = (Arc::new(agents.to_vec()), self.inner.lane("joining"), self.now());
+        let insert = body!([agents, lane] conn => live::insert(conn, action_no, &agents, &lane, now));
+        self.write("command_insert_joining", insert).await
+    }
+}
+
+#[async_trait]
+impl Sessions for PostgresStore {
     async fn session_open(&self, sessions: &[SessionOpening]) -> StoreResult<Vec<Opened>> {
         let (openings, here, now) = (Arc::new(sessions.to_vec()), self.inner.incarnation.clone(), self.now());
         let open = body!([openings, here] conn => sessions::open(conn, &openings, &here, now));
@@ -464,6 +511,18 @@ impl Store for PostgresStore {
         self.write("session_close", close).await
     }
 
+    async fn session_elsewhere(&self, agent_nos: &[i64]) -> StoreResult<Vec<i64>> {
+        if !self.inner.has_others() {
+            return Ok(Vec::new());
+        }
+        let (agent_nos, here) = (Arc::new(agent_nos.to_vec()), self.inner.incarnation.clone());
+        let look = body!([agent_nos, here] conn => sessions::elsewhere(conn, &agent_nos, &here));
+        self.read("session_elsewhere", look).await
+    }
+}
+
+#[async_trait]
+impl Tokens for PostgresStore {
     async fn token_insert(&self, token: &Token, hash: Vec<u8>, by: &Author) -> StoreResult<()> {
         let (token, by) = (Arc::new(token.clone()), Arc::new(by.clone()));
         self.write("token_insert", body!([token, hash, by] conn => tokens::insert(conn, &token, hash, &by))).await
@@ -490,37 +549,15 @@ impl Store for PostgresStore {
     async fn token_any_admin(&self) -> StoreResult<bool> {
         self.read("token_any_admin", body!([] conn => tokens::any_admin(conn))).await
     }
+}
 
+#[async_trait]
+impl Audit for PostgresStore {
     async fn audit_list(&self, before: Option<i64>, limit: usize) -> StoreResult<Vec<AuditEntry>> {
         self.read("audit_list", body!([] conn => audit::list(conn, before, limit))).await
     }
 
     async fn audit_purge(&self, before: Timestamp, limit: usize) -> StoreResult<usize> {
         self.write("audit_purge", body!([] conn => audit::purge(conn, before, limit))).await
-    }
-
-    async fn action_list_live(&self) -> StoreResult<Vec<i64>> {
-        let now = self.now();
-        self.read("action_list_live", body!([] conn => live::list(conn, now))).await
-    }
-
-    async fn agent_match_joining(
-        &self,
-        action_no: i64,
-        target: &Target,
-        among: Option<&[i64]>,
-        after: i64,
-        limit: usize,
-    ) -> StoreResult<Vec<(i64, Arc<str>)>> {
-        let (target, among, now) = (Arc::new(target.clone()), Arc::new(among.map(<[i64]>::to_vec)), self.now());
-        let look = body!([target, among] conn =>
-            live::matching(conn, action_no, &target, among.as_deref(), now, after, limit));
-        self.read("agent_match_joining", look).await
-    }
-
-    async fn command_insert_joining(&self, action_no: i64, agents: &[i64]) -> StoreResult<Vec<Due>> {
-        let (agents, lane, now) = (Arc::new(agents.to_vec()), self.inner.lane("joining"), self.now());
-        let insert = body!([agents, lane] conn => live::insert(conn, action_no, &agents, &lane, now));
-        self.write("command_insert_joining", insert).await
     }
 }

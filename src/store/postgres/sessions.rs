@@ -6,7 +6,7 @@
 use super::sql::sql;
 use crate::domain::time::Timestamp;
 use crate::store::rows::Key;
-use crate::store::sessions::{self, EpochRow, Known, SessionRow, ValidToken};
+use crate::store::rows::sessions::{self, EpochRow, Known, SessionRow, ValidToken};
 use crate::store::{Opened, SessionHeld, SessionOpening};
 use diesel::prelude::*;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};

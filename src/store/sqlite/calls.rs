@@ -8,12 +8,13 @@ use crate::domain::command::{Answer, CommandState};
 use crate::domain::hint::Hint;
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
-use crate::store::CHECK_IN_WRITTEN;
+use crate::store::agents::CHECK_IN_WRITTEN;
 use crate::store::rows::{NODES, NodeRow};
 use crate::store::{
-    Accepted, ActionView, AgentPatch, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent,
-    NodeView, OpenAction, Opened, Report, Resolution, Revoked, SessionHeld, SessionOpening, SessionState, Store,
-    StoreError, StoreResult, Unfinished, UntouchedPage,
+    Accepted, ActionView, Actions, AgentPatch, AgentView, Agents, Audit, CommandPage, CommandView, Commands, Dispatch,
+    Due, DuePlace, Enrolled, Hints, Inserted, Live, NewAgent, NodeView, Nodes, OpenAction, Opened, Outcomes, Report,
+    Resolution, Retention, Revoked, SessionHeld, SessionOpening, SessionState, Sessions, Store, StoreError,
+    StoreResult, Tokens, Unfinished, UntouchedPage,
 };
 use async_trait::async_trait;
 use diesel::RunQueryDsl;
@@ -36,7 +37,10 @@ impl Store for SqliteStore {
     async fn ping(&self) -> StoreResult<()> {
         self.read("ping", |conn| conn.batch_execute("SELECT 1")).await
     }
+}
 
+#[async_trait]
+impl Nodes for SqliteStore {
     async fn node_start(&self, name: &str, transports: &[String]) -> StoreResult<()> {
         let (name, incarnation, now) = (name.to_owned(), self.incarnation.clone(), self.now());
         let transports = transports.to_vec();
@@ -58,7 +62,10 @@ impl Store for SqliteStore {
         let nodes = self.read("node_list", nodes).await?.into_iter();
         Ok(nodes.map(|row| NodeView { heartbeat: now, ..row.view(true) }).collect())
     }
+}
 
+#[async_trait]
+impl Hints for SqliteStore {
     async fn hint_send(&self, _: &[Hint]) -> StoreResult<bool> {
         Ok(false)
     }
@@ -66,11 +73,10 @@ impl Store for SqliteStore {
     async fn hint_next(&self) -> Vec<Hint> {
         std::future::pending().await
     }
+}
 
-    async fn session_elsewhere(&self, _: &[i64]) -> StoreResult<Vec<i64>> {
-        Ok(Vec::new())
-    }
-
+#[async_trait]
+impl Actions for SqliteStore {
     async fn action_insert(&self, actions: Vec<NewAction>) -> StoreResult<Vec<Accepted>> {
         let (owner, now) = (self.incarnation.clone(), self.now());
         self.write("action_insert", move |conn| actions::insert(conn, &actions, &owner, now)).await
@@ -148,7 +154,10 @@ impl Store for SqliteStore {
         let now = self.now();
         self.write("action_complete", move |conn| actions::complete(conn, &nos, now)).await
     }
+}
 
+#[async_trait]
+impl Retention for SqliteStore {
     async fn action_purge(&self, ended_before: Timestamp, limit: usize) -> StoreResult<Option<usize>> {
         self.write("action_purge", move |conn| actions::purge(conn, ended_before, limit)).await
     }
@@ -156,12 +165,43 @@ impl Store for SqliteStore {
     async fn action_sweep(&self, after: i64, limit: usize) -> StoreResult<Option<i64>> {
         self.write("action_sweep", move |conn| actions::sweep(conn, after, limit)).await
     }
+}
 
+#[async_trait]
+impl Commands for SqliteStore {
     async fn command_insert(&self, pages: Vec<CommandPage>) -> StoreResult<Vec<Inserted>> {
         let lane = self.incarnation.clone();
         self.write("command_insert", move |conn| commands::insert(conn, &pages, &lane)).await
     }
 
+    async fn command_list(
+        &self,
+        action: Uuid,
+        state: Option<CommandState>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> StoreResult<Vec<CommandView>> {
+        let after = after.map(str::to_owned);
+        self.read("command_list", move |conn| commands::list(conn, action, state, after.as_deref(), limit)).await
+    }
+
+    async fn command_unfinished(
+        &self,
+        action_no: i64,
+        which: Unfinished,
+        after: i64,
+        limit: usize,
+    ) -> StoreResult<Vec<i64>> {
+        self.read("command_unfinished", move |conn| commands::unfinished(conn, action_no, which, after, limit)).await
+    }
+
+    async fn command_unfinished_of(&self, agent_no: i64, limit: usize) -> StoreResult<Vec<i64>> {
+        self.read("command_unfinished_of", move |conn| commands::unfinished_of(conn, agent_no, limit)).await
+    }
+}
+
+#[async_trait]
+impl Dispatch for SqliteStore {
     async fn command_untouched(&self, action_no: i64, after: i64, limit: usize) -> StoreResult<UntouchedPage> {
         self.read("command_untouched", move |conn| commands::untouched(conn, action_no, after, limit)).await
     }
@@ -194,33 +234,18 @@ impl Store for SqliteStore {
     async fn command_overdue(&self, now: Timestamp, limit: usize) -> StoreResult<Vec<(i64, i64)>> {
         self.read("command_overdue", move |conn| commands::overdue(conn, now, limit)).await
     }
+}
 
-    async fn command_unfinished(
-        &self,
-        action_no: i64,
-        which: Unfinished,
-        after: i64,
-        limit: usize,
-    ) -> StoreResult<Vec<i64>> {
-        self.read("command_unfinished", move |conn| commands::unfinished(conn, action_no, which, after, limit)).await
-    }
-
-    async fn command_list(
-        &self,
-        action: Uuid,
-        state: Option<CommandState>,
-        after: Option<&str>,
-        limit: usize,
-    ) -> StoreResult<Vec<CommandView>> {
-        let after = after.map(str::to_owned);
-        self.read("command_list", move |conn| commands::list(conn, action, state, after.as_deref(), limit)).await
-    }
-
+#[async_trait]
+impl Outcomes for SqliteStore {
     async fn outcome_record(&self, reports: &[Report]) -> StoreResult<Vec<Answer>> {
         let (reports, lane, now) = (reports.to_vec(), self.incarnation.clone(), self.now());
         self.write("outcome_record", move |conn| outcomes::record(conn, &reports, &lane, now)).await
     }
+}
 
+#[async_trait]
+impl Agents for SqliteStore {
     async fn agent_enroll_once(
         &self,
         agent: &NewAgent,
@@ -264,6 +289,11 @@ impl Store for SqliteStore {
         self.read("agent_get", move |conn| agents::get_many(conn, &[agent_no])).await.map(|mut agents| agents.pop())
     }
 
+    async fn agent_get_many(&self, agent_nos: &[i64]) -> StoreResult<Vec<AgentRef>> {
+        let agent_nos = agent_nos.to_vec();
+        self.read("agent_get_many", move |conn| agents::get_many(conn, &agent_nos)).await
+    }
+
     async fn agent_check_in(&self, agent_no: i64) -> StoreResult<()> {
         let (now, write) = (self.now(), "agent_check_in");
         let before = now.minus(CHECK_IN_WRITTEN);
@@ -271,11 +301,6 @@ impl Store for SqliteStore {
             return Ok(());
         }
         self.write(write, move |conn| agents::check_in(conn, agent_no, now)).await
-    }
-
-    async fn agent_get_many(&self, agent_nos: &[i64]) -> StoreResult<Vec<AgentRef>> {
-        let agent_nos = agent_nos.to_vec();
-        self.read("agent_get_many", move |conn| agents::get_many(conn, &agent_nos)).await
     }
 
     async fn agent_match(&self, target: &Target, after: i64, limit: usize) -> StoreResult<Vec<(i64, Arc<str>)>> {
@@ -320,11 +345,38 @@ impl Store for SqliteStore {
     async fn agent_left(&self, agent_no: i64, before: Timestamp) -> StoreResult<()> {
         self.write("agent_left", move |conn| agents::left(conn, agent_no, before)).await
     }
+}
 
-    async fn command_unfinished_of(&self, agent_no: i64, limit: usize) -> StoreResult<Vec<i64>> {
-        self.read("command_unfinished_of", move |conn| commands::unfinished_of(conn, agent_no, limit)).await
+#[async_trait]
+impl Live for SqliteStore {
+    async fn action_list_live(&self) -> StoreResult<Vec<i64>> {
+        let now = self.now();
+        self.read("action_list_live", move |conn| live::list(conn, now)).await
     }
 
+    async fn agent_match_joining(
+        &self,
+        action_no: i64,
+        target: &Target,
+        among: Option<&[i64]>,
+        after: i64,
+        limit: usize,
+    ) -> StoreResult<Vec<(i64, Arc<str>)>> {
+        let (target, among, now) = (target.clone(), among.map(<[i64]>::to_vec), self.now());
+        self.read("agent_match_joining", move |conn| {
+            live::matching(conn, action_no, &target, among.as_deref(), now, after, limit)
+        })
+        .await
+    }
+
+    async fn command_insert_joining(&self, action_no: i64, agents: &[i64]) -> StoreResult<Vec<Due>> {
+        let (agents, lane, now) = (agents.to_vec(), self.incarnation.clone(), self.now());
+        self.write("command_insert_joining", move |conn| live::insert(conn, action_no, &agents, &lane, now)).await
+    }
+}
+
+#[async_trait]
+impl Sessions for SqliteStore {
     async fn session_open(&self, sessions: &[SessionOpening]) -> StoreResult<Vec<Opened>> {
         let (openings, here, now) = (sessions.to_vec(), self.incarnation.clone(), self.now());
         self.write("session_open", move |conn| sessions::open(conn, &openings, &here, now)).await
@@ -340,6 +392,13 @@ impl Store for SqliteStore {
         self.write("session_close", move |conn| sessions::close(conn, &closed, &here, now)).await
     }
 
+    async fn session_elsewhere(&self, _: &[i64]) -> StoreResult<Vec<i64>> {
+        Ok(Vec::new())
+    }
+}
+
+#[async_trait]
+impl Tokens for SqliteStore {
     async fn token_insert(&self, token: &Token, hash: Vec<u8>, by: &Author) -> StoreResult<()> {
         let (token, by) = (token.clone(), by.clone());
         self.write("token_insert", move |conn| tokens::insert(conn, &token, hash, &by)).await
@@ -366,37 +425,15 @@ impl Store for SqliteStore {
     async fn token_any_admin(&self) -> StoreResult<bool> {
         self.read("token_any_admin", tokens::any_admin).await
     }
+}
 
+#[async_trait]
+impl Audit for SqliteStore {
     async fn audit_list(&self, before: Option<i64>, limit: usize) -> StoreResult<Vec<AuditEntry>> {
         self.read("audit_list", move |conn| audit::list(conn, before, limit)).await
     }
 
     async fn audit_purge(&self, before: Timestamp, limit: usize) -> StoreResult<usize> {
         self.write("audit_purge", move |conn| audit::purge(conn, before, limit)).await
-    }
-
-    async fn action_list_live(&self) -> StoreResult<Vec<i64>> {
-        let now = self.now();
-        self.read("action_list_live", move |conn| live::list(conn, now)).await
-    }
-
-    async fn agent_match_joining(
-        &self,
-        action_no: i64,
-        target: &Target,
-        among: Option<&[i64]>,
-        after: i64,
-        limit: usize,
-    ) -> StoreResult<Vec<(i64, Arc<str>)>> {
-        let (target, among, now) = (target.clone(), among.map(<[i64]>::to_vec), self.now());
-        self.read("agent_match_joining", move |conn| {
-            live::matching(conn, action_no, &target, among.as_deref(), now, after, limit)
-        })
-        .await
-    }
-
-    async fn command_insert_joining(&self, action_no: i64, agents: &[i64]) -> StoreResult<Vec<Due>> {
-        let (agents, lane, now) = (agents.to_vec(), self.incarnation.clone(), self.now());
-        self.write("command_insert_joining", move |conn| live::insert(conn, action_no, &agents, &lane, now)).await
     }
 }

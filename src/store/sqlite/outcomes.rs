@@ -164,7 +164,7 @@ mod tests {
     #[tokio::test]
     async fn a_fresh_result_clears_an_open_row_that_its_reporter_did_not_know() {
         let folder = tempfile::tempdir().expect("a folder");
-        let store = SqliteStore::open(&folder.path().join("odoshi.db"), 1).await.expect("a store");
+        let store: &dyn Store = &SqliteStore::open(&folder.path().join("odoshi.db"), 1).await.expect("a store");
         let enrollment = crate::domain::agent::Enrollment::from_json(br#"{"name":"a"}"#).expect("valid");
         let agent = NewAgent { enrollment, transport: "stream".into(), address: None, secret: None };
         store.agent_insert(vec![agent]).await.expect("an agent");

@@ -1,7 +1,7 @@
 //! Which of its agents are connected to this node, the only one.
 
 use super::super::rows::Key;
-use super::super::sessions::{self, EpochRow, Known, SessionRow, ValidToken};
+use super::super::rows::sessions::{self, EpochRow, Known, SessionRow, ValidToken};
 use super::super::{Opened, SessionHeld, SessionOpening, SessionState};
 use super::json;
 use crate::domain::time::Timestamp;
