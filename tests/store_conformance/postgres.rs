@@ -10,8 +10,8 @@ use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl, SimpleAsyncC
 use odoshi::config::Config;
 use odoshi::domain::command::CommandState;
 use odoshi::domain::counts::Counts;
-use odoshi::store::{Nodes, Store};
 use odoshi::store::postgres::PostgresStore;
+use odoshi::store::{Nodes, Store};
 use std::io::Write;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};

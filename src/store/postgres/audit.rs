@@ -1,11 +1,26 @@
 //! The audit log.
 
 use super::sql::sql;
+use super::store::PostgresStore;
+use super::transaction::body;
 use crate::domain::audit::{AuditEntry, Author, Deed};
 use crate::domain::time::Timestamp;
 use crate::store::rows::{AuditRow, sql_limit};
+use crate::store::{Audit, StoreResult};
+use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
+
+#[async_trait]
+impl Audit for PostgresStore {
+    async fn audit_list(&self, before: Option<i64>, limit: usize) -> StoreResult<Vec<AuditEntry>> {
+        self.read("audit_list", body!([] conn => list(conn, before, limit))).await
+    }
+
+    async fn audit_purge(&self, before: Timestamp, limit: usize) -> StoreResult<usize> {
+        self.write("audit_purge", body!([] conn => purge(conn, before, limit))).await
+    }
+}
 
 pub(super) async fn insert(
     conn: &mut AsyncPgConnection,
@@ -26,11 +41,7 @@ pub(super) async fn insert(
         .map(|_| ())
 }
 
-pub(super) async fn list(
-    conn: &mut AsyncPgConnection,
-    before: Option<i64>,
-    limit: usize,
-) -> QueryResult<Vec<AuditEntry>> {
+async fn list(conn: &mut AsyncPgConnection, before: Option<i64>, limit: usize) -> QueryResult<Vec<AuditEntry>> {
     let rows: Vec<AuditRow> = sql(
         "SELECT no, at, token_id, name, role, did, subject, detail FROM audit WHERE no < ? ORDER BY no DESC LIMIT ?",
     )
@@ -41,7 +52,7 @@ pub(super) async fn list(
     rows.into_iter().map(AuditRow::entry).collect()
 }
 
-pub(super) async fn purge(conn: &mut AsyncPgConnection, before: Timestamp, limit: usize) -> QueryResult<usize> {
+async fn purge(conn: &mut AsyncPgConnection, before: Timestamp, limit: usize) -> QueryResult<usize> {
     sql("DELETE FROM audit WHERE no = ANY(ARRAY(SELECT no FROM audit WHERE at < ? ORDER BY at LIMIT ?))")
         .bind(before.0)
         .bind(sql_limit(limit))

@@ -6,6 +6,7 @@
 //! known here: nothing is dropped for them. If a value is at fault after all, the batcher finds it.
 
 use crate::store::{SqlState, StoreError};
+use diesel::ConnectionError;
 use diesel::result::{DatabaseErrorKind, Error};
 
 /// Whether waiting, or an operator, can make an error with this code go away.
@@ -70,6 +71,21 @@ pub(super) fn may_pass(error: &Error, code: Option<SqlState>) -> bool {
         Error::DatabaseError(kind, _) => is_broken(error) || code.map_or_else(|| kind_passes(kind), passes),
         _ => is_broken(error),
     }
+}
+
+/// Sorts an error of connecting.
+pub(super) fn not_connected(error: ConnectionError) -> StoreError {
+    match error {
+        ConnectionError::InvalidConnectionUrl(told) => StoreError::Unusable(told),
+        ConnectionError::BadConnection(told) => StoreError::Unavailable(told),
+        other => StoreError::Unavailable(other.to_string()),
+    }
+}
+
+/// Whether a write was refused because a row with the same key exists.
+pub(super) fn is_duplicate(error: &StoreError) -> bool {
+    let unique = DatabaseErrorKind::UniqueViolation;
+    matches!(error, StoreError::Refused { source: Error::DatabaseError(kind, _), .. } if *kind == unique)
 }
 
 #[cfg(test)]

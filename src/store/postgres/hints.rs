@@ -5,23 +5,47 @@
 //! connection of its own, which is always read from, and holds no snapshot; when it was cut off it tells that hints may
 //! have been lost.
 
+use super::inner::{HINTS_WAITING, Inner, State};
 use super::link::Connected;
 use super::sql::sql;
-use super::{Inner, State};
+use super::store::PostgresStore;
+use super::transaction::body;
 use crate::domain::hint::Hint;
+use crate::store::{Hints, StoreResult};
+use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// PostgreSQL takes payloads of less than 8,000 bytes.
 const LONGEST: usize = 7_900;
-/// Hints that wait to be taken; beyond these, one that says so.
-pub(super) const WAITING: usize = 1_024;
 /// The pause before the listener connects again.
 const AGAIN: Duration = Duration::from_secs(1);
+
+#[async_trait]
+impl Hints for PostgresStore {
+    async fn hint_send(&self, hints: &[Hint]) -> StoreResult<bool> {
+        if !self.inner.notify || !self.inner.has_others() {
+            return Ok(false);
+        }
+        let (me, hints) = (self.inner.incarnation.clone(), Arc::new(hints.to_vec()));
+        self.read("hint_send", body!([me, hints] conn => send(conn, &me, &hints))).await?;
+        Ok(true)
+    }
+
+    async fn hint_next(&self) -> Vec<Hint> {
+        let mut heard = self.heard.lock().await;
+        let mut hints = Vec::new();
+        if heard.recv_many(&mut hints, HINTS_WAITING).await == 0 {
+            // Nobody listens any more: the store is being closed.
+            std::future::pending::<()>().await;
+        }
+        hints
+    }
+}
 
 #[derive(QueryableByName)]
 struct Channel {
@@ -62,7 +86,7 @@ fn heard(me: &str, payload: &str) -> Vec<Hint> {
 pub(super) async fn listen(inner: Weak<Inner>) {
     loop {
         let Some(held) = inner.upgrade() else { return };
-        let (me, connector, hints) = (held.incarnation.clone(), held.connector.clone(), held.told.clone());
+        let (me, connector, hints) = (held.incarnation.clone(), held.connector.clone(), held.hints.clone());
         if matches!(*held.state.borrow(), State::Fenced | State::Gone) {
             return;
         }

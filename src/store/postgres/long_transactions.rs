@@ -1,7 +1,7 @@
 //! Warns about long transactions: while one is open, vacuum can't remove rows that were deleted after it began. Open rows
 //! come and go by the million, so their table grows for as long as somebody forgets to commit.
 
-use super::Inner;
+use super::inner::Inner;
 use super::sql::sql;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Integer, Text};

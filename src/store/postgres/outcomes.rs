@@ -6,18 +6,38 @@
 //! there already, the batch fails and is looked at closely.
 
 use super::counts::count;
+use super::error::is_duplicate;
 use super::sql::sql;
+use super::store::PostgresStore;
+use super::transaction::body;
 use crate::domain::command::{Answer, Known, Outcome};
 use crate::domain::time::Timestamp;
-use crate::store::Report;
 use crate::store::changes::{Changes, Key, ends_first_run, keys};
 use crate::store::rows::{self, KnownRow};
+use crate::store::{Outcomes, Report, Store, StoreResult};
+use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
+
+#[async_trait]
+impl Outcomes for PostgresStore {
+    async fn outcome_record(&self, reports: &[Report]) -> StoreResult<Vec<Answer>> {
+        let (reports, lane, now) = (Arc::new(reports.to_vec()), self.inner.lane("outcomes"), self.now());
+        let fresh = body!([reports, lane] conn => record_fresh(conn, &reports, &lane, now));
+        match self.write("outcome_record", fresh).await {
+            Ok(Some(answers)) => return Ok(answers),
+            Ok(None) => {}
+            Err(error) if is_duplicate(&error) => {}
+            Err(error) => return Err(error),
+        }
+        self.write("outcome_record", body!([reports, lane] conn => record(conn, &reports, &lane, now))).await
+    }
+}
 
 /// Records reports that need no look, if these are such; `None`: they are to be looked at closely.
-pub(super) async fn record_fresh(
+async fn record_fresh(
     conn: &mut AsyncPgConnection,
     reports: &[Report],
     lane: &str,
@@ -37,7 +57,7 @@ pub(super) async fn record_fresh(
 }
 
 /// Records reports after a look at what is known of their commands.
-pub(super) async fn record(
+async fn record(
     conn: &mut AsyncPgConnection,
     reports: &[Report],
     lane: &str,

@@ -10,15 +10,14 @@
 //! (`pg_xact_status`): that is asked, on another connection, before anything is done again. A server that was started
 //! anew meanwhile may have given the number to another transaction, and so its word doesn't count. Then the call is done
 //! again; every call that writes finds what it wrote the first time, by an id, a key or a place in an order.
-
 //!
 //! **Again.** Deadlocks, locks that took too long and connections that broke are tried again a few times right here;
 //! nothing of a failed transaction remains. What still fails then is for the caller, who waits longer.
 
 use super::connect::Connector;
 use super::error::{is_broken, may_pass, sort};
+use super::inner::{Inner, State};
 use super::sql::sql;
-use super::{Inner, State};
 use crate::store::{StoreError, StoreResult};
 use deadpool::managed::Object;
 use diesel::prelude::*;
@@ -41,12 +40,25 @@ const FATE_WITHIN: Duration = Duration::from_secs(10);
 /// What a call does on its connection; it may be done several times.
 pub(super) type Body<T> = Box<dyn for<'c> Fn(&'c mut AsyncPgConnection) -> BoxFuture<'c, QueryResult<T>> + Send + Sync>;
 
-/// A call's body from a closure, which learns its type by this.
-pub(super) fn body<T>(
+/// A call's body from a closure, whose type is inferred from the argument here.
+pub(super) fn boxed<T>(
     work: impl for<'c> Fn(&'c mut AsyncPgConnection) -> BoxFuture<'c, QueryResult<T>> + Send + Sync + 'static,
 ) -> Body<T> {
     Box::new(work)
 }
+
+/// A call's body from an expression, which may be evaluated several times: what it needs is cloned for each.
+macro_rules! body {
+    ([$($needed:ident),*] $conn:ident => $work:expr) => {{
+        $(let $needed = $needed.clone();)*
+        $crate::store::postgres::transaction::boxed(move |$conn| {
+            $(let $needed = $needed.clone();)*
+            Box::pin(async move { $work.await })
+        })
+    }};
+}
+
+pub(super) use body;
 
 /// Whether a call writes, in one transaction, or reads, in statements that needn't fit together.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
