@@ -1,23 +1,27 @@
 //! What happened to commands: outcomes, open rows, late results, and the counters, in one transaction per batch.
 
-use super::super::Report;
-use super::super::changes::{Changes, Key, ends_first_run, keys};
-use super::super::rows::{self, KnownRow};
-use super::json;
+use super::store::{SqliteStore, json};
 use crate::domain::command::{Answer, Known, Outcome};
 use crate::domain::time::Timestamp;
+use crate::store::changes::{Changes, Key, ends_first_run, keys};
+use crate::store::rows::{self, KnownRow};
+use crate::store::{Outcomes, Report, Store, StoreResult};
+use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error};
 use diesel::sql_query;
 use diesel::sql_types::Text;
 use std::collections::HashMap;
 
-pub(super) fn record(
-    conn: &mut SqliteConnection,
-    reports: &[Report],
-    lane: &str,
-    now: Timestamp,
-) -> QueryResult<Vec<Answer>> {
+#[async_trait]
+impl Outcomes for SqliteStore {
+    async fn outcome_record(&self, reports: &[Report]) -> StoreResult<Vec<Answer>> {
+        let (reports, lane, now) = (reports.to_vec(), self.incarnation.clone(), self.now());
+        self.write("outcome_record", move |conn| record(conn, &reports, &lane, now)).await
+    }
+}
+
+fn record(conn: &mut SqliteConnection, reports: &[Report], lane: &str, now: Timestamp) -> QueryResult<Vec<Answer>> {
     if reports.iter().all(ends_first_run) && are_untouched(conn, reports)? {
         // Each of these is the end of a command of which nothing was written: insert without looking. A key that is
         // there already fails it, and then the batch is looked at closely.
@@ -56,7 +60,7 @@ fn are_untouched(conn: &mut SqliteConnection, reports: &[Report]) -> QueryResult
 /// Row by row through one prepared statement: SQLite would parse a row of a JSON array again for each of its eleven
 /// columns, results and all, and a batch takes longer that way.
 fn insert_outcomes(conn: &mut SqliteConnection, changes: &Changes) -> QueryResult<()> {
-    use super::super::schema::outcomes as o;
+    use crate::store::schema::outcomes as o;
     for ((action_no, agent_no), Outcome { end, is_final }) in &changes.outcomes {
         diesel::insert_into(o::table)
             .values((

@@ -1,21 +1,53 @@
 //! Tokens.
 
-use super::super::rows::{TokenRow, sql_limit};
-use super::super::schema::tokens::dsl;
+use super::store::SqliteStore;
 use crate::domain::agent::{Role, Token};
 use crate::domain::audit::{Author, Deed};
 use crate::domain::time::Timestamp;
-use crate::store::Revoked;
+use crate::store::rows::{TokenRow, sql_limit};
+use crate::store::schema::tokens::dsl;
+use crate::store::{Revoked, Store, StoreResult, Tokens};
+use async_trait::async_trait;
 use diesel::prelude::*;
 use uuid::Uuid;
 
-pub(super) fn insert(conn: &mut SqliteConnection, token: &Token, hash: Vec<u8>, by: &Author) -> QueryResult<()> {
+#[async_trait]
+impl Tokens for SqliteStore {
+    async fn token_insert(&self, token: &Token, hash: Vec<u8>, by: &Author) -> StoreResult<()> {
+        let (token, by) = (token.clone(), by.clone());
+        self.write("token_insert", move |conn| insert(conn, &token, hash, &by)).await
+    }
+
+    async fn token_find(&self, hash: &[u8]) -> StoreResult<Option<Token>> {
+        let (hash, now) = (hash.to_vec(), self.now());
+        self.read("token_find", move |conn| find(conn, &hash, now)).await
+    }
+
+    async fn token_use(&self, id: Uuid) -> StoreResult<bool> {
+        self.write("token_use", move |conn| make_used(conn, id)).await
+    }
+
+    async fn token_list(&self, after: Option<Uuid>, limit: usize) -> StoreResult<Vec<Token>> {
+        self.read("token_list", move |conn| list(conn, after, limit)).await
+    }
+
+    async fn token_revoke(&self, id: Uuid, by: &Author) -> StoreResult<Revoked> {
+        let (by, now) = (by.clone(), self.now());
+        self.write("token_revoke", move |conn| revoke(conn, id, &by, now)).await
+    }
+
+    async fn token_any_admin(&self) -> StoreResult<bool> {
+        self.read("token_any_admin", any_admin).await
+    }
+}
+
+fn insert(conn: &mut SqliteConnection, token: &Token, hash: Vec<u8>, by: &Author) -> QueryResult<()> {
     diesel::insert_into(dsl::tokens).values(TokenRow::new(token, hash)).execute(conn)?;
     let (id, detail) = (token.id.to_string(), format!("{}: {}", token.role.as_str(), token.name));
     super::audit::insert(conn, by, Deed { did: "token.create", subject: &id, detail: &detail }, token.created_at)
 }
 
-pub(super) fn find(conn: &mut SqliteConnection, hash: &[u8], now: Timestamp) -> QueryResult<Option<Token>> {
+fn find(conn: &mut SqliteConnection, hash: &[u8], now: Timestamp) -> QueryResult<Option<Token>> {
     dsl::tokens
         .filter(dsl::hash.eq(hash))
         .filter(dsl::revoked_at.is_null())
@@ -26,12 +58,12 @@ pub(super) fn find(conn: &mut SqliteConnection, hash: &[u8], now: Timestamp) -> 
         .transpose()
 }
 
-pub(super) fn make_used(conn: &mut SqliteConnection, id: Uuid) -> QueryResult<bool> {
+fn make_used(conn: &mut SqliteConnection, id: Uuid) -> QueryResult<bool> {
     let valid = || dsl::tokens.filter(dsl::id.eq(id.to_string())).filter(dsl::revoked_at.is_null());
     diesel::update(valid()).set(dsl::enroll_nonce.eq(None::<Vec<u8>>)).execute(conn).map(|tokens| tokens > 0)
 }
 
-pub(super) fn list(conn: &mut SqliteConnection, after: Option<Uuid>, limit: usize) -> QueryResult<Vec<Token>> {
+fn list(conn: &mut SqliteConnection, after: Option<Uuid>, limit: usize) -> QueryResult<Vec<Token>> {
     // Ids are UUIDs of version 7: their order is the order of their making.
     let mut query =
         dsl::tokens.filter(dsl::agent_no.is_null()).order(dsl::id.desc()).limit(sql_limit(limit)).into_boxed();
@@ -41,7 +73,7 @@ pub(super) fn list(conn: &mut SqliteConnection, after: Option<Uuid>, limit: usiz
     query.load::<TokenRow>(conn)?.into_iter().map(TokenRow::token).collect()
 }
 
-pub(super) fn revoke(conn: &mut SqliteConnection, id: Uuid, by: &Author, now: Timestamp) -> QueryResult<Revoked> {
+fn revoke(conn: &mut SqliteConnection, id: Uuid, by: &Author, now: Timestamp) -> QueryResult<Revoked> {
     let found = dsl::tokens.filter(dsl::id.eq(id.to_string())).first::<TokenRow>(conn).optional()?;
     let Some(token) = found.map(TokenRow::token).transpose()? else { return Ok(Revoked::Unknown) };
     if token.revoked_at.is_some() {
@@ -57,6 +89,6 @@ pub(super) fn revoke(conn: &mut SqliteConnection, id: Uuid, by: &Author, now: Ti
     Ok(Revoked::Done)
 }
 
-pub(super) fn any_admin(conn: &mut SqliteConnection) -> QueryResult<bool> {
+fn any_admin(conn: &mut SqliteConnection) -> QueryResult<bool> {
     diesel::select(diesel::dsl::exists(dsl::tokens.filter(dsl::role.eq(Role::Admin.as_str())))).get_result(conn)
 }
