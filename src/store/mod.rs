@@ -21,7 +21,6 @@ mod commands;
 mod contract;
 mod dispatch;
 mod error;
-mod filter;
 mod hints;
 mod live;
 mod nodes;
@@ -29,9 +28,8 @@ mod open;
 mod outcomes;
 pub mod postgres;
 mod retention;
-mod rows;
-mod schema;
 mod sessions;
+mod sql;
 pub mod sqlite;
 mod tokens;
 

@@ -2,14 +2,14 @@
 
 use super::audit;
 use super::counts::SUMS;
-use super::sql::sql;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::action::{Action, ActionState, Membership, NewAction};
 use crate::domain::audit::{Author, Deed};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
-use crate::store::rows::{ActionRow, ActionViewRow, Key, OpenActionRow, Sums, corrupt, in_state, sql_limit};
+use crate::store::sql::actions::{ActionRow, ActionViewRow, OpenActionRow, Sums, in_state};
+use crate::store::sql::{Key, corrupt, sql, sql_limit};
 use crate::store::{Accepted, ActionView, Actions, OpenAction, Resolution, Store, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;

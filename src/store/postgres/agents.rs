@@ -1,6 +1,5 @@
 //! Agents.
 
-use super::sql::sql;
 use super::store::PostgresStore;
 use super::transaction::body;
 use super::{audit, error};
@@ -9,9 +8,10 @@ use crate::domain::audit::{Author, Deed};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::agents::CHECK_IN_WRITTEN;
-use crate::store::rows::{AgentViewRow, Key, Transports, agent_view, corrupt, sql_limit};
-use crate::store::schema::agents;
-use crate::store::{AgentPatch, AgentView, Agents, Enrolled, NewAgent, Store, StoreResult, filter};
+use crate::store::sql::agents::{AgentViewRow, agent_view};
+use crate::store::sql::schema::agents;
+use crate::store::sql::{Key, Transports, corrupt, filter, sql, sql_limit};
+use crate::store::{AgentPatch, AgentView, Agents, Enrolled, NewAgent, Store, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel::result::Error;

@@ -1,11 +1,11 @@
 //! The audit log.
 
-use super::sql::sql;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::audit::{AuditEntry, Author, Deed};
 use crate::domain::time::Timestamp;
-use crate::store::rows::{AuditRow, sql_limit};
+use crate::store::sql::audit::AuditRow;
+use crate::store::sql::{sql, sql_limit};
 use crate::store::{Audit, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;

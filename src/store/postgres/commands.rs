@@ -2,13 +2,13 @@
 
 use super::counts::count;
 use super::error::is_duplicate;
-use super::sql::sql;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::command::{CommandState, OpenState};
 use crate::domain::time::Timestamp;
 use crate::store::changes::Deltas;
-use crate::store::rows::{CommandViewRow, Key, sql_limit};
+use crate::store::sql::commands::CommandViewRow;
+use crate::store::sql::{Key, sql, sql_limit};
 use crate::store::{CommandPage, CommandView, Commands, Inserted, StoreResult, Unfinished};
 use async_trait::async_trait;
 use diesel::prelude::*;
@@ -121,7 +121,7 @@ async fn insert(
     Ok(inserted)
 }
 
-fn insert_rows(rows: Vec<(i64, i64, Option<Timestamp>)>, then: &str) -> super::sql::Sql {
+fn insert_rows(rows: Vec<(i64, i64, Option<Timestamp>)>, then: &str) -> crate::store::sql::Sql {
     let own_due = rows.iter().any(|(.., due)| due.is_some());
     let (mut actions, mut agents, mut dues) =
         (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()), Vec::new());

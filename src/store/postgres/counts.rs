@@ -1,9 +1,9 @@
 //! The counters of actions: kept by lane, read as their sum.
 
-use super::sql::sql;
 use crate::domain::command::CommandState;
 use crate::domain::counts::Counts;
 use crate::store::changes::Deltas;
+use crate::store::sql::sql;
 use diesel::prelude::*;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 

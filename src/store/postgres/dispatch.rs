@@ -1,12 +1,12 @@
 //! What is due, and which node delivers it.
 
 use super::commands::UNTOUCHED;
-use super::sql::sql;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::command::OpenState;
 use crate::domain::time::Timestamp;
-use crate::store::rows::{CommandKey, DueRow, Key, Named, Transports, UntouchedRow, sql_limit};
+use crate::store::sql::dispatch::{CommandKey, DueRow, Named, UntouchedRow};
+use crate::store::sql::{Key, Transports, sql, sql_limit};
 use crate::store::{Dispatch, Due, DuePlace, Store, StoreResult, UntouchedPage};
 use async_trait::async_trait;
 use diesel::prelude::*;

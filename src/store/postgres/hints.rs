@@ -7,10 +7,10 @@
 
 use super::inner::{HINTS_WAITING, Inner, State};
 use super::link::Connected;
-use super::sql::sql;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::hint::Hint;
+use crate::store::sql::sql;
 use crate::store::{Hints, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;

@@ -1,16 +1,15 @@
 //! Live membership: agents that join an action after it was resolved.
 
 use super::counts::count;
-use super::sql::sql;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::command::OpenState;
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::changes::Deltas;
-use crate::store::rows::{Key, Transports, sql_limit};
-use crate::store::schema::agents;
-use crate::store::{Due, Live, Store, StoreResult, filter};
+use crate::store::sql::schema::agents;
+use crate::store::sql::{Key, Transports, filter, sql, sql_limit};
+use crate::store::{Due, Live, Store, StoreResult};
 use async_trait::async_trait;
 use diesel::dsl::sql as expression;
 use diesel::prelude::*;

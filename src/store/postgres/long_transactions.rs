@@ -2,7 +2,7 @@
 //! come and go by the million, so their table grows for as long as somebody forgets to commit.
 
 use super::inner::Inner;
-use super::sql::sql;
+use crate::store::sql::sql;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Integer, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};

@@ -2,7 +2,7 @@
 
 use super::error::sort;
 use super::link::Connected;
-use super::sql::sql;
+use crate::store::sql::sql;
 use crate::store::{StoreError, StoreResult};
 use diesel::prelude::*;
 use diesel::sql_types::Text;

@@ -32,7 +32,6 @@ mod retention;
 mod scratch;
 mod sessions;
 mod silence;
-mod sql;
 mod store;
 mod tls;
 mod tokens;

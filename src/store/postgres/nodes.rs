@@ -10,11 +10,11 @@
 
 use super::inner::{Inner, State};
 use super::silence::Beat;
-use super::sql::sql;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::hint::Hint;
-use crate::store::rows::{Key, NODES, NodeRow};
+use crate::store::sql::nodes::{NODES, NodeRow};
+use crate::store::sql::{Key, sql};
 use crate::store::{Hints, NodeView, Nodes, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;

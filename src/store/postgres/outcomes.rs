@@ -7,13 +7,14 @@
 
 use super::counts::count;
 use super::error::is_duplicate;
-use super::sql::sql;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::command::{Answer, Known, Outcome};
 use crate::domain::time::Timestamp;
 use crate::store::changes::{Changes, Key, ends_first_run, keys};
-use crate::store::rows::{self, KnownRow};
+use crate::store::sql::Key as KeyRow;
+use crate::store::sql::outcomes::KnownRow;
+use crate::store::sql::sql;
 use crate::store::{Outcomes, Report, Store, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;
@@ -98,7 +99,7 @@ async fn are_untouched(conn: &mut AsyncPgConnection, reports: &[Report]) -> Quer
          WHERE c.action_no = k.action_no AND c.agent_no = k.agent_no OFFSET 0) OR EXISTS (SELECT 1 \
          FROM open_commands p WHERE p.action_no = k.action_no AND p.agent_no = k.agent_no OFFSET 0) LIMIT 1",
     );
-    let touched = touched.bind(actions).bind(agents).get_result::<rows::Key>(conn).await.optional()?;
+    let touched = touched.bind(actions).bind(agents).get_result::<KeyRow>(conn).await.optional()?;
     Ok(touched.is_none())
 }
 

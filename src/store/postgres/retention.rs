@@ -1,10 +1,9 @@
 //! Deleting actions that are kept no longer.
 
-use super::sql::sql;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::time::Timestamp;
-use crate::store::rows::{Key, sql_limit};
+use crate::store::sql::{Key, sql, sql_limit};
 use crate::store::{Retention, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;

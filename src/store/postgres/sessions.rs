@@ -3,12 +3,11 @@
 //! Whatever writes here locks the agents first, in the order of their keys: nobody waits in a circle, and an agent that is
 //! disabled or removed at the same moment is seen either before or after that.
 
-use super::sql::sql;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::time::Timestamp;
-use crate::store::rows::Key;
-use crate::store::rows::sessions::{self, EpochRow, Known, SessionRow, ValidToken, checked};
+use crate::store::sql::sessions::{self, EpochRow, Known, SessionRow, ValidToken, checked};
+use crate::store::sql::{Key, sql};
 use crate::store::{Opened, SessionHeld, SessionOpening, SessionState, Sessions, Store, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;

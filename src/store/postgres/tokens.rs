@@ -1,13 +1,13 @@
 //! Tokens.
 
 use super::error::{not_connected, sort};
-use super::sql::sql;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::agent::{Role, Token};
 use crate::domain::audit::{Author, Deed};
 use crate::domain::time::Timestamp;
-use crate::store::rows::{Key, TokenRow, sql_limit};
+use crate::store::sql::tokens::TokenRow;
+use crate::store::sql::{Key, sql, sql_limit};
 use crate::store::{Revoked, Store, StoreResult, Tokens};
 use async_trait::async_trait;
 use diesel::prelude::*;

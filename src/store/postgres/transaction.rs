@@ -17,7 +17,7 @@
 use super::connect::Connector;
 use super::error::{is_broken, may_pass, sort};
 use super::inner::{Inner, State};
-use super::sql::sql;
+use crate::store::sql::sql;
 use crate::store::{StoreError, StoreResult};
 use deadpool::managed::Object;
 use diesel::prelude::*;

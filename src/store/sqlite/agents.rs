@@ -1,15 +1,17 @@
 //! Agents.
 
 use super::audit;
+use super::error::sort;
 use super::store::{SqliteStore, json};
 use crate::domain::agent::{AgentRef, Enrollment, Role};
 use crate::domain::audit::{Author, Deed};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::agents::CHECK_IN_WRITTEN;
-use crate::store::rows::{AgentViewRow, Key, Transports, agent_view, corrupt, sql_limit};
-use crate::store::schema::{agents, tokens};
-use crate::store::{AgentPatch, AgentView, Agents, Enrolled, NewAgent, Store, StoreError, StoreResult, filter};
+use crate::store::sql::agents::{AgentViewRow, agent_view};
+use crate::store::sql::schema::{agents, tokens};
+use crate::store::sql::{Key, Transports, corrupt, filter, sql_limit};
+use crate::store::{AgentPatch, AgentView, Agents, Enrolled, NewAgent, Store, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel::sql_query;
@@ -38,8 +40,8 @@ impl Agents for SqliteStore {
         version: &str,
     ) -> StoreResult<bool> {
         let write = "agent_refresh";
-        let labels = labels.map(json).transpose().map_err(|error| StoreError::from_sqlite(write, error))?;
-        let facts = json(facts).map_err(|error| StoreError::from_sqlite(write, error))?;
+        let labels = labels.map(json).transpose().map_err(|error| sort(write, error))?;
+        let facts = json(facts).map_err(|error| sort(write, error))?;
         let (version, now) = (version.to_owned(), self.now());
         // After a restart every agent says what it said before: that is no reason to write.
         let said = (labels.clone(), facts.clone(), version.clone());

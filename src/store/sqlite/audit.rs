@@ -3,7 +3,8 @@
 use super::store::SqliteStore;
 use crate::domain::audit::{AuditEntry, Author, Deed};
 use crate::domain::time::Timestamp;
-use crate::store::rows::{AuditRow, sql_limit};
+use crate::store::sql::audit::AuditRow;
+use crate::store::sql::sql_limit;
 use crate::store::{Audit, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;

@@ -3,7 +3,8 @@
 use super::store::{SqliteStore, json};
 use crate::domain::command::{CommandState, OpenState};
 use crate::store::changes::Deltas;
-use crate::store::rows::{CommandViewRow, Key, sql_limit};
+use crate::store::sql::commands::CommandViewRow;
+use crate::store::sql::{Key, sql_limit};
 use crate::store::{CommandPage, CommandView, Commands, Inserted, StoreResult, Unfinished};
 use async_trait::async_trait;
 use diesel::prelude::*;
@@ -56,7 +57,7 @@ fn insert(conn: &mut SqliteConnection, pages: &[CommandPage], lane: &str) -> Que
 }
 
 fn insert_page(conn: &mut SqliteConnection, page: &CommandPage, deltas: &mut Deltas) -> QueryResult<Inserted> {
-    use crate::store::schema::actions;
+    use crate::store::sql::schema::actions;
     // Whoever moved the action on (another page, a cancel, a restart) makes this page a thing of the past.
     let moved = diesel::update(
         actions::table

@@ -2,8 +2,8 @@
 
 use crate::domain::command::CommandState;
 use crate::store::changes::Deltas;
-use crate::store::rows::Sums;
-use crate::store::schema::action_counts;
+use crate::store::sql::actions::Sums;
+use crate::store::sql::schema::action_counts;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::BigInt;

@@ -11,6 +11,7 @@ mod commands;
 mod contract;
 mod counts;
 mod dispatch;
+mod error;
 mod functions;
 mod hints;
 mod live;

@@ -2,8 +2,8 @@
 
 use super::store::{SqliteStore, json};
 use crate::domain::time::Timestamp;
-use crate::store::rows::{NODES, NodeRow};
-use crate::store::schema::nodes;
+use crate::store::sql::nodes::{NODES, NodeRow};
+use crate::store::sql::schema::nodes;
 use crate::store::{NodeView, Nodes, Store, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;

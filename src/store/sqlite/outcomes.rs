@@ -4,7 +4,8 @@ use super::store::{SqliteStore, json};
 use crate::domain::command::{Answer, Known, Outcome};
 use crate::domain::time::Timestamp;
 use crate::store::changes::{Changes, Key, ends_first_run, keys};
-use crate::store::rows::{self, KnownRow};
+use crate::store::sql::Key as KeyRow;
+use crate::store::sql::outcomes::KnownRow;
 use crate::store::{Outcomes, Report, Store, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;
@@ -53,14 +54,14 @@ fn are_untouched(conn: &mut SqliteConnection, reports: &[Report]) -> QueryResult
          WHERE p.action_no = j.value ->> 0 AND p.agent_no = j.value ->> 1) LIMIT 1",
     )
     .bind::<Text, _>(json(&keys(reports))?)
-    .load::<rows::Key>(conn)?;
+    .load::<KeyRow>(conn)?;
     Ok(touched.is_empty())
 }
 
 /// Row by row through one prepared statement: SQLite would parse a row of a JSON array again for each of its eleven
 /// columns, results and all, and a batch takes longer that way.
 fn insert_outcomes(conn: &mut SqliteConnection, changes: &Changes) -> QueryResult<()> {
-    use crate::store::schema::outcomes as o;
+    use crate::store::sql::schema::outcomes as o;
     for ((action_no, agent_no), Outcome { end, is_final }) in &changes.outcomes {
         diesel::insert_into(o::table)
             .values((

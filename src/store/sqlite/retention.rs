@@ -2,7 +2,7 @@
 
 use super::store::SqliteStore;
 use crate::domain::time::Timestamp;
-use crate::store::rows::{Key, sql_limit};
+use crate::store::sql::{Key, sql_limit};
 use crate::store::{Retention, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;

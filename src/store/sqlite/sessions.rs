@@ -2,8 +2,8 @@
 
 use super::store::{SqliteStore, json};
 use crate::domain::time::Timestamp;
-use crate::store::rows::Key;
-use crate::store::rows::sessions::{self, EpochRow, Known, SessionRow, ValidToken};
+use crate::store::sql::Key;
+use crate::store::sql::sessions::{self, EpochRow, Known, SessionRow, ValidToken};
 use crate::store::{Opened, SessionHeld, SessionOpening, SessionState, Sessions, Store, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;

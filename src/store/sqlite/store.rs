@@ -6,6 +6,7 @@
 //!
 //! `synchronous` is FULL: a commit survives the machine's crash, and batches make that affordable.
 
+use super::error::sort;
 use super::functions;
 use crate::store::{StoreError, StoreResult};
 use diesel::connection::SimpleConnection;
@@ -83,7 +84,7 @@ impl SqliteStore {
         task: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
     ) -> StoreResult<T> {
         let mut connection = pool.get().await.map_err(|error| StoreError::Unavailable(format!("{during}: {error}")))?;
-        connection.spawn_blocking(task).await.map_err(|error| StoreError::from_sqlite(during, error))
+        connection.spawn_blocking(task).await.map_err(|error| sort(during, error))
     }
 
     /// Runs statements that only read, in one snapshot.

@@ -11,25 +11,25 @@ use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, SmallInt
 use std::borrow::Cow;
 
 /// See the module.
-pub(super) struct Sql {
+pub(in crate::store) struct Sql {
     text: Cow<'static, str>,
     binds: Vec<Bind>,
 }
 
 /// A statement.
-pub(super) fn sql(text: impl Into<Cow<'static, str>>) -> Sql {
+pub(in crate::store) fn sql(text: impl Into<Cow<'static, str>>) -> Sql {
     Sql { text: text.into(), binds: Vec::new() }
 }
 
 impl Sql {
     /// The value for the next `?`.
-    pub(super) fn bind(mut self, value: impl Into<Bind>) -> Self {
+    pub(in crate::store) fn bind(mut self, value: impl Into<Bind>) -> Self {
         self.binds.push(value.into());
         self
     }
 
     /// The values for the next places.
-    pub(super) fn bind_each(mut self, values: &[i64]) -> Self {
+    pub(in crate::store) fn bind_each(mut self, values: &[i64]) -> Self {
         self.binds.extend(values.iter().copied().map(Bind::from));
         self
     }
@@ -38,7 +38,7 @@ impl Sql {
 macro_rules! binds {
     ($($variant:ident($ty:ty) as $sql:ty),+ $(,)?) => {
         /// A bound value.
-        pub(super) enum Bind {
+        pub(in crate::store) enum Bind {
             $($variant($ty)),+
         }
 

@@ -7,6 +7,7 @@
 
 use crate::domain::target::{Column, CompareOp, Target, Value};
 use crate::domain::time::Timestamp;
+use crate::store::agents::CHECK_IN_COUNTS;
 use diesel::expression::{AppearsOnTable, Expression, SelectableExpression, ValidGrouping, is_aggregate};
 use diesel::pg::Pg;
 use diesel::prelude::*;
@@ -15,7 +16,7 @@ use diesel::sql_types::{BigInt, Bool, Double, Nullable, Text};
 use diesel::sqlite::Sqlite;
 
 /// The condition, over `agents`, that one matches: it is neither removed nor disabled, and the target is true.
-pub(super) fn members(target: &Target, now: Timestamp) -> Condition {
+pub(in crate::store) fn members(target: &Target, now: Timestamp) -> Condition {
     let mut condition = Condition { pieces: Vec::new(), now };
     condition.sql("agents.removed_at IS NULL AND NOT agents.disabled AND ");
     condition.target(target);
@@ -23,7 +24,7 @@ pub(super) fn members(target: &Target, now: Timestamp) -> Condition {
 }
 
 /// The condition that one is to be listed: it matches, or, without a target, it isn't removed.
-pub(super) fn listed(target: Option<&Target>, now: Timestamp) -> Condition {
+pub(in crate::store) fn listed(target: Option<&Target>, now: Timestamp) -> Condition {
     match target {
         Some(target) => members(target, now),
         None => Condition { pieces: vec![Piece::Sql("agents.removed_at IS NULL")], now },
@@ -31,7 +32,7 @@ pub(super) fn listed(target: Option<&Target>, now: Timestamp) -> Condition {
 }
 
 /// Whether an agent is online.
-pub(super) fn online(now: Timestamp) -> Condition {
+pub(in crate::store) fn online(now: Timestamp) -> Condition {
     let mut condition = Condition { pieces: Vec::new(), now };
     condition.online();
     condition
@@ -54,7 +55,7 @@ enum Piece {
 
 /// A boolean SQL expression over `agents`.
 #[derive(Debug)]
-pub(super) struct Condition {
+pub(in crate::store) struct Condition {
     pieces: Vec<Piece>,
     now: Timestamp,
 }
@@ -207,7 +208,7 @@ impl Condition {
             "(EXISTS (SELECT 1 FROM agent_sessions s WHERE s.agent_no = agents.no) \
              OR coalesce(agents.checked_in_at, 0) > ",
         );
-        self.pieces.push(Piece::Int(self.now.minus(super::agents::CHECK_IN_COUNTS).0));
+        self.pieces.push(Piece::Int(self.now.minus(CHECK_IN_COUNTS).0));
         self.sql(")");
     }
 

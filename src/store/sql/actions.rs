@@ -1,58 +1,23 @@
-//! Rows as the databases answer them, and how they become what the store's methods answer. The same for both halves.
+//! Actions: their rows.
 
-mod agents;
-pub(super) mod sessions;
-
-pub(super) use agents::{AgentViewRow, AuditRow, NODES, Named, NodeRow, TokenRow, agent_view};
-
-use super::actions::{ActionView, OpenAction};
-use super::commands::CommandView;
-use super::dispatch::Due;
 use super::schema::actions;
+use super::values::corrupt;
 use crate::domain::action::{Action, ActionState, Membership, NewAction};
 use crate::domain::audit::Author;
-use crate::domain::command::{CommandState, Known, Open, OpenState};
 use crate::domain::counts::Counts;
 use crate::domain::time::{Span, Timestamp};
+use crate::store::{ActionView, OpenAction};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool, Integer, Nullable, SmallInt, Text};
+use diesel::sql_types::{BigInt, Bool};
 use serde_json::value::RawValue;
-use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
-
-/// Turns what a row holds into an error that says so.
-pub(super) fn corrupt(what: impl std::fmt::Display) -> diesel::result::Error {
-    diesel::result::Error::DeserializationError(what.to_string().into())
-}
-
-/// A limit as SQL takes it.
-pub(super) fn sql_limit(limit: usize) -> i64 {
-    i64::try_from(limit).unwrap_or(i64::MAX)
-}
-
-/// One key.
-#[derive(QueryableByName)]
-pub(super) struct Key {
-    #[diesel(sql_type = BigInt)]
-    pub(super) key: i64,
-}
-
-/// The key of a command.
-#[derive(QueryableByName)]
-pub(super) struct CommandKey {
-    #[diesel(sql_type = BigInt)]
-    pub(super) action_no: i64,
-    #[diesel(sql_type = BigInt)]
-    pub(super) agent_no: i64,
-}
 
 /// An action's row, as far as users see it.
 #[derive(Queryable, Selectable, QueryableByName)]
 #[diesel(table_name = actions)]
-pub(super) struct ActionViewRow {
-    pub(super) no: i64,
+pub(in crate::store) struct ActionViewRow {
+    pub(in crate::store) no: i64,
     id: String,
     name: String,
     document: String,
@@ -67,7 +32,7 @@ pub(super) struct ActionViewRow {
 }
 
 impl ActionViewRow {
-    pub(super) fn view(self, sums: Sums) -> QueryResult<ActionView> {
+    pub(in crate::store) fn view(self, sums: Sums) -> QueryResult<ActionView> {
         let status = self.state();
         Ok(ActionView {
             no: self.no,
@@ -96,7 +61,7 @@ impl ActionViewRow {
 }
 
 /// The mirror of [`ActionViewRow::state`]: the rows that are in a state.
-pub(super) fn in_state(state: ActionState) -> &'static str {
+pub(in crate::store) fn in_state(state: ActionState) -> &'static str {
     match state {
         ActionState::Cancelled => "cancelled",
         ActionState::Expired => "expired AND NOT cancelled",
@@ -115,7 +80,7 @@ pub(super) fn in_state(state: ActionState) -> &'static str {
 
 /// An action's counters, summed over the lanes.
 #[derive(QueryableByName)]
-pub(super) struct Sums {
+pub(in crate::store) struct Sums {
     #[diesel(sql_type = BigInt)]
     n_total: i64,
     #[diesel(sql_type = BigInt)]
@@ -135,7 +100,7 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    pub(super) fn counts(self, resolved: bool) -> Counts {
+    pub(in crate::store) fn counts(self, resolved: bool) -> Counts {
         let mut counts = Counts {
             total: self.n_total,
             resolved,
@@ -156,7 +121,7 @@ impl Sums {
 /// An action's row, as the pipeline needs it.
 #[derive(Queryable, Selectable, QueryableByName)]
 #[diesel(table_name = actions)]
-pub(super) struct ActionRow {
+pub(in crate::store) struct ActionRow {
     no: i64,
     id: String,
     name: String,
@@ -177,7 +142,7 @@ pub(super) struct ActionRow {
 }
 
 impl ActionRow {
-    pub(super) fn action(self) -> QueryResult<Action> {
+    pub(in crate::store) fn action(self) -> QueryResult<Action> {
         let span = |millis: i64| Span(Duration::from_millis(u64::try_from(millis).unwrap_or(0)));
         let new = NewAction {
             id: Uuid::parse_str(&self.id).map_err(corrupt)?,
@@ -203,7 +168,7 @@ impl ActionRow {
 
 /// An action as the reconcilers see it.
 #[derive(QueryableByName)]
-pub(super) struct OpenActionRow {
+pub(in crate::store) struct OpenActionRow {
     #[diesel(sql_type = BigInt)]
     no: i64,
     #[diesel(sql_type = BigInt)]
@@ -249,153 +214,5 @@ impl From<OpenActionRow> for OpenAction {
             unfinished: row.unfinished,
             sent: row.sent,
         }
-    }
-}
-
-/// A command that may have been touched, in key order.
-#[derive(QueryableByName)]
-pub(super) struct UntouchedRow {
-    #[diesel(sql_type = BigInt)]
-    pub(super) agent_no: i64,
-    #[diesel(sql_type = Text)]
-    pub(super) transport: String,
-    #[diesel(sql_type = BigInt)]
-    pub(super) due_at: i64,
-    #[diesel(sql_type = Bool)]
-    pub(super) untouched: bool,
-}
-
-/// A command that is to be handed over.
-#[derive(QueryableByName)]
-pub(super) struct DueRow {
-    #[diesel(sql_type = BigInt)]
-    action_no: i64,
-    #[diesel(sql_type = BigInt)]
-    agent_no: i64,
-    #[diesel(sql_type = Integer)]
-    run: i32,
-    #[diesel(sql_type = Integer)]
-    attempts: i32,
-    #[diesel(sql_type = BigInt)]
-    due_at: i64,
-    #[diesel(sql_type = Integer)]
-    priority: i32,
-    #[diesel(sql_type = Bool)]
-    open: bool,
-    #[diesel(sql_type = Text)]
-    pub(super) transport: String,
-}
-
-impl DueRow {
-    pub(super) fn due(&self) -> Due {
-        Due {
-            action_no: self.action_no,
-            agent_no: self.agent_no,
-            run: self.run,
-            attempts: self.attempts,
-            due_at: Timestamp(self.due_at),
-            priority: self.priority,
-            open: self.open,
-        }
-    }
-}
-
-/// A fleet has few transports: one string each, not one per command.
-#[derive(Default)]
-pub(super) struct Transports(HashMap<String, Arc<str>>);
-
-impl Transports {
-    pub(super) fn share(&mut self, transport: String) -> Arc<str> {
-        self.0.entry(transport).or_insert_with_key(|transport| transport.as_str().into()).clone()
-    }
-}
-
-/// A command as users see it.
-#[derive(QueryableByName)]
-pub(super) struct CommandViewRow {
-    #[diesel(sql_type = Text)]
-    agent: String,
-    #[diesel(sql_type = SmallInt)]
-    status: i16,
-    #[diesel(sql_type = Integer)]
-    attempts: i32,
-    #[diesel(sql_type = Integer)]
-    runs: i32,
-    #[diesel(sql_type = BigInt)]
-    due_at: i64,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    sent_at: Option<i64>,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    finished_at: Option<i64>,
-    #[diesel(sql_type = Nullable<Text>)]
-    results: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
-    error: Option<String>,
-}
-
-impl CommandViewRow {
-    pub(super) fn view(self) -> QueryResult<CommandView> {
-        Ok(CommandView {
-            agent: self.agent,
-            status: state(self.status)?,
-            attempts: self.attempts,
-            runs: self.runs,
-            due_at: Timestamp(self.due_at),
-            sent_at: self.sent_at.map(Timestamp),
-            finished_at: self.finished_at.map(Timestamp),
-            results: self.results.map(|json| serde_json::from_str(&json)).transpose().map_err(corrupt)?,
-            error: self.error,
-        })
-    }
-}
-
-fn state(code: i16) -> QueryResult<CommandState> {
-    CommandState::from_code(code).ok_or_else(|| corrupt(format!("an unknown state, {code}")))
-}
-
-/// What the store holds of one command.
-#[derive(QueryableByName)]
-pub(super) struct KnownRow {
-    #[diesel(sql_type = BigInt)]
-    pub(super) action_no: i64,
-    #[diesel(sql_type = BigInt)]
-    pub(super) agent_no: i64,
-    #[diesel(sql_type = Bool)]
-    cancelled: bool,
-    #[diesel(sql_type = Nullable<Integer>)]
-    last_run: Option<i32>,
-    #[diesel(sql_type = Nullable<SmallInt>)]
-    last_status: Option<i16>,
-    #[diesel(sql_type = Nullable<Bool>)]
-    last_final: Option<bool>,
-    #[diesel(sql_type = Nullable<SmallInt>)]
-    open_state: Option<i16>,
-    #[diesel(sql_type = Nullable<Integer>)]
-    open_run: Option<i32>,
-    #[diesel(sql_type = Nullable<Integer>)]
-    open_attempts: Option<i32>,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    open_due_at: Option<i64>,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    open_sent_at: Option<i64>,
-}
-
-impl KnownRow {
-    pub(super) fn known(&self) -> QueryResult<Known> {
-        let open = match (self.open_state, self.open_run, self.open_attempts, self.open_due_at) {
-            (Some(state), Some(run), Some(attempts), Some(due_at)) => Some(Open {
-                state: OpenState::from_code(state).ok_or_else(|| corrupt(format!("an unknown open state, {state}")))?,
-                run,
-                attempts,
-                due_at: Timestamp(due_at),
-                sent_at: self.open_sent_at.map(Timestamp),
-            }),
-            _ => None,
-        };
-        let last = match (self.last_run, self.last_status, self.last_final) {
-            (Some(run), Some(status), Some(is_final)) => Some((run, is_final.then_some(state(status)?))),
-            _ => None,
-        };
-        Ok(Known { exists: true, cancelled: self.cancelled, open, last })
     }
 }
