@@ -4,16 +4,16 @@ use super::audit;
 use super::counts::SUMS;
 use super::store::PostgresStore;
 use super::transaction::body;
-use crate::domain::action::{Action, ActionState, Membership, NewAction};
+use crate::domain::action::{Action, ActionState, NewAction};
 use crate::domain::audit::{Author, Deed};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
-use crate::store::sql::actions::{ActionRow, ActionViewRow, OpenActionRow, Sums, in_state};
-use crate::store::sql::{Key, corrupt, sql, sql_limit};
+use crate::store::sql::actions::{self as statements, ActionRow, ActionViewRow, OpenActionRow, Stored, Sums, in_state};
+use crate::store::sql::{Key, sql, sql_limit};
 use crate::store::{Accepted, ActionView, Actions, OpenAction, Resolution, Store, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Binary, Bool, Nullable, Text};
+use diesel::sql_types::{BigInt, Bool, Nullable};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use std::sync::Arc;
 use uuid::Uuid;
@@ -104,16 +104,6 @@ impl Actions for PostgresStore {
     }
 }
 
-#[derive(QueryableByName)]
-struct Known {
-    #[diesel(sql_type = BigInt)]
-    no: i64,
-    #[diesel(sql_type = Text)]
-    id: String,
-    #[diesel(sql_type = Binary)]
-    digest: Vec<u8>,
-}
-
 async fn insert(
     conn: &mut AsyncPgConnection,
     new: &[NewAction],
@@ -133,53 +123,18 @@ async fn insert_one(
     owner: &str,
     now: Timestamp,
 ) -> QueryResult<Accepted> {
-    // Whichever of the two unique keys is there already.
-    let inserted = sql(
-        "INSERT INTO actions (id, idempotency_key, name, target, document, operations, digest, created_at, valid_from, \
-         expires_at, spread_ms, timeout_ms, max_deliveries, max_runs, live, priority, owner) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING no AS key",
-    )
-    .bind(new.id.to_string())
-    .bind(new.idempotency_key.clone())
-    .bind(new.name.as_str())
-    .bind(new.target.as_str())
-    .bind(new.document.as_str())
-    .bind(new.operations.as_str())
-    .bind(new.digest.clone())
-    .bind(now.0)
-    .bind(new.valid_from.0)
-    .bind(new.expires_at.0)
-    .bind(new.spread.as_millis())
-    .bind(new.timeout.as_millis())
-    .bind(new.max_deliveries)
-    .bind(new.max_runs)
-    .bind(new.membership == Membership::Live)
-    .bind(new.priority)
-    .bind(owner)
-    .get_result::<Key>(conn)
-    .await
-    .optional()?;
-    if let Some(Key { key: no }) = inserted {
+    if let Some(Key { key: no }) = statements::insert(new, owner, now).get_result(conn).await.optional()? {
         let deed = Deed { did: "action.create", subject: &new.id.to_string(), detail: &new.name };
         audit::insert(conn, &new.author, deed, now).await?;
         return Ok(Accepted::Stored { id: new.id, no, fresh: true });
     }
-    let by_key = sql("SELECT no, id, digest FROM actions WHERE idempotency_key = ?")
-        .bind(new.idempotency_key.clone())
-        .get_result::<Known>(conn)
-        .await
-        .optional()?;
-    if let Some(known) = by_key {
-        let id = Uuid::parse_str(&known.id).map_err(corrupt)?;
-        let same = known.digest == new.digest;
-        return Ok(if same { Accepted::Stored { id, no: known.no, fresh: false } } else { Accepted::KeyMismatch });
+    // One of the two unique keys is stored.
+    let by_key = statements::with_key(new.idempotency_key.as_deref()).get_result::<Stored>(conn).await.optional()?;
+    if let Some(stored) = by_key {
+        return stored.accept(new, Accepted::KeyMismatch);
     }
-    let known = sql("SELECT no, id, digest FROM actions WHERE id = ?")
-        .bind(new.id.to_string())
-        .get_result::<Known>(conn)
-        .await?;
-    let same = known.digest == new.digest;
-    Ok(if same { Accepted::Stored { id: new.id, no: known.no, fresh: false } } else { Accepted::Conflict })
+    let stored: Stored = statements::with_id(new.id).get_result(conn).await?;
+    stored.accept(new, Accepted::Conflict)
 }
 
 async fn view(conn: &mut AsyncPgConnection, id: Uuid) -> QueryResult<Option<ActionView>> {
@@ -210,13 +165,12 @@ async fn list(
 }
 
 async fn get(conn: &mut AsyncPgConnection, no: i64) -> QueryResult<Option<Action>> {
-    let row = sql("SELECT * FROM actions WHERE no = ?").bind(no).get_result::<ActionRow>(conn).await.optional()?;
+    let row: Option<ActionRow> = statements::get(no).get_result(conn).await.optional()?;
     row.map(ActionRow::action).transpose()
 }
 
 async fn no(conn: &mut AsyncPgConnection, id: Uuid) -> QueryResult<Option<i64>> {
-    let row = sql("SELECT no AS key FROM actions WHERE id = ?").bind(id.to_string());
-    Ok(row.get_result::<Key>(conn).await.optional()?.map(|row| row.key))
+    Ok(statements::no(id).get_result::<Key>(conn).await.optional()?.map(|row| row.key))
 }
 
 async fn list_open(conn: &mut AsyncPgConnection, here: &str, after: i64, limit: usize) -> QueryResult<Vec<OpenAction>> {
@@ -314,13 +268,7 @@ async fn cancel(
     by: &Author,
     now: Timestamp,
 ) -> QueryResult<Option<ActionView>> {
-    // What has ended stays as it ended. With `resolved`, pages that are still on their way are refused.
-    let changed =
-        sql("UPDATE actions SET cancelled = TRUE, resolved = TRUE WHERE id = ? AND ended_at IS NULL AND NOT cancelled")
-            .bind(id.to_string())
-            .execute(conn)
-            .await?;
-    if changed > 0 {
+    if statements::cancel(id).execute(conn).await? > 0 {
         audit::insert(conn, by, Deed { did: "action.cancel", subject: &id.to_string(), detail: "" }, now).await?;
     }
     view(conn, id).await
@@ -333,13 +281,7 @@ async fn pause(
     by: &Author,
     now: Timestamp,
 ) -> QueryResult<Option<ActionView>> {
-    let changed = sql("UPDATE actions SET paused = ? WHERE id = ? AND paused <> ? AND ended_at IS NULL AND NOT cancelled AND NOT expired")
-        .bind(paused)
-        .bind(id.to_string())
-        .bind(paused)
-        .execute(conn)
-        .await?;
-    if changed > 0 {
+    if statements::pause(id, paused).execute(conn).await? > 0 {
         let did = if paused { "action.pause" } else { "action.resume" };
         audit::insert(conn, by, Deed { did, subject: &id.to_string(), detail: "" }, now).await?;
     }
@@ -347,8 +289,7 @@ async fn pause(
 }
 
 async fn expire(conn: &mut AsyncPgConnection, no: i64) -> QueryResult<bool> {
-    let changed = sql("UPDATE actions SET expired = TRUE, resolved = TRUE WHERE no = ? AND NOT resolved").bind(no);
-    Ok(changed.execute(conn).await? > 0)
+    Ok(statements::expire(no).execute(conn).await? > 0)
 }
 
 /// Where `dispatched_through` of these actions is, and where it can go, if that is further.

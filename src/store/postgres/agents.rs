@@ -3,13 +3,14 @@
 use super::store::PostgresStore;
 use super::transaction::body;
 use super::{audit, error};
-use crate::domain::agent::{AgentRef, Enrollment, Role};
+use crate::domain::agent::{AgentRef, Enrollment};
 use crate::domain::audit::{Author, Deed};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::agents::CHECK_IN_WRITTEN;
-use crate::store::sql::agents::{AgentViewRow, agent_view};
+use crate::store::sql::agents::{self as statements, AgentViewRow, agent_view};
 use crate::store::sql::schema::agents;
+use crate::store::sql::tokens::{self, TokenRow};
 use crate::store::sql::{Key, Transports, corrupt, filter, sql, sql_limit};
 use crate::store::{AgentPatch, AgentView, Agents, Enrolled, NewAgent, Store, StoreResult};
 use async_trait::async_trait;
@@ -19,7 +20,6 @@ use diesel::sql_types::{BigInt, Bool, Nullable, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use uuid::Uuid;
 
 #[async_trait]
 impl Agents for PostgresStore {
@@ -167,16 +167,7 @@ async fn enroll(
     };
     let Some(no) = no else { return Ok(Enrolled::Taken) };
     let name = agent.enrollment.name.clone();
-    sql("INSERT INTO tokens (id, hash, role, name, agent_no, created_at, enroll_nonce) VALUES (?, ?, ?, ?, ?, ?, ?)")
-        .bind(Uuid::now_v7().to_string())
-        .bind(token_hash)
-        .bind(Role::Agent.as_str())
-        .bind(name.as_str())
-        .bind(no)
-        .bind(now.0)
-        .bind(nonce_hash)
-        .execute(conn)
-        .await?;
+    tokens::insert(TokenRow::of_agent(no, &name, token_hash, nonce_hash, now)).execute(conn).await?;
     let did = if new.is_some() { "agent.create" } else { "agent.enroll_again" };
     let deed = Deed { did, subject: &name, detail: &agent.transport };
     audit::insert(conn, by, deed, now).await?;
@@ -195,13 +186,7 @@ async fn give_up_unused(
     let known = sql("SELECT no AS key FROM agents WHERE name = ? AND removed_at IS NULL FOR UPDATE");
     let known = known.bind(said.name.as_str()).get_result::<Key>(conn).await.optional()?;
     let Some(Key { key: no }) = known else { return Ok(None) };
-    let revoked =
-        sql("UPDATE tokens SET revoked_at = ? WHERE agent_no = ? AND enroll_nonce = ? AND revoked_at IS NULL")
-            .bind(now.0)
-            .bind(no)
-            .bind(nonce_hash.to_vec())
-            .execute(conn)
-            .await?;
+    let revoked = tokens::revoke_unused(no, nonce_hash, now).execute(conn).await?;
     if revoked == 0 {
         return Ok(None);
     }
@@ -256,18 +241,11 @@ async fn refresh(conn: &mut AsyncPgConnection, said: &Said, now: Timestamp) -> Q
 }
 
 async fn checked_in_after(conn: &mut AsyncPgConnection, no: i64, time: Timestamp) -> QueryResult<bool> {
-    let at = sql("SELECT no AS key FROM agents WHERE no = ? AND checked_in_at > ?").bind(no).bind(time.0);
-    Ok(at.get_result::<Key>(conn).await.optional()?.is_some())
+    Ok(statements::checked_in_after(no, time).get_result::<Key>(conn).await.optional()?.is_some())
 }
 
 async fn check_in(conn: &mut AsyncPgConnection, no: i64, now: Timestamp) -> QueryResult<()> {
-    sql("UPDATE agents SET checked_in_at = ?, last_seen = ? WHERE no = ?")
-        .bind(now.0)
-        .bind(now.0)
-        .bind(no)
-        .execute(conn)
-        .await
-        .map(|_| ())
+    statements::check_in(no, now).execute(conn).await.map(|_| ())
 }
 
 async fn get_many(conn: &mut AsyncPgConnection, nos: &[i64]) -> QueryResult<Vec<AgentRef>> {
@@ -401,33 +379,20 @@ async fn update(
 }
 
 async fn remove(conn: &mut AsyncPgConnection, name: &str, by: &Author, now: Timestamp) -> QueryResult<Option<i64>> {
-    let removed = sql("UPDATE agents SET removed_at = ? WHERE name = ? AND removed_at IS NULL RETURNING no AS key")
-        .bind(now.0)
-        .bind(name)
-        .get_result::<Key>(conn)
-        .await
-        .optional()?;
+    let removed = statements::remove(name, now).get_result(conn).await.optional()?;
     let Some(Key { key: no }) = removed else { return Ok(None) };
     audit::insert(conn, by, Deed { did: "agent.remove", subject: name, detail: "" }, now).await?;
-    let revoke = sql("UPDATE tokens SET revoked_at = ? WHERE agent_no = ? AND revoked_at IS NULL");
-    revoke.bind(now.0).bind(no).execute(conn).await?;
-    sql("DELETE FROM agent_sessions WHERE agent_no = ?").bind(no).execute(conn).await?;
-    sql("INSERT INTO departures (agent_no) VALUES (?)").bind(no).execute(conn).await?;
+    tokens::revoke_of_agent(no, now).execute(conn).await?;
+    statements::end_session(no).execute(conn).await?;
+    statements::leaves(no).execute(conn).await?;
     Ok(Some(no))
 }
 
 async fn list_leaving(conn: &mut AsyncPgConnection, limit: usize) -> QueryResult<Vec<i64>> {
-    let rows = sql("SELECT agent_no AS key FROM departures ORDER BY agent_no LIMIT ?").bind(sql_limit(limit));
-    let rows: Vec<Key> = rows.load(conn).await?;
+    let rows: Vec<Key> = statements::list_leaving(limit).load(conn).await?;
     Ok(rows.into_iter().map(|row| row.key).collect())
 }
 
 async fn left(conn: &mut AsyncPgConnection, no: i64, before: Timestamp) -> QueryResult<()> {
-    sql("DELETE FROM departures d WHERE d.agent_no = ? \
-         AND EXISTS (SELECT 1 FROM agents a WHERE a.no = d.agent_no AND a.removed_at < ?)")
-    .bind(no)
-    .bind(before.0)
-    .execute(conn)
-    .await
-    .map(|_| ())
+    statements::left(no, before).execute(conn).await.map(|_| ())
 }

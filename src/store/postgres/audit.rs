@@ -4,7 +4,7 @@ use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::audit::{AuditEntry, Author, Deed};
 use crate::domain::time::Timestamp;
-use crate::store::sql::audit::AuditRow;
+use crate::store::sql::audit::{self as statements, AuditRow};
 use crate::store::sql::{sql, sql_limit};
 use crate::store::{Audit, StoreResult};
 use async_trait::async_trait;
@@ -22,33 +22,18 @@ impl Audit for PostgresStore {
     }
 }
 
+/// Inserts an entry, in the transaction of the change.
 pub(super) async fn insert(
     conn: &mut AsyncPgConnection,
     by: &Author,
     deed: Deed<'_>,
     now: Timestamp,
 ) -> QueryResult<()> {
-    sql("INSERT INTO audit (at, token_id, name, role, did, subject, detail) VALUES (?, ?, ?, ?, ?, ?, ?)")
-        .bind(now.0)
-        .bind(by.token.map(|token| token.to_string()))
-        .bind(by.name.as_str())
-        .bind(by.role)
-        .bind(deed.did)
-        .bind(deed.subject)
-        .bind(deed.detail)
-        .execute(conn)
-        .await
-        .map(|_| ())
+    statements::insert(by, deed, now).execute(conn).await.map(|_| ())
 }
 
 async fn list(conn: &mut AsyncPgConnection, before: Option<i64>, limit: usize) -> QueryResult<Vec<AuditEntry>> {
-    let rows: Vec<AuditRow> = sql(
-        "SELECT no, at, token_id, name, role, did, subject, detail FROM audit WHERE no < ? ORDER BY no DESC LIMIT ?",
-    )
-    .bind(before.unwrap_or(i64::MAX))
-    .bind(sql_limit(limit))
-    .load(conn)
-    .await?;
+    let rows: Vec<AuditRow> = statements::list(before, limit).load(conn).await?;
     rows.into_iter().map(AuditRow::entry).collect()
 }
 

@@ -7,7 +7,7 @@ use super::transaction::body;
 use crate::domain::command::{CommandState, OpenState};
 use crate::domain::time::Timestamp;
 use crate::store::changes::Deltas;
-use crate::store::sql::commands::CommandViewRow;
+use crate::store::sql::commands::{self as statements, CommandViewRow};
 use crate::store::sql::{Key, sql, sql_limit};
 use crate::store::{CommandPage, CommandView, Commands, Inserted, StoreResult, Unfinished};
 use async_trait::async_trait;
@@ -193,16 +193,7 @@ pub(super) async fn key_after(
     after: i64,
     count: usize,
 ) -> QueryResult<Option<i64>> {
-    let row = sql(
-        "SELECT agent_no AS key FROM commands WHERE action_no = ? AND agent_no > ? ORDER BY agent_no LIMIT 1 OFFSET ?",
-    )
-    .bind(no)
-    .bind(after)
-    .bind(sql_limit(count.saturating_sub(1)))
-    .get_result::<Key>(conn)
-    .await
-    .optional()?;
-    Ok(row.map(|row| row.key))
+    Ok(statements::key_after(no, after, count).get_result::<Key>(conn).await.optional()?.map(|row| row.key))
 }
 
 async fn unfinished(

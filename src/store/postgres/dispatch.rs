@@ -5,7 +5,7 @@ use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::command::OpenState;
 use crate::domain::time::Timestamp;
-use crate::store::sql::dispatch::{CommandKey, DueRow, Named, UntouchedRow};
+use crate::store::sql::dispatch::{self as statements, CommandKey, DueRow, Named, UntouchedRow};
 use crate::store::sql::{Key, Transports, sql, sql_limit};
 use crate::store::{Dispatch, Due, DuePlace, Store, StoreResult, UntouchedPage};
 use async_trait::async_trait;
@@ -193,13 +193,6 @@ async fn unserved(conn: &mut AsyncPgConnection, now: Timestamp, limit: usize) ->
 }
 
 async fn overdue(conn: &mut AsyncPgConnection, now: Timestamp, limit: usize) -> QueryResult<Vec<(i64, i64)>> {
-    let rows: Vec<CommandKey> = sql(format!(
-        "SELECT action_no, agent_no FROM open_commands WHERE state = {} AND due_at <= ? ORDER BY due_at LIMIT ?",
-        OpenState::Sent as i16
-    ))
-    .bind(now.0)
-    .bind(sql_limit(limit))
-    .load(conn)
-    .await?;
+    let rows: Vec<CommandKey> = statements::overdue(now, limit).load(conn).await?;
     Ok(rows.into_iter().map(|row| (row.action_no, row.agent_no)).collect())
 }

@@ -7,18 +7,16 @@ use crate::domain::command::OpenState;
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::changes::Deltas;
+use crate::store::sql::live::{self as statements, Joinable};
 use crate::store::sql::schema::agents;
 use crate::store::sql::{Key, Transports, filter, sql, sql_limit};
 use crate::store::{Due, Live, Store, StoreResult};
 use async_trait::async_trait;
 use diesel::dsl::sql as expression;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool, Integer};
+use diesel::sql_types::{BigInt, Bool};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use std::sync::Arc;
-
-/// What agents can join: the time is to be bound.
-const JOINABLE: &str = "live AND ended_at IS NULL AND resolved AND NOT cancelled AND NOT expired AND expires_at > ?";
 
 #[async_trait]
 impl Live for PostgresStore {
@@ -49,8 +47,7 @@ impl Live for PostgresStore {
 }
 
 async fn list(conn: &mut AsyncPgConnection, now: Timestamp) -> QueryResult<Vec<i64>> {
-    let rows = sql(format!("SELECT no AS key FROM actions WHERE {JOINABLE} ORDER BY no")).bind(now.0);
-    let rows: Vec<Key> = rows.load(conn).await?;
+    let rows: Vec<Key> = statements::list(now).load(conn).await?;
     Ok(rows.into_iter().map(|row| row.key).collect())
 }
 
@@ -90,21 +87,10 @@ async fn insert(
     lane: &str,
     now: Timestamp,
 ) -> QueryResult<Vec<Due>> {
-    #[derive(QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = Integer)]
-        priority: i32,
-        #[diesel(sql_type = BigInt)]
-        valid_from: i64,
-    }
     // The lock: whoever completes or cancels the action comes before this or after it.
-    let action = sql(format!("SELECT priority, valid_from FROM actions WHERE {JOINABLE} AND no = ? FOR NO KEY UPDATE"))
-        .bind(now.0)
-        .bind(action_no)
-        .get_result::<Row>(conn)
-        .await
-        .optional()?;
-    let Some(Row { priority, valid_from }) = action else { return Ok(Vec::new()) };
+    let action: Option<Joinable> =
+        statements::joinable(action_no, now, " FOR NO KEY UPDATE").get_result(conn).await.optional()?;
+    let Some(Joinable { priority, valid_from }) = action else { return Ok(Vec::new()) };
     // An action is resolved ahead of its time.
     let due_at = now.max(Timestamp(valid_from));
     let new: Vec<Key> = sql("INSERT INTO commands (action_no, agent_no, due_at) SELECT ?, n.agent_no, ? \

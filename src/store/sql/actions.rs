@@ -1,14 +1,15 @@
-//! Actions: their rows.
+//! Actions: their rows, and statements that are the same for both databases.
 
 use super::schema::actions;
+use super::statement::{Sql, sql};
 use super::values::corrupt;
 use crate::domain::action::{Action, ActionState, Membership, NewAction};
 use crate::domain::audit::Author;
 use crate::domain::counts::Counts;
 use crate::domain::time::{Span, Timestamp};
-use crate::store::{ActionView, OpenAction};
+use crate::store::{Accepted, ActionView, OpenAction};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool};
+use diesel::sql_types::{BigInt, Binary, Bool, Text};
 use serde_json::value::RawValue;
 use std::time::Duration;
 use uuid::Uuid;
@@ -119,7 +120,7 @@ impl Sums {
 }
 
 /// An action's row, as the pipeline needs it.
-#[derive(Queryable, Selectable, QueryableByName)]
+#[derive(QueryableByName)]
 #[diesel(table_name = actions)]
 pub(in crate::store) struct ActionRow {
     no: i64,
@@ -215,4 +216,91 @@ impl From<OpenActionRow> for OpenAction {
             sent: row.sent,
         }
     }
+}
+
+/// A stored action that has the same idempotency key or id as a new one.
+#[derive(QueryableByName)]
+pub(in crate::store) struct Stored {
+    #[diesel(sql_type = BigInt)]
+    no: i64,
+    #[diesel(sql_type = Text)]
+    id: String,
+    #[diesel(sql_type = Binary)]
+    digest: Vec<u8>,
+}
+
+impl Stored {
+    /// The answer for a new action, if it is the same as this one, else `otherwise`.
+    pub(in crate::store) fn accept(self, new: &NewAction, otherwise: Accepted) -> QueryResult<Accepted> {
+        if self.digest != new.digest {
+            return Ok(otherwise);
+        }
+        Ok(Accepted::Stored { id: Uuid::parse_str(&self.id).map_err(corrupt)?, no: self.no, fresh: false })
+    }
+}
+
+/// Inserts an action unless one with its id or its idempotency key is stored, and returns its key.
+pub(in crate::store) fn insert(new: &NewAction, owner: &str, now: Timestamp) -> Sql {
+    sql(
+        "INSERT INTO actions (id, idempotency_key, name, target, document, operations, digest, created_at, valid_from, \
+         expires_at, spread_ms, timeout_ms, max_deliveries, max_runs, live, priority, owner) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING no AS key",
+    )
+    .bind(new.id.to_string())
+    .bind(new.idempotency_key.clone())
+    .bind(new.name.as_str())
+    .bind(new.target.as_str())
+    .bind(new.document.as_str())
+    .bind(new.operations.as_str())
+    .bind(new.digest.clone())
+    .bind(now.0)
+    .bind(new.valid_from.0)
+    .bind(new.expires_at.0)
+    .bind(new.spread.as_millis())
+    .bind(new.timeout.as_millis())
+    .bind(new.max_deliveries)
+    .bind(new.max_runs)
+    .bind(new.membership == Membership::Live)
+    .bind(new.priority)
+    .bind(owner)
+}
+
+/// Selects the [`Stored`] action with this idempotency key.
+pub(in crate::store) fn with_key(idempotency_key: Option<&str>) -> Sql {
+    sql("SELECT no, id, digest FROM actions WHERE idempotency_key = ?").bind(idempotency_key.map(str::to_owned))
+}
+
+/// Selects the [`Stored`] action with this id.
+pub(in crate::store) fn with_id(id: Uuid) -> Sql {
+    sql("SELECT no, id, digest FROM actions WHERE id = ?").bind(id.to_string())
+}
+
+/// Selects the [`ActionRow`] of a key.
+pub(in crate::store) fn get(no: i64) -> Sql {
+    sql("SELECT * FROM actions WHERE no = ?").bind(no)
+}
+
+/// Selects the key of an action.
+pub(in crate::store) fn no(id: Uuid) -> Sql {
+    sql("SELECT no AS key FROM actions WHERE id = ?").bind(id.to_string())
+}
+
+/// Cancels an action unless it has ended. As it is resolved then, pages that are under way are refused.
+pub(in crate::store) fn cancel(id: Uuid) -> Sql {
+    sql("UPDATE actions SET cancelled = TRUE, resolved = TRUE WHERE id = ? AND ended_at IS NULL AND NOT cancelled")
+        .bind(id.to_string())
+}
+
+/// Pauses or resumes an action unless it has ended.
+pub(in crate::store) fn pause(id: Uuid, paused: bool) -> Sql {
+    sql("UPDATE actions SET paused = ? WHERE id = ? AND paused <> ? AND ended_at IS NULL AND NOT cancelled \
+         AND NOT expired")
+    .bind(paused)
+    .bind(id.to_string())
+    .bind(paused)
+}
+
+/// Marks an action as expired, unless it is resolved.
+pub(in crate::store) fn expire(no: i64) -> Sql {
+    sql("UPDATE actions SET expired = TRUE, resolved = TRUE WHERE no = ? AND NOT resolved").bind(no)
 }

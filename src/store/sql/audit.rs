@@ -1,7 +1,8 @@
-//! The audit log: its rows.
+//! The audit log: its rows, and statements that are the same for both databases.
 
-use super::values::corrupt;
-use crate::domain::audit::AuditEntry;
+use super::statement::{Sql, sql};
+use super::values::{corrupt, sql_limit};
+use crate::domain::audit::{AuditEntry, Author, Deed};
 use crate::domain::time::Timestamp;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Text};
@@ -34,4 +35,23 @@ impl AuditRow {
         let token = token_id.as_deref().map(Uuid::parse_str).transpose().map_err(corrupt)?;
         Ok(AuditEntry { no, at: Timestamp(at), token, name, role, did, subject, detail })
     }
+}
+
+/// Inserts an entry.
+pub(in crate::store) fn insert(by: &Author, deed: Deed<'_>, now: Timestamp) -> Sql {
+    sql("INSERT INTO audit (at, token_id, name, role, did, subject, detail) VALUES (?, ?, ?, ?, ?, ?, ?)")
+        .bind(now.0)
+        .bind(by.token.map(|token| token.to_string()))
+        .bind(by.name.as_str())
+        .bind(by.role)
+        .bind(deed.did)
+        .bind(deed.subject)
+        .bind(deed.detail)
+}
+
+/// Selects entries, newest first.
+pub(in crate::store) fn list(before: Option<i64>, limit: usize) -> Sql {
+    sql("SELECT no, at, token_id, name, role, did, subject, detail FROM audit WHERE no < ? ORDER BY no DESC LIMIT ?")
+        .bind(before.unwrap_or(i64::MAX))
+        .bind(sql_limit(limit))
 }

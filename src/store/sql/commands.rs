@@ -1,6 +1,7 @@
-//! Commands: their rows.
+//! Commands: their rows, and statements that are the same for both databases.
 
-use super::values::corrupt;
+use super::statement::{Sql, sql};
+use super::values::{corrupt, sql_limit};
 use crate::domain::command::CommandState;
 use crate::domain::time::Timestamp;
 use crate::store::CommandView;
@@ -49,4 +50,12 @@ impl CommandViewRow {
 /// The state that has this code.
 pub(in crate::store) fn state(code: i16) -> QueryResult<CommandState> {
     CommandState::from_code(code).ok_or_else(|| corrupt(format!("an unknown state, {code}")))
+}
+
+/// Selects the agent key of the `count`th command of an action after a key.
+pub(in crate::store) fn key_after(action_no: i64, after: i64, count: usize) -> Sql {
+    sql("SELECT agent_no AS key FROM commands WHERE action_no = ? AND agent_no > ? ORDER BY agent_no LIMIT 1 OFFSET ?")
+        .bind(action_no)
+        .bind(after)
+        .bind(sql_limit(count.saturating_sub(1)))
 }

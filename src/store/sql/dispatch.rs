@@ -1,5 +1,8 @@
-//! What is due: its rows.
+//! What is due: its rows, and statements that are the same for both databases.
 
+use super::statement::{Sql, sql};
+use super::values::sql_limit;
+use crate::domain::command::OpenState;
 use crate::domain::time::Timestamp;
 use crate::store::Due;
 use diesel::prelude::*;
@@ -69,4 +72,14 @@ pub(in crate::store) struct Named {
     pub(in crate::store) name: String,
     #[diesel(sql_type = BigInt)]
     pub(in crate::store) number: i64,
+}
+
+/// Selects the [`CommandKey`]s of overdue commands, earliest first.
+pub(in crate::store) fn overdue(now: Timestamp, limit: usize) -> Sql {
+    sql(format!(
+        "SELECT action_no, agent_no FROM open_commands WHERE state = {} AND due_at <= ? ORDER BY due_at LIMIT ?",
+        OpenState::Sent as i16
+    ))
+    .bind(now.0)
+    .bind(sql_limit(limit))
 }

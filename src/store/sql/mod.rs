@@ -1,5 +1,5 @@
 //! SQL that both databases share: how a statement is made, the tables, targets as conditions, and for each aggregate the rows
-//! that statements return.
+//! that statements return, with those statements that are the same for both.
 
 pub(super) mod actions;
 pub(super) mod agents;
@@ -7,6 +7,7 @@ pub(super) mod audit;
 pub(super) mod commands;
 pub(super) mod dispatch;
 pub(super) mod filter;
+pub(super) mod live;
 pub(super) mod nodes;
 pub(super) mod outcomes;
 pub(super) mod schema;

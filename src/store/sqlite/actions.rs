@@ -3,13 +3,13 @@
 use super::audit;
 use super::counts::sums;
 use super::store::{SqliteStore, json};
-use crate::domain::action::{Action, ActionState, Membership, NewAction};
+use crate::domain::action::{Action, ActionState, NewAction};
 use crate::domain::audit::{Author, Deed};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
-use crate::store::sql::actions::{ActionRow, ActionViewRow, OpenActionRow, in_state};
+use crate::store::sql::actions::{self as statements, ActionRow, ActionViewRow, OpenActionRow, Stored, in_state};
 use crate::store::sql::schema::actions;
-use crate::store::sql::{Key, corrupt, sql_limit};
+use crate::store::sql::{Key, sql_limit};
 use crate::store::{Accepted, ActionView, Actions, OpenAction, Resolution, Store, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;
@@ -102,57 +102,18 @@ fn insert(conn: &mut SqliteConnection, new: &[NewAction], owner: &str, now: Time
 }
 
 fn insert_one(conn: &mut SqliteConnection, new: &NewAction, owner: &str, now: Timestamp) -> QueryResult<Accepted> {
-    if let Some(key) = &new.idempotency_key {
-        let known = actions::table
-            .filter(actions::idempotency_key.eq(key))
-            .select((actions::no, actions::id, actions::digest))
-            .first::<(i64, String, Vec<u8>)>(conn)
-            .optional()?;
-        match known {
-            Some((no, id, digest)) if digest == new.digest => {
-                let id = Uuid::parse_str(&id).map_err(corrupt)?;
-                return Ok(Accepted::Stored { id, no, fresh: false });
-            }
-            Some(_) => return Ok(Accepted::KeyMismatch),
-            None => {}
-        }
-    }
-    let inserted = diesel::insert_into(actions::table)
-        .values((
-            actions::id.eq(new.id.to_string()),
-            actions::idempotency_key.eq(&new.idempotency_key),
-            actions::name.eq(&new.name),
-            actions::target.eq(&new.target),
-            actions::document.eq(&new.document),
-            actions::operations.eq(&new.operations),
-            actions::digest.eq(&new.digest),
-            actions::created_at.eq(now.0),
-            actions::valid_from.eq(new.valid_from.0),
-            actions::expires_at.eq(new.expires_at.0),
-            actions::spread_ms.eq(new.spread.as_millis()),
-            actions::timeout_ms.eq(new.timeout.as_millis()),
-            actions::max_deliveries.eq(new.max_deliveries),
-            actions::max_runs.eq(new.max_runs),
-            actions::live.eq(new.membership == Membership::Live),
-            actions::priority.eq(new.priority),
-            actions::owner.eq(owner),
-        ))
-        .on_conflict(actions::id)
-        .do_nothing()
-        .returning(actions::no)
-        .get_result::<i64>(conn)
-        .optional()?;
-    if let Some(no) = inserted {
+    if let Some(Key { key: no }) = statements::insert(new, owner, now).get_result(conn).optional()? {
         let deed = Deed { did: "action.create", subject: &new.id.to_string(), detail: &new.name };
         audit::insert(conn, &new.author, deed, now)?;
         return Ok(Accepted::Stored { id: new.id, no, fresh: true });
     }
-    let (no, digest) = actions::table
-        .filter(actions::id.eq(new.id.to_string()))
-        .select((actions::no, actions::digest))
-        .first::<(i64, Vec<u8>)>(conn)?;
-    let same = digest == new.digest;
-    Ok(if same { Accepted::Stored { id: new.id, no, fresh: false } } else { Accepted::Conflict })
+    // One of the two unique keys is stored.
+    let by_key = statements::with_key(new.idempotency_key.as_deref()).get_result::<Stored>(conn).optional()?;
+    if let Some(stored) = by_key {
+        return stored.accept(new, Accepted::KeyMismatch);
+    }
+    let stored: Stored = statements::with_id(new.id).get_result(conn)?;
+    stored.accept(new, Accepted::Conflict)
 }
 
 fn with_sums(conn: &mut SqliteConnection, row: ActionViewRow) -> QueryResult<ActionView> {
@@ -190,12 +151,12 @@ fn list(
 }
 
 fn get(conn: &mut SqliteConnection, no: i64) -> QueryResult<Option<Action>> {
-    let row = actions::table.find(no).select(ActionRow::as_select()).first(conn).optional()?;
+    let row: Option<ActionRow> = statements::get(no).get_result(conn).optional()?;
     row.map(ActionRow::action).transpose()
 }
 
 fn no(conn: &mut SqliteConnection, id: Uuid) -> QueryResult<Option<i64>> {
-    actions::table.filter(actions::id.eq(id.to_string())).select(actions::no).first(conn).optional()
+    Ok(statements::no(id).get_result::<Key>(conn).optional()?.map(|row| row.key))
 }
 
 fn list_open(conn: &mut SqliteConnection, after: i64, limit: usize) -> QueryResult<Vec<OpenAction>> {
@@ -249,12 +210,7 @@ fn resolution(
 }
 
 fn cancel(conn: &mut SqliteConnection, id: Uuid, by: &Author, now: Timestamp) -> QueryResult<Option<ActionView>> {
-    // What has ended stays as it ended. With `resolved`, pages that are still on their way are refused.
-    let going = actions::ended_at.is_null().and(actions::cancelled.eq(false));
-    let changed = diesel::update(actions::table.filter(actions::id.eq(id.to_string())).filter(going))
-        .set((actions::cancelled.eq(true), actions::resolved.eq(true)))
-        .execute(conn)?;
-    if changed > 0 {
+    if statements::cancel(id).execute(conn)? > 0 {
         audit::insert(conn, by, Deed { did: "action.cancel", subject: &id.to_string(), detail: "" }, now)?;
     }
     view(conn, id)
@@ -267,10 +223,7 @@ fn pause(
     by: &Author,
     now: Timestamp,
 ) -> QueryResult<Option<ActionView>> {
-    let goes_on = actions::ended_at.is_null().and(actions::cancelled.eq(false)).and(actions::expired.eq(false));
-    let other = actions::table.filter(actions::id.eq(id.to_string())).filter(actions::paused.ne(paused));
-    let changed = diesel::update(other.filter(goes_on)).set(actions::paused.eq(paused)).execute(conn)?;
-    if changed > 0 {
+    if statements::pause(id, paused).execute(conn)? > 0 {
         let did = if paused { "action.pause" } else { "action.resume" };
         audit::insert(conn, by, Deed { did, subject: &id.to_string(), detail: "" }, now)?;
     }
@@ -278,10 +231,7 @@ fn pause(
 }
 
 fn expire(conn: &mut SqliteConnection, no: i64) -> QueryResult<bool> {
-    let changed = diesel::update(actions::table.find(no).filter(actions::resolved.eq(false)))
-        .set((actions::expired.eq(true), actions::resolved.eq(true)))
-        .execute(conn)?;
-    Ok(changed > 0)
+    Ok(statements::expire(no).execute(conn)? > 0)
 }
 
 /// Where `dispatched_through` of an action can go, if that is further than where it is. Looked up on a reader: what is

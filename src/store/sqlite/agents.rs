@@ -3,13 +3,14 @@
 use super::audit;
 use super::error::sort;
 use super::store::{SqliteStore, json};
-use crate::domain::agent::{AgentRef, Enrollment, Role};
+use crate::domain::agent::{AgentRef, Enrollment};
 use crate::domain::audit::{Author, Deed};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::agents::CHECK_IN_WRITTEN;
-use crate::store::sql::agents::{AgentViewRow, agent_view};
-use crate::store::sql::schema::{agents, tokens};
+use crate::store::sql::agents::{self as statements, AgentViewRow, agent_view};
+use crate::store::sql::schema::agents;
+use crate::store::sql::tokens::{self, TokenRow};
 use crate::store::sql::{Key, Transports, corrupt, filter, sql_limit};
 use crate::store::{AgentPatch, AgentView, Agents, Enrolled, NewAgent, Store, StoreResult};
 use async_trait::async_trait;
@@ -17,7 +18,6 @@ use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Text};
 use std::sync::Arc;
-use uuid::Uuid;
 
 #[async_trait]
 impl Agents for SqliteStore {
@@ -156,17 +156,8 @@ fn enroll(
         (None, None) => None,
     };
     let Some(no) = no else { return Ok(Enrolled::Taken) };
-    diesel::insert_into(tokens::table)
-        .values((
-            tokens::id.eq(Uuid::now_v7().to_string()),
-            tokens::hash.eq(token_hash),
-            tokens::role.eq(Role::Agent.as_str()),
-            tokens::name.eq(&agent.enrollment.name),
-            tokens::agent_no.eq(no),
-            tokens::created_at.eq(now.0),
-            tokens::enroll_nonce.eq(nonce_hash),
-        ))
-        .execute(conn)?;
+    let token = TokenRow::of_agent(no, &agent.enrollment.name, token_hash, nonce_hash, now);
+    tokens::insert(token).execute(conn)?;
     let did = if new.is_some() { "agent.create" } else { "agent.enroll_again" };
     let deed = Deed { did, subject: &agent.enrollment.name, detail: &agent.transport };
     audit::insert(conn, by, deed, now)?;
@@ -188,9 +179,7 @@ fn give_up_unused(
 ) -> QueryResult<Option<i64>> {
     let known = agents::table.filter(agents::name.eq(&said.name)).filter(agents::removed_at.is_null());
     let Some(no) = known.select(agents::no).first::<i64>(conn).optional()? else { return Ok(None) };
-    let unused = tokens::table.filter(tokens::agent_no.eq(no)).filter(tokens::enroll_nonce.eq(nonce_hash));
-    let revoked =
-        diesel::update(unused.filter(tokens::revoked_at.is_null())).set(tokens::revoked_at.eq(now.0)).execute(conn)?;
+    let revoked = tokens::revoke_unused(no, nonce_hash, now).execute(conn)?;
     if revoked == 0 {
         return Ok(None);
     }
@@ -241,15 +230,11 @@ fn refresh(
 }
 
 fn checked_in_after(conn: &mut SqliteConnection, no: i64, time: Timestamp) -> QueryResult<bool> {
-    let at = agents::table.find(no).select(agents::checked_in_at).first::<Option<i64>>(conn).optional()?;
-    Ok(at.flatten().is_some_and(|at| at > time.0))
+    Ok(statements::checked_in_after(no, time).get_result::<Key>(conn).optional()?.is_some())
 }
 
 fn check_in(conn: &mut SqliteConnection, no: i64, now: Timestamp) -> QueryResult<()> {
-    diesel::update(agents::table.find(no))
-        .set((agents::checked_in_at.eq(now.0), agents::last_seen.eq(now.0)))
-        .execute(conn)
-        .map(|_| ())
+    statements::check_in(no, now).execute(conn).map(|_| ())
 }
 
 fn get_many(conn: &mut SqliteConnection, nos: &[i64]) -> QueryResult<Vec<AgentRef>> {
@@ -363,35 +348,20 @@ fn update(
 }
 
 fn remove(conn: &mut SqliteConnection, name: &str, by: &Author, now: Timestamp) -> QueryResult<Option<i64>> {
-    let removed = diesel::update(agents::table.filter(agents::name.eq(name)).filter(agents::removed_at.is_null()))
-        .set(agents::removed_at.eq(now.0))
-        .returning(agents::no)
-        .get_result::<i64>(conn)
-        .optional()?;
-    let Some(no) = removed else { return Ok(None) };
+    let removed = statements::remove(name, now).get_result(conn).optional()?;
+    let Some(Key { key: no }) = removed else { return Ok(None) };
     audit::insert(conn, by, Deed { did: "agent.remove", subject: name, detail: "" }, now)?;
-    diesel::update(tokens::table.filter(tokens::agent_no.eq(no)).filter(tokens::revoked_at.is_null()))
-        .set(tokens::revoked_at.eq(now.0))
-        .execute(conn)?;
-    for statement in ["DELETE FROM agent_sessions WHERE agent_no = ?", "INSERT INTO departures (agent_no) VALUES (?)"] {
-        sql_query(statement).bind::<BigInt, _>(no).execute(conn)?;
-    }
+    tokens::revoke_of_agent(no, now).execute(conn)?;
+    statements::end_session(no).execute(conn)?;
+    statements::leaves(no).execute(conn)?;
     Ok(Some(no))
 }
 
 fn list_leaving(conn: &mut SqliteConnection, limit: usize) -> QueryResult<Vec<i64>> {
-    let rows = sql_query("SELECT agent_no AS key FROM departures ORDER BY agent_no LIMIT ?");
-    let rows = rows.bind::<BigInt, _>(sql_limit(limit)).load::<Key>(conn)?;
+    let rows: Vec<Key> = statements::list_leaving(limit).load(conn)?;
     Ok(rows.into_iter().map(|row| row.key).collect())
 }
 
 fn left(conn: &mut SqliteConnection, no: i64, before: Timestamp) -> QueryResult<()> {
-    sql_query(
-        "DELETE FROM departures WHERE agent_no = ?1 \
-         AND EXISTS (SELECT 1 FROM agents a WHERE a.no = ?1 AND a.removed_at < ?2)",
-    )
-    .bind::<BigInt, _>(no)
-    .bind::<BigInt, _>(before.0)
-    .execute(conn)
-    .map(|_| ())
+    statements::left(no, before).execute(conn).map(|_| ())
 }

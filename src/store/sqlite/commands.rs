@@ -3,7 +3,7 @@
 use super::store::{SqliteStore, json};
 use crate::domain::command::{CommandState, OpenState};
 use crate::store::changes::Deltas;
-use crate::store::sql::commands::CommandViewRow;
+use crate::store::sql::commands::{self as statements, CommandViewRow};
 use crate::store::sql::{Key, sql_limit};
 use crate::store::{CommandPage, CommandView, Commands, Inserted, StoreResult, Unfinished};
 use async_trait::async_trait;
@@ -118,15 +118,7 @@ pub(super) fn first_untouched(
 
 /// The agent key of the `count`th command after a key, if there are so many.
 pub(super) fn key_after(conn: &mut SqliteConnection, no: i64, after: i64, count: usize) -> QueryResult<Option<i64>> {
-    let row = sql_query(
-        "SELECT agent_no AS key FROM commands WHERE action_no = ?1 AND agent_no > ?2 ORDER BY agent_no LIMIT 1 OFFSET ?3",
-    )
-    .bind::<BigInt, _>(no)
-    .bind::<BigInt, _>(after)
-    .bind::<BigInt, _>(sql_limit(count.saturating_sub(1)))
-    .get_result::<Key>(conn)
-    .optional()?;
-    Ok(row.map(|row| row.key))
+    Ok(statements::key_after(no, after, count).get_result::<Key>(conn).optional()?.map(|row| row.key))
 }
 
 fn unfinished(

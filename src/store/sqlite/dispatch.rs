@@ -4,7 +4,7 @@ use super::commands::UNTOUCHED;
 use super::store::{SqliteStore, json};
 use crate::domain::command::OpenState;
 use crate::domain::time::Timestamp;
-use crate::store::sql::dispatch::{CommandKey, DueRow, Named, UntouchedRow};
+use crate::store::sql::dispatch::{self as statements, CommandKey, DueRow, Named, UntouchedRow};
 use crate::store::sql::{Key, Transports, sql_limit};
 use crate::store::{Dispatch, Due, DuePlace, Store, StoreResult, UntouchedPage};
 use async_trait::async_trait;
@@ -169,12 +169,6 @@ fn unserved(conn: &mut SqliteConnection, now: Timestamp, limit: usize) -> QueryR
 }
 
 fn overdue(conn: &mut SqliteConnection, now: Timestamp, limit: usize) -> QueryResult<Vec<(i64, i64)>> {
-    let rows = sql_query(format!(
-        "SELECT action_no, agent_no FROM open_commands WHERE state = {} AND due_at <= ?1 ORDER BY due_at LIMIT ?2",
-        OpenState::Sent as i16
-    ))
-    .bind::<BigInt, _>(now.0)
-    .bind::<BigInt, _>(sql_limit(limit))
-    .load::<CommandKey>(conn)?;
+    let rows: Vec<CommandKey> = statements::overdue(now, limit).load(conn)?;
     Ok(rows.into_iter().map(|row| (row.action_no, row.agent_no)).collect())
 }

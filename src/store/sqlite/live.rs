@@ -5,6 +5,7 @@ use crate::domain::command::OpenState;
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::changes::Deltas;
+use crate::store::sql::live::{self as statements, Joinable};
 use crate::store::sql::schema::agents;
 use crate::store::sql::{Key, Transports, filter, sql_limit};
 use crate::store::{Due, Live, Store, StoreResult};
@@ -12,11 +13,8 @@ use async_trait::async_trait;
 use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{BigInt, Bool, Integer, SmallInt, Text};
+use diesel::sql_types::{BigInt, Bool, SmallInt, Text};
 use std::sync::Arc;
-
-/// What agents can join: the time is to be bound.
-const JOINABLE: &str = "live AND ended_at IS NULL AND resolved AND NOT cancelled AND NOT expired AND expires_at > ?";
 
 #[async_trait]
 impl Live for SqliteStore {
@@ -47,8 +45,8 @@ impl Live for SqliteStore {
 }
 
 fn list(conn: &mut SqliteConnection, now: Timestamp) -> QueryResult<Vec<i64>> {
-    let rows = sql_query(format!("SELECT no AS key FROM actions WHERE {JOINABLE} ORDER BY no"));
-    Ok(rows.bind::<BigInt, _>(now.0).load::<Key>(conn)?.into_iter().map(|row| row.key).collect())
+    let rows: Vec<Key> = statements::list(now).load(conn)?;
+    Ok(rows.into_iter().map(|row| row.key).collect())
 }
 
 fn matching(
@@ -87,19 +85,8 @@ fn insert(
     lane: &str,
     now: Timestamp,
 ) -> QueryResult<Vec<Due>> {
-    #[derive(QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = Integer)]
-        priority: i32,
-        #[diesel(sql_type = BigInt)]
-        valid_from: i64,
-    }
-    let action = sql_query(format!("SELECT priority, valid_from FROM actions WHERE {JOINABLE} AND no = ?"))
-        .bind::<BigInt, _>(now.0)
-        .bind::<BigInt, _>(action_no)
-        .get_result::<Row>(conn)
-        .optional()?;
-    let Some(Row { priority, valid_from }) = action else { return Ok(Vec::new()) };
+    let action: Option<Joinable> = statements::joinable(action_no, now, "").get_result(conn).optional()?;
+    let Some(Joinable { priority, valid_from }) = action else { return Ok(Vec::new()) };
     // An action is resolved ahead of its time.
     let due_at = now.max(Timestamp(valid_from));
     let new = sql_query(
