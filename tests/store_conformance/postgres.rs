@@ -52,6 +52,12 @@ pub fn unprepared(url: &str) -> PostgresStore {
     with(&[("store.url", url), ("store.pool_size", "4")])
 }
 
+/// The same, with so many connections for the pipeline, and two each for sessions and people.
+pub fn small(url: &str, connections: usize) -> PostgresStore {
+    assert!(connections < 12, "or the other pools would be larger");
+    with(&[("store.url", url), ("store.pool_size", &connections.to_string())])
+}
+
 /// The same, which takes whoever hasn't said within a second that he lives for dead.
 pub fn impatient(url: &str) -> PostgresStore {
     with(&[("store.url", url), ("store.pool_size", "4"), ("node.heartbeat", "200ms"), ("node.dead_after", "1s")])

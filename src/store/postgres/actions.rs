@@ -2,6 +2,7 @@
 
 use super::audit;
 use super::counts::SUMS;
+use super::pools::Caller;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::action::{Action, ActionState, NewAction};
@@ -23,11 +24,11 @@ impl Actions for PostgresStore {
     async fn action_insert(&self, actions: Vec<NewAction>) -> StoreResult<Vec<Accepted>> {
         let (actions, owner, now) = (Arc::new(actions), self.inner.incarnation.clone(), self.now());
         let insert = body!([actions, owner] conn => insert(conn, &actions, &owner, now));
-        self.write("action_insert", insert).await
+        self.write(Caller::Pipeline, "action_insert", insert).await
     }
 
     async fn action_view(&self, id: Uuid) -> StoreResult<Option<ActionView>> {
-        self.read("action_view", body!([] conn => view(conn, id))).await
+        self.read(Caller::People, "action_view", body!([] conn => view(conn, id))).await
     }
 
     async fn action_list(
@@ -36,71 +37,76 @@ impl Actions for PostgresStore {
         before: Option<i64>,
         limit: usize,
     ) -> StoreResult<Vec<ActionView>> {
-        self.read("action_list", body!([] conn => list(conn, state, before, limit))).await
+        self.read(Caller::People, "action_list", body!([] conn => list(conn, state, before, limit))).await
     }
 
     async fn action_get(&self, no: i64) -> StoreResult<Option<Action>> {
-        self.read("action_get", body!([] conn => get(conn, no))).await
+        self.read(Caller::Pipeline, "action_get", body!([] conn => get(conn, no))).await
     }
 
     async fn action_no(&self, id: Uuid) -> StoreResult<Option<i64>> {
-        self.read("action_no", body!([] conn => no(conn, id))).await
+        self.read(Caller::Pipeline, "action_no", body!([] conn => no(conn, id))).await
     }
 
     async fn action_list_open(&self, after: i64, limit: usize) -> StoreResult<Vec<OpenAction>> {
         let here = self.inner.incarnation.clone();
-        self.read("action_list_open", body!([here] conn => list_open(conn, &here, after, limit))).await
+        self.read(Caller::Pipeline, "action_list_open", body!([here] conn => list_open(conn, &here, after, limit)))
+            .await
     }
 
     async fn action_list_unresolved(&self, horizon: Timestamp, limit: usize) -> StoreResult<Vec<i64>> {
         let here = self.inner.incarnation.clone();
         let list = body!([here] conn => list_unresolved(conn, &here, horizon, limit));
-        self.read("action_list_unresolved", list).await
+        self.read(Caller::Pipeline, "action_list_unresolved", list).await
     }
 
     async fn action_resolution(&self, actions: Vec<(i64, Target)>) -> StoreResult<Vec<Resolution>> {
         let (actions, now) = (Arc::new(actions), self.now());
         // Counting a million agents takes a while: not in a transaction that writes.
         let look = body!([actions] conn => resolutions(conn, &actions, now));
-        let (known, counted) = self.read("action_resolution", look).await?;
+        let (known, counted) = self.read(Caller::Pipeline, "action_resolution", look).await?;
         if counted.is_empty() {
             return Ok(known);
         }
         let counted = Arc::new(counted);
-        self.write("action_resolution", body!([counted] conn => expect(conn, &counted))).await?;
+        self.write(Caller::Pipeline, "action_resolution", body!([counted] conn => expect(conn, &counted))).await?;
         // Another node may have counted too, and been faster.
-        Ok(self.read("action_resolution", body!([actions] conn => resolutions(conn, &actions, now))).await?.0)
+        Ok(self
+            .read(Caller::Pipeline, "action_resolution", body!([actions] conn => resolutions(conn, &actions, now)))
+            .await?
+            .0)
     }
 
     async fn action_cancel(&self, id: Uuid, by: &Author) -> StoreResult<Option<ActionView>> {
         let (by, now) = (Arc::new(by.clone()), self.now());
-        self.write("action_cancel", body!([by] conn => cancel(conn, id, &by, now))).await
+        self.write(Caller::Pipeline, "action_cancel", body!([by] conn => cancel(conn, id, &by, now))).await
     }
 
     async fn action_pause(&self, id: Uuid, paused: bool, by: &Author) -> StoreResult<Option<ActionView>> {
         let (by, now) = (Arc::new(by.clone()), self.now());
-        self.write("action_pause", body!([by] conn => pause(conn, id, paused, &by, now))).await
+        self.write(Caller::Pipeline, "action_pause", body!([by] conn => pause(conn, id, paused, &by, now))).await
     }
 
     async fn action_expire(&self, no: i64) -> StoreResult<bool> {
-        self.write("action_expire", body!([] conn => expire(conn, no))).await
+        self.write(Caller::Pipeline, "action_expire", body!([] conn => expire(conn, no))).await
     }
 
     async fn action_advance(&self, nos: Vec<i64>, limit: usize) -> StoreResult<Vec<i64>> {
         let nos = Arc::new(nos);
-        let found = self.read("action_advance", body!([nos] conn => advances(conn, &nos, limit))).await?;
+        let found =
+            self.read(Caller::Pipeline, "action_advance", body!([nos] conn => advances(conn, &nos, limit))).await?;
         let moved: Vec<(i64, i64)> =
             nos.iter().zip(&found).filter_map(|(no, (_, next))| Some((*no, (*next)?))).collect();
         if !moved.is_empty() {
             let moved = Arc::new(moved);
-            self.write("action_advance", body!([moved] conn => advance(conn, &moved))).await?;
+            self.write(Caller::Pipeline, "action_advance", body!([moved] conn => advance(conn, &moved))).await?;
         }
         Ok(found.into_iter().map(|(through, next)| next.unwrap_or(through)).collect())
     }
 
     async fn action_complete(&self, nos: Vec<i64>) -> StoreResult<Vec<i64>> {
         let (nos, now) = (Arc::new(nos), self.now());
-        self.write("action_complete", body!([nos] conn => complete(conn, &nos, now))).await
+        self.write(Caller::Pipeline, "action_complete", body!([nos] conn => complete(conn, &nos, now))).await
     }
 }
 

@@ -1,5 +1,6 @@
 //! Agents.
 
+use super::pools::Caller;
 use super::store::PostgresStore;
 use super::transaction::body;
 use super::{audit, error};
@@ -32,7 +33,7 @@ impl Agents for PostgresStore {
     ) -> StoreResult<Enrolled> {
         let (agent, by, now) = (Arc::new(agent.clone()), Arc::new(by.clone()), self.now());
         let enroll = body!([agent, token, nonce, by] conn => enroll(conn, &agent, token, nonce, &by, now));
-        self.write("agent_enroll", enroll).await
+        self.write(Caller::Pipeline, "agent_enroll", enroll).await
     }
 
     async fn agent_refresh(
@@ -46,15 +47,15 @@ impl Agents for PostgresStore {
         let said = Said::new(agent_no, labels, facts, version).map_err(|error| error::sort(write, error, None))?;
         let (said, now) = (Arc::new(said), self.now());
         // After a restart every agent says what it said before: that is no reason to write.
-        if self.read(write, body!([said] conn => says_the_same(conn, &said))).await? {
+        if self.read(Caller::Sessions, write, body!([said] conn => says_the_same(conn, &said))).await? {
             return Ok(false);
         }
-        self.write(write, body!([said] conn => refresh(conn, &said, now))).await.map(|()| true)
+        self.write(Caller::Sessions, write, body!([said] conn => refresh(conn, &said, now))).await.map(|()| true)
     }
 
     async fn agent_insert(&self, agents: Vec<NewAgent>) -> StoreResult<()> {
         let (agents, now) = (Arc::new(agents), self.now());
-        self.write("agent_insert", body!([agents] conn => insert(conn, &agents, now))).await
+        self.write(Caller::Pipeline, "agent_insert", body!([agents] conn => insert(conn, &agents, now))).await
     }
 
     async fn agent_get(&self, agent_no: i64) -> StoreResult<Option<AgentRef>> {
@@ -63,26 +64,27 @@ impl Agents for PostgresStore {
 
     async fn agent_get_many(&self, agent_nos: &[i64]) -> StoreResult<Vec<AgentRef>> {
         let agent_nos = Arc::new(agent_nos.to_vec());
-        self.read("agent_get_many", body!([agent_nos] conn => get_many(conn, &agent_nos))).await
+        self.read(Caller::Pipeline, "agent_get_many", body!([agent_nos] conn => get_many(conn, &agent_nos))).await
     }
 
     async fn agent_check_in(&self, agent_no: i64) -> StoreResult<()> {
         let (now, write) = (self.now(), "agent_check_in");
         let before = now.minus(CHECK_IN_WRITTEN);
-        if self.read(write, body!([] conn => checked_in_after(conn, agent_no, before))).await? {
+        if self.read(Caller::Sessions, write, body!([] conn => checked_in_after(conn, agent_no, before))).await? {
             return Ok(());
         }
-        self.write(write, body!([] conn => check_in(conn, agent_no, now))).await
+        self.write(Caller::Sessions, write, body!([] conn => check_in(conn, agent_no, now))).await
     }
 
     async fn agent_match(&self, target: &Target, after: i64, limit: usize) -> StoreResult<Vec<(i64, Arc<str>)>> {
         let (target, now) = (Arc::new(target.clone()), self.now());
-        self.read("agent_match", body!([target] conn => matching(conn, &target, now, after, limit))).await
+        self.read(Caller::Pipeline, "agent_match", body!([target] conn => matching(conn, &target, now, after, limit)))
+            .await
     }
 
     async fn agent_count(&self, target: &Target) -> StoreResult<i64> {
         let (target, now) = (Arc::new(target.clone()), self.now());
-        self.read("agent_count", body!([target] conn => count(conn, &target, now))).await
+        self.read(Caller::People, "agent_count", body!([target] conn => count(conn, &target, now))).await
     }
 
     async fn agent_list(
@@ -93,31 +95,31 @@ impl Agents for PostgresStore {
     ) -> StoreResult<Vec<AgentView>> {
         let (target, after, now) = (Arc::new(target.cloned()), after.unwrap_or_default().to_owned(), self.now());
         let list = body!([target, after] conn => list(conn, (*target).as_ref(), &after, now, limit));
-        self.read("agent_list", list).await
+        self.read(Caller::People, "agent_list", list).await
     }
 
     async fn agent_view(&self, name: &str) -> StoreResult<Option<AgentView>> {
         let (name, now) = (name.to_owned(), self.now());
-        self.read("agent_view", body!([name] conn => view(conn, &name, now))).await
+        self.read(Caller::People, "agent_view", body!([name] conn => view(conn, &name, now))).await
     }
 
     async fn agent_update(&self, name: &str, patch: &AgentPatch, by: &Author) -> StoreResult<Option<(i64, AgentView)>> {
         let (name, patch, by, now) = (name.to_owned(), Arc::new(patch.clone()), Arc::new(by.clone()), self.now());
         let update = body!([name, patch, by] conn => update(conn, &name, &patch, &by, now));
-        self.write("agent_update", update).await
+        self.write(Caller::Pipeline, "agent_update", update).await
     }
 
     async fn agent_remove(&self, name: &str, by: &Author) -> StoreResult<Option<i64>> {
         let (name, by, now) = (name.to_owned(), Arc::new(by.clone()), self.now());
-        self.write("agent_remove", body!([name, by] conn => remove(conn, &name, &by, now))).await
+        self.write(Caller::Pipeline, "agent_remove", body!([name, by] conn => remove(conn, &name, &by, now))).await
     }
 
     async fn agent_list_leaving(&self, limit: usize) -> StoreResult<Vec<i64>> {
-        self.read("agent_list_leaving", body!([] conn => list_leaving(conn, limit))).await
+        self.read(Caller::Pipeline, "agent_list_leaving", body!([] conn => list_leaving(conn, limit))).await
     }
 
     async fn agent_left(&self, agent_no: i64, before: Timestamp) -> StoreResult<()> {
-        self.write("agent_left", body!([] conn => left(conn, agent_no, before))).await
+        self.write(Caller::Pipeline, "agent_left", body!([] conn => left(conn, agent_no, before))).await
     }
 }
 

@@ -1,5 +1,6 @@
 //! The audit log.
 
+use super::pools::Caller;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::audit::{AuditEntry, Author, Deed};
@@ -14,11 +15,11 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 #[async_trait]
 impl Audit for PostgresStore {
     async fn audit_list(&self, before: Option<i64>, limit: usize) -> StoreResult<Vec<AuditEntry>> {
-        self.read("audit_list", body!([] conn => list(conn, before, limit))).await
+        self.read(Caller::People, "audit_list", body!([] conn => list(conn, before, limit))).await
     }
 
     async fn audit_purge(&self, before: Timestamp, limit: usize) -> StoreResult<usize> {
-        self.write("audit_purge", body!([] conn => purge(conn, before, limit))).await
+        self.write(Caller::Pipeline, "audit_purge", body!([] conn => purge(conn, before, limit))).await
     }
 }
 

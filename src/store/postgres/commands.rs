@@ -2,6 +2,7 @@
 
 use super::counts::count;
 use super::error::is_duplicate;
+use super::pools::Caller;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::command::{CommandState, OpenState};
@@ -31,7 +32,7 @@ impl Commands for PostgresStore {
         let (pages, lane) = (Arc::new(pages), self.inner.lane("commands"));
         for duplicates in [Duplicates::Fail, Duplicates::PassOver] {
             let insert = body!([pages, lane] conn => insert(conn, &pages, &lane, duplicates));
-            match self.write("command_insert", insert).await {
+            match self.write(Caller::Pipeline, "command_insert", insert).await {
                 Err(error) if is_duplicate(&error) && duplicates == Duplicates::Fail => {}
                 done => return done,
             }
@@ -48,7 +49,7 @@ impl Commands for PostgresStore {
     ) -> StoreResult<Vec<CommandView>> {
         let after = after.map(str::to_owned);
         let list = body!([after] conn => list(conn, action, state, after.as_deref(), limit));
-        self.read("command_list", list).await
+        self.read(Caller::People, "command_list", list).await
     }
 
     async fn command_unfinished(
@@ -59,11 +60,12 @@ impl Commands for PostgresStore {
         limit: usize,
     ) -> StoreResult<Vec<i64>> {
         let look = body!([] conn => unfinished(conn, action_no, which, after, limit));
-        self.read("command_unfinished", look).await
+        self.read(Caller::Pipeline, "command_unfinished", look).await
     }
 
     async fn command_unfinished_of(&self, agent_no: i64, limit: usize) -> StoreResult<Vec<i64>> {
-        self.read("command_unfinished_of", body!([] conn => unfinished_of(conn, agent_no, limit))).await
+        self.read(Caller::Pipeline, "command_unfinished_of", body!([] conn => unfinished_of(conn, agent_no, limit)))
+            .await
     }
 }
 

@@ -15,7 +15,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// How long a connect may take.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-/// How long one statement may take; counting a million agents takes a few seconds.
+/// How long one statement may take. Counting a million agents takes a few seconds.
 pub(super) const STATEMENT_WITHIN: Duration = Duration::from_secs(30);
 /// How long one waits for a row that somebody else has locked.
 const LOCK_WITHIN: Duration = Duration::from_secs(5);
@@ -75,6 +75,12 @@ impl Connector {
             .keepalives_retries(4)
             .tcp_user_timeout(dead_after * 4 / 5);
         Ok(Self { config, tls, setup: setup(dead_after) })
+    }
+
+    /// The same with another time limit for each statement.
+    pub(super) fn with_statement_timeout(mut self, limit: Duration) -> Self {
+        self.setup.push_str(&format!("; SET statement_timeout = {}", limit.as_millis()));
+        self
     }
 
     /// Opens a connection, whose driver runs on the runtime of the caller.

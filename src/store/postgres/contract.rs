@@ -3,6 +3,7 @@
 use super::error::{not_connected, sort};
 use super::inner::State;
 use super::migrate::{check_encoding, migrate};
+use super::pools::Caller;
 use super::store::PostgresStore;
 use super::transaction::body;
 use super::{heartbeat, hints, long_transactions, nodes};
@@ -65,7 +66,7 @@ impl Store for PostgresStore {
     }
 
     async fn ping(&self) -> StoreResult<()> {
-        let answer = self.read("ping", body!([] conn => conn.batch_execute("SELECT 1")));
+        let answer = self.read(Caller::Pipeline, "ping", body!([] conn => conn.batch_execute("SELECT 1")));
         match tokio::time::timeout(PING_WITHIN, answer).await {
             Ok(answer) => answer,
             Err(_) => Err(StoreError::Unavailable(format!("ping: no answer within {} s", PING_WITHIN.as_secs()))),

@@ -1,6 +1,7 @@
 //! What is due, and which node delivers it.
 
 use super::commands::UNTOUCHED;
+use super::pools::Caller;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::command::OpenState;
@@ -25,12 +26,14 @@ const WHO_SENDS: &str = "(SELECT n.incarnation FROM nodes n WHERE n.transports @
 #[async_trait]
 impl Dispatch for PostgresStore {
     async fn command_untouched(&self, action_no: i64, after: i64, limit: usize) -> StoreResult<UntouchedPage> {
-        self.read("command_untouched", body!([] conn => untouched(conn, action_no, after, limit))).await
+        self.read(Caller::Pipeline, "command_untouched", body!([] conn => untouched(conn, action_no, after, limit)))
+            .await
     }
 
     async fn command_backlog(&self, agent_no: i64, horizon: Timestamp, limit: usize) -> StoreResult<Vec<Due>> {
         let now = self.now();
-        self.read("command_backlog", body!([] conn => backlog(conn, agent_no, horizon, now, limit))).await
+        self.read(Caller::Sessions, "command_backlog", body!([] conn => backlog(conn, agent_no, horizon, now, limit)))
+            .await
     }
 
     async fn command_due(
@@ -40,21 +43,21 @@ impl Dispatch for PostgresStore {
         limit: usize,
     ) -> StoreResult<Vec<(Due, Arc<str>)>> {
         let here = self.inner.incarnation.clone();
-        self.read("command_due", body!([here] conn => due(conn, after, horizon, &here, limit))).await
+        self.read(Caller::Pipeline, "command_due", body!([here] conn => due(conn, after, horizon, &here, limit))).await
     }
 
     async fn agent_with_due(&self, agent_nos: &[i64]) -> StoreResult<Vec<i64>> {
         let (agent_nos, now) = (Arc::new(agent_nos.to_vec()), self.now());
-        self.read("agent_with_due", body!([agent_nos] conn => with_due(conn, &agent_nos, now))).await
+        self.read(Caller::Sessions, "agent_with_due", body!([agent_nos] conn => with_due(conn, &agent_nos, now))).await
     }
 
     async fn command_unserved(&self, limit: usize) -> StoreResult<Vec<(String, i64)>> {
         let now = self.now();
-        self.read("command_unserved", body!([] conn => unserved(conn, now, limit))).await
+        self.read(Caller::Pipeline, "command_unserved", body!([] conn => unserved(conn, now, limit))).await
     }
 
     async fn command_overdue(&self, now: Timestamp, limit: usize) -> StoreResult<Vec<(i64, i64)>> {
-        self.read("command_overdue", body!([] conn => overdue(conn, now, limit))).await
+        self.read(Caller::Pipeline, "command_overdue", body!([] conn => overdue(conn, now, limit))).await
     }
 }
 

@@ -4,6 +4,7 @@ use super::hints;
 use super::inner::{Inner, State};
 use super::link::Connected;
 use super::nodes::{NOW, adopt, beats, take_over, try_lock};
+use super::pools::Caller;
 use super::silence::Beat;
 use crate::domain::hint::Hint;
 use crate::store::SqlState;
@@ -109,7 +110,7 @@ pub(super) async fn heartbeats(inner: Weak<Inner>, own: OwnConnection, every: Du
 /// one that was dead itself.
 async fn bury(inner: &Inner, dead: Vec<Beat>, adopts: bool) -> Result<(), String> {
     let told = |error: Error| error.to_string();
-    let mut conn = inner.pool.get().await.map_err(|error| error.to_string())?;
+    let mut conn = inner.pools.get(Caller::Pipeline).await.map_err(|error| error.to_string())?;
     let any = take_over(&mut conn, &inner.incarnation, dead).await.map_err(told)?;
     let adopted = if adopts { adopt(&mut conn, &inner.incarnation).await.map_err(told)? } else { 0 };
     if any || adopted > 0 {

@@ -7,6 +7,7 @@
 
 use super::inner::{HINTS_WAITING, Inner, State};
 use super::link::Connected;
+use super::pools::Caller;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::hint::Hint;
@@ -32,7 +33,7 @@ impl Hints for PostgresStore {
             return Ok(false);
         }
         let (me, hints) = (self.inner.incarnation.clone(), Arc::new(hints.to_vec()));
-        self.read("hint_send", body!([me, hints] conn => send(conn, &me, &hints))).await?;
+        self.read(Caller::Pipeline, "hint_send", body!([me, hints] conn => send(conn, &me, &hints))).await?;
         Ok(true)
     }
 

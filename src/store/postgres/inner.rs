@@ -2,18 +2,15 @@
 
 use super::clock::Clock;
 use super::connect::Connector;
+use super::pools::Pools;
 use super::silence::Watch;
 use crate::config::Config;
 use crate::domain::hint::Hint;
 use crate::store::{StoreError, StoreResult};
-use deadpool::managed::Pool;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
-/// How long a call waits for a connection before the store counts as busy.
-const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(5);
 /// Hints of other nodes that wait to be taken. What comes when they are full is replaced by [`Hint::Everything`].
 pub(super) const HINTS_WAITING: usize = 1_024;
 
@@ -36,7 +33,7 @@ pub(super) enum State {
 
 /// See the module.
 pub(super) struct Inner {
-    pub(super) pool: Pool<Connector>,
+    pub(super) pools: Pools,
     pub(super) connector: Connector,
     pub(super) incarnation: String,
     pub(super) clock: Clock,
@@ -57,7 +54,7 @@ impl Inner {
         let connector = Connector::new(settings).map_err(StoreError::Unusable)?;
         let (hints, heard) = mpsc::channel(HINTS_WAITING);
         let inner = Self {
-            pool: pool(connector.clone(), settings.store.pool_size).map_err(StoreError::Unusable)?,
+            pools: Pools::new(&connector, settings.store.pool_size).map_err(StoreError::Unusable)?,
             connector,
             incarnation: Uuid::now_v7().to_string(),
             clock: Clock::new(),
@@ -128,13 +125,4 @@ impl Inner {
     pub(super) fn lane(&self, of: &str) -> String {
         format!("{}/{of}", self.incarnation)
     }
-}
-
-fn pool(connector: Connector, size: usize) -> Result<Pool<Connector>, String> {
-    Pool::builder(connector)
-        .max_size(size.max(1))
-        .runtime(deadpool::Runtime::Tokio1)
-        .wait_timeout(Some(WAIT_FOR_CONNECTION))
-        .build()
-        .map_err(|error| error.to_string())
 }

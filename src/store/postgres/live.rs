@@ -1,6 +1,7 @@
 //! Live membership: agents that join an action after it was resolved.
 
 use super::counts::count;
+use super::pools::Caller;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::command::OpenState;
@@ -22,7 +23,7 @@ use std::sync::Arc;
 impl Live for PostgresStore {
     async fn action_list_live(&self) -> StoreResult<Vec<i64>> {
         let now = self.now();
-        self.read("action_list_live", body!([] conn => list(conn, now))).await
+        self.read(Caller::Pipeline, "action_list_live", body!([] conn => list(conn, now))).await
     }
 
     async fn agent_match_joining(
@@ -36,13 +37,13 @@ impl Live for PostgresStore {
         let (target, among, now) = (Arc::new(target.clone()), Arc::new(among.map(<[i64]>::to_vec)), self.now());
         let look = body!([target, among] conn =>
             matching(conn, action_no, &target, among.as_deref(), now, after, limit));
-        self.read("agent_match_joining", look).await
+        self.read(Caller::Pipeline, "agent_match_joining", look).await
     }
 
     async fn command_insert_joining(&self, action_no: i64, agents: &[i64]) -> StoreResult<Vec<Due>> {
         let (agents, lane, now) = (Arc::new(agents.to_vec()), self.inner.lane("joining"), self.now());
         let insert = body!([agents, lane] conn => insert(conn, action_no, &agents, &lane, now));
-        self.write("command_insert_joining", insert).await
+        self.write(Caller::Pipeline, "command_insert_joining", insert).await
     }
 }
 

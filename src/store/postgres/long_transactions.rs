@@ -2,6 +2,7 @@
 //! come and go by the million, so their table grows for as long as somebody forgets to commit.
 
 use super::inner::Inner;
+use super::pools::Caller;
 use crate::store::sql::sql;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Integer, Text};
@@ -47,7 +48,7 @@ pub(super) async fn watch(inner: Weak<Inner>, limit: Duration) {
             continue;
         }
         // A database that does not answer is reported by the heartbeat.
-        let Ok(mut conn) = inner.pool.get().await else { continue };
+        let Ok(mut conn) = inner.pools.get(Caller::Pipeline).await else { continue };
         let Ok(found) = oldest(&mut conn, limit).await else { continue };
         let pid = found.as_ref().map(|transaction| transaction.pid);
         if let Some(LongTransaction { pid, seconds, application, state }) = found

@@ -6,7 +6,7 @@
 //!
 //! One file per aggregate, with the trait's implementation and its functions on a connection. What they stand on:
 //! [`store`] and [`inner`] (the store, its connections and state), [`transaction`] (what every call goes through),
-//! [`connect`] and [`link`] (connections), [`outcomes`] (how nodes stay out of each other's way), [`nodes`] and
+//! [`pools`], [`connect`] and [`link`] (connections), [`outcomes`] (how nodes stay out of each other's way), [`nodes`] and
 //! [`heartbeat`] (which nodes are alive).
 
 mod actions;
@@ -28,11 +28,13 @@ mod long_transactions;
 mod migrate;
 mod nodes;
 mod outcomes;
+mod pools;
 mod retention;
 mod scratch;
 mod sessions;
 mod silence;
 mod store;
+mod tap;
 mod tls;
 mod tokens;
 mod transaction;

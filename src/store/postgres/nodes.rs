@@ -9,6 +9,7 @@
 //! that harmless, see [`super::transaction`].
 
 use super::inner::{Inner, State};
+use super::pools::Caller;
 use super::silence::Beat;
 use super::store::PostgresStore;
 use super::transaction::body;
@@ -43,7 +44,7 @@ impl Nodes for PostgresStore {
         let start = body!([name, incarnation, transports] conn => {
             start(conn, &incarnation, &name, &transports, heartbeat)
         });
-        self.read("node_start", start).await?;
+        self.read(Caller::Pipeline, "node_start", start).await?;
         // The others learn that there is one more node to notify.
         self.hint_send(&[Hint::Everything]).await.map(|_| ())
     }
@@ -52,7 +53,7 @@ impl Nodes for PostgresStore {
         let inner = self.inner.clone();
         // From here on, a heartbeat expects that the node is gone.
         self.inner.set_state(State::Leaving);
-        self.write("node_stop", body!([inner] conn => stop(conn, &inner))).await?;
+        self.write(Caller::Pipeline, "node_stop", body!([inner] conn => stop(conn, &inner))).await?;
         // Another node owns its actions now and should look at them.
         self.hint_send(&[Hint::Everything]).await.ok();
         self.inner.set_state(State::Gone);
@@ -66,7 +67,8 @@ impl Nodes for PostgresStore {
     }
 
     async fn node_list(&self) -> StoreResult<Vec<NodeView>> {
-        let nodes: Vec<NodeRow> = self.read("node_list", body!([] conn => sql(NODES).load(conn))).await?;
+        let nodes: Vec<NodeRow> =
+            self.read(Caller::People, "node_list", body!([] conn => sql(NODES).load(conn))).await?;
         let mut watch = self.inner.watch();
         watch.look(nodes.iter().map(NodeRow::beat), Instant::now());
         let is_alive = |row: &NodeRow| watch.silence(&row.beat().0) < self.dead_after;

@@ -7,14 +7,14 @@
 
 use super::counts::count;
 use super::error::is_duplicate;
+use super::pools::Caller;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::command::{Answer, Known, Outcome};
 use crate::domain::time::Timestamp;
 use crate::store::changes::{Changes, Key, ends_first_run, keys};
-use crate::store::sql::Key as KeyRow;
 use crate::store::sql::outcomes::KnownRow;
-use crate::store::sql::sql;
+use crate::store::sql::{Key as KeyRow, sql};
 use crate::store::{Outcomes, Report, Store, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;
@@ -27,13 +27,18 @@ impl Outcomes for PostgresStore {
     async fn outcome_record(&self, reports: &[Report]) -> StoreResult<Vec<Answer>> {
         let (reports, lane, now) = (Arc::new(reports.to_vec()), self.inner.lane("outcomes"), self.now());
         let fresh = body!([reports, lane] conn => record_fresh(conn, &reports, &lane, now));
-        match self.write("outcome_record", fresh).await {
+        match self.write(Caller::Pipeline, "outcome_record", fresh).await {
             Ok(Some(answers)) => return Ok(answers),
             Ok(None) => {}
             Err(error) if is_duplicate(&error) => {}
             Err(error) => return Err(error),
         }
-        self.write("outcome_record", body!([reports, lane] conn => record(conn, &reports, &lane, now))).await
+        self.write(
+            Caller::Pipeline,
+            "outcome_record",
+            body!([reports, lane] conn => record(conn, &reports, &lane, now)),
+        )
+        .await
     }
 }
 

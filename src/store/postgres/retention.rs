@@ -1,5 +1,6 @@
 //! Deleting actions that are kept no longer.
 
+use super::pools::Caller;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::time::Timestamp;
@@ -17,11 +18,11 @@ const ROWS: [&str; 5] = ["commands", "open_commands", "outcomes", "late_results"
 #[async_trait]
 impl Retention for PostgresStore {
     async fn action_purge(&self, ended_before: Timestamp, limit: usize) -> StoreResult<Option<usize>> {
-        self.write("action_purge", body!([] conn => purge(conn, ended_before, limit))).await
+        self.write(Caller::Pipeline, "action_purge", body!([] conn => purge(conn, ended_before, limit))).await
     }
 
     async fn action_sweep(&self, after: i64, limit: usize) -> StoreResult<Option<i64>> {
-        self.write("action_sweep", body!([] conn => sweep(conn, after, limit))).await
+        self.write(Caller::Pipeline, "action_sweep", body!([] conn => sweep(conn, after, limit))).await
     }
 }
 

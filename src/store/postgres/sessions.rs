@@ -3,6 +3,7 @@
 //! Whatever writes here locks the agents first, in the order of their keys: nobody waits in a circle, and an agent that is
 //! disabled or removed at the same moment is seen either before or after that.
 
+use super::pools::Caller;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::time::Timestamp;
@@ -24,12 +25,14 @@ impl Sessions for PostgresStore {
     async fn session_open(&self, sessions: &[SessionOpening]) -> StoreResult<Vec<Opened>> {
         let (openings, here, now) = (Arc::new(sessions.to_vec()), self.inner.incarnation.clone(), self.now());
         let open = body!([openings, here] conn => open(conn, &openings, &here, now));
-        self.write("session_open", open).await
+        self.write(Caller::Sessions, "session_open", open).await
     }
 
     async fn session_check(&self, held: &[SessionHeld]) -> StoreResult<Vec<SessionState>> {
         let (held, here, now) = (Arc::new(held.to_vec()), self.inner.incarnation.clone(), self.now());
-        let known = self.read("session_check", body!([held, here] conn => look(conn, &held, &here, now))).await?;
+        let known = self
+            .read(Caller::Sessions, "session_check", body!([held, here] conn => look(conn, &held, &here, now)))
+            .await?;
         let missing = held.iter().filter(|session| known.judge(session).is_none());
         let missing: Vec<(i64, i64)> = missing.map(|session| (session.agent_no, session.epoch)).collect();
         let restored = if missing.is_empty() {
@@ -37,7 +40,7 @@ impl Sessions for PostgresStore {
         } else {
             let missing = Arc::new(missing);
             let restore = body!([missing, here] conn => restore(conn, &missing, &here, now));
-            self.write("session_check", restore).await?
+            self.write(Caller::Sessions, "session_check", restore).await?
         };
         Ok(checked(&held, &known, &restored.into_iter().collect()))
     }
@@ -45,7 +48,7 @@ impl Sessions for PostgresStore {
     async fn session_close(&self, sessions: &[(i64, i64)]) -> StoreResult<()> {
         let (closed, here, now) = (Arc::new(sessions.to_vec()), self.inner.incarnation.clone(), self.now());
         let close = body!([closed, here] conn => close(conn, &closed, &here, now));
-        self.write("session_close", close).await
+        self.write(Caller::Sessions, "session_close", close).await
     }
 
     async fn session_elsewhere(&self, agent_nos: &[i64]) -> StoreResult<Vec<i64>> {
@@ -54,7 +57,7 @@ impl Sessions for PostgresStore {
         }
         let (agent_nos, here) = (Arc::new(agent_nos.to_vec()), self.inner.incarnation.clone());
         let look = body!([agent_nos, here] conn => elsewhere(conn, &agent_nos, &here));
-        self.read("session_elsewhere", look).await
+        self.read(Caller::Sessions, "session_elsewhere", look).await
     }
 }
 

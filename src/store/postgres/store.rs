@@ -5,7 +5,8 @@
 
 use super::connect::Connector;
 use super::inner::Inner;
-use super::transaction::{Access, Body};
+use super::pools::Caller;
+use super::transaction::{Access, Body, Call};
 use crate::config::Config;
 use crate::domain::hint::Hint;
 use crate::store::{StoreError, StoreResult};
@@ -13,6 +14,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 use tokio::runtime::Runtime;
 use tokio::sync::{Mutex, mpsc};
+use tokio_util::sync::CancellationToken;
 
 /// A store on PostgreSQL, which many nodes can share.
 pub struct PostgresStore {
@@ -78,15 +80,30 @@ impl PostgresStore {
     }
 
     /// Runs statements that only read, each in a transaction of its own.
-    pub(super) async fn read<T: Send + 'static>(&self, during: &'static str, body: Body<T>) -> StoreResult<T> {
-        let inner = self.inner.clone();
-        self.run(async move { inner.call(during, Access::Read, &body).await }).await
+    ///
+    /// When the future is dropped, what it reads for people is cancelled; what it reads for others is read to its end.
+    pub(super) async fn read<T: Send + 'static>(
+        &self,
+        caller: Caller,
+        during: &'static str,
+        body: Body<T>,
+    ) -> StoreResult<T> {
+        let (inner, abandoned) = (self.inner.clone(), CancellationToken::new());
+        let _cancels = (caller == Caller::People).then(|| abandoned.clone().drop_guard());
+        let call = Call { during, caller, access: Access::Read, abandoned };
+        self.run(async move { inner.call(call, &body).await }).await
     }
 
-    /// Runs statements in one fenced transaction.
-    pub(super) async fn write<T: Send + 'static>(&self, during: &'static str, body: Body<T>) -> StoreResult<T> {
+    /// Runs statements in one fenced transaction, to its end even if the caller goes away.
+    pub(super) async fn write<T: Send + 'static>(
+        &self,
+        caller: Caller,
+        during: &'static str,
+        body: Body<T>,
+    ) -> StoreResult<T> {
         let inner = self.inner.clone();
-        self.run(async move { inner.call(during, Access::Write, &body).await }).await
+        let call = Call { during, caller, access: Access::Write, abandoned: CancellationToken::new() };
+        self.run(async move { inner.call(call, &body).await }).await
     }
 }
 

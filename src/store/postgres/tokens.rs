@@ -2,6 +2,7 @@
 
 use super::audit;
 use super::error::{not_connected, sort};
+use super::pools::Caller;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::agent::Token;
@@ -20,29 +21,30 @@ use uuid::Uuid;
 impl Tokens for PostgresStore {
     async fn token_insert(&self, token: &Token, hash: Vec<u8>, by: &Author) -> StoreResult<()> {
         let (token, by) = (Arc::new(token.clone()), Arc::new(by.clone()));
-        self.write("token_insert", body!([token, hash, by] conn => insert(conn, &token, hash, &by))).await
+        self.write(Caller::Pipeline, "token_insert", body!([token, hash, by] conn => insert(conn, &token, hash, &by)))
+            .await
     }
 
     async fn token_find(&self, hash: &[u8]) -> StoreResult<Option<Token>> {
         let (hash, now) = (hash.to_vec(), self.now());
-        self.read("token_find", body!([hash] conn => find(conn, hash, now))).await
+        self.read(Caller::Pipeline, "token_find", body!([hash] conn => find(conn, hash, now))).await
     }
 
     async fn token_use(&self, id: Uuid) -> StoreResult<bool> {
-        self.write("token_use", body!([] conn => make_used(conn, id))).await
+        self.write(Caller::Pipeline, "token_use", body!([] conn => make_used(conn, id))).await
     }
 
     async fn token_list(&self, after: Option<Uuid>, limit: usize) -> StoreResult<Vec<Token>> {
-        self.read("token_list", body!([] conn => list(conn, after, limit))).await
+        self.read(Caller::People, "token_list", body!([] conn => list(conn, after, limit))).await
     }
 
     async fn token_revoke(&self, id: Uuid, by: &Author) -> StoreResult<Revoked> {
         let (by, now) = (Arc::new(by.clone()), self.now());
-        self.write("token_revoke", body!([by] conn => revoke(conn, id, &by, now))).await
+        self.write(Caller::Pipeline, "token_revoke", body!([by] conn => revoke(conn, id, &by, now))).await
     }
 
     async fn token_any_admin(&self) -> StoreResult<bool> {
-        self.read("token_any_admin", body!([] conn => any_admin(conn))).await
+        self.read(Caller::Pipeline, "token_any_admin", body!([] conn => any_admin(conn))).await
     }
 }
 

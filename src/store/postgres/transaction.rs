@@ -11,12 +11,18 @@
 //! anew meanwhile may have given the number to another transaction, and so its word doesn't count. Then the call is done
 //! again; every call that writes finds what it wrote the first time, by an id, a key or a place in an order.
 //!
+//! **Abandoned.** A user's question whose asker has gone away is cancelled: the server is asked to, until the statement has
+//! ended. Its connection is closed then, and so a late request can't hit the next statement on it. Its place in the pool is
+//! taken until then: questions that nobody waits for any more can't pile up.
+//!
 //! **Again.** Deadlocks, locks that took too long and connections that broke are tried again a few times right here;
 //! nothing of a failed transaction remains. What still fails then is for the caller, who waits longer.
 
 use super::connect::Connector;
 use super::error::{is_broken, may_pass, sort};
 use super::inner::{Inner, State};
+use super::link::Connected;
+use super::pools::Caller;
 use crate::store::sql::sql;
 use crate::store::{StoreError, StoreResult};
 use deadpool::managed::Object;
@@ -27,6 +33,7 @@ use diesel_async::{AnsiTransactionManager, AsyncPgConnection, RunQueryDsl, Trans
 use futures_util::future::BoxFuture;
 use rand::RngExt;
 use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 
 /// How long a whole call may take: a connection that fell silent says nothing, not even that it is gone.
 const CALL_WITHIN: Duration = Duration::from_secs(40);
@@ -67,6 +74,20 @@ pub(super) enum Access {
     Write,
 }
 
+/// How often the server is asked to cancel a statement: a request that comes between two statements does nothing.
+const CANCEL_EVERY: Duration = Duration::from_secs(1);
+
+/// A call beside its body.
+#[derive(Clone)]
+pub(super) struct Call {
+    /// Its name, for errors and logs.
+    pub(super) during: &'static str,
+    pub(super) caller: Caller,
+    pub(super) access: Access,
+    /// Cancelled when nobody waits for the answer any more and it needn't be run to its end.
+    pub(super) abandoned: CancellationToken,
+}
+
 /// How a try ended.
 enum Tried<T> {
     Done(T),
@@ -90,31 +111,29 @@ struct Fate {
     fate: Option<String>,
 }
 
+fn abandoned(during: &str) -> StoreError {
+    StoreError::Unavailable(format!("{during}: nobody waits for the answer"))
+}
+
 impl Inner {
     /// Does a call, and again if that may help.
-    pub(super) async fn call<T: Send>(&self, during: &'static str, access: Access, body: &Body<T>) -> StoreResult<T> {
+    pub(super) async fn call<T: Send>(&self, call: Call, body: &Body<T>) -> StoreResult<T> {
+        let during = call.during;
         let started = Instant::now();
         let mut tries = 0;
         loop {
             self.gate(during)?;
             tries += 1;
             let mut conn = self
-                .pool
-                .get()
+                .pools
+                .get(call.caller)
                 .await
                 .map_err(|error| StoreError::Unavailable(format!("{during}: no connection: {error}")))?;
+            if call.abandoned.is_cancelled() {
+                return Err(abandoned(during));
+            }
             conn.forget_code();
-            let work = async {
-                match access {
-                    Access::Write => self.transaction(&mut conn, during, body).await,
-                    Access::Read => {
-                        let done = body(&mut conn).await;
-                        crate::fault_point!(during);
-                        done.map_or_else(Tried::Failed, Tried::Done)
-                    }
-                }
-            };
-            let tried = match tokio::time::timeout(CALL_WITHIN, work).await {
+            let tried = match tokio::time::timeout(CALL_WITHIN, self.attempt(&mut conn, &call, body)).await {
                 Ok(tried) => tried,
                 Err(_) => {
                     self.discard(conn);
@@ -122,6 +141,10 @@ impl Inner {
                     return Err(StoreError::Unavailable(format!("{during}: no answer within {within} s")));
                 }
             };
+            if call.abandoned.is_cancelled() {
+                drop(Object::take(conn));
+                return Err(abandoned(during));
+            }
             let code = conn.code();
             let error = match tried {
                 Tried::Done(done) => return Ok(done),
@@ -134,7 +157,7 @@ impl Inner {
                 Tried::Unknown(transaction, done, error) => {
                     self.discard(conn);
                     log::warn!(during, error = error.to_string().as_str(); "the answer to a commit was lost");
-                    if self.is_committed(during, &transaction).await? {
+                    if self.is_committed(&call, &transaction).await? {
                         return Ok(done);
                     }
                     error
@@ -147,6 +170,34 @@ impl Inner {
             log::debug!(during, error = error.to_string().as_str(); "a transaction is tried again");
             let wait = Duration::from_millis(5 << tries).mul_f64(rand::rng().random_range(0.5..1.5));
             tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Does a call once, and cancels what it does when it is abandoned.
+    async fn attempt<T: Send>(&self, conn: &mut Connected, call: &Call, body: &Body<T>) -> Tried<T> {
+        let canceller = conn.canceller();
+        let work = async {
+            match call.access {
+                Access::Write => self.transaction(conn, call.during, body).await,
+                Access::Read => {
+                    let done = body(conn).await;
+                    crate::fault_point!(call.during);
+                    done.map_or_else(Tried::Failed, Tried::Done)
+                }
+            }
+        };
+        let cancelling = async {
+            call.abandoned.cancelled().await;
+            loop {
+                if let Err(error) = canceller.cancel().await {
+                    log::debug!(during = call.during, error = error.to_string().as_str(); "a statement is not cancelled");
+                }
+                tokio::time::sleep(CANCEL_EVERY).await;
+            }
+        };
+        tokio::select! {
+            tried = work => tried,
+            () = cancelling => unreachable!("it never ends"),
         }
     }
 
@@ -191,15 +242,15 @@ impl Inner {
     /// Lets go of a connection that is of no more use; those that are idle were most likely cut with it.
     fn discard(&self, conn: Object<Connector>) {
         drop(Object::take(conn));
-        self.pool.retain(|_, _| false);
+        self.pools.close_idle();
     }
 
     /// What became of a transaction whose COMMIT was sent. False if it can't be told any more.
-    async fn is_committed(&self, during: &'static str, transaction: &Transaction) -> StoreResult<bool> {
+    async fn is_committed(&self, call: &Call, transaction: &Transaction) -> StoreResult<bool> {
         let started = Instant::now();
         loop {
             let fate = async {
-                let mut conn = self.pool.get().await.map_err(|error| error.to_string())?;
+                let mut conn = self.pools.get(call.caller).await.map_err(|error| error.to_string())?;
                 let asked =
                     sql("SELECT CASE WHEN pg_postmaster_start_time()::text = ? THEN pg_xact_status(?::text::xid8) \
                                  ELSE 'another run' END AS fate")
@@ -218,6 +269,7 @@ impl Inner {
                 // The server hasn't noticed yet that its client is gone.
                 _ if started.elapsed() < FATE_WITHIN => tokio::time::sleep(Duration::from_millis(50)).await,
                 unknown => {
+                    let during = call.during;
                     let what = format!("{during}: whether a transaction was committed can't be told: {unknown:?}");
                     return Err(StoreError::Unavailable(what));
                 }
