@@ -194,7 +194,7 @@ async fn list_open(conn: &mut AsyncPgConnection, here: &str, after: i64, limit: 
     Ok(rows.into_iter().map(OpenAction::from).collect())
 }
 
-/// Those that this node owns.
+/// Of the actions that this node owns.
 async fn list_unresolved(
     conn: &mut AsyncPgConnection,
     here: &str,
@@ -212,7 +212,7 @@ async fn list_unresolved(
     Ok(rows.into_iter().map(|row| row.key).collect())
 }
 
-/// How far actions are resolved; and of those whose agents were never counted, how many there are.
+/// How far actions are resolved, and (key, number of matching agents) of those whose agents were not counted yet.
 async fn resolutions(
     conn: &mut AsyncPgConnection,
     actions: &[(i64, Target)],
@@ -229,7 +229,7 @@ async fn resolutions(
     Ok((resolutions, counted))
 }
 
-/// How far an action is resolved, and whether its agents were counted.
+/// How far an action is resolved, and whether its agents are counted.
 async fn resolution(conn: &mut AsyncPgConnection, no: i64) -> QueryResult<(Resolution, bool)> {
     #[derive(QueryableByName)]
     struct Row {
@@ -255,7 +255,7 @@ async fn resolution(conn: &mut AsyncPgConnection, no: i64) -> QueryResult<(Resol
     Ok((resolution, row.expected_total.is_some()))
 }
 
-/// Writes how many agents each action is for, if nobody else has.
+/// Stores the number of agents of each action, unless another node has.
 async fn expect(conn: &mut AsyncPgConnection, expected: &[(i64, i64)]) -> QueryResult<()> {
     let (nos, totals): (Vec<i64>, Vec<i64>) = expected.iter().copied().unzip();
     sql("UPDATE actions a SET expected_total = e.total FROM UNNEST(?, ?) AS e (no, total) \
@@ -298,7 +298,7 @@ async fn expire(conn: &mut AsyncPgConnection, no: i64) -> QueryResult<bool> {
     Ok(statements::expire(no).execute(conn).await? > 0)
 }
 
-/// Where `dispatched_through` of these actions is, and where it can go, if that is further.
+/// `dispatched_through` of these actions, and where it can advance to.
 async fn advances(conn: &mut AsyncPgConnection, nos: &[i64], limit: usize) -> QueryResult<Vec<(i64, Option<i64>)>> {
     let mut found = Vec::with_capacity(nos.len());
     for no in nos {
@@ -307,7 +307,7 @@ async fn advances(conn: &mut AsyncPgConnection, nos: &[i64], limit: usize) -> Qu
     Ok(found)
 }
 
-/// What is touched stays touched: this may be looked up before it is written.
+/// A command that has an outcome or an open row keeps one, so reading and advancing need no common transaction.
 async fn advanced(conn: &mut AsyncPgConnection, no: i64, limit: usize) -> QueryResult<(i64, Option<i64>)> {
     #[derive(QueryableByName)]
     struct Row {

@@ -127,7 +127,7 @@ fn json<T: serde::Serialize>(what: &T) -> QueryResult<String> {
     serde_json::to_string(what).map_err(|error| Error::SerializationError(Box::new(error)))
 }
 
-/// Puts agents in, passing over those whose names are taken; answers the keys of the new ones.
+/// Inserts agents, except those whose names are taken. Returns the keys of the new ones.
 async fn insert_new(conn: &mut AsyncPgConnection, new: &[NewAgent], now: Timestamp) -> QueryResult<Vec<i64>> {
     let said = || new.iter().map(|agent| &agent.enrollment);
     // The unique index leaves removed agents out: their names can be used again.
@@ -177,7 +177,7 @@ async fn enroll(
     Ok(Enrolled::New(AgentRef { no, name, transport, address, disabled: false }))
 }
 
-/// Revokes the token of an agent that enrolled under this nonce and never used it; answers whose it was.
+/// Revokes the unused token of the agent that enrolled under this nonce. Returns the agent's key.
 async fn give_up_unused(
     conn: &mut AsyncPgConnection,
     said: &Enrollment,
@@ -196,7 +196,7 @@ async fn give_up_unused(
     Ok(Some(no))
 }
 
-/// What an agent says of itself, as it is stored.
+/// What an agent reports of itself, as it is stored.
 pub(super) struct Said {
     agent_no: i64,
     labels: Option<String>,
@@ -216,7 +216,7 @@ impl Said {
     }
 }
 
-/// Whether this is what is stored of the agent already.
+/// Whether this is stored already.
 async fn says_the_same(conn: &mut AsyncPgConnection, said: &Said) -> QueryResult<bool> {
     let same = sql("SELECT 1::bigint AS key FROM agents WHERE no = ? AND labels::text = coalesce(?, labels::text) \
          AND facts::text = ? AND version = ?")

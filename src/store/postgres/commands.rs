@@ -18,12 +18,12 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Neither outcome nor open row, of a command `c`.
+/// Condition: the command `c` has neither outcome nor open row.
 pub(super) const UNTOUCHED: &str = "NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.action_no = c.action_no AND o.agent_no = c.agent_no \
      OFFSET 0) AND NOT EXISTS (SELECT 1 FROM open_commands p WHERE p.action_no = c.action_no \
      AND p.agent_no = c.agent_no OFFSET 0)";
 
-/// An action with no more commands than this is listed by sorting them all.
+/// Up to this number of commands, an action is listed by sorting all of them.
 const SMALL: i64 = 2_000;
 
 #[async_trait]
@@ -69,7 +69,7 @@ impl Commands for PostgresStore {
     }
 }
 
-/// Whether commands that are there already are passed over, or make the insert fail, which is faster.
+/// Whether commands that exist are skipped, or make the insert fail, which is faster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Duplicates {
     Fail,
@@ -143,7 +143,7 @@ fn insert_rows(rows: Vec<(i64, i64, Option<Timestamp>)>, then: &str) -> crate::s
     }
 }
 
-/// Moves actions on over these pages, at most one of each; answers which of them moved.
+/// Moves `resolved_through` of actions over these pages, at most one page per action. Returns the actions that moved.
 async fn move_on(conn: &mut AsyncPgConnection, pages: impl Iterator<Item = &CommandPage>) -> QueryResult<Vec<i64>> {
     let (mut nos, mut afters, mut throughs, mut lasts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for page in pages {
@@ -152,7 +152,7 @@ async fn move_on(conn: &mut AsyncPgConnection, pages: impl Iterator<Item = &Comm
         throughs.push(page.through);
         lasts.push(page.last);
     }
-    // Whoever moved an action on (another page, a cancel, a restart) makes its page a thing of the past.
+    // An action that has moved on (by another page, a cancel, a restart) refuses the page.
     let moved: Vec<Key> = sql(
         "UPDATE actions a SET resolved_through = p.through, resolved = p.last \
          FROM UNNEST(?, ?, ?, ?) AS p (no, after, through, last) \

@@ -1,6 +1,6 @@
-//! What goes wrong with PostgreSQL, sorted by whether trying again can help.
+//! Errors of PostgreSQL, sorted by whether trying again can help.
 //!
-//! The code (SQLSTATE) decides, which [`link`](super::link) has, and never the message, which is in the server's language.
+//! The code (SQLSTATE) decides, which [`tap`](super::tap) reads, and never the message, which is in the server's language.
 //! Refused is what is wrong with a value, or with a statement: the same again fails again. Everything else passes or is
 //! fixed by an operator (no room, no rights, a table that a dump has locked, a shutdown), and so do codes that aren't
 //! known here: nothing is dropped for them. If a value is at fault after all, the batcher finds it.

@@ -128,7 +128,7 @@ async fn beat_in_time(own: &mut Option<OwnConnection>, inner: &Inner) -> Result<
     beaten.unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER_WITHIN.as_secs())))
 }
 
-/// One heartbeat, and a look at those of the others; false when there is no such node any more.
+/// Sends one heartbeat and reads those of the other nodes. False when this process is no longer a node.
 async fn beat(own: &mut Option<OwnConnection>, inner: &Inner) -> Result<bool, String> {
     let told = |error: Error| error.to_string();
     let own = match own {

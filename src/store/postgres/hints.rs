@@ -1,9 +1,9 @@
 //! Hints between nodes, by LISTEN and NOTIFY.
 //!
-//! A NOTIFY takes a lock of the whole database at its commit: it is sent by itself, not in anybody's transaction. The
-//! channel is of the schema, so that two installations in one database don't hear each other. The listener has a
-//! connection of its own, which is always read from, and holds no snapshot; when it was cut off it tells that hints may
-//! have been lost.
+//! A NOTIFY takes a database-wide lock at its commit, so it is sent outside other transactions. The channel's name contains the
+//! schema, so that two installations in one database don't hear each other. The listener has a connection of its own,
+//! which is always read from and holds no snapshot. After a lost connection it emits [`Hint::Everything`], because hints
+//! may have been lost.
 
 use super::inner::{HINTS_WAITING, Inner, State};
 use super::link::Connected;
@@ -54,10 +54,10 @@ struct Channel {
     channel: String,
 }
 
-/// The channel of this schema; names are cut off at 63 bytes.
+/// The channel of this schema. PostgreSQL's names have at most 63 bytes.
 const CHANNEL: &str = "left('odoshi_' || current_schema(), 63)";
 
-/// Says these in one notification; more than fit into one are said as [`Hint::Everything`].
+/// Sends hints in one notification, as [`Hint::Everything`] if they don't fit into one.
 pub(super) async fn send(conn: &mut AsyncPgConnection, from: &str, hints: &[Hint]) -> QueryResult<()> {
     sql(format!("SELECT pg_notify({CHANNEL}, ?)")).bind(payload(from, hints)).execute(conn).await.map(|_| ())
 }
@@ -74,7 +74,7 @@ fn payload(from: &str, hints: &[Hint]) -> String {
     }
 }
 
-/// What somebody else said; nothing when it was this node itself.
+/// The hints of another node. None if the notification is this node's own.
 fn heard(me: &str, payload: &str) -> Vec<Hint> {
     let mut words = payload.split(' ');
     match words.next() {
@@ -83,7 +83,7 @@ fn heard(me: &str, payload: &str) -> Vec<Hint> {
     }
 }
 
-/// Listens for as long as somebody else holds `inner`.
+/// Listens until nobody else holds `inner`.
 pub(super) async fn listen(inner: Weak<Inner>) {
     loop {
         let Some(held) = inner.upgrade() else { return };
@@ -119,7 +119,7 @@ async fn follow(mut conn: Connected, me: &str, inner: &Weak<Inner>, hints: &mpsc
     Ok(())
 }
 
-/// Never waits: notifications that nobody reads would pile up for all listeners of the database.
+/// Queues a hint. Never waits: unread notifications would pile up for all listeners of the database.
 pub(super) fn tell(hints: &mpsc::Sender<Hint>, hint: Hint) {
     // The last place is for saying that there were more.
     match hints.capacity() {

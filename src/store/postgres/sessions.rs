@@ -1,7 +1,7 @@
-//! Which node holds an agent's connection.
+//! Sessions: which node holds an agent's connection.
 //!
-//! Whatever writes here locks the agents first, in the order of their keys: nobody waits in a circle, and an agent that is
-//! disabled or removed at the same moment is seen either before or after that.
+//! Every write locks the agents first, in key order. That excludes deadlocks, and orders it before or after a concurrent
+//! disabling or removal of an agent.
 
 use super::pools::Caller;
 use super::store::PostgresStore;
@@ -15,7 +15,7 @@ use diesel::prelude::*;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use std::sync::Arc;
 
-/// Agents as their connections need them: the node and their keys are to be bound.
+/// Selects agents as [`SessionRow`]s. Bind the incarnation and the keys.
 const AGENTS: &str = "SELECT a.no, a.session_epoch AS epoch, a.removed_at IS NULL AND NOT a.disabled AS allowed, \
      EXISTS (SELECT 1 FROM agent_sessions s WHERE s.agent_no = a.no AND s.epoch = a.session_epoch AND s.incarnation = ?) \
      AS stored FROM agents a WHERE a.no = ANY(?)";
@@ -74,7 +74,7 @@ async fn lock(conn: &mut AsyncPgConnection, agents: &[i64]) -> QueryResult<()> {
     rows.bind(agents.to_vec()).load::<Key>(conn).await.map(|_| ())
 }
 
-/// Opens connections, one of an agent; answers in the order given.
+/// Opens connections, at most one per agent. Answers in the given order.
 async fn open(
     conn: &mut AsyncPgConnection,
     sessions: &[SessionOpening],
@@ -112,7 +112,7 @@ async fn open(
     Ok(sessions::opened(sessions, &known, epochs))
 }
 
-/// What is known of the agents of these connections.
+/// Reads what is stored of the agents of these connections.
 async fn look(
     conn: &mut AsyncPgConnection,
     sessions: &[SessionHeld],
@@ -125,7 +125,7 @@ async fn look(
     Ok(Known::new(rows, valid_tokens(conn, tokens, now).await?))
 }
 
-/// Writes these connections (agent, epoch) again, unless there are newer ones; answers the agents of those that it wrote.
+/// Inserts missing connections (agent, epoch), unless there are newer ones. Returns the agents of the inserted ones.
 async fn restore(
     conn: &mut AsyncPgConnection,
     sessions: &[(i64, i64)],
@@ -159,7 +159,7 @@ async fn elsewhere(conn: &mut AsyncPgConnection, agent_nos: &[i64], here: &str) 
     Ok(rows.into_iter().map(|row| row.key).collect())
 }
 
-/// Closes connections of this node (agent, epoch), and older ones of it.
+/// Removes connections (agent, epoch) of this node, and older ones of the same agents.
 async fn close(conn: &mut AsyncPgConnection, sessions: &[(i64, i64)], here: &str, now: Timestamp) -> QueryResult<()> {
     let (agents, epochs): (Vec<i64>, Vec<i64>) = sessions.iter().copied().unzip();
     lock(conn, &agents).await?;

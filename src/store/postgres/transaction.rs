@@ -1,22 +1,23 @@
-//! How a call of the store becomes a transaction.
+//! Calls: connection, transaction, fencing, retries and cancelling.
 //!
-//! Each call runs as a task of its own on the store's runtime: a caller that goes away can't leave a transaction half
+//! Each call runs as a task of its own on the store's runtime. So a caller that goes away can't leave a transaction half
 //! done, and a call costs one hop between threads, not one per statement.
 //!
-//! **Fencing.** A writing transaction first locks this node's row in `nodes` FOR KEY SHARE. Who takes over from this node
-//! deletes that row, and so waits for transactions in flight; later ones find nothing here and fail.
+//! **Fencing.** A writing transaction first locks this node's row in `nodes` FOR KEY SHARE. A takeover deletes that row: it
+//! waits for transactions in flight, and later ones don't find the row and fail.
 //!
-//! **Unknown commits.** When the answer to a COMMIT is lost, the transaction's number says what became of it
-//! (`pg_xact_status`): that is asked, on another connection, before anything is done again. A server that was started
-//! anew meanwhile may have given the number to another transaction, and so its word doesn't count. Then the call is done
-//! again; every call that writes finds what it wrote the first time, by an id, a key or a place in an order.
+//! **Unknown commits.** When the answer to a COMMIT is lost, the transaction's id tells whether it was committed
+//! (`pg_xact_status`). The store asks on another connection before it retries. A server that was restarted meanwhile may have
+//! given the id to another transaction, so its answer doesn't count. Then the call is retried, which is safe: every call
+//! that writes finds what it wrote the first time, by an id, a key or a position in an order.
 //!
-//! **Abandoned.** A user's question whose asker has gone away is cancelled: the server is asked to, until the statement has
-//! ended. Its connection is closed then, and so a late request can't hit the next statement on it. Its place in the pool is
-//! taken until then: questions that nobody waits for any more can't pile up.
+//! **Abandoned calls.** When the future of a call for people is dropped, the store sends cancel requests to the server until
+//! the statement has ended, and then closes the connection: a late request can't hit the next statement on it. The
+//! connection keeps its place in the pool until then, so abandoned calls can't pile up on the server. Their statements are
+//! also bounded by the time limit of the people's pool.
 //!
-//! **Again.** Deadlocks, locks that took too long and connections that broke are tried again a few times right here;
-//! nothing of a failed transaction remains. What still fails then is for the caller, who waits longer.
+//! **Retries.** Deadlocks, lock timeouts and broken connections are retried a few times here. Nothing remains of a failed
+//! transaction. What still fails is left to the caller, which waits longer.
 
 use super::connect::Connector;
 use super::error::{is_broken, may_pass, sort};
@@ -35,16 +36,16 @@ use rand::RngExt;
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
-/// How long a whole call may take: a connection that fell silent says nothing, not even that it is gone.
+/// Time limit of a whole call. A connection whose peer is gone may stay silent for ever.
 const CALL_WITHIN: Duration = Duration::from_secs(40);
-/// How often a call is tried that may well succeed the next time.
+/// Maximum number of tries of a call that fails with a passing error.
 const TRIES: u32 = 4;
-/// Tries begin no later than this after the first one.
+/// No retry begins later than this after the first try.
 const TRY_WITHIN: Duration = Duration::from_secs(5);
-/// How long the fate of a commit is looked for.
+/// How long the store asks whether a transaction was committed.
 const FATE_WITHIN: Duration = Duration::from_secs(10);
 
-/// What a call does on its connection; it may be done several times.
+/// The work of a call on its connection. It may run several times.
 pub(super) type Body<T> = Box<dyn for<'c> Fn(&'c mut AsyncPgConnection) -> BoxFuture<'c, QueryResult<T>> + Send + Sync>;
 
 /// A call's body from a closure, whose type is inferred from the argument here.
@@ -67,36 +68,36 @@ macro_rules! body {
 
 pub(super) use body;
 
-/// Whether a call writes, in one transaction, or reads, in statements that needn't fit together.
+/// Whether a call writes, in one transaction, or reads, in statements that need no common snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
     Read,
     Write,
 }
 
-/// How often the server is asked to cancel a statement: a request that comes between two statements does nothing.
+/// Period of the cancel requests for an abandoned call. A request that arrives between two statements has no effect.
 const CANCEL_EVERY: Duration = Duration::from_secs(1);
 
-/// A call beside its body.
+/// A call, apart from its body.
 #[derive(Clone)]
 pub(super) struct Call {
     /// Its name, for errors and logs.
     pub(super) during: &'static str,
     pub(super) caller: Caller,
     pub(super) access: Access,
-    /// Cancelled when nobody waits for the answer any more and it needn't be run to its end.
+    /// Cancelled when nobody waits for the answer of a call that may be aborted.
     pub(super) abandoned: CancellationToken,
 }
 
-/// How a try ended.
+/// The result of one try.
 enum Tried<T> {
     Done(T),
     Failed(Error),
-    /// The answer to the commit of this transaction was lost; the result, should it have come about.
+    /// The answer to the commit of this transaction was lost. With the result of the call, if it was committed.
     Unknown(Transaction, T, Error),
 }
 
-/// A transaction, and the run of the server that it was in.
+/// The id of a transaction, and the start time of the server that ran it.
 #[derive(Debug, QueryableByName)]
 struct Transaction {
     #[diesel(sql_type = Text)]
@@ -116,7 +117,7 @@ fn abandoned(during: &str) -> StoreError {
 }
 
 impl Inner {
-    /// Does a call, and again if that may help.
+    /// Runs a call, with retries.
     pub(super) async fn call<T: Send>(&self, call: Call, body: &Body<T>) -> StoreResult<T> {
         let during = call.during;
         let started = Instant::now();
@@ -173,7 +174,7 @@ impl Inner {
         }
     }
 
-    /// Does a call once, and cancels what it does when it is abandoned.
+    /// Runs a call once. Cancels its statements when it is abandoned.
     async fn attempt<T: Send>(&self, conn: &mut Connected, call: &Call, body: &Body<T>) -> Tried<T> {
         let canceller = conn.canceller();
         let work = async {
@@ -239,13 +240,13 @@ impl Inner {
         }
     }
 
-    /// Lets go of a connection that is of no more use; those that are idle were most likely cut with it.
+    /// Closes a broken connection, and the idle ones, which most likely broke with it.
     fn discard(&self, conn: Object<Connector>) {
         drop(Object::take(conn));
         self.pools.close_idle();
     }
 
-    /// What became of a transaction whose COMMIT was sent. False if it can't be told any more.
+    /// Whether a transaction whose COMMIT was sent is committed. False if the server has been restarted since.
     async fn is_committed(&self, call: &Call, transaction: &Transaction) -> StoreResult<bool> {
         let started = Instant::now();
         loop {

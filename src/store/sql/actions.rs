@@ -61,7 +61,7 @@ impl ActionViewRow {
     }
 }
 
-/// The mirror of [`ActionViewRow::state`]: the rows that are in a state.
+/// Condition: the action is in a state. The mirror of [`ActionViewRow::state`].
 pub(in crate::store) fn in_state(state: ActionState) -> &'static str {
     match state {
         ActionState::Cancelled => "cancelled",

@@ -11,7 +11,7 @@ use serde_json::value::RawValue;
 pub(in crate::store) type AgentViewRow =
     (String, String, Option<String>, String, String, String, i64, Option<i64>, bool, bool);
 
-/// Makes it what users see.
+/// The view of a row.
 pub(in crate::store) fn agent_view(row: AgentViewRow) -> QueryResult<AgentView> {
     let (name, transport, address, labels, facts, version, enrolled_at, last_seen, disabled, online) = row;
     Ok(AgentView {

@@ -17,7 +17,7 @@ pub(in crate::store) struct CommandKey {
     pub(in crate::store) agent_no: i64,
 }
 
-/// A command that may have been touched, in key order.
+/// A command, and whether it has neither outcome nor open row.
 #[derive(QueryableByName)]
 pub(in crate::store) struct UntouchedRow {
     #[diesel(sql_type = BigInt)]
@@ -30,7 +30,7 @@ pub(in crate::store) struct UntouchedRow {
     pub(in crate::store) untouched: bool,
 }
 
-/// A command that is to be handed over.
+/// A command to deliver.
 #[derive(QueryableByName)]
 pub(in crate::store) struct DueRow {
     #[diesel(sql_type = BigInt)]
@@ -65,7 +65,7 @@ impl DueRow {
     }
 }
 
-/// A name and how many.
+/// A name and a number.
 #[derive(QueryableByName)]
 pub(in crate::store) struct Named {
     #[diesel(sql_type = Text)]

@@ -15,7 +15,7 @@ use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::sql_types::{BigInt, Bool, Double, Nullable, Text};
 use diesel::sqlite::Sqlite;
 
-/// The condition, over `agents`, that one matches: it is neither removed nor disabled, and the target is true.
+/// Condition over `agents`: the agent is neither removed nor disabled, and the target is true.
 pub(in crate::store) fn members(target: &Target, now: Timestamp) -> Condition {
     let mut condition = Condition { pieces: Vec::new(), now };
     condition.sql("agents.removed_at IS NULL AND NOT agents.disabled AND ");
@@ -23,7 +23,7 @@ pub(in crate::store) fn members(target: &Target, now: Timestamp) -> Condition {
     condition
 }
 
-/// The condition that one is to be listed: it matches, or, without a target, it isn't removed.
+/// Condition over `agents`: the agent matches or, without a target, is not removed.
 pub(in crate::store) fn listed(target: Option<&Target>, now: Timestamp) -> Condition {
     match target {
         Some(target) => members(target, now),
@@ -31,7 +31,7 @@ pub(in crate::store) fn listed(target: Option<&Target>, now: Timestamp) -> Condi
     }
 }
 
-/// Whether an agent is online.
+/// Condition over `agents`: the agent is online.
 pub(in crate::store) fn online(now: Timestamp) -> Condition {
     let mut condition = Condition { pieces: Vec::new(), now };
     condition.online();
@@ -133,7 +133,7 @@ impl Condition {
         self.sql(")");
     }
 
-    /// One of these, of which there may be none.
+    /// The column is one of these values, if there are any.
     fn any_of<'a>(&mut self, or: &'static str, column: &Column, values: impl Iterator<Item = &'a Value>) {
         let mut begun = false;
         for value in values {

@@ -28,7 +28,7 @@ pub(in crate::store) struct NodeRow {
 }
 
 impl NodeRow {
-    /// Its incarnation, and what it said last.
+    /// Its incarnation and its last heartbeat.
     pub(in crate::store) fn beat(&self) -> (String, i64) {
         (self.incarnation.clone(), self.heartbeat)
     }

@@ -1,4 +1,4 @@
-//! What is stored of commands that something is reported about.
+//! Commands as recording their outcomes needs them.
 
 use super::commands::state;
 use super::values::corrupt;
@@ -7,7 +7,7 @@ use crate::domain::time::Timestamp;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Integer, Nullable, SmallInt};
 
-/// What the store holds of one command.
+/// What is stored of one command.
 #[derive(QueryableByName)]
 pub(in crate::store) struct KnownRow {
     #[diesel(sql_type = BigInt)]

@@ -1,4 +1,4 @@
-//! What both databases know of connections, and what follows from it.
+//! Sessions: their rows, and the decisions that follow from them on both databases.
 
 use crate::store::sessions::{Opened, SessionHeld, SessionOpening, SessionState};
 use diesel::prelude::*;
@@ -6,23 +6,23 @@ use diesel::sql_types::{BigInt, Bool, Text};
 use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
 
-/// An agent, as its connections need it.
+/// An agent, as the decisions about its connections need it.
 #[derive(QueryableByName)]
 pub(in crate::store) struct SessionRow {
     #[diesel(sql_type = BigInt)]
     pub(in crate::store) no: i64,
-    /// Of its newest connection.
+    /// The epoch of its newest connection.
     #[diesel(sql_type = BigInt)]
     pub(in crate::store) epoch: i64,
-    /// Neither disabled nor removed.
+    /// Whether it is neither disabled nor removed.
     #[diesel(sql_type = Bool)]
     pub(in crate::store) allowed: bool,
-    /// The newest one is written as this node's.
+    /// Whether its newest connection is stored as this node's.
     #[diesel(sql_type = Bool)]
     pub(in crate::store) stored: bool,
 }
 
-/// A connection's number.
+/// The epoch of an agent's new connection.
 #[derive(QueryableByName)]
 pub(in crate::store) struct EpochRow {
     #[diesel(sql_type = BigInt)]
@@ -38,7 +38,7 @@ pub(in crate::store) struct ValidToken {
     pub(in crate::store) id: String,
 }
 
-/// What is known of the agents of a batch.
+/// What is stored of the agents and tokens of a batch.
 pub(in crate::store) struct Known {
     agents: HashMap<i64, SessionRow>,
     tokens: HashSet<String>,
@@ -55,7 +55,7 @@ impl Known {
         token.is_none_or(|token| self.tokens.contains(&token.to_string())).then_some(agent)
     }
 
-    /// Why this one can't be opened; `None`: it can.
+    /// Why a connection can't be opened. `None` if it can.
     pub(in crate::store) fn refuses(&self, opening: &SessionOpening) -> Option<Opened> {
         match self.allowed(opening.agent_no, opening.token) {
             None => Some(Opened::NotAllowed),
@@ -63,7 +63,7 @@ impl Known {
         }
     }
 
-    /// What is to be said of one that is held; `None`: it is to be written again.
+    /// The state of a connection that this node holds. `None` if its row is missing.
     pub(in crate::store) fn judge(&self, held: &SessionHeld) -> Option<SessionState> {
         match self.allowed(held.agent_no, held.token) {
             None => Some(SessionState::NotAllowed),
@@ -83,7 +83,7 @@ pub(in crate::store) fn opened(sessions: &[SessionOpening], known: &Known, epoch
     sessions.iter().map(answer).collect()
 }
 
-/// The answers to a comparison, given the agents whose connections were written again.
+/// The answers to a comparison, given the agents whose connections were inserted again.
 pub(in crate::store) fn checked(sessions: &[SessionHeld], known: &Known, restored: &HashSet<i64>) -> Vec<SessionState> {
     let answer = |held: &SessionHeld| match known.judge(held) {
         Some(state) => state,

@@ -22,7 +22,7 @@ pub(in crate::store) struct Key {
     pub(in crate::store) key: i64,
 }
 
-/// A fleet has few transports: one string each, not one per command.
+/// Shares the names of transports: a fleet has few, and so one string each instead of one per command.
 #[derive(Default)]
 pub(in crate::store) struct Transports(HashMap<String, Arc<str>>);
 

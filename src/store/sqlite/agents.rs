@@ -170,7 +170,7 @@ fn enroll(
     }))
 }
 
-/// Revokes the token of an agent that enrolled under this nonce and never used it; answers whose it was.
+/// Revokes the unused token of the agent that enrolled under this nonce. Returns the agent's key.
 fn give_up_unused(
     conn: &mut SqliteConnection,
     said: &Enrollment,
@@ -194,7 +194,7 @@ fn insert(conn: &mut SqliteConnection, agents: &[NewAgent], now: Timestamp) -> Q
     Ok(())
 }
 
-/// Whether this is what is stored of the agent already.
+/// Whether this is stored already.
 fn says_the_same(
     conn: &mut SqliteConnection,
     agent_no: i64,

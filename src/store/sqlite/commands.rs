@@ -12,7 +12,7 @@ use diesel::sql_query;
 use diesel::sql_types::{BigInt, Nullable, SmallInt, Text};
 use uuid::Uuid;
 
-/// Neither outcome nor open row, of a command `c`.
+/// Condition: the command `c` has neither outcome nor open row.
 pub(super) const UNTOUCHED: &str = "NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.action_no = c.action_no AND o.agent_no = c.agent_no) \
      AND NOT EXISTS (SELECT 1 FROM open_commands p WHERE p.action_no = c.action_no AND p.agent_no = c.agent_no)";
 
@@ -58,7 +58,7 @@ fn insert(conn: &mut SqliteConnection, pages: &[CommandPage], lane: &str) -> Que
 
 fn insert_page(conn: &mut SqliteConnection, page: &CommandPage, deltas: &mut Deltas) -> QueryResult<Inserted> {
     use crate::store::sql::schema::actions;
-    // Whoever moved the action on (another page, a cancel, a restart) makes this page a thing of the past.
+    // An action that has moved on (by another page, a cancel, a restart) refuses the page.
     let moved = diesel::update(
         actions::table
             .find(page.action_no)

@@ -45,8 +45,8 @@ fn record(conn: &mut SqliteConnection, reports: &[Report], lane: &str, now: Time
     Ok(changes.answers)
 }
 
-/// Whether all are about commands that there are, and none has an open row: an outcome's key says nothing about these, and
-/// a reporter may be wrong about them (the owner holds what an agent's session takes at the same moment).
+/// Whether all commands exist and none has an open row. The outcome's key does not guard against these, and a reporter may be
+/// wrong about them (an agent's session may take a command while the owner records that its agent is away).
 fn are_untouched(conn: &mut SqliteConnection, reports: &[Report]) -> QueryResult<bool> {
     let touched = sql_query(
         "SELECT 1 AS key FROM json_each(?) j WHERE NOT EXISTS (SELECT 1 FROM commands c \
@@ -137,7 +137,7 @@ fn insert_late(conn: &mut SqliteConnection, changes: &Changes) -> QueryResult<()
     Ok(())
 }
 
-/// What the store holds of the commands that the reports are about.
+/// Reads what is stored of the commands that the reports are about.
 fn load(conn: &mut SqliteConnection, reports: &[Report]) -> QueryResult<HashMap<Key, Known>> {
     let rows = sql_query(
         "SELECT c.action_no, c.agent_no, a.cancelled, o.run AS last_run, o.status AS last_status, o.is_final AS last_final, \

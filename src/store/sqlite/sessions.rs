@@ -1,4 +1,4 @@
-//! Which of its agents are connected to this node, the only one.
+//! Sessions: which agents are connected to this node, the only one.
 
 use super::store::{SqliteStore, json};
 use crate::domain::time::Timestamp;
@@ -58,7 +58,7 @@ fn known(
     Ok(Known::new(rows, valid))
 }
 
-/// Opens connections, one of an agent; answers in the order given.
+/// Opens connections, at most one per agent. Answers in the given order.
 fn open(
     conn: &mut SqliteConnection,
     sessions: &[SessionOpening],
@@ -93,7 +93,7 @@ fn open(
     Ok(sessions::opened(sessions, &known, epochs))
 }
 
-/// Compares connections of this node with their rows, and writes those again that are missing.
+/// Compares connections with their rows, and inserts those that are missing.
 fn check(
     conn: &mut SqliteConnection,
     held: &[SessionHeld],
@@ -121,7 +121,7 @@ fn check(
     Ok(sessions::checked(held, &known, &restored.into_iter().map(|row| row.key).collect()))
 }
 
-/// Closes connections of this node (agent, epoch), and older ones of it.
+/// Removes connections (agent, epoch), and older ones of the same agents.
 fn close(conn: &mut SqliteConnection, sessions: &[(i64, i64)], here: &str, now: Timestamp) -> QueryResult<()> {
     let closed = json(sessions)?;
     sql_query(
