@@ -1,6 +1,6 @@
-//! A transport of one's own: an actor that handles `Deliver`, and one line that registers it.
+//! A transport of one's own: an actor that handles `Deliver`, `Cancelled` and `Drain`, and one line that registers it.
 //!
-//! This one writes each command to stdout and calls it a success; a real one would call a chat, a pager or a switch.
+//! This one writes each command to stdout and calls it a success. A real one would call a chat, a pager or a switch.
 //! `cargo run --example custom_sender`, then drop this into `odoshi-data/spool/new/hello.json`:
 //!
 //! ```json
@@ -13,8 +13,7 @@ use odoshi::Odoshi;
 use odoshi::config::Config;
 use odoshi::domain::agent::Enrollment;
 use odoshi::domain::command::{CommandState, Event, RunEnd};
-use odoshi::pipeline::messages::{Deliver, Delivery};
-use odoshi::senders::{SenderContext, report, run_end};
+use odoshi::senders::{Cancelled, Deliver, Delivery, Drain, SenderContext, report, run_end};
 use odoshi::store::NewAgent;
 
 struct ConsoleSender {
@@ -39,12 +38,26 @@ impl Handler<Deliver> for ConsoleSender {
                 println!("{}: {}", delivery.action.name, delivery.action.operations.get());
                 reports.push(report(delivery, succeeded(delivery, &context)));
             }
-            // Durable when this is answered. Should the outcomes be restarting, the commands are found again.
-            if context.record(reports).await.is_none() {
-                log::warn!("{} commands go out again", deliveries.len());
+            // Durable when this is answered. What could not be recorded is found again, and delivered again.
+            if let Err(error) = context.record(reports).await {
+                log::warn!(error = error.to_string().as_str(), commands = deliveries.len(); "commands are delivered again");
             }
         })
     }
+}
+
+impl Handler<Cancelled> for ConsoleSender {
+    type Result = ();
+
+    // A console can't take a line back.
+    fn handle(&mut self, _: Cancelled, _: &mut Self::Context) {}
+}
+
+impl Handler<Drain> for ConsoleSender {
+    type Result = ();
+
+    // Nothing is in flight when a `Deliver` has been answered.
+    fn handle(&mut self, _: Drain, _: &mut Self::Context) {}
 }
 
 fn succeeded(delivery: &Delivery, context: &SenderContext) -> Event {

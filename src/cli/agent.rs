@@ -3,7 +3,7 @@
 use super::Outcome;
 use crate::agent::processes::{cgroup, orphans};
 use crate::agent::{Agent, AgentConfig};
-use crate::signals::StopSignals;
+use crate::os_signals::StopSignals;
 use std::path::PathBuf;
 use std::process::ExitCode;
 

@@ -1,8 +1,8 @@
 //! `odoshi config`.
 
 use super::Outcome;
-use crate::app;
 use crate::config::Config;
+use crate::node;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -37,7 +37,7 @@ pub(super) fn run(command: Command) -> Outcome {
             let config = Config::load(args.settings.config.as_deref(), &[])?;
             super::limits::raise_open_files();
             if !args.settings_only {
-                app::check(&config)?;
+                node::check(&config)?;
             }
             say!("the settings are valid");
         }

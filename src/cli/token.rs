@@ -2,8 +2,8 @@
 
 use super::Outcome;
 use super::client::{Client, ServerArgs};
-use crate::app::reset_admin_token;
 use crate::config::Config;
+use crate::node::reset_admin_token;
 use comfy_table::Table;
 use reqwest::Method;
 use serde_json::json;

@@ -7,10 +7,8 @@ use crate::domain::agent::Role;
 use crate::domain::audit::Author;
 use crate::domain::command::CommandState;
 use crate::domain::counts::Counts;
-use crate::domain::hint::Hint;
 use crate::domain::problem::{Problem, ProblemKind};
 use crate::domain::time::{Span, Timestamp};
-use crate::pipeline::messages::{Cancelled, Resolve, Resumed, Tell, Touched};
 use crate::store::{Accepted, ActionView, CommandView};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Serialize};
@@ -67,20 +65,20 @@ pub(super) async fn create(
         return Err(ApiError::new(ProblemKind::Unavailable, "the server is stopping; another one takes this"));
     }
     let key = idempotency_key(&request)?;
-    let document = body(payload, api.max_body).await?;
+    let document = body(payload, api.max_body()).await?;
     submit(&api, &document, key, Author::from(&by)).await
 }
 
 /// Stores a document as an action.
 async fn submit(api: &Api, document: &[u8], key: Option<String>, by: Author) -> ApiResult<HttpResponse> {
-    let mut action = NewAction::from_json(document, Uuid::now_v7(), api.store.now())?;
+    let mut action = NewAction::from_json(document, Uuid::now_v7(), api.node.store.now())?;
     action.idempotency_key = key;
     action.author = by;
     let id = action.id;
-    match api.store.action_insert(vec![action]).await?.pop() {
+    match api.node.store.action_insert(vec![action]).await?.pop() {
         Some(Accepted::Stored { id, fresh, .. }) => {
-            api.resolver.try_send(Resolve).ok();
-            let known = if fresh { None } else { api.store.action_view(id).await? };
+            api.node.signals.actions_submitted();
+            let known = if fresh { None } else { api.node.store.action_view(id).await? };
             let status = known.map_or(ActionState::Scheduled, |view| view.status);
             Ok(HttpResponse::Accepted().json(AcceptedAction { id, status }))
         }
@@ -136,7 +134,7 @@ pub(super) async fn list(
     auth::needs(&api, &request, Role::Viewer).await?;
     let limit = limit(query.limit)?;
     let status = query.status.as_deref().map(parse_status).transpose()?;
-    let views = api.store.action_list(status, query.after, limit).await?;
+    let views = api.node.store.action_list(status, query.after, limit).await?;
     let Page { items, next } = Page::new(views, limit, |view| view.no);
     let actions = items.into_iter().map(|view| Action::from(view).summary).collect();
     Ok(HttpResponse::Ok().json(ActionPage { actions, next }))
@@ -154,7 +152,7 @@ fn parse_status<T: serde::de::DeserializeOwned>(text: &str) -> ApiResult<T> {
     security(("token" = ["viewer"])))]
 pub(super) async fn show(request: HttpRequest, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     auth::needs(&api, &request, Role::Viewer).await?;
-    let view = api.store.action_view(*id).await?.ok_or_else(|| ApiError::not_found(format!("no action {id}")))?;
+    let view = api.node.store.action_view(*id).await?.ok_or_else(|| ApiError::not_found(format!("no action {id}")))?;
     Ok(HttpResponse::Ok().json(Action::from(view)))
 }
 
@@ -195,14 +193,14 @@ pub(super) async fn commands(
     let limit = limit(query.limit)?;
     let status: Option<CommandState> = query.status.as_deref().map(parse_status).transpose()?;
     let after = after(query.after.as_deref())?;
-    if api.store.action_no(*id).await?.is_none() {
+    if api.node.store.action_no(*id).await?.is_none() {
         return Err(ApiError::not_found(format!("no action {id}")));
     }
     if let Some(format) = lines::Format::asked_for(&request) {
         let room = api.limits.stream(token.id)?;
         return lines::commands(api, room, *id, status, after.map(str::to_owned), format);
     }
-    let commands = api.store.command_list(*id, status, after, limit).await?;
+    let commands = api.node.store.command_list(*id, status, after, limit).await?;
     let Page { items: commands, next } = Page::new(commands, limit, |command| command.agent.clone());
     Ok(HttpResponse::Ok().json(CommandPage { commands, next }))
 }
@@ -215,12 +213,8 @@ pub(super) async fn commands(
 pub(super) async fn cancel(request: HttpRequest, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     let by = Author::from(&auth::needs(&api, &request, Role::Operator).await?);
     let view =
-        api.store.action_cancel(*id, &by).await?.ok_or_else(|| ApiError::not_found(format!("no action {id}")))?;
-    api.book.cancel(view.no);
-    api.notifier.notify();
-    api.hints.try_send(Tell(vec![Hint::Action(view.no)])).ok();
-    api.scheduler.try_send(Cancelled(vec![(view.no, view.id)])).ok();
-    api.housekeeper.try_send(Touched(vec![view.no])).ok();
+        api.node.store.action_cancel(*id, &by).await?.ok_or_else(|| ApiError::not_found(format!("no action {id}")))?;
+    api.node.signals.action_cancelled(view.no, view.id);
     Ok(HttpResponse::Ok().json(Action::from(view)))
 }
 
@@ -244,13 +238,16 @@ pub(super) async fn resume(request: HttpRequest, id: web::Path<Uuid>, api: web::
 
 async fn set_paused(request: HttpRequest, id: Uuid, api: web::Data<Api>, paused: bool) -> ApiResult<HttpResponse> {
     let by = Author::from(&auth::needs(&api, &request, Role::Operator).await?);
-    let view =
-        api.store.action_pause(id, paused, &by).await?.ok_or_else(|| ApiError::not_found(format!("no action {id}")))?;
-    api.book.pause(view.no, view.status == ActionState::Paused);
-    api.notifier.notify();
-    api.hints.try_send(Tell(vec![Hint::Action(view.no)])).ok();
-    if !paused {
-        api.scheduler.try_send(Resumed(vec![view.no])).ok();
+    let view = api
+        .node
+        .store
+        .action_pause(id, paused, &by)
+        .await?
+        .ok_or_else(|| ApiError::not_found(format!("no action {id}")))?;
+    if view.status == ActionState::Paused {
+        api.node.signals.action_paused(view.no);
+    } else {
+        api.node.signals.action_resumed(view.no);
     }
     Ok(HttpResponse::Ok().json(Action::from(view)))
 }
@@ -290,7 +287,7 @@ pub(super) async fn retry(
         state.ok_or_else(|| ApiError::bad_request(format!("status: {name:?} is not a final state of a command")))
     });
     let states = states.collect::<ApiResult<Vec<_>>>()?;
-    let view = api.store.action_view(*id).await?.ok_or_else(|| ApiError::not_found(format!("no action {id}")))?;
+    let view = api.node.store.action_view(*id).await?.ok_or_else(|| ApiError::not_found(format!("no action {id}")))?;
     let mut document: serde_json::Map<String, serde_json::Value> = serde_json::from_str(view.document.get())
         .map_err(|error| ApiError::new(ProblemKind::Internal, error.to_string()))?;
     let time = |key: &str| document.get(key)?.as_str().and_then(|text| Timestamp::parse(text).ok());

@@ -6,7 +6,6 @@ use crate::domain::agent::{Enrollment, Role, STREAM, Secret, hash_of};
 use crate::domain::audit::Author;
 use crate::domain::problem::{Problem, ProblemKind};
 use crate::domain::protocol::MAX_FRAME;
-use crate::pipeline::messages::Changed;
 use crate::senders::stream::connection;
 use crate::store::{Enrolled, NewAgent};
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -41,7 +40,7 @@ pub(super) async fn enroll(
         let detail = format!("this needs the role enroll; the token has {}", token.role.as_str());
         return Err(ApiError::new(ProblemKind::Forbidden, detail));
     }
-    let enrollment = Enrollment::from_json(&body(payload, api.max_body).await?)?;
+    let enrollment = Enrollment::from_json(&body(payload, api.max_body()).await?)?;
     if token.role == Role::Agent {
         let (agent, _) = auth::agent(&api, &request).await?;
         if agent.name != enrollment.name {
@@ -49,17 +48,17 @@ pub(super) async fn enroll(
             return Err(ApiError::new(ProblemKind::Forbidden, detail));
         }
         let Enrollment { labels, facts, version, .. } = &enrollment;
-        if api.store.agent_refresh(agent.no, Some(labels), facts, version).await? {
-            api.sessions.membership.try_send(Changed(agent.no)).ok();
+        if api.node.store.agent_refresh(agent.no, Some(labels), facts, version).await? {
+            api.node.signals.agent_changed(agent.no);
         }
         return Ok(HttpResponse::Ok().json(EnrolledAgent { agent: agent.name, token: None }));
     }
     let nonce_hash = super::actions::idempotency_key(&request)?.map(|nonce| hash_of(&nonce));
     let secret = Secret::random();
     let new = NewAgent { enrollment, transport: STREAM.into(), address: None, secret: None };
-    match api.store.agent_enroll_once(&new, secret.hash(), nonce_hash, &Author::from(&token)).await? {
+    match api.node.store.agent_enroll_once(&new, secret.hash(), nonce_hash, &Author::from(&token)).await? {
         Enrolled::New(agent) => {
-            api.sessions.membership.try_send(Changed(agent.no)).ok();
+            api.node.signals.agent_changed(agent.no);
             log::info!(agent = agent.name.as_str(); "an agent has enrolled");
             let token = Some(secret.reveal().to_owned());
             Ok(HttpResponse::Created().json(EnrolledAgent { agent: agent.name, token }))
@@ -101,7 +100,7 @@ pub(super) async fn stream(
         // A fault in one session is that session's alone: the socket closes, and the agent comes back.
         let guarded = std::panic::AssertUnwindSafe(served);
         if futures_util::FutureExt::catch_unwind(guarded).await.is_err() {
-            log::error!(agent = name.as_str(); "an agent's session fell; its agent will connect again");
+            log::error!(agent = name.as_str(); "an agent's session crashed; its agent will connect again");
         }
     });
     Ok(response)

@@ -4,11 +4,9 @@ use super::pages::{Page, after, json, limit};
 use super::{Api, ApiError, ApiResult, auth};
 use crate::domain::agent::{Enrollment, MAX_DESCRIPTION, Role, STREAM, Secret, SigningSecret};
 use crate::domain::audit::Author;
-use crate::domain::hint::Hint;
 use crate::domain::problem::{Problem, ProblemKind};
 use crate::domain::target::Target;
 use crate::domain::text::has_nul;
-use crate::pipeline::messages::{Banned, Changed, Tell};
 use crate::store::{AgentPatch, AgentView, Enrolled, NewAgent};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -57,7 +55,7 @@ pub(super) async fn list(
     auth::needs(&api, &request, Role::Viewer).await?;
     let limit = limit(query.limit)?;
     let target = query.target.as_deref().map(parse).transpose()?;
-    let agents = api.store.agent_list(target.as_ref(), after(query.after.as_deref())?, limit).await?;
+    let agents = api.node.store.agent_list(target.as_ref(), after(query.after.as_deref())?, limit).await?;
     let Page { items: agents, next } = Page::new(agents, limit, |agent| agent.name.clone());
     Ok(HttpResponse::Ok().json(AgentPage { agents, next }))
 }
@@ -98,7 +96,7 @@ pub(super) struct AgentSecrets {
     security(("token" = ["admin"])))]
 pub(super) async fn add(request: HttpRequest, payload: web::Payload, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     let by = Author::from(&auth::needs(&api, &request, Role::Admin).await?);
-    let (AddedAgent { name, transport, address, labels }, _) = json(payload, api.max_body).await?;
+    let (AddedAgent { name, transport, address, labels }, _) = json(payload, api.max_body()).await?;
     let invalid = |detail: String| Err(Problem::new(ProblemKind::InvalidDocument, detail).into());
     let named = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
     if transport.is_empty() || transport.len() > 64 || !transport.chars().all(named) {
@@ -116,9 +114,9 @@ pub(super) async fn add(request: HttpRequest, payload: web::Payload, api: web::D
     enrollment.check()?;
     let (token, secret) = (Secret::random(), SigningSecret::random());
     let new = NewAgent { enrollment, transport, address, secret: Some(secret.reveal().to_owned()) };
-    match api.store.agent_enroll(&new, token.hash(), &by).await? {
+    match api.node.store.agent_enroll(&new, token.hash(), &by).await? {
         Enrolled::New(agent) => {
-            api.sessions.membership.try_send(Changed(agent.no)).ok();
+            api.node.signals.agent_changed(agent.no);
             log::info!(agent = agent.name.as_str(), transport = agent.transport.as_str(); "an agent was added");
             let (token, secret) = (token.reveal().to_owned(), secret.reveal().to_owned());
             Ok(HttpResponse::Created().json(AgentSecrets { agent: agent.name, token, secret }))
@@ -147,7 +145,8 @@ pub(super) async fn show(
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
     auth::needs(&api, &request, Role::Viewer).await?;
-    let agent = api.store.agent_view(&name).await?.ok_or_else(|| ApiError::not_found(format!("no agent {name}")))?;
+    let agent =
+        api.node.store.agent_view(&name).await?.ok_or_else(|| ApiError::not_found(format!("no agent {name}")))?;
     Ok(HttpResponse::Ok().json(agent))
 }
 
@@ -183,24 +182,24 @@ pub(super) async fn patch(
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
     let by = Author::from(&auth::needs(&api, &request, Role::Admin).await?);
-    let (Patch { labels, address, disabled }, _) = json(payload, api.max_body).await?;
+    let (Patch { labels, address, disabled }, _) = json(payload, api.max_body()).await?;
     let invalid = |detail: String| Err(Problem::new(ProblemKind::InvalidDocument, detail).into());
     let nul = |(key, value): &(&String, &Option<String>)| has_nul(key) || value.as_deref().is_some_and(has_nul);
     if let Some((key, _)) = labels.iter().find(nul) {
         return invalid(format!("labels.{}: holds a NUL character", key.escape_default()));
     }
     check_address(address.as_ref().and_then(|address| address.as_deref()))?;
-    let known = api.store.agent_view(&name).await?.ok_or_else(|| ApiError::not_found(format!("no agent {name}")))?;
+    let known =
+        api.node.store.agent_view(&name).await?.ok_or_else(|| ApiError::not_found(format!("no agent {name}")))?;
     let more: usize = labels.iter().map(|(key, value)| key.len() + value.as_ref().map_or(0, String::len) + 6).sum();
     if known.labels.get().len() + more > MAX_DESCRIPTION {
         return invalid(format!("labels: larger than {MAX_DESCRIPTION} bytes as JSON"));
     }
-    let changed = api.store.agent_update(&name, &AgentPatch { labels, address, disabled }, &by).await?;
+    let changed = api.node.store.agent_update(&name, &AgentPatch { labels, address, disabled }, &by).await?;
     let (no, agent) = changed.ok_or_else(|| ApiError::not_found(format!("no agent {name}")))?;
-    api.sessions.membership.try_send(Changed(no)).ok();
+    api.node.signals.agent_changed(no);
     if agent.disabled {
-        api.hints.try_send(Tell(vec![Hint::Agent(no)])).ok();
-        api.sessions.sender.try_send(Banned(no)).ok();
+        api.node.signals.agent_disabled(no);
     }
     log::info!(agent = name.as_str(), disabled = agent.disabled; "an agent was changed");
     Ok(HttpResponse::Ok().json(agent))
@@ -215,10 +214,9 @@ pub(super) async fn remove(
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
     let by = Author::from(&auth::needs(&api, &request, Role::Admin).await?);
-    let removed = api.store.agent_remove(&name, &by).await?;
+    let removed = api.node.store.agent_remove(&name, &by).await?;
     let no = removed.ok_or_else(|| ApiError::not_found(format!("no agent {name}")))?;
-    api.hints.try_send(Tell(vec![Hint::Agent(no)])).ok();
-    api.sessions.sender.try_send(Banned(no)).ok();
+    api.node.signals.agent_disabled(no);
     log::info!(agent = name.as_str(); "an agent was removed");
     Ok(HttpResponse::NoContent().finish())
 }

@@ -37,6 +37,6 @@ pub(super) async fn list(
     auth::needs(&api, &request, Role::Admin).await?;
     let limit = limit(query.limit)?;
     let Page { items: audit, next } =
-        Page::new(api.store.audit_list(query.after, limit).await?, limit, |entry| entry.no);
+        Page::new(api.node.store.audit_list(query.after, limit).await?, limit, |entry| entry.no);
     Ok(HttpResponse::Ok().json(AuditPage { audit, next }))
 }

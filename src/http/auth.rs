@@ -21,11 +21,11 @@ pub(super) async fn caller(api: &Api, request: &HttpRequest) -> ApiResult<Token>
         .map(|(_, token)| token.trim())
         .filter(|token| !token.is_empty() && token.len() <= MAX_TOKEN)
         .ok_or_else(|| unauthorized("the Authorization header is not «Bearer TOKEN»"))?;
-    let found = api.store.token_find(&hash_of(token)).await?;
+    let found = api.node.store.token_find(&hash_of(token)).await?;
     let token = found.ok_or_else(|| unauthorized("the token is unknown, expired or revoked"))?;
     api.limits.request(token.id)?;
     // The first use: from here on its enrolling can't be repeated.
-    if token.is_unused && !api.store.token_use(token.id).await? {
+    if token.is_unused && !api.node.store.token_use(token.id).await? {
         return Err(unauthorized("the token is unknown, expired or revoked"));
     }
     Ok(token)
@@ -46,7 +46,7 @@ pub(super) async fn needs(api: &Api, request: &HttpRequest, role: Role) -> ApiRe
 pub(super) async fn agent(api: &Api, request: &HttpRequest) -> ApiResult<(AgentRef, Uuid)> {
     let token = needs(api, request, Role::Agent).await?;
     let agent = match token.agent_no {
-        Some(no) => api.store.agent_get(no).await?,
+        Some(no) => api.node.store.agent_get(no).await?,
         None => None,
     };
     agent

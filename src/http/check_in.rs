@@ -8,9 +8,8 @@ use crate::domain::command::{Answer, Event};
 use crate::domain::problem::ProblemKind;
 use crate::domain::protocol::{Command, MAX_FRAME, Rejected, RunRef, RunResult, Stored};
 use crate::domain::time::{Span, Timestamp};
-use crate::pipeline::messages::Delivery;
 use crate::senders::stream::records::{record, store_results};
-use crate::store::Report;
+use crate::senders::{Delivery, report_of};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -55,22 +54,22 @@ pub(super) async fn commands(
     }
     let limit = limit(query.limit)?;
     let wait = query.wait.map_or(Duration::ZERO, |wait| wait.0.min(LONGEST_WAIT));
-    api.store.agent_check_in(agent.no).await?;
+    api.node.store.agent_check_in(agent.no).await?;
     // Where too many wait already, this one learns at once that there is nothing.
     let room = api.limits.stream(token);
     let until = Instant::now() + if room.is_ok() { wait } else { Duration::ZERO };
     // On the list before the look: what is written after it wakes.
-    let waiting = api.waiters.wait(agent.no);
+    let waiting = api.node.signals.long_pollers().wait(agent.no);
     let mut waited = false;
     loop {
-        let now = api.store.now();
+        let now = api.node.store.now();
         let left = until.saturating_duration_since(Instant::now());
-        let rows = api.store.command_backlog(agent.no, now.plus(left), limit).await?;
+        let rows = api.node.store.command_backlog(agent.no, now.plus(left), limit).await?;
         let mut next: Option<Timestamp> = None;
         let mut commands = Vec::new();
         let mut size = 0;
         for due in rows {
-            let Some(action) = api.book.get(due.action_no).await? else { continue };
+            let Some(action) = api.node.actions.get(due.action_no).await? else { continue };
             let delivery = Delivery { due, action };
             let not_before = delivery.not_before();
             if not_before > now {
@@ -85,7 +84,7 @@ pub(super) async fn commands(
             commands.push(delivery.command());
         }
         if !commands.is_empty() && waited {
-            let agent = api.store.agent_get(agent.no).await?;
+            let agent = api.node.store.agent_get(agent.no).await?;
             if agent.is_none_or(|agent| agent.disabled) {
                 return Err(ApiError::new(ProblemKind::Forbidden, "the agent was disabled or removed"));
             }
@@ -115,22 +114,16 @@ pub(super) async fn received(
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
     let (agent, _) = auth::agent(&api, &request).await?;
-    let (ReceivedBody { commands }, _) = json(payload, api.max_body.max(MAX_FRAME)).await?;
-    let now = api.store.now();
+    let (ReceivedBody { commands }, _) = json(payload, api.max_body().max(MAX_FRAME)).await?;
+    let now = api.node.store.now();
     let mut stored = Stored::default();
     let (mut runs, mut reports) = (Vec::new(), Vec::new());
     for run in commands {
-        match api.book.get_by_id(run.action).await? {
+        match api.node.actions.get_by_id(run.action).await? {
             Some(action) => {
                 let event = Event::Sent { run: run.run, attempts: 0, at: now };
                 runs.push(run);
-                reports.push(Report {
-                    action_no: action.no,
-                    agent_no: agent.no,
-                    policy: action.policy,
-                    event,
-                    fresh: false,
-                });
+                reports.push(report_of(&action, agent.no, event));
             }
             None => stored.rejected.push(rejected(run, "there is no such action")),
         }
@@ -162,12 +155,12 @@ pub(super) async fn results(
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
     let (agent, _) = auth::agent(&api, &request).await?;
-    let (ResultsBody { results }, size) = json(payload, api.max_body.max(MAX_FRAME)).await?;
+    let (ResultsBody { results }, size) = json(payload, api.max_body().max(MAX_FRAME)).await?;
     let size = u32::try_from(size).unwrap_or(u32::MAX);
     let room = api.sessions.budget.clone().try_acquire_many_owned(size);
     let _room = room.map_err(|_| ApiError::new(ProblemKind::Unavailable, "too many results are on their way"))?;
     let results = results.into_iter().map(|result| (result.run_ref(), Err(result))).collect();
-    let stored = store_results(&api.book, &api.sessions.context, agent.no, results, api.store.now()).await;
+    let stored = store_results(&api.node.actions, &api.sessions.context, agent.no, results, api.node.store.now()).await;
     Ok(HttpResponse::Ok().json(stored.ok_or_else(away)?))
 }
 

@@ -56,8 +56,8 @@ impl Progress {
 pub(super) async fn action(request: HttpRequest, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     let token = auth::needs(&api, &request, Role::Viewer).await?;
     // Before the look: what is committed after it is noticed.
-    let commits = api.notifier.subscribe();
-    let view = api.store.action_view(*id).await?.ok_or_else(|| ApiError::not_found(format!("no action {id}")))?;
+    let commits = api.node.signals.commits().subscribe();
+    let view = api.node.store.action_view(*id).await?.ok_or_else(|| ApiError::not_found(format!("no action {id}")))?;
     let room = api.limits.stream(token.id)?;
     let watch =
         Watch { api, id: *id, commits, next: Some(Progress::of(&view)), said: None, at: Instant::now(), _room: room };
@@ -105,7 +105,7 @@ impl Watch {
             }
             tokio::time::sleep_until(self.at + AT_MOST_EVERY).await;
             tokio::time::timeout(LOOK, self.commits.changed()).await.ok();
-            match self.api.store.action_view(self.id).await {
+            match self.api.node.store.action_view(self.id).await {
                 Ok(Some(view)) => {
                     let progress = Progress::of(&view);
                     self.next = (self.said.as_ref() != Some(&progress)).then_some(progress);

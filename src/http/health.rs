@@ -3,6 +3,7 @@
 use super::{Api, ApiError, ApiResult, auth};
 use crate::domain::agent::Role;
 use crate::domain::problem::ProblemKind;
+use crate::metrics::ActorGauge;
 use crate::store::Store;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
@@ -31,9 +32,9 @@ pub(super) struct Readiness {
     /// `ok`, or why not.
     store: String,
     draining: bool,
-    actors: Vec<crate::supervision::ActorReport>,
+    actors: Vec<crate::runtime::ActorReport>,
     /// Actors whose work has been failing for 10 s or more. Actions can be accepted all the same.
-    stalled: Vec<crate::supervision::Stalled>,
+    stalled: Vec<crate::metrics::Stalled>,
     /// Due commands, by transport, that no node has a sender for: they wait until one is started that has. Looked at every
     /// 10 s, and counted up to 100,000.
     unserved: BTreeMap<String, i64>,
@@ -71,8 +72,8 @@ impl Unserved {
     responses((status = 200, body = Readiness, description = "They can"),
         (status = 503, body = Readiness, description = "They can't; this says why")))]
 pub(super) async fn readyz(api: web::Data<Api>) -> HttpResponse {
-    let (store, unserved) = match api.store.ping().await {
-        Ok(()) => ("ok".to_owned(), api.unserved.look(&*api.store).await),
+    let (store, unserved) = match api.node.store.ping().await {
+        Ok(()) => ("ok".to_owned(), api.unserved.look(&*api.node.store).await),
         Err(error) => {
             log::warn!(error = error.to_string().as_str(); "not ready: the store does not answer");
             ("not available".to_owned(), BTreeMap::new())
@@ -80,7 +81,7 @@ pub(super) async fn readyz(api: web::Data<Api>) -> HttpResponse {
     };
     let draining = api.supervision.is_draining();
     let actors = api.supervision.reports();
-    let stalled = api.metrics.progress().stalled();
+    let stalled = api.node.metrics.progress().stalled();
     let ready = store == "ok" && !draining && actors.iter().all(|actor| actor.state == "running");
     let readiness = Readiness { ready, store, draining, actors, stalled, unserved };
     if ready {
@@ -95,11 +96,16 @@ pub(super) async fn readyz(api: web::Data<Api>) -> HttpResponse {
     responses((status = 200, body = String, content_type = "application/openmetrics-text", description = "OpenMetrics")),
     security(("token" = ["viewer"])))]
 pub(super) async fn metrics(request: HttpRequest, api: web::Data<Api>) -> ApiResult<HttpResponse> {
-    let store_up = api.store.ping().await.is_ok();
-    if !api.public_metrics {
+    let store_up = api.node.store.ping().await.is_ok();
+    if !api.node.config.http.public_metrics {
         auth::needs(&api, &request, Role::Viewer).await?;
     }
-    let text = api.metrics.text(&api.supervision, &api.presence, store_up);
+    let actors = api.supervision.reports().into_iter().map(|actor| ActorGauge {
+        name: actor.name,
+        restarts: actor.restarts,
+        is_running: actor.state == "running",
+    });
+    let text = api.node.metrics.text(&actors.collect::<Vec<_>>(), api.node.presence.len(), store_up);
     let text = text.map_err(|error| ApiError::new(ProblemKind::Internal, error.to_string()))?;
     Ok(HttpResponse::Ok().content_type("application/openmetrics-text; version=1.0.0; charset=utf-8").body(text))
 }

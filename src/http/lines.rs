@@ -119,7 +119,7 @@ async fn page(api: &Api, id: Uuid, status: Option<CommandState>, after: Option<&
     let mut tries = 0;
     loop {
         tries += 1;
-        match api.store.command_list(id, status, after, PAGE).await {
+        match api.node.store.command_list(id, status, after, PAGE).await {
             Err(error) if error.is_transient() && tries < TRIES => tokio::time::sleep(Duration::from_millis(200)).await,
             done => return done,
         }

@@ -26,19 +26,9 @@ pub use health::Unserved;
 pub use limits::Limits;
 
 use crate::config::Http;
-use crate::metrics::Metrics;
-use crate::pipeline::action_book::ActionBook;
-use crate::pipeline::delay_scheduler::DelayScheduler;
-use crate::pipeline::hints::Hints;
-use crate::pipeline::housekeeper::Housekeeper;
-use crate::pipeline::notifier::Notifier;
-use crate::pipeline::presence::Presence;
-use crate::pipeline::resolver::Resolver;
-use crate::pipeline::waiters::Waiters;
-use crate::senders::stream::connection::SessionParts;
-use crate::store::Store;
-use crate::supervision::Supervision;
-use actix::Addr;
+use crate::context::Node;
+use crate::runtime::Supervision;
+use crate::senders::stream::SessionDeps;
 use actix_web::body::EitherBody;
 use actix_web::dev::{Server, Service, ServiceRequest, ServiceResponse};
 use actix_web::{App, Error, HttpServer, web};
@@ -56,42 +46,35 @@ const BODY_WITHIN: Duration = Duration::from_secs(60);
 /// What handlers work with.
 #[derive(Clone)]
 pub struct Api {
-    /// Where everything is.
-    pub store: Arc<dyn Store>,
-    /// The actions in memory.
-    pub book: ActionBook,
-    /// Told of new actions.
-    pub resolver: Addr<Resolver>,
-    /// Told of cancelled ones.
-    pub scheduler: Addr<DelayScheduler>,
-    /// Told of changed ones.
-    pub housekeeper: Addr<Housekeeper>,
-    /// Tells other nodes.
-    pub hints: Addr<Hints>,
-    /// Moves when something is committed.
-    pub notifier: Notifier,
-    /// Agents that wait over plain HTTP.
-    pub waiters: Waiters,
-    /// What is counted.
-    pub metrics: Metrics,
-    /// Who is connected.
-    pub presence: Presence,
-    /// Whether the metrics are for everybody.
-    pub public_metrics: bool,
+    /// What every part of this process works with.
+    pub node: Arc<Node>,
     /// What one caller may take.
     pub limits: Limits,
     /// How many connections there are, and may be.
     pub connections: Connections,
     /// For agents that connect.
-    pub sessions: SessionParts,
+    pub sessions: SessionDeps,
     /// Whether agents may connect to this node.
     pub serves_stream: bool,
-    /// Commands that nobody serves, as they were a moment ago.
+    /// Commands that no node has a sender for, as they were a moment ago.
     pub unserved: Arc<Unserved>,
-    /// Who is alive.
+    /// The actors' states.
     pub supervision: Supervision,
+}
+
+impl Api {
+    /// Serves up to `connections` of them.
+    pub fn new(sessions: SessionDeps, supervision: Supervision, serves_stream: bool, connections: usize) -> Self {
+        let node = sessions.node.clone();
+        let limits = Limits::new(node.config.http.token_rate, node.config.http.token_streams);
+        let connections = Connections::new(connections, node.metrics.clone());
+        Self { node, limits, connections, sessions, serves_stream, unserved: Arc::default(), supervision }
+    }
+
     /// The largest body, in bytes.
-    pub max_body: usize,
+    fn max_body(&self) -> usize {
+        self.node.config.http.max_body.as_usize()
+    }
 }
 
 /// An address that this process listens on, and the certificates that it serves there. Nothing is accepted yet.
@@ -183,7 +166,7 @@ where
             _ => "other",
         };
         if let (Some(path), Some(api)) = (request.match_pattern(), request.app_data::<web::Data<Api>>()) {
-            api.metrics.http_answered(method, &path, began.elapsed());
+            api.node.metrics.http_answered(method, &path, began.elapsed());
         }
         Ok(response.map_into_left_body())
     }

@@ -17,5 +17,5 @@ pub(super) struct Nodes {
     responses((status = 200, body = Nodes, description = "The nodes")), security(("token" = ["viewer"])))]
 pub(super) async fn list(request: HttpRequest, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     auth::needs(&api, &request, Role::Viewer).await?;
-    Ok(HttpResponse::Ok().json(Nodes { nodes: api.store.node_list().await? }))
+    Ok(HttpResponse::Ok().json(Nodes { nodes: api.node.store.node_list().await? }))
 }

@@ -35,10 +35,10 @@ pub(super) async fn preview(
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
     auth::needs(&api, &request, Role::Operator).await?;
-    let (PreviewedTarget { target }, _) = json(payload, api.max_body).await?;
+    let (PreviewedTarget { target }, _) = json(payload, api.max_body()).await?;
     let target = agents::parse(&target)?;
-    let count = api.store.agent_count(&target).await?;
-    let sample = api.store.agent_list(Some(&target), None, SAMPLE).await?;
+    let count = api.node.store.agent_count(&target).await?;
+    let sample = api.node.store.agent_list(Some(&target), None, SAMPLE).await?;
     let sample = sample.into_iter().map(|agent| agent.name).collect();
     Ok(HttpResponse::Ok().json(Preview { count, sample }))
 }

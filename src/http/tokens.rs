@@ -45,7 +45,7 @@ pub(super) async fn create(
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
     let by = Author::from(&auth::needs(&api, &request, Role::Admin).await?);
-    let (new, _) = json::<NewToken>(payload, api.max_body).await?;
+    let (new, _) = json::<NewToken>(payload, api.max_body()).await?;
     let invalid = |detail: &str| Err(Problem::new(ProblemKind::InvalidDocument, detail).into());
     if new.role == Role::Agent {
         return invalid("role: agents get their tokens by enrolling");
@@ -56,7 +56,7 @@ pub(super) async fn create(
     if has_nul(&new.name) {
         return invalid("name: holds a NUL character");
     }
-    let (secret, now) = (Secret::random(), api.store.now());
+    let (secret, now) = (Secret::random(), api.node.store.now());
     let token = Token {
         id: Uuid::now_v7(),
         role: new.role,
@@ -67,7 +67,7 @@ pub(super) async fn create(
         revoked_at: None,
         is_unused: false,
     };
-    api.store.token_insert(&token, secret.hash(), &by).await?;
+    api.node.store.token_insert(&token, secret.hash(), &by).await?;
     log::info!(id:% = token.id, role = token.role.as_str(); "a token was made");
     Ok(HttpResponse::Created().json(MadeToken { made: token, token: secret.reveal().to_owned() }))
 }
@@ -101,7 +101,7 @@ pub(super) async fn list(
     auth::needs(&api, &request, Role::Admin).await?;
     let limit = limit(query.limit)?;
     let Page { items: tokens, next } =
-        Page::new(api.store.token_list(query.after, limit).await?, limit, |token| token.id);
+        Page::new(api.node.store.token_list(query.after, limit).await?, limit, |token| token.id);
     Ok(HttpResponse::Ok().json(TokenPage { tokens, next }))
 }
 
@@ -113,7 +113,7 @@ pub(super) async fn list(
             description = "It is the last admin token: make another one first")), security(("token" = ["admin"])))]
 pub(super) async fn revoke(request: HttpRequest, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     let by = Author::from(&auth::needs(&api, &request, Role::Admin).await?);
-    match api.store.token_revoke(*id, &by).await? {
+    match api.node.store.token_revoke(*id, &by).await? {
         Revoked::Done => {}
         Revoked::Unknown => return Err(ApiError::not_found(format!("no token {id}"))),
         Revoked::LastAdmin => {

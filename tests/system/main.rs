@@ -178,7 +178,7 @@ mod with_faults {
         faults {
             nothing_is_lost_whichever_actor_panics
             an_actor_that_restarts_do_not_help_ends_the_server_and_the_next_start_goes_on
-            a_fallen_connection_whose_agent_stays_away_does_not_hold_up_the_stop
+            a_crashed_connection_whose_agent_stays_away_does_not_hold_up_the_stop
         }
     }
 }

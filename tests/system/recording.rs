@@ -6,8 +6,7 @@ use actix::prelude::*;
 use odoshi::Odoshi;
 use odoshi::config::Config;
 use odoshi::domain::command::{CommandState, Event};
-use odoshi::pipeline::messages::{Deliver, Delivery};
-use odoshi::senders::{SenderContext, report, run_end};
+use odoshi::senders::{Cancelled, Deliver, Delivery, Drain, SenderContext, report, run_end};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -59,6 +58,18 @@ impl Handler<Deliver> for RecordingSender {
         let context = self.context.clone();
         Box::pin(async move { drop(context.record(reports).await) })
     }
+}
+
+impl Handler<Cancelled> for RecordingSender {
+    type Result = ();
+
+    fn handle(&mut self, _: Cancelled, _: &mut Self::Context) {}
+}
+
+impl Handler<Drain> for RecordingSender {
+    type Result = ();
+
+    fn handle(&mut self, _: Drain, _: &mut Self::Context) {}
 }
 
 /// Not a test unless it is started by one: the server.

@@ -1,15 +1,14 @@
 //! A server with a fleet that lives in a sender: commands are taken over, and answered at once if they are to be.
 
 use crate::Odoshi;
-use crate::app::Running;
 use crate::config::Config;
 use crate::domain::action::NewAction;
 use crate::domain::agent::Enrollment;
 use crate::domain::audit::Author;
 use crate::domain::command::{CommandState, Event, RunEnd};
 use crate::domain::time::Timestamp;
-use crate::pipeline::messages::{Deliver, Delivery, Resolve};
-use crate::senders::{SenderContext, report, run_end};
+use crate::node::Running;
+use crate::senders::{Cancelled, Deliver, Delivery, Drain, SenderContext, report, run_end};
 use crate::store::{ActionView, NewAgent};
 use actix::prelude::*;
 use serde_json::json;
@@ -81,7 +80,7 @@ impl Fleet {
         let action = NewAction::from_json(document.to_string().as_bytes(), id, store.now())?;
         let started = Instant::now();
         store.action_insert(vec![action]).await?;
-        self.running.resolver().do_send(Resolve);
+        self.running.actions_submitted();
         let done = |view: &ActionView| if life { view.status.is_final() } else { view.counts.resolved };
         loop {
             tokio::time::sleep(Duration::from_millis(2)).await;
@@ -140,10 +139,24 @@ impl Handler<Deliver> for BenchSender {
         Box::pin(async move {
             if answering {
                 let reports = deliveries.iter().map(|delivery| report(delivery, answer(delivery, now))).collect();
-                context.record(reports).await;
+                // What is not recorded is delivered again.
+                context.record(reports).await.ok();
             }
         })
     }
+}
+
+impl Handler<Cancelled> for BenchSender {
+    type Result = ();
+
+    fn handle(&mut self, _: Cancelled, _: &mut Self::Context) {}
+}
+
+impl Handler<Drain> for BenchSender {
+    type Result = ();
+
+    // Nothing is in flight when a `Deliver` has been answered.
+    fn handle(&mut self, _: Drain, _: &mut Self::Context) {}
 }
 
 fn answer(delivery: &Delivery, now: Timestamp) -> Event {

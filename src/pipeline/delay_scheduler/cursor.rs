@@ -54,15 +54,15 @@ pub(super) struct Cursor {
     pub dispatched: i64,
     /// This node writes down whose agents are away, and sends what isn't a stream.
     pub owned: bool,
-    /// Which look at all open actions was the last one when it was made: an earlier one doesn't know it.
-    pub look: u32,
+    /// The last reading of the open actions that had begun when the cursor was made: up to that one none has to know it.
+    pub reading: u64,
 }
 
 impl Cursor {
     /// At this agent key, with nothing to be read.
-    pub fn new(at: i64, owned: bool, look: u32) -> Self {
+    pub fn new(at: i64, owned: bool, reading: u64) -> Self {
         let (next_due, back) = (Timestamp(i64::MIN), Back::default());
-        Self { at, behind: None, next_due, hinted: false, back, dispatched: at, owned, look }
+        Self { at, behind: None, next_due, hinted: false, back, dispatched: at, owned, reading }
     }
 
     /// Goes back to an agent key, at this time, for something that is due no sooner than `due`.

@@ -1,22 +1,19 @@
 //! How commands come into the scheduler: from the command store's hints, and from the store.
 
-use super::super::messages::Committed;
 use super::cursor::Cursor;
 use super::{DelayScheduler, HOLDS_AT_A_TIME};
 use crate::domain::action::Action;
 use crate::domain::agent::STREAM;
 use crate::domain::time::Timestamp;
-use crate::store::{Due, DuePlace, OpenAction, StoreError, UntouchedPage};
+use crate::pipeline::messages::Committed;
+use crate::signals::Snapshot;
+use crate::store::{Due, DuePlace, StoreError, UntouchedPage};
 use actix::prelude::*;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// How often open rows that come due within the horizon are read, at most.
-pub(super) const READ_AHEAD: Duration = Duration::from_secs(2);
-/// How often all open actions are looked at, for what was lost.
-pub(super) const LOOK_AGAIN: Duration = Duration::from_secs(10);
-/// Every how many looks open rows are read a second time: only what was lost needs it.
+/// Every how many comparisons open rows are read a second time: only what was lost needs it.
 const SECOND_READING: u32 = 6;
 /// How long what doesn't fit waits for room, if it has time.
 const FOR_ROOM: Duration = Duration::from_secs(5);
@@ -49,9 +46,9 @@ impl DelayScheduler {
     /// Takes in what was just committed, if it joins on to what is here; else the cursor is behind.
     pub(super) fn take_committed(&mut self, committed: Committed, ctx: &mut Context<Self>) {
         let Committed { action, after, through, commands } = committed;
-        let now = self.parts.store.now();
-        let look = self.looks;
-        let cursor = self.cursors.by_action.entry(action.no).or_insert_with(|| Cursor::new(0, true, look));
+        let now = self.node.store.now();
+        let reading = self.node.signals.open_actions().reading();
+        let cursor = self.cursors.by_action.entry(action.no).or_insert_with(|| Cursor::new(0, true, reading));
         if cursor.behind.is_some() || cursor.at != after {
             cursor.hinted = true;
             cursor.behind.get_or_insert(now);
@@ -79,7 +76,7 @@ impl DelayScheduler {
         owned: bool,
         ctx: &mut Context<Self>,
     ) -> Taken {
-        let (now, horizon) = (self.parts.store.now(), self.horizon());
+        let (now, horizon) = (self.node.store.now(), self.horizon_end());
         if action.is_paused() && !commands.is_empty() {
             return Taken::Until(0, now.plus(PAUSED), Timestamp(i64::MIN));
         }
@@ -89,11 +86,11 @@ impl DelayScheduler {
         for (agent_no, transport, due_at) in commands {
             if due_at > horizon {
                 // Ahead of its time by half the horizon.
-                stopped = Some((due_at.minus(self.parts.horizon / 2).max(now), due_at));
+                stopped = Some((due_at.minus(self.horizon / 2).max(now), due_at));
                 break;
             }
             let is_stream = &*transport == STREAM;
-            let is_here = is_stream && self.parts.presence.contains(agent_no);
+            let is_here = is_stream && self.node.presence.contains(agent_no);
             if !owned && !is_here {
                 // Not ours.
             } else if is_stream && !is_here {
@@ -118,7 +115,7 @@ impl DelayScheduler {
 
     /// When a command that finds no room is to be looked at again; if it is due, that is as soon as there is some.
     fn when_there_is_room(&self, due_at: Timestamp) -> Timestamp {
-        let now = self.parts.store.now();
+        let now = self.node.store.now();
         due_at.minus(AHEAD).min(now.plus(FOR_ROOM)).max(now)
     }
 
@@ -144,8 +141,8 @@ impl DelayScheduler {
         if again.is_empty() || self.stopped {
             return;
         }
-        let (store, book) = (self.parts.store.clone(), self.parts.book.clone());
-        let presence = self.parts.presence.clone();
+        let (store, book) = (self.node.store.clone(), self.node.actions.clone());
+        let presence = self.node.presence.clone();
         let looked_up = async move {
             let (here, absent): (Vec<Due>, Vec<Due>) =
                 again.into_iter().partition(|due| presence.contains(due.agent_no));
@@ -163,7 +160,7 @@ impl DelayScheduler {
         };
         ctx.spawn(looked_up.into_actor(self).map(|found, scheduler, ctx| match found {
             Ok((here, elsewhere)) => {
-                let (stream, now): (Arc<str>, _) = (STREAM.into(), scheduler.parts.store.now());
+                let (stream, now): (Arc<str>, _) = (STREAM.into(), scheduler.node.store.now());
                 for (action, due) in here.into_iter().filter(|(action, _)| !action.is_paused()) {
                     let at = due.due_at;
                     scheduler.insert_or_give_back(&action, &stream, due, at);
@@ -185,7 +182,7 @@ impl DelayScheduler {
         }
         let Some(next) = self.next_read() else { return };
         self.reading = true;
-        let (store, book) = (self.parts.store.clone(), self.parts.book.clone());
+        let (store, book) = (self.node.store.clone(), self.node.actions.clone());
         let limit = PAGE.min(self.queue.room().max(LITTLE));
         let read = async move {
             match next {
@@ -233,8 +230,8 @@ impl DelayScheduler {
     }
 
     fn next_read(&mut self) -> Option<Next> {
-        let (now, horizon) = (self.parts.store.now(), self.horizon());
-        if let Some((place, next_due)) = self.open_rows.next(now, now.plus(self.parts.horizon / 2))
+        let (now, horizon) = (self.node.store.now(), self.horizon_end());
+        if let Some((place, next_due)) = self.open_rows.next(now, now.plus(self.horizon / 2))
             && !self.is_crowded(now, next_due)
         {
             return Some(Next::Open(place, horizon, false));
@@ -275,7 +272,7 @@ impl DelayScheduler {
                 }
             }
             Page::Commands(no, Some(action), page) if !action.is_cancelled() => {
-                let now = self.parts.store.now();
+                let now = self.node.store.now();
                 let Some(owned) = self.cursors.by_action.get(&no).map(|cursor| cursor.owned) else { return };
                 let last_due = page.commands.last().map_or(now, |(.., due_at)| *due_at);
                 let taken = self.take_in(&action, page.commands, owned, ctx);
@@ -298,47 +295,27 @@ impl DelayScheduler {
         }
     }
 
-    /// Looks at all open actions: knows those it didn't know, forgets those that ended, and goes back in those where
-    /// nothing has moved since the last time though commands are missing.
-    pub(super) fn look_again(&mut self, ctx: &mut Context<Self>) {
-        if self.stopped {
-            return;
-        }
-        self.looks = self.looks.wrapping_add(1);
-        let (store, look) = (self.parts.store.clone(), self.looks);
-        let list = async move {
-            let mut open: Vec<OpenAction> = Vec::new();
-            loop {
-                let after = open.last().map_or(0, |action| action.no);
-                let page = store.action_list_open(after, PAGE).await?;
-                let full = page.len() >= PAGE;
-                open.extend(page);
-                if !full {
-                    return Ok::<_, StoreError>(open);
-                }
-            }
-        };
-        ctx.spawn(list.into_actor(self).map(move |open, scheduler, ctx| match open {
-            Ok(open) => {
-                scheduler.compare(&open, look);
-                scheduler.read(ctx);
-            }
-            Err(error) => log::warn!(error = error.to_string().as_str(); "open actions are looked at again later"),
-        }));
+    /// Has the open actions read, and compares the cursors with them then.
+    pub(super) fn look_again(&mut self) {
+        self.compare_after = Some(self.node.signals.open_actions().reading());
+        self.node.signals.read_open_actions();
     }
 
-    /// `look` was begun when `open` was not read yet.
-    fn compare(&mut self, open: &[OpenAction], look: u32) {
-        let now = self.parts.store.now();
+    /// Adds cursors for open actions that have none, drops those of actions that ended, and goes back in those where nothing
+    /// has moved since the last comparison though commands are missing.
+    pub(super) fn compare(&mut self, snapshot: &Snapshot) {
+        self.comparisons = self.comparisons.wrapping_add(1);
+        let Snapshot { reading, actions: open } = snapshot;
+        let now = self.node.store.now();
         let known: BTreeSet<i64> = open.iter().map(|action| action.no).collect();
-        // One that was made meanwhile is none that the list could know.
-        self.cursors.by_action.retain(|no, cursor| known.contains(no) || cursor.look >= look);
+        // The list can't know one that was made after it was begun.
+        self.cursors.by_action.retain(|no, cursor| known.contains(no) || cursor.reading >= *reading);
         for action in open.iter().filter(|action| !action.cancelled && !action.expired) {
             let dispatched = action.dispatched_through;
             let fresh = || Cursor {
                 behind: Some(now),
                 next_due: action.valid_from,
-                ..Cursor::new(dispatched, action.owned, look)
+                ..Cursor::new(dispatched, action.owned, *reading)
             };
             let cursor = self.cursors.by_action.entry(action.no).or_insert_with(fresh);
             // What is not due yet is not missing, and what is being read neither.
@@ -351,7 +328,7 @@ impl DelayScheduler {
             }
             cursor.dispatched = dispatched;
         }
-        if look.is_multiple_of(SECOND_READING) {
+        if self.comparisons.is_multiple_of(SECOND_READING) {
             self.open_rows.read_again();
         }
     }

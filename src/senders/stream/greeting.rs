@@ -1,11 +1,10 @@
 //! How a session begins, and why it ends.
 
-use super::connection::SessionParts;
-use super::{Connect, Connected, NotConnected};
+use super::deps::SessionDeps;
+use super::messages::{Connect, Connected, NotConnected};
 use crate::domain::agent::{AgentRef, facts_fit};
 use crate::domain::protocol::{AgentFrame, HELLO_WITHIN, Hello, close};
 use crate::domain::text::{replace_nul, replace_nul_in};
-use crate::pipeline::messages::Changed;
 use crate::store::StoreError;
 use actix_ws::{AggregatedMessage, AggregatedMessageStream};
 use uuid::Uuid;
@@ -44,7 +43,7 @@ impl End {
 
 /// Waits for a valid `hello`, and signs the connection on.
 pub(super) async fn greet(
-    parts: &SessionParts,
+    deps: &SessionDeps,
     agent: &AgentRef,
     token: Uuid,
     stream: &mut AggregatedMessageStream,
@@ -70,11 +69,11 @@ pub(super) async fn greet(
         log::warn!(agent = agent.name.as_str(), error = error.to_string().as_str(); "an agent must wait for the store");
         End::with(close::GOING_AWAY)
     };
-    if parts.store.agent_refresh(agent.no, None, &hello.facts, &hello.version).await.map_err(away)? {
-        parts.membership.try_send(Changed(agent.no)).ok();
+    if deps.node.store.agent_refresh(agent.no, None, &hello.facts, &hello.version).await.map_err(away)? {
+        deps.node.signals.agent_changed(agent.no);
     }
     // What the agent showed may be of some seconds ago: whether it is still let in, the store says now.
-    let connected = parts.sender.send(Connect { agent_no: agent.no, token, after: None }).await;
+    let connected = deps.sender.send(Connect { agent_no: agent.no, token, after: None }).await;
     let connected = connected.unwrap_or(Err(NotConnected::Away)).map_err(End::refused)?;
     Ok((hello, connected))
 }

@@ -1,15 +1,14 @@
 //! What a session asks of the store: backlogs, and records that are tried again while the outcomes are being restarted.
 
-use super::connection::SessionParts;
-use super::desk::result_report;
+use super::deps::SessionDeps;
+use super::in_flight::result_report;
 use crate::domain::action::Action;
 use crate::domain::command::{Answer, Event};
 use crate::domain::protocol::{Rejected, RunRef, RunResult, Stored};
 use crate::domain::time::Timestamp;
-use crate::pipeline::action_book::ActionBook;
-use crate::pipeline::batcher::Refused;
-use crate::pipeline::messages::{Delivery, DueAgain};
-use crate::senders::SenderContext;
+use crate::runtime::batcher::Verdict;
+use crate::senders::contract::{Delivery, SenderContext};
+use crate::signals::ActionCache;
 use crate::store::{Report, StoreError};
 use std::sync::Arc;
 use std::time::Duration;
@@ -32,22 +31,20 @@ pub(super) enum Done {
 
 /// Reads a part of the backlog: what is due now; what is due soon goes to the scheduler.
 pub(super) async fn backlog(
-    parts: &SessionParts,
+    deps: &SessionDeps,
     agent_no: i64,
     limit: usize,
 ) -> Result<(Vec<Delivery>, bool), StoreError> {
-    let now = parts.store.now();
-    let rows = parts.store.command_backlog(agent_no, now.plus(parts.horizon), limit).await?;
+    let now = deps.node.store.now();
+    let rows = deps.node.store.command_backlog(agent_no, now.plus(deps.node.config.delay.horizon.0), limit).await?;
     let full = rows.len() >= limit;
     let (due, soon): (Vec<_>, Vec<_>) = rows.into_iter().partition(|due| due.due_at <= now);
     // What is due now comes first: with something of later in the page, there is no more that is due now.
     let more = full && soon.is_empty();
-    if !soon.is_empty() {
-        parts.scheduler.try_send(DueAgain(soon)).ok();
-    }
+    deps.node.signals.due_soon(soon);
     let mut deliveries = Vec::with_capacity(due.len());
     for due in due {
-        if let Some(action) = parts.book.get(due.action_no).await? {
+        if let Some(action) = deps.node.actions.get(due.action_no).await? {
             deliveries.push(Delivery { due, action });
         }
     }
@@ -56,7 +53,7 @@ pub(super) async fn backlog(
 
 /// Records results, also those of runs that this session didn't hand over, and says what the agent is to be told.
 pub(crate) async fn store_results(
-    book: &ActionBook,
+    actions: &ActionCache,
     context: &SenderContext,
     agent_no: i64,
     results: Vec<(RunRef, Result<Report, RunResult>)>,
@@ -67,7 +64,7 @@ pub(crate) async fn store_results(
     for (run, result) in results {
         let report = match result {
             Ok(report) => report,
-            Err(result) => match look_up(book, run).await? {
+            Err(result) => match look_up(actions, run).await? {
                 Some(action) => result_report(&action, agent_no, &result, 0, None, false, now),
                 None => {
                     let reason = "there is no such action".into();
@@ -101,9 +98,9 @@ pub(crate) async fn store_results(
 }
 
 /// An action by its public id; the outer `None`: the store is away.
-async fn look_up(book: &ActionBook, run: RunRef) -> Option<Option<Arc<Action>>> {
+async fn look_up(actions: &ActionCache, run: RunRef) -> Option<Option<Arc<Action>>> {
     for attempt in 0..RECORD_TRIES {
-        match book.get_by_id(run.action).await {
+        match actions.get_by_id(run.action).await {
             Ok(found) => return Some(found),
             Err(error) => log::warn!(error = error.to_string().as_str(); "a result waits for the store"),
         }
@@ -113,9 +110,9 @@ async fn look_up(book: &ActionBook, run: RunRef) -> Option<Option<Arc<Action>>> 
 }
 
 /// Records, patiently while the outcomes are being restarted.
-pub(crate) async fn record(context: &SenderContext, reports: Vec<Report>) -> Option<Vec<Result<Answer, Refused>>> {
+pub(crate) async fn record(context: &SenderContext, reports: Vec<Report>) -> Option<Vec<Verdict<Answer>>> {
     for attempt in 0..RECORD_TRIES {
-        if let Some(answers) = context.record(reports.clone()).await {
+        if let Ok(answers) = context.record(reports.clone()).await {
             return Some(answers);
         }
         tokio::time::sleep(wait(attempt)).await;

@@ -7,19 +7,18 @@
 //! Should the store's actors fall, records are tried again a few times; then the connection is closed with 1012, and the
 //! agent comes back with all that was not stored.
 
-use super::connection::SessionParts;
-use super::desk::{Desk, Offered, QUEUE};
+use super::deps::SessionDeps;
 use super::greeting::End;
+use super::in_flight::{InFlight, MAX_CAPACITY, Offered, QUEUE};
+use super::messages::{Connect, Connected, NotConnected, ToSession};
 use super::records::{Done, backlog, record, store_results};
-use super::{Connect, Connected, NotConnected, ToSession};
 use crate::domain::agent::AgentRef;
 use crate::domain::command::{Answer, Event};
-use crate::domain::hint::Hint;
 use crate::domain::protocol::{
     AgentFrame, Command, ErrorFrame, Hello, MAX_FRAME, PING_EVERY, RunRef, RunResult, SILENCE, ServerFrame, Welcome,
     close,
 };
-use crate::pipeline::messages::{Backlog, Delivery, Tell};
+use crate::senders::contract::{Delivery, hold_report, report_of};
 use crate::store::Report;
 use actix_ws::{AggregatedMessage, AggregatedMessageStream, ProtocolError};
 use futures_util::StreamExt;
@@ -42,11 +41,11 @@ const FULL_FRAME: usize = MAX_FRAME / 2;
 
 /// One agent, while it is connected.
 pub(super) struct Session {
-    parts: SessionParts,
+    deps: SessionDeps,
     agent: AgentRef,
     token: Uuid,
     connected: Connected,
-    desk: Desk,
+    in_flight: InFlight,
     outbox: VecDeque<String>,
     /// Since when the socket takes no frame.
     stalled: Option<Instant>,
@@ -61,11 +60,11 @@ pub(super) struct Session {
 }
 
 impl Session {
-    pub(super) fn new(parts: SessionParts, agent: AgentRef, token: Uuid, hello: &Hello, connected: Connected) -> Self {
+    pub(super) fn new(deps: SessionDeps, agent: AgentRef, token: Uuid, hello: &Hello, connected: Connected) -> Self {
         let now = Instant::now();
         Self {
-            desk: Desk::new(agent.no, hello.capacity),
-            parts,
+            in_flight: InFlight::new(agent.no, hello.capacity),
+            deps,
             agent,
             token,
             connected,
@@ -86,7 +85,7 @@ impl Session {
         socket: &mut actix_ws::Session,
         stream: &mut AggregatedMessageStream,
     ) -> End {
-        let welcome = Welcome { agent: self.agent.name.clone(), server_time: self.parts.store.now() };
+        let welcome = Welcome { agent: self.agent.name.clone(), server_time: self.deps.node.store.now() };
         self.push(&ServerFrame::Welcome(welcome));
         if hello.running.is_empty() {
             self.read_backlog();
@@ -96,7 +95,7 @@ impl Session {
         }
         loop {
             self.hand_over();
-            if self.connected.more.load(Ordering::Acquire) && self.desk.queued() < QUEUE / 4 {
+            if self.connected.more.load(Ordering::Acquire) && self.in_flight.queued() < QUEUE / 4 {
                 self.read_backlog();
             }
             let deadline = self.deadline();
@@ -107,7 +106,7 @@ impl Session {
             }
             let (next_frame, parked) =
                 (self.outbox.front().cloned(), self.parked.as_ref().map_or(0, |(_, size)| *size));
-            let budget = self.parts.budget.clone();
+            let budget = self.deps.budget.clone();
             let end = tokio::select! {
                 sent = socket.text(next_frame.unwrap_or_default()), if !self.outbox.is_empty() => {
                     self.outbox.pop_front();
@@ -141,8 +140,8 @@ impl Session {
         if !self.outbox.is_empty() {
             return;
         }
-        let commands = self.desk.hand_over(self.parts.store.now(), Instant::now());
-        let put_back = self.desk.take_put_back();
+        let commands = self.in_flight.hand_over(self.deps.node.store.now(), Instant::now());
+        let put_back = self.in_flight.take_put_back();
         self.record_reports(put_back.into_iter().map(|report| (None, report)).collect());
 
         if commands.is_empty() {
@@ -169,7 +168,7 @@ impl Session {
         let stalled = self.stalled.map(|since| since + STALLED);
         // A backlog that could not be read is read again then.
         let backlog = Some(self.backlog_after).filter(|at| *at > Instant::now());
-        [self.desk.next_deadline(), stalled, backlog].into_iter().flatten().fold(fixed, Instant::min)
+        [self.in_flight.next_deadline(), stalled, backlog].into_iter().flatten().fold(fixed, Instant::min)
     }
 
     async fn clock(&mut self, socket: &mut actix_ws::Session) -> Option<End> {
@@ -185,10 +184,10 @@ impl Session {
             // A socket that is full is found out by `stalled`.
             tokio::time::timeout(Duration::from_millis(100), socket.ping(b"")).await.ok();
         }
-        if self.desk.take_early(now) {
+        if self.in_flight.take_early(now) {
             self.connected.more.store(true, Ordering::Release);
         }
-        let reports = self.desk.look_at_clock(now);
+        let reports = self.in_flight.look_at_clock(now);
         self.record_reports(reports);
         None
     }
@@ -226,10 +225,11 @@ impl Session {
         match frame {
             AgentFrame::Hello(_) => Some(End::error(close::MALFORMED, "second-hello", "hello was said before")),
             AgentFrame::Received { commands } => {
-                let (now, clock) = (self.parts.store.now(), Instant::now());
+                let (now, clock) = (self.deps.node.store.now(), Instant::now());
                 let (known, unknown): (Vec<_>, Vec<_>) =
-                    commands.into_iter().partition(|run| self.desk.received(*run, now, clock));
-                let late = known.into_iter().filter_map(|run| self.desk.late_received(run).map(|r| (Some(run), r)));
+                    commands.into_iter().partition(|run| self.in_flight.received(*run, now, clock));
+                let late =
+                    known.into_iter().filter_map(|run| self.in_flight.late_received(run).map(|r| (Some(run), r)));
                 let late = late.collect();
                 self.record_reports(late);
                 if !unknown.is_empty() {
@@ -239,7 +239,7 @@ impl Session {
             }
             AgentFrame::Results { results } => {
                 let size = u32::try_from(text.len()).unwrap_or(u32::MAX);
-                match self.parts.budget.clone().try_acquire_many_owned(size) {
+                match self.deps.budget.clone().try_acquire_many_owned(size) {
                     Ok(permit) => self.record_results(results, permit),
                     Err(_) => self.parked = Some((results, size)),
                 }
@@ -264,20 +264,20 @@ impl Session {
             }
             Some(ToSession::Cancelled(actions)) => {
                 let nos: Vec<i64> = actions.iter().map(|(no, _)| *no).collect();
-                let actions = self.desk.cancel(&nos);
+                let actions = self.in_flight.cancel(&nos);
                 if !actions.is_empty() {
                     self.push(&ServerFrame::Cancel { actions });
                 }
                 None
             }
             Some(ToSession::Replaced) => Some(End::refused(NotConnected::Replaced)),
-            Some(ToSession::Banned) => Some(End::refused(NotConnected::NotAllowed)),
+            Some(ToSession::Disabled) => Some(End::refused(NotConnected::NotAllowed)),
             Some(ToSession::Leave) => Some(End::with(close::GOING_AWAY)),
             None if self.connected.replaced.load(Ordering::Acquire) => Some(End::refused(NotConnected::Replaced)),
             None => {
                 // The stream sender was restarted.
                 let (agent_no, token, after) = (self.agent.no, self.token, Some(self.connected.epoch));
-                let again = self.parts.sender.send(Connect { agent_no, token, after });
+                let again = self.deps.sender.send(Connect { agent_no, token, after });
                 match tokio::time::timeout(Duration::from_secs(10), again).await {
                     Ok(Ok(Ok(connected))) => {
                         self.connected = connected;
@@ -298,10 +298,10 @@ impl Session {
         for delivery in deliveries {
             // The backlog comes in order; what the scheduler brings may be less urgent than what is still to be read.
             let store_has_more = !from_backlog && self.connected.more.load(Ordering::Acquire);
-            if let Offered::Back(back) = self.desk.offer(delivery, store_has_more, now) {
+            if let Offered::Back(back) = self.in_flight.offer(delivery, store_has_more, now) {
                 self.connected.more.store(true, Ordering::Release);
                 if !back.due.open {
-                    held.push((None, super::desk::hold_report(&back)));
+                    held.push((None, hold_report(&back)));
                 }
             }
         }
@@ -314,21 +314,21 @@ impl Session {
         }
         self.reading_backlog = true;
         self.connected.more.store(false, Ordering::Release);
-        let parts = self.parts.clone();
+        let deps = self.deps.clone();
         let agent_no = self.agent.no;
         // What is here already comes again, and is known: so many more are read.
-        let limit = QUEUE + self.desk.queued() + self.desk.flying();
-        self.working.push(Box::pin(async move { Done::Backlog(backlog(&parts, agent_no, limit).await) }));
+        let limit = QUEUE + self.in_flight.queued() + self.in_flight.flying();
+        self.working.push(Box::pin(async move { Done::Backlog(backlog(&deps, agent_no, limit).await) }));
     }
 
     fn adopt(&mut self, runs: Vec<RunRef>) {
-        let book = self.parts.book.clone();
+        let actions = self.deps.node.actions.clone();
         // More than any capacity can't be running; the rest would only cost look-ups.
-        let runs: HashSet<RunRef> = runs.into_iter().take(2 * super::desk::MAX_CAPACITY).collect();
+        let runs: HashSet<RunRef> = runs.into_iter().take(2 * MAX_CAPACITY).collect();
         self.working.push(Box::pin(async move {
             let (mut adopted, mut unknown) = (Vec::new(), Vec::new());
             for RunRef { action: id, run } in runs {
-                match book.get_by_id(id).await {
+                match actions.get_by_id(id).await {
                     Ok(Some(action)) => adopted.push((action, run)),
                     Ok(None) => unknown.push(id),
                     Err(error) => log::warn!(error = error.to_string().as_str();
@@ -340,18 +340,18 @@ impl Session {
     }
 
     fn record_results(&mut self, results: Vec<RunResult>, permit: OwnedSemaphorePermit) {
-        let now = self.parts.store.now();
+        let now = self.deps.node.store.now();
         let reports: Vec<_> = results
             .into_iter()
-            .map(|result| match self.desk.ended(&result, now) {
+            .map(|result| match self.in_flight.ended(&result, now) {
                 Some(report) => (result.run_ref(), Ok(report)),
                 None => (result.run_ref(), Err(result)),
             })
             .collect();
-        let (book, context, agent_no) = (self.parts.book.clone(), self.parts.context.clone(), self.agent.no);
+        let (actions, context, agent_no) = (self.deps.node.actions.clone(), self.deps.context.clone(), self.agent.no);
         self.working.push(Box::pin(async move {
             let _permit = permit;
-            Done::Results(store_results(&book, &context, agent_no, reports, now).await)
+            Done::Results(store_results(&actions, &context, agent_no, reports, now).await)
         }));
     }
 
@@ -359,7 +359,7 @@ impl Session {
         if reports.is_empty() {
             return;
         }
-        let context = self.parts.context.clone();
+        let context = self.deps.context.clone();
         self.working.push(Box::pin(async move {
             let (runs, reports): (Vec<_>, Vec<_>) = reports.into_iter().unzip();
             let answers = record(&context, reports).await;
@@ -376,8 +376,8 @@ impl Session {
             Done::Results(Some(stored)) => {
                 crate::fault_point!("session.stored");
                 let now = Instant::now();
-                stored.commands.iter().for_each(|run| self.desk.finish(*run, now));
-                stored.rejected.iter().for_each(|r| self.desk.forget(RunRef { action: r.action, run: r.run }));
+                stored.commands.iter().for_each(|run| self.in_flight.finish(*run, now));
+                stored.rejected.iter().for_each(|r| self.in_flight.forget(RunRef { action: r.action, run: r.run }));
                 self.push(&ServerFrame::Stored(stored));
             }
             Done::Reports(Some(answers)) => {
@@ -385,14 +385,14 @@ impl Session {
                 for (run, answer) in answers {
                     match answer {
                         // Its row says `sent`, and its result is awaited; or it is undeliverable.
-                        Answer::Stored => self.desk.settled(run),
+                        Answer::Stored => self.in_flight.settled(run),
                         // An attempt that failed: it comes again through the scheduler.
-                        Answer::Again { .. } => self.desk.forget(run),
+                        Answer::Again { .. } => self.in_flight.forget(run),
                         // Decided while the agent was away: nobody waits for its result.
                         Answer::Decided | Answer::Rejected(_) => {
-                            self.desk.finish(run, Instant::now());
+                            self.in_flight.finish(run, Instant::now());
                             // A later run kills this one by its arrival; a cancel would hit them both.
-                            if !self.desk.has(run.action) {
+                            if !self.in_flight.has(run.action) {
                                 over.push(run.action);
                             }
                         }
@@ -417,14 +417,13 @@ impl Session {
                 self.connected.more.store(true, Ordering::Release);
             }
             Done::Adopted(adopted, unknown) => {
-                let (now, clock) = (self.parts.store.now(), Instant::now());
+                let (now, clock) = (self.deps.node.store.now(), Instant::now());
                 let mut reports = Vec::with_capacity(adopted.len());
                 for (action, run) in adopted {
                     let event = Event::Sent { run, attempts: 0, at: now };
-                    let (action_no, agent_no, policy) = (action.no, self.agent.no, action.policy);
                     let about = RunRef { action: action.id, run };
-                    reports.push((Some(about), Report { action_no, agent_no, policy, event, fresh: false }));
-                    self.desk.adopt(action, run, now, clock);
+                    reports.push((Some(about), report_of(&action, self.agent.no, event)));
+                    self.in_flight.adopt(action, run, now, clock);
                 }
                 self.record_reports(reports);
                 if !unknown.is_empty() {
@@ -440,7 +439,7 @@ impl Session {
     pub(super) async fn leave(&mut self) {
         while let Some(done) = self.working.next().await {
             if let Done::Results(Some(stored)) = done {
-                stored.commands.iter().for_each(|run| self.desk.forget(*run));
+                stored.commands.iter().for_each(|run| self.in_flight.forget(*run));
             }
         }
         // Commands that were on their way in here.
@@ -448,19 +447,18 @@ impl Session {
         let mut reports = Vec::new();
         while let Some(input) = self.connected.inbox.recv().await {
             if let ToSession::Commands(deliveries) = input {
-                reports.extend(deliveries.iter().filter(|d| !d.due.open).map(super::desk::hold_report));
+                reports.extend(deliveries.iter().filter(|d| !d.due.open).map(hold_report));
             }
         }
-        reports.extend(self.desk.close());
+        reports.extend(self.in_flight.close());
         if reports.is_empty() {
             return;
         }
-        if record(&self.parts.context, reports).await.is_none() {
+        if record(&self.deps.context, reports).await.is_none() {
             log::warn!(agent = self.agent.name.as_str(); "what an agent left behind is looked at again later");
         } else if self.connected.replaced.load(Ordering::Acquire) {
             // Its newer connection, here or elsewhere, may have read its backlog before.
-            self.parts.sender.do_send(Backlog(self.agent.no));
-            self.parts.hints.try_send(Tell(vec![Hint::Backlog(self.agent.no)])).ok();
+            self.deps.node.signals.backlog_changed(self.agent.no);
         }
     }
 }

@@ -1,15 +1,18 @@
 //! Writes which agents are connected here: the connects and disconnects of many sessions in one transaction.
 
-use crate::domain::hint::Hint;
+use crate::context::Node;
 use crate::metrics::Metrics;
-use crate::pipeline::batcher::{Batcher, Refused, Sink};
-use crate::pipeline::outcomes::Upstream;
-use crate::store::{Opened, SessionOpening, Store, StoreResult};
+use crate::runtime::batcher::Verdict;
+use crate::runtime::{Batcher, Sink, Writer};
+use crate::store::{Opened, SessionOpening, StoreResult};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// The actor.
 pub type Sessions = Batcher<SessionSink>;
+
+/// The way into it.
+pub type SessionWriter = Writer<SessionChange, Option<Opened>>;
 
 /// A connection came or went.
 #[derive(Clone, Copy, Debug)]
@@ -87,12 +90,8 @@ impl Opening {
 /// Connects and disconnects, on their way into the store.
 #[derive(Clone)]
 pub struct SessionSink {
-    /// Where they are written.
-    pub store: Arc<dyn Store>,
-    /// Who tells other nodes.
-    pub upstream: Upstream,
-    /// Where it counts.
-    pub metrics: Metrics,
+    /// Where they are written, counted and signalled.
+    pub node: Arc<Node>,
     /// Empty at first.
     pub opening: Opening,
 }
@@ -105,7 +104,7 @@ impl Sink for SessionSink {
     const NAME: &'static str = "sessions";
 
     fn metrics(&self) -> &Metrics {
-        &self.metrics
+        &self.node.metrics
     }
 
     async fn write(&self, changes: &[SessionChange]) -> StoreResult<Vec<Option<Opened>>> {
@@ -116,19 +115,17 @@ impl Sink for SessionSink {
         let mut answers = BTreeMap::new();
         if !openings.is_empty() {
             let agents: Vec<i64> = opened.keys().copied().collect();
-            let moved: HashSet<i64> = self.store.session_elsewhere(&agents).await?.into_iter().collect();
-            answers = agents.iter().copied().zip(self.store.session_open(&openings).await?).collect();
+            let moved: HashSet<i64> = self.node.store.session_elsewhere(&agents).await?.into_iter().collect();
+            answers = agents.iter().copied().zip(self.node.store.session_open(&openings).await?).collect();
             // Where they were, their connections may half live on.
-            let told = answers.iter().filter_map(|(agent_no, opened)| match opened {
-                Opened::As(epoch) if moved.contains(agent_no) => {
-                    Some(Hint::Moved { agent_no: *agent_no, epoch: *epoch })
-                }
+            let superseded = answers.iter().filter_map(|(agent_no, opened)| match opened {
+                Opened::As(epoch) if moved.contains(agent_no) => Some((*agent_no, *epoch)),
                 _ => None,
             });
-            self.upstream.tell(told.collect());
+            self.node.signals.sessions_moved_here(superseded);
         }
         if !closed.is_empty() {
-            self.store.session_close(&closed).await?;
+            self.node.store.session_close(&closed).await?;
         }
         let answer = |change: &SessionChange| match change {
             SessionChange::Opened { opening, serial } => match opened.get(&opening.agent_no) {
@@ -140,7 +137,7 @@ impl Sink for SessionSink {
         Ok(changes.iter().map(answer).collect())
     }
 
-    async fn written(&self, changes: Vec<SessionChange>, _: &[Result<Option<Opened>, Refused>]) {
+    async fn written(&self, changes: Vec<SessionChange>, _: &[Verdict<Option<Opened>>]) {
         self.opening.end(&changes);
         crate::fault_point!("sessions.written");
     }

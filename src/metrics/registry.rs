@@ -1,0 +1,279 @@
+//! What the server counts and measures of itself, in the text format of OpenMetrics (`GET /metrics`).
+//!
+//! | name | labels | is |
+//! |---|---|---|
+//! | `odoshi_batch_items` | `actor` | items per transaction, a histogram |
+//! | `odoshi_batch_seconds` | `actor` | how long a batch took to be written, tries included, a histogram |
+//! | `odoshi_batch_flushes_total` | `actor`, `reason` | batches by why they were written: `quiet`, `full`, `waited`, `idle` |
+//! | `odoshi_batch_waiting` | `actor` | items that wait for the next batch |
+//! | `odoshi_batch_retries_total` | `actor` | tries of batches that failed with an error that may pass |
+//! | `odoshi_batch_refused_total` | `actor` | items that were given up, since the store takes others and not these |
+//! | `odoshi_commands_total` | | commands written |
+//! | `odoshi_reports_total` | `event` | what happened to commands, as it was recorded: `result`, `sent`, `hold`, `attempt_failed`, `overdue`, `expired`, `cancelled`, `undeliverable` |
+//! | `odoshi_run_ends_total` | `state` | runs by how they ended: what agents said, and what the server decided for them |
+//! | `odoshi_http_request_seconds` | `method`, `path` | from the request's head to the answer's head, a histogram |
+//! | `odoshi_http_connections` | | open connections, those of agents included |
+//! | `odoshi_http_connections_refused_total` | | connections and WebSockets refused for lack of room |
+//! | `odoshi_delay_entries` | | commands in memory that wait for their time |
+//! | `odoshi_delay_next_due_timestamp_seconds` | | when the next of them is due (Unix time), 0 when there is none |
+//! | `odoshi_delay_lateness_seconds` | | from due to handed on, a histogram |
+//! | `odoshi_agents_connected` | | agents connected to this process |
+//! | `odoshi_actor_restarts` | `actor` | since the start |
+//! | `odoshi_actor_stalled_seconds` | `actor` | for how long the oldest work of an actor has been failing, 0 when none is |
+//! | `odoshi_actor_running` | `actor` | 1, or 0 while it is restarted or stopped |
+//! | `odoshi_hints_total` | `what` | messages between nodes: `sent`, `failed`; what was `heard` |
+//! | `odoshi_store_up` | | 1 when the store answers |
+
+use super::progress::Progress;
+use crate::domain::batch::Reason;
+use crate::domain::command::{CommandState, Event};
+use crate::domain::time::Timestamp;
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
+use prometheus_client::registry::Registry;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
+use std::time::Duration;
+
+type Label = [(&'static str, &'static str); 1];
+type TwoLabels = [(&'static str, String); 2];
+type Histograms = Family<Label, Histogram, fn() -> Histogram>;
+
+/// The state of an actor, as the metrics show it.
+#[derive(Clone, Copy, Debug)]
+pub struct ActorGauge {
+    /// The actor's name.
+    pub name: &'static str,
+    /// Restarts since the process started.
+    pub restarts: u64,
+    /// Whether it handles messages at the moment.
+    pub is_running: bool,
+}
+
+/// See the module. Clones count into the same numbers.
+#[derive(Clone, Debug)]
+pub struct Metrics(Arc<Inner>);
+
+#[derive(Debug)]
+struct Inner {
+    registry: Registry,
+    batch_items: Histograms,
+    batch_seconds: Histograms,
+    progress: Progress,
+    batch_retries: Family<Label, Counter>,
+    batch_refused: Family<Label, Counter>,
+    actor_stalled: Family<Label, Gauge<f64, AtomicU64>>,
+    batch_flushes: Family<[(&'static str, &'static str); 2], Counter>,
+    batch_waiting: Family<Label, Gauge>,
+    commands: Counter,
+    run_ends: Family<Label, Counter>,
+    http_seconds: Family<TwoLabels, Histogram, fn() -> Histogram>,
+    connections: Gauge,
+    connections_refused: Counter,
+    reports: Family<Label, Counter>,
+    delay_entries: Gauge,
+    delay_next_due: Gauge<f64, AtomicU64>,
+    delay_lateness: Histogram,
+    agents_connected: Gauge,
+    actor_restarts: Family<Label, Gauge>,
+    actor_running: Family<Label, Gauge>,
+    hints: Family<Label, Counter>,
+    store_up: Gauge,
+}
+
+/// From a millisecond to half a minute.
+fn seconds() -> Histogram {
+    Histogram::new(exponential_buckets(0.001, 2.0, 16))
+}
+
+/// From one to a hundred thousand.
+fn items() -> Histogram {
+    Histogram::new(exponential_buckets(1.0, 4.0, 9))
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        let mut inner = Inner {
+            registry: Registry::with_prefix("odoshi"),
+            batch_items: Family::new_with_constructor(items),
+            batch_seconds: Family::new_with_constructor(seconds),
+            progress: Progress::default(),
+            batch_retries: Family::default(),
+            batch_refused: Family::default(),
+            actor_stalled: Family::default(),
+            batch_flushes: Family::default(),
+            batch_waiting: Family::default(),
+            commands: Counter::default(),
+            run_ends: Family::default(),
+            http_seconds: Family::new_with_constructor(seconds),
+            connections: Gauge::default(),
+            connections_refused: Counter::default(),
+            reports: Family::default(),
+            delay_entries: Gauge::default(),
+            delay_next_due: Gauge::default(),
+            delay_lateness: seconds(),
+            agents_connected: Gauge::default(),
+            actor_restarts: Family::default(),
+            actor_running: Family::default(),
+            hints: Family::default(),
+            store_up: Gauge::default(),
+        };
+        let of = &mut inner.registry;
+        of.register("batch_items", "Items per transaction", inner.batch_items.clone());
+        of.register("batch_seconds", "Time to write a batch, tries included", inner.batch_seconds.clone());
+        of.register("batch_retries", "Tries of batches that failed and may pass", inner.batch_retries.clone());
+        of.register("batch_refused", "Items that were given up", inner.batch_refused.clone());
+        let stalled = "For how long the oldest work of an actor has been failing";
+        of.register("actor_stalled_seconds", stalled, inner.actor_stalled.clone());
+        of.register("batch_flushes", "Batches by why they were written", inner.batch_flushes.clone());
+        of.register("batch_waiting", "Items that wait for the next batch", inner.batch_waiting.clone());
+        of.register("run_ends", "Runs by how they ended", inner.run_ends.clone());
+        of.register("http_request_seconds", "From a request's head to its answer's", inner.http_seconds.clone());
+        of.register("http_connections", "Open connections, those of agents included", inner.connections.clone());
+        let refused = "Connections and WebSockets refused for lack of room";
+        of.register("http_connections_refused", refused, inner.connections_refused.clone());
+        of.register("commands", "Commands written", inner.commands.clone());
+        of.register("reports", "What happened to commands, as it was recorded", inner.reports.clone());
+        of.register("delay_entries", "Commands in memory that wait for their time", inner.delay_entries.clone());
+        let next_due = "When the next command in memory is due";
+        of.register("delay_next_due_timestamp_seconds", next_due, inner.delay_next_due.clone());
+        of.register("delay_lateness_seconds", "From due to handed on", inner.delay_lateness.clone());
+        of.register("agents_connected", "Agents connected to this process", inner.agents_connected.clone());
+        of.register("actor_restarts", "Restarts of each actor since the start", inner.actor_restarts.clone());
+        of.register("actor_running", "1, or 0 while it is restarted or stopped", inner.actor_running.clone());
+        of.register("hints", "Messages between nodes", inner.hints.clone());
+        of.register("store_up", "1 when the store answers", inner.store_up.clone());
+        Self(Arc::new(inner))
+    }
+}
+
+impl Metrics {
+    /// A batch of so many items was written, after so many tries that failed.
+    pub fn batch_written(&self, actor: &'static str, items: usize, took: Duration) {
+        let label = [("actor", actor)];
+        self.0.batch_items.get_or_create(&label).observe(items as f64);
+        self.0.batch_seconds.get_or_create(&label).observe(took.as_secs_f64());
+    }
+
+    /// A batch waits for the store.
+    pub fn batch_retried(&self, actor: &'static str) {
+        self.0.batch_retries.get_or_create(&[("actor", actor)]).inc();
+    }
+
+    /// An item was given up.
+    pub fn item_refused(&self, actor: &'static str) {
+        self.0.batch_refused.get_or_create(&[("actor", actor)]).inc();
+    }
+
+    /// Where actors say whether they get anything done.
+    pub fn progress(&self) -> &Progress {
+        &self.0.progress
+    }
+
+    /// A batch is about to be written, for this reason; so many items stay behind.
+    pub fn batch_tipped(&self, actor: &'static str, reason: Reason, waiting: usize) {
+        self.0.batch_flushes.get_or_create(&[("actor", actor), ("reason", reason.as_str())]).inc();
+        self.batch_waits(actor, waiting);
+    }
+
+    /// So many items wait for the next batch.
+    pub fn batch_waits(&self, actor: &'static str, items: usize) {
+        self.0.batch_waiting.get_or_create(&[("actor", actor)]).set(i64::try_from(items).unwrap_or(i64::MAX));
+    }
+
+    /// A request was answered; `path` is its route's pattern.
+    pub fn http_answered(&self, method: &'static str, path: &str, took: Duration) {
+        let label = [("method", method.to_owned()), ("path", path.to_owned())];
+        self.0.http_seconds.get_or_create(&label).observe(took.as_secs_f64());
+    }
+
+    /// This many connections are open.
+    pub fn connections(&self, open: usize) {
+        self.0.connections.set(i64::try_from(open).unwrap_or(i64::MAX));
+    }
+
+    /// A connection or a WebSocket was refused for lack of room.
+    pub fn connection_refused(&self) {
+        self.0.connections_refused.inc();
+    }
+
+    /// So many commands were written.
+    pub fn commands_written(&self, commands: u64) {
+        self.0.commands.inc_by(commands);
+    }
+
+    /// Something that happened to a command was recorded.
+    pub fn reported(&self, event: &Event) {
+        let name = match event {
+            Event::Result(_) => "result",
+            Event::Sent { .. } => "sent",
+            Event::Hold { .. } => "hold",
+            Event::AttemptFailed { .. } => "attempt_failed",
+            Event::Overdue => "overdue",
+            Event::Expired => "expired",
+            Event::FoundExpired { .. } => "found_expired",
+            Event::Cancelled => "cancelled",
+            Event::Undeliverable { .. } => "undeliverable",
+        };
+        self.0.reports.get_or_create(&[("event", name)]).inc();
+        let ended = match event {
+            Event::Result(end) => end.status,
+            Event::Overdue => CommandState::TimedOut,
+            Event::Expired | Event::FoundExpired { .. } => CommandState::Expired,
+            Event::Cancelled => CommandState::Cancelled,
+            Event::Undeliverable { .. } => CommandState::Undeliverable,
+            Event::Sent { .. } | Event::Hold { .. } | Event::AttemptFailed { .. } => return,
+        };
+        self.0.run_ends.get_or_create(&[("state", ended.as_str())]).inc();
+    }
+
+    /// So many commands wait in memory for their time, and the next one is due then.
+    pub fn delay_entries(&self, entries: usize, next: Option<Timestamp>) {
+        self.0.delay_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
+        self.0.delay_next_due.set(next.map_or(0.0, |next| next.0 as f64 / 1_000.0));
+    }
+
+    /// A command is handed on so long after it was due.
+    pub fn handed_on(&self, late: Duration) {
+        self.0.delay_lateness.observe(late.as_secs_f64());
+    }
+
+    /// Other nodes were told.
+    pub fn hints_sent(&self) {
+        self.0.hints.get_or_create(&[("what", "sent")]).inc();
+    }
+
+    /// Other nodes could not be told, and will be.
+    pub fn hints_failed(&self) {
+        self.0.hints.get_or_create(&[("what", "failed")]).inc();
+    }
+
+    /// Another node told so many things.
+    pub fn hints_heard(&self, hints: usize) {
+        self.0.hints.get_or_create(&[("what", "heard")]).inc_by(hints as u64);
+    }
+
+    /// All of it as text, with the state of `actors`, the number of connected agents and whether the store answers.
+    ///
+    /// # Errors
+    /// When it can't be formatted.
+    pub fn text(&self, actors: &[ActorGauge], connected: usize, store_up: bool) -> Result<String, std::fmt::Error> {
+        let inner = &*self.0;
+        inner.agents_connected.set(i64::try_from(connected).unwrap_or(i64::MAX));
+        inner.store_up.set(store_up.into());
+        for actor in actors {
+            let label = [("actor", actor.name)];
+            inner.actor_restarts.get_or_create(&label).set(i64::try_from(actor.restarts).unwrap_or(i64::MAX));
+            inner.actor_running.get_or_create(&label).set(actor.is_running.into());
+        }
+        for (actor, seconds) in inner.progress.seconds() {
+            inner.actor_stalled.get_or_create(&[("actor", actor)]).set(seconds);
+        }
+        let mut text = String::new();
+        encode(&mut text, &inner.registry)?;
+        Ok(text)
+    }
+}

@@ -1,0 +1,121 @@
+//! Puts a server together from settings and senders.
+
+use super::error::{AppError, io_error};
+use super::open_files::OpenFiles;
+use super::running::Running;
+use super::startup;
+use super::wiring::{Registration, Wiring};
+use crate::config::Config;
+use crate::domain::agent::STREAM;
+use crate::http::{self, Listening};
+use crate::pipeline::spool::Spool;
+use crate::senders::{Cancelled, Deliver, Drain, SenderContext};
+use crate::store::{self, Store};
+use actix::prelude::*;
+use std::sync::Arc;
+use tokio::task::JoinHandle;
+
+/// Checks what can be checked of the settings without touching the store: that the address can be listened on, that the
+/// certificate and the password can be read, and that the limit of open files is enough.
+///
+/// # Errors
+/// The first that fails, as a start with these settings would say it.
+pub fn check(config: &Config) -> Result<(), AppError> {
+    config.validate()?;
+    OpenFiles::plan(config)?;
+    Listening::open(&config.http).map_err(AppError::Listen)?;
+    Ok(store::check(config)?)
+}
+
+/// The server.
+pub struct Odoshi;
+
+impl Odoshi {
+    /// A server with these settings. Add senders of your own with [`Builder::sender`], then [`run`](Builder::run) it.
+    pub fn builder(config: Config) -> Builder {
+        Builder { config, senders: Vec::new() }
+    }
+}
+
+/// A server that is being put together. See [`Odoshi::builder`].
+pub struct Builder {
+    config: Config,
+    senders: Vec<Registration>,
+}
+
+impl Builder {
+    /// Adds a sender: commands of agents with this transport go to the actor that `make` makes. It is supervised, hears of
+    /// cancelled actions, and is drained like Odoshi's own; see [`senders`](crate::senders) for what it has to do.
+    #[must_use]
+    pub fn sender<A>(mut self, transport: &'static str, make: impl FnOnce(SenderContext) -> A + 'static) -> Self
+    where
+        A: Actor<Context = Context<A>> + Supervised + Unpin,
+        A: Handler<Deliver> + Handler<Cancelled> + Handler<Drain>,
+    {
+        self.senders.push(Registration::new(transport, make));
+        self
+    }
+
+    /// Starts the server and serves until SIGTERM, SIGINT, or an actor that can't be kept alive; then drains it.
+    ///
+    /// # Errors
+    /// When it can't start, when an actor crashed too often, or when draining took too long.
+    pub async fn run(self) -> Result<(), AppError> {
+        let running = self.start().await?;
+        running.run().await
+    }
+
+    /// Starts the server. While the store is away it serves already, and waits for it: see [`Running::ready`].
+    ///
+    /// # Errors
+    /// When the store, the spool or the address can't be used.
+    pub async fn start(self) -> Result<Running, AppError> {
+        let Self { config, senders } = self;
+        config.validate()?;
+        // What can fail without touching the store comes first: nothing has to be undone then.
+        let open_files = OpenFiles::plan(&config)?;
+        startup::make_private_folder(&config.data_dir)?;
+        // Before the address: a process that is about to end releases both, and the lock is waited for.
+        let lock = startup::lock_store(&config).await?;
+        let listening = Listening::open(&config.http).map_err(AppError::Listen)?;
+        let spool = Spool::open(config.spool_dir(), config.http.max_body.as_usize() as u64)
+            .map_err(io_error(format!("the spool {}", config.spool_dir().display())))?;
+        let store = store::open(&config).await?;
+        let serves_stream = config.sender.enabled.iter().any(|name| name == STREAM);
+        let own = senders.iter().map(|sender| sender.transport);
+        let transports: Vec<String> =
+            serves_stream.then_some(STREAM).into_iter().chain(own).map(str::to_owned).collect();
+        let preparing = prepare(&store, &config, transports).await?;
+
+        let wiring = Wiring::new(store.clone(), config.clone(), serves_stream, senders);
+        let wired = wiring.start(spool, open_files.spool);
+        let address = listening.address();
+        let api = http::Api::new(wired.sessions, wired.supervision.clone(), serves_stream, open_files.connections);
+        let server = http::serve(api, listening, open_files.connections, open_files.refusals)
+            .map_err(io_error(format!("http.listen {address}")))?;
+        let http = server.handle();
+        actix_rt::spawn(server);
+        if open_files.connections < config.http.max_connections {
+            log::info!(connections = open_files.connections; "the limit of open files bounds the connections");
+        }
+        log::info!(address:% = address, store:% = config.store_url(), spool:? = config.spool_dir(); "the server is up");
+        let (node, supervision, stages) = (wired.node, wired.supervision, wired.stages);
+        Ok(Running { node, address, preparing, supervision, stages, http, _lock: lock })
+    }
+}
+
+/// Prepares the store. A store that is away is waited for in the task that is answered.
+async fn prepare(
+    store: &Arc<dyn Store>,
+    config: &Config,
+    transports: Vec<String>,
+) -> Result<Option<JoinHandle<Result<(), AppError>>>, AppError> {
+    match startup::prepare(&**store, config, &transports).await {
+        Ok(()) => Ok(None),
+        Err(error) if error.may_pass() => {
+            log::warn!(error = error.to_string().as_str(); "the server waits for its store");
+            Ok(Some(actix_rt::spawn(startup::prepare_patiently(store.clone(), config.clone(), transports))))
+        }
+        Err(error) => Err(error),
+    }
+}

@@ -1,0 +1,14 @@
+//! One server process: how it is built, wired, started, run and drained.
+
+mod builder;
+mod error;
+mod open_files;
+mod running;
+mod startup;
+mod systemd;
+mod wiring;
+
+pub use builder::{Builder, Odoshi, check};
+pub use error::AppError;
+pub use running::Running;
+pub use startup::reset_admin_token;

@@ -1,0 +1,270 @@
+//! How the actors are wired.
+//!
+//! ```text
+//!  spool/new ─▶ SpoolLoader ─┐
+//!  POST /v1/actions ─────────┴▶ Resolver ─▶ CommandStore ─▶ DelayScheduler ─▶ SenderRouter ─▶ senders ─▶ agents
+//!                                  pages       batches         due next                            │
+//!                                                                                                  │ what happened
+//!  reconcilers/: open actions, complete, advance, expire, overdue, leaving agents ────────▶ Outcomes ◀┘
+//!                live join, retention
+//!
+//!  Signals: whatever is committed wakes what waits for it, here (actors, watchers, long polls) and, through
+//!           PeerNotifier, at other nodes
+//! ```
+//!
+//! In two phases. [`Wiring::new`] makes all addresses, and from them the signals and the [`Node`]; [`Wiring::start`] starts
+//! the actors, each with the node and its one downstream address. So nothing is bound late. An actor that is never started
+//! is a compiler warning, since the addresses are taken apart without `..`.
+//!
+//! Actors are drained source first: intake stops, then each stage finishes what it has, the outcomes last. What isn't done by
+//! the deadline is still in the store. The pipeline lives on one arbiter: a message to another thread costs a wake-up.
+
+use crate::config::Config;
+use crate::context::Node;
+use crate::domain::agent::STREAM;
+use crate::domain::batch::Limits;
+use crate::metrics::Metrics;
+use crate::pipeline::command_store::{CommandSink, CommandStore};
+use crate::pipeline::delay_scheduler::DelayScheduler;
+use crate::pipeline::outcomes::{OutcomeSink, Outcomes};
+use crate::pipeline::resolver::Resolver;
+use crate::pipeline::sender_router::{Routes, SenderRouter};
+use crate::pipeline::spool::Spool;
+use crate::pipeline::spool_loader::SpoolLoader;
+use crate::reconcilers::Reconcilers;
+use crate::runtime::{Batcher, Drain, Reconciler, Sink, Supervision, Unstarted, Waker, Writer};
+use crate::senders::stream::{Opening, SessionDeps, SessionSink, Sessions, StreamSender};
+use crate::senders::{Cancelled, Deliver, SenderContext};
+use crate::signals::{ActionCache, Board, PeerNotifier, Presence, SchedulerInbox, Signals, StreamInbox};
+use crate::store::Store;
+use actix::prelude::*;
+use std::sync::Arc;
+
+/// Starts a sender.
+type StartSender = Box<dyn FnOnce(SenderContext, &Supervision)>;
+
+/// A sender, before it is started.
+pub(super) struct Registration {
+    pub(super) transport: &'static str,
+    deliver: Recipient<Deliver>,
+    cancelled: Recipient<Cancelled>,
+    drain: Recipient<Drain>,
+    start: StartSender,
+}
+
+impl Registration {
+    pub(super) fn new<A>(transport: &'static str, make: impl FnOnce(SenderContext) -> A + 'static) -> Self
+    where
+        A: Actor<Context = Context<A>> + Supervised + Unpin,
+        A: Handler<Deliver> + Handler<Cancelled> + Handler<Drain>,
+    {
+        let unstarted = Unstarted::default();
+        let address = unstarted.address();
+        Self {
+            transport,
+            deliver: address.clone().recipient(),
+            cancelled: address.clone().recipient(),
+            drain: address.recipient(),
+            start: Box::new(move |context, supervision| {
+                unstarted.start(transport, make(context), supervision);
+            }),
+        }
+    }
+}
+
+/// The addresses of all actors, before these are started.
+#[derive(Default)]
+struct Addresses {
+    spool_loader: Unstarted<Reconciler<SpoolLoader>>,
+    resolver: Unstarted<Reconciler<Resolver>>,
+    command_store: Unstarted<CommandStore>,
+    delay_scheduler: Unstarted<DelayScheduler>,
+    sender_router: Unstarted<SenderRouter>,
+    stream_sender: Unstarted<StreamSender>,
+    sessions: Unstarted<Sessions>,
+    outcomes: Unstarted<Outcomes>,
+    peers: Unstarted<PeerNotifier>,
+    reconcilers: Reconcilers,
+}
+
+impl Addresses {
+    /// What hears signals.
+    fn board(&self, senders: &[Registration]) -> Board {
+        let Self { resolver, delay_scheduler, stream_sender, peers, reconcilers, .. } = self;
+        let (scheduler, stream) = (delay_scheduler.address(), stream_sender.address());
+        let own = stream.clone().recipient();
+        Board {
+            resolver: resolver.address().recipient(),
+            scheduler: SchedulerInbox {
+                rescheduled: scheduler.clone().recipient(),
+                cancelled: scheduler.clone().recipient(),
+                resumed: scheduler.clone().recipient(),
+                peer_news: scheduler.clone().recipient(),
+                open_actions: scheduler.recipient(),
+            },
+            stream: StreamInbox {
+                disabled: stream.clone().recipient(),
+                superseded: stream.clone().recipient(),
+                backlog: stream.recipient(),
+            },
+            senders: senders.iter().map(|sender| sender.cancelled.clone()).chain([own]).collect(),
+            open_actions: reconcilers.open_actions.address().recipient(),
+            after_open_actions: vec![
+                reconcilers.complete.address().recipient(),
+                reconcilers.advance.address().recipient(),
+                reconcilers.expire.address().recipient(),
+            ],
+            complete: reconcilers.complete.address().recipient(),
+            live_join: reconcilers.live_join.address().recipient(),
+            peers: peers.address().recipient(),
+        }
+    }
+}
+
+/// The actors that are drained, source first.
+pub(super) struct Stages {
+    /// One after the other.
+    before: Vec<Recipient<Drain>>,
+    /// All at once.
+    senders: Vec<Recipient<Drain>>,
+    /// One after the other.
+    after: Vec<Recipient<Drain>>,
+    stream: Addr<StreamSender>,
+}
+
+impl Stages {
+    /// Each finishes what it has; one that is gone has nothing left.
+    pub(super) async fn drain(&self) {
+        for stage in &self.before {
+            stage.send(Drain).await.ok();
+        }
+        futures_util::future::join_all(self.senders.iter().map(|sender| sender.send(Drain))).await;
+        for stage in &self.after {
+            stage.send(Drain).await.ok();
+        }
+    }
+
+    /// Agents are sent elsewhere, and nothing else is done.
+    pub(super) async fn leave(&self) {
+        self.stream.send(Drain).await.ok();
+    }
+}
+
+/// Phase one: every address, and what is made of them.
+pub(super) struct Wiring {
+    node: Arc<Node>,
+    addresses: Addresses,
+    senders: Vec<Registration>,
+    serves_stream: bool,
+}
+
+/// The started actors.
+pub(super) struct Wired {
+    pub(super) node: Arc<Node>,
+    pub(super) supervision: Supervision,
+    pub(super) stages: Stages,
+    pub(super) sessions: SessionDeps,
+}
+
+impl Wiring {
+    /// Makes all addresses, the signals and the node.
+    pub(super) fn new(store: Arc<dyn Store>, config: Config, serves_stream: bool, senders: Vec<Registration>) -> Self {
+        let addresses = Addresses::default();
+        let actions = ActionCache::new(store.clone());
+        let signals = Signals::new(addresses.board(&senders), actions.clone());
+        let (presence, metrics) = (Presence::default(), Metrics::default());
+        let node = Arc::new(Node { store, actions, presence, signals, metrics, config });
+        Self { node, addresses, senders, serves_stream }
+    }
+
+    /// Phase two: starts the actors, sink first.
+    pub(super) fn start(self, spool: Spool, spool_files: usize) -> Wired {
+        let Self { node, addresses, senders, serves_stream } = self;
+        let supervision = Supervision::new(node.config.supervision.clone());
+        // Without `..`: one that nobody starts is an unused variable.
+        let Addresses {
+            spool_loader,
+            resolver,
+            command_store,
+            delay_scheduler,
+            sender_router,
+            stream_sender,
+            sessions,
+            outcomes,
+            peers,
+            reconcilers,
+        } = addresses;
+        let outcomes = start_batcher(outcomes, OutcomeSink { node: node.clone() }, &node, &supervision);
+        let sink = SessionSink { node: node.clone(), opening: Opening::default() };
+        let sessions = start_batcher(sessions, sink, &node, &supervision);
+        let recorder = Writer::new(outcomes.clone());
+        let context = SenderContext::new(node.store.clone(), recorder.clone());
+        let stream = StreamSender::new(context.clone(), node.presence.clone(), Writer::new(sessions.clone()));
+        let stream = stream_sender.start("stream_sender", stream, &supervision);
+        let mut routes = Routes::new();
+        let mut drained_senders = vec![stream.clone().recipient()];
+        if serves_stream {
+            routes.insert(STREAM.to_owned(), stream.clone().recipient());
+        }
+        for sender in senders {
+            routes.insert(sender.transport.to_owned(), sender.deliver);
+            drained_senders.push(sender.drain);
+            (sender.start)(context.clone(), &supervision);
+        }
+        let router = SenderRouter::new(node.clone(), routes, recorder.clone());
+        let router = sender_router.start("sender_router", router, &supervision);
+        let scheduler = DelayScheduler::new(node.clone(), router, recorder.clone());
+        let scheduler = delay_scheduler.start("delay_scheduler", scheduler, &supervision);
+        let notifier = PeerNotifier::new(node.store.clone(), node.signals.clone(), node.metrics.clone());
+        let peers = peers.start("peers", notifier, &supervision);
+        let sink = CommandSink { node: node.clone(), scheduler: scheduler.clone() };
+        let commands = start_batcher(command_store, sink, &node, &supervision);
+        let reconcilers = reconcilers.start(&node, &recorder, &supervision);
+        let resolver = start_resolver(resolver, &node, Writer::new(commands.clone()), &supervision);
+        let loader = start_spool_loader(spool_loader, &node, spool, spool_files, &supervision);
+
+        let before = vec![loader, resolver, commands.recipient(), peers.recipient(), scheduler.recipient()];
+        let after = reconcilers.into_iter().chain([outcomes.recipient(), sessions.recipient()]).collect();
+        let stages = Stages { before, senders: drained_senders, after, stream: stream.clone() };
+        let sessions = SessionDeps::new(node.clone(), context, stream);
+        Wired { node, supervision, stages, sessions }
+    }
+}
+
+fn start_batcher<S: Sink>(
+    unstarted: Unstarted<Batcher<S>>,
+    sink: S,
+    node: &Node,
+    supervision: &Supervision,
+) -> Addr<Batcher<S>> {
+    let batch = &node.config.store.batch;
+    let limits = Limits { max_items: batch.max_items, max_wait: batch.max_wait.0, idle: batch.idle.0 };
+    unstarted.start(S::NAME, Batcher::new(sink, limits), supervision)
+}
+
+fn start_resolver(
+    unstarted: Unstarted<Reconciler<Resolver>>,
+    node: &Arc<Node>,
+    pages: crate::pipeline::command_store::PageWriter,
+    supervision: &Supervision,
+) -> Recipient<Drain> {
+    let (progress, node) = (node.metrics.progress().clone(), node.clone());
+    let resolver = Reconciler::new(progress, move || Resolver::new(node.clone(), pages.clone()));
+    unstarted.start("resolver", resolver, supervision).recipient()
+}
+
+fn start_spool_loader(
+    unstarted: Unstarted<Reconciler<SpoolLoader>>,
+    node: &Arc<Node>,
+    spool: Spool,
+    files_per_round: usize,
+    supervision: &Supervision,
+) -> Recipient<Drain> {
+    let waker = Waker::new(unstarted.address().recipient());
+    let (progress, node) = (node.metrics.progress().clone(), node.clone());
+    let loader = Reconciler::new(progress, move || {
+        // What an instance before this one held is to be recovered: each has a list of its own.
+        SpoolLoader::new(node.clone(), spool.reopened(), files_per_round, waker.clone())
+    });
+    unstarted.start("spool_loader", loader, supervision).recipient()
+}

@@ -1,0 +1,46 @@
+//! Moves `dispatched_through` on over commands that have an outcome or an open row, so that a restart reads little again.
+
+use crate::context::Node;
+use crate::runtime::isolation::for_all_actions;
+use crate::runtime::{Pace, Reconcile, RoundFailed};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The longest time between two rounds. The list of open actions causes one each second.
+const POLL_INTERVAL: Duration = Duration::from_secs(10);
+/// Commands that a round moves one action over, at most.
+const ADVANCE_LIMIT: usize = 50_000;
+/// Actions that are moved in one transaction.
+const ACTIONS_AT_A_TIME: usize = 100;
+
+/// See the module.
+pub struct Advance {
+    node: Arc<Node>,
+}
+
+impl Advance {
+    /// On this node.
+    pub fn new(node: Arc<Node>) -> Self {
+        Self { node }
+    }
+}
+
+impl Reconcile for Advance {
+    const NAME: &'static str = "advance";
+
+    fn period(&self) -> Duration {
+        POLL_INTERVAL
+    }
+
+    async fn run_once(&mut self) -> Result<Pace, RoundFailed> {
+        let open = self.node.signals.open_actions().last();
+        let behind = open.actions.iter();
+        let behind = behind.filter(|action| action.owned && action.dispatched_through < action.resolved_through);
+        let behind: Vec<i64> = behind.map(|action| action.no).collect();
+        for nos in behind.chunks(ACTIONS_AT_A_TIME) {
+            let advance = async |nos| self.node.store.action_advance(nos, ADVANCE_LIMIT).await.map(|_| ());
+            for_all_actions(nos, advance).await?;
+        }
+        Ok(Pace::Wait)
+    }
+}

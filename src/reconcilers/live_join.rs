@@ -1,0 +1,105 @@
+//! Lets agents join live actions: those that match only after the action was resolved.
+//!
+//! When an agent enrolls, or its labels or facts change, it asks the store which live actions match it. A slow sweep over the
+//! whole fleet finds agents that were missed, for the live actions that this node owns. Each agent that matches and has no
+//! command yet gets one, due at once or when the action becomes valid, with an open row: the action's own cursors have passed
+//! by. Until it expires a live action stays open, and its `counts.resolved` false.
+
+use crate::context::Node;
+use crate::domain::target::Target;
+use crate::runtime::isolation::for_each_action;
+use crate::runtime::{Pace, Reconcile, RoundFailed};
+use crate::signals::Dirty;
+use crate::store::StoreResult;
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// How often it sweeps over the whole fleet.
+const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
+/// Agents per read and transaction.
+const PAGE: usize = 1_000;
+
+/// See the module.
+pub struct LiveJoin {
+    node: Arc<Node>,
+    swept: Option<Instant>,
+}
+
+impl LiveJoin {
+    /// On this node.
+    pub fn new(node: Arc<Node>) -> Self {
+        Self { node, swept: None }
+    }
+
+    async fn join_all(&self, nos: &[i64], among: Option<&[i64]>) -> StoreResult<()> {
+        for_each_action(nos, |no| *no, async |no| self.join(*no, among).await).await
+    }
+
+    /// Lets the agents that have changed join; where that fails, they are remembered.
+    async fn join_changed(&self, live: &[i64]) -> StoreResult<()> {
+        let changed = self.node.signals.changed_agents();
+        match changed.take() {
+            Dirty::Everything => self.join_all(live, None).await,
+            Dirty::Keys(agents) if agents.is_empty() => Ok(()),
+            Dirty::Keys(agents) => {
+                let agents: Vec<i64> = agents.into_iter().collect();
+                self.join_all(live, Some(&agents)).await.inspect_err(|_| changed.add(agents))
+            }
+        }
+    }
+
+    /// Lets all agents join the actions that this node owns, now and then.
+    async fn sweep(&mut self, live: Vec<i64>) -> StoreResult<()> {
+        if self.swept.is_some_and(|last| last.elapsed() < SWEEP_INTERVAL) {
+            return Ok(());
+        }
+        let open = self.node.signals.open_actions().last();
+        let others = open.actions.iter().filter(|action| !action.owned).map(|action| action.no);
+        let others: HashSet<i64> = others.collect();
+        let own: Vec<i64> = live.into_iter().filter(|no| !others.contains(no)).collect();
+        self.join_all(&own, None).await?;
+        self.swept = Some(Instant::now());
+        Ok(())
+    }
+
+    async fn join(&self, no: i64, among: Option<&[i64]>) -> StoreResult<()> {
+        let store = &self.node.store;
+        let Some(action) = self.node.actions.get(no).await? else { return Ok(()) };
+        // It was parsed when it was accepted.
+        let Ok(target) = Target::parse(&action.target) else { return Ok(()) };
+        let mut after = 0;
+        loop {
+            let agents = store.agent_match_joining(no, &target, among, after, PAGE).await?;
+            let Some((last, _)) = agents.last() else { return Ok(()) };
+            after = *last;
+            let is_full = agents.len() >= PAGE;
+            let agents: Vec<i64> = agents.into_iter().map(|(agent, _)| agent).collect();
+            let due = store.command_insert_joining(no, &agents).await?;
+            if !due.is_empty() {
+                log::info!(action:% = action.id, agents = due.len(); "agents join a live action");
+                self.node.metrics.commands_written(due.len() as u64);
+                self.node.signals.commands_joined(due);
+            }
+            if !is_full {
+                return Ok(());
+            }
+        }
+    }
+}
+
+impl Reconcile for LiveJoin {
+    const NAME: &'static str = "live_join";
+    const DEBOUNCE: Duration = Duration::from_millis(20);
+
+    fn period(&self) -> Duration {
+        SWEEP_INTERVAL
+    }
+
+    async fn run_once(&mut self) -> Result<Pace, RoundFailed> {
+        let live = self.node.store.action_list_live().await?;
+        self.join_changed(&live).await?;
+        self.sweep(live).await?;
+        Ok(Pace::Wait)
+    }
+}

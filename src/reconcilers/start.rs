@@ -1,0 +1,74 @@
+//! Starts all reconcilers of this folder.
+
+use super::advance::Advance;
+use super::complete::Complete;
+use super::expire::Expire;
+use super::leaving_agents::LeavingAgents;
+use super::live_join::LiveJoin;
+use super::open_actions::ReadOpenActions;
+use super::overdue::Overdue;
+use super::retention::Retention;
+use crate::context::Node;
+use crate::runtime::{Drain, Reconcile, Reconciler, Supervision, Unstarted};
+use crate::senders::Recorder;
+use actix::prelude::*;
+use std::sync::Arc;
+
+/// The reconcilers' addresses, before they are started.
+#[derive(Default)]
+pub struct Reconcilers {
+    /// See [`super::open_actions`].
+    pub open_actions: Unstarted<Reconciler<ReadOpenActions>>,
+    /// See [`super::complete`].
+    pub complete: Unstarted<Reconciler<Complete>>,
+    /// See [`super::advance`].
+    pub advance: Unstarted<Reconciler<Advance>>,
+    /// See [`super::expire`].
+    pub expire: Unstarted<Reconciler<Expire>>,
+    /// See [`super::overdue`].
+    pub overdue: Unstarted<Reconciler<Overdue>>,
+    /// See [`super::leaving_agents`].
+    pub leaving_agents: Unstarted<Reconciler<LeavingAgents>>,
+    /// See [`super::live_join`].
+    pub live_join: Unstarted<Reconciler<LiveJoin>>,
+    /// See [`super::retention`].
+    pub retention: Unstarted<Reconciler<Retention>>,
+}
+
+impl Reconcilers {
+    /// Starts all of them, and answers where they are told to stop.
+    pub fn start(self, node: &Arc<Node>, recorder: &Recorder, supervision: &Supervision) -> Vec<Recipient<Drain>> {
+        // Without `..`: one that nobody starts is an unused variable.
+        let Self { open_actions, complete, advance, expire, overdue, leaving_agents, live_join, retention } = self;
+        let (n, r, s) = (node, recorder, supervision);
+        vec![
+            start(open_actions, n, s, ReadOpenActions::new),
+            start(complete, n, s, Complete::new),
+            start(advance, n, s, Advance::new),
+            start(expire, n, s, with(r, Expire::new)),
+            start(overdue, n, s, with(r, Overdue::new)),
+            start(leaving_agents, n, s, with(r, LeavingAgents::new)),
+            start(live_join, n, s, LiveJoin::new),
+            start(retention, n, s, Retention::new),
+        ]
+    }
+}
+
+/// A constructor that takes a recorder as well.
+fn with<R>(recorder: &Recorder, make: fn(Arc<Node>, Recorder) -> R) -> impl Fn(Arc<Node>) -> R + 'static
+where
+    R: 'static,
+{
+    let recorder = recorder.clone();
+    move |node| make(node, recorder.clone())
+}
+
+fn start<R: Reconcile>(
+    unstarted: Unstarted<Reconciler<R>>,
+    node: &Arc<Node>,
+    supervision: &Supervision,
+    make: impl Fn(Arc<Node>) -> R + 'static,
+) -> Recipient<Drain> {
+    let (progress, node) = (node.metrics.progress().clone(), node.clone());
+    unstarted.start(R::NAME, Reconciler::new(progress, move || make(node.clone())), supervision).recipient()
+}

@@ -1,0 +1,155 @@
+//! What supervision knows of the actors: their states, restarts and causes, shown at `/readyz`.
+
+use crate::config::Supervision as SupervisionConfig;
+use serde::Serialize;
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+use tokio::sync::watch;
+use utoipa::ToSchema;
+
+/// All supervised actors of a process, and the way out when restarting doesn't help. Clones share their state.
+#[derive(Clone, Debug)]
+pub struct Supervision {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    limits: SupervisionConfig,
+    actors: Mutex<Vec<Arc<ActorHealth>>>,
+    draining: AtomicBool,
+    escalated: watch::Sender<Option<&'static str>>,
+}
+
+/// One actor's record.
+#[derive(Debug)]
+pub struct ActorHealth {
+    name: &'static str,
+    record: Mutex<Record>,
+}
+
+#[derive(Debug)]
+struct Record {
+    state: &'static str,
+    restarts: u64,
+    last_cause: Option<String>,
+    recent: VecDeque<Instant>,
+}
+
+/// One actor as `/readyz` shows it.
+#[derive(Clone, Debug, Serialize, ToSchema)]
+pub struct ActorReport {
+    /// The actor.
+    pub name: &'static str,
+    /// `running`, `restarting` or `stopped`.
+    pub state: String,
+    /// Since the process started.
+    pub restarts: u64,
+    /// Why it crashed last.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub last_cause: Option<String>,
+}
+
+/// The data are counters and words, whole at every step: a panic elsewhere doesn't spoil them.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Supervision {
+    /// With these limits.
+    pub fn new(limits: SupervisionConfig) -> Self {
+        Self {
+            inner: Arc::new(Inner {
+                limits,
+                actors: Mutex::default(),
+                draining: AtomicBool::new(false),
+                escalated: watch::Sender::new(None),
+            }),
+        }
+    }
+
+    /// The limits.
+    pub fn limits(&self) -> &SupervisionConfig {
+        &self.inner.limits
+    }
+
+    pub(super) fn register(&self, name: &'static str) -> Arc<ActorHealth> {
+        let record = Record { state: "running", restarts: 0, last_cause: None, recent: VecDeque::new() };
+        let health = Arc::new(ActorHealth { name, record: Mutex::new(record) });
+        lock(&self.inner.actors).push(health.clone());
+        health
+    }
+
+    /// Says that `actor` can't be kept alive by restarts.
+    pub(super) fn escalate(&self, actor: &'static str) {
+        self.inner.escalated.send_if_modified(|escalated| {
+            let first = escalated.is_none();
+            escalated.get_or_insert(actor);
+            first
+        });
+    }
+
+    /// Waits until some actor has crashed too often, and names it.
+    pub async fn escalated(&self) -> &'static str {
+        let mut watch = self.inner.escalated.subscribe();
+        loop {
+            if let Some(actor) = *watch.borrow_and_update() {
+                return actor;
+            }
+            if watch.changed().await.is_err() {
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
+    /// From now on actors that stop are left alone.
+    pub fn set_draining(&self) {
+        self.inner.draining.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the process is on its way out.
+    pub fn is_draining(&self) -> bool {
+        self.inner.draining.load(Ordering::Relaxed)
+    }
+
+    /// Every actor's state, in the order in which they were started.
+    pub fn reports(&self) -> Vec<ActorReport> {
+        lock(&self.inner.actors).iter().map(|actor| actor.report()).collect()
+    }
+}
+
+impl ActorHealth {
+    /// Counts a fall; answers how many there were `within` this time.
+    pub(super) fn crashed(&self, cause: &str, within: Duration) -> usize {
+        let mut record = lock(&self.record);
+        record.state = "restarting";
+        record.restarts += 1;
+        record.last_cause = Some(cause.chars().take(500).collect());
+        let now = Instant::now();
+        while record.recent.front().is_some_and(|time| now.duration_since(*time) > within) {
+            record.recent.pop_front();
+        }
+        record.recent.push_back(now);
+        record.recent.len()
+    }
+
+    pub(super) fn set_running(&self) {
+        lock(&self.record).state = "running";
+    }
+
+    pub(super) fn set_stopped(&self) {
+        lock(&self.record).state = "stopped";
+    }
+
+    fn report(&self) -> ActorReport {
+        let record = lock(&self.record);
+        ActorReport {
+            name: self.name,
+            state: record.state.into(),
+            restarts: record.restarts,
+            last_cause: record.last_cause.clone(),
+        }
+    }
+}

@@ -1,0 +1,97 @@
+//! The actions that this process works on: each is in memory once, however many of its commands are in flight.
+//!
+//! An action stays here for as long as anything holds it. Beyond these, the most recent that fit into [`KEPT`] bytes stay.
+
+use crate::domain::action::Action;
+use crate::store::{Store, StoreResult};
+use quick_cache::Weighter;
+use quick_cache::sync::Cache;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use uuid::Uuid;
+
+/// The bytes that actions may take up which nothing holds at the moment.
+const KEPT: u64 = 64 * 1024 * 1024;
+
+#[derive(Clone)]
+struct BySize;
+
+impl Weighter<i64, Arc<Action>> for BySize {
+    fn weight(&self, _: &i64, action: &Arc<Action>) -> u64 {
+        (action.operations.get().len() + action.name.len() + action.target.len() + 512) as u64
+    }
+}
+
+/// See the module. Clones share their content.
+#[derive(Clone)]
+pub struct ActionCache {
+    store: Arc<dyn Store>,
+    kept: Arc<Cache<i64, Arc<Action>, BySize>>,
+    held: Arc<Mutex<HashMap<i64, Weak<Action>>>>,
+}
+
+impl ActionCache {
+    /// An empty cache over this store.
+    pub fn new(store: Arc<dyn Store>) -> Self {
+        Self { store, kept: Arc::new(Cache::with_weighter(10_000, KEPT, BySize)), held: Arc::default() }
+    }
+
+    /// The action with this key, from memory or from the store.
+    pub async fn get(&self, no: i64) -> StoreResult<Option<Arc<Action>>> {
+        if let Some(action) = self.in_memory(no) {
+            return Ok(Some(action));
+        }
+        let Some(action) = self.store.action_get(no).await? else { return Ok(None) };
+        let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another caller may have been faster, and there must be one only.
+        if let Some(action) = held.get(&no).and_then(Weak::upgrade) {
+            return Ok(Some(action));
+        }
+        let action = Arc::new(action);
+        if held.len() >= 2 * 10_000 && held.len() >= 2 * self.kept.len() {
+            held.retain(|_, action| action.strong_count() > 0);
+        }
+        held.insert(no, Arc::downgrade(&action));
+        self.kept.insert(no, action.clone());
+        Ok(Some(action))
+    }
+
+    /// The action with this public id.
+    pub async fn get_by_id(&self, id: Uuid) -> StoreResult<Option<Arc<Action>>> {
+        match self.store.action_no(id).await? {
+            Some(no) => self.get(no).await,
+            None => Ok(None),
+        }
+    }
+
+    /// Marks an action as cancelled, for all that hold it.
+    pub(super) fn cancel(&self, no: i64) {
+        if let Some(action) = self.in_memory(no) {
+            action.set_cancelled();
+        }
+    }
+
+    /// Whether an action that is in memory is marked as cancelled.
+    pub fn is_cancelled(&self, no: i64) -> Option<bool> {
+        self.in_memory(no).map(|action| action.is_cancelled())
+    }
+
+    /// Whether an action that is in memory is marked as paused.
+    pub fn is_paused(&self, no: i64) -> Option<bool> {
+        self.in_memory(no).map(|action| action.is_paused())
+    }
+
+    /// Marks an action as paused, or as resumed, for all that hold it.
+    pub(super) fn pause(&self, no: i64, paused: bool) {
+        if let Some(action) = self.in_memory(no) {
+            action.set_paused(paused);
+        }
+    }
+
+    fn in_memory(&self, no: i64) -> Option<Arc<Action>> {
+        self.kept.get(&no).or_else(|| {
+            let held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
+            held.get(&no).and_then(Weak::upgrade)
+        })
+    }
+}

@@ -1,0 +1,353 @@
+//! See [`signals`](super).
+
+use super::action_cache::ActionCache;
+use super::commit_watch::CommitWatch;
+use super::dirty_keys::DirtyKeys;
+use super::long_polls::LongPollers;
+use super::messages::{
+    AgentDisabled, BacklogChanged, Cancelled, OpenActionsRead, PeerNews, Publish, Rescheduled, Resumed,
+    SessionSuperseded,
+};
+use super::open_actions::{OpenActions, Snapshot};
+use crate::domain::command::{Answer, Event};
+use crate::domain::hint::Hint;
+use crate::runtime::Wake;
+use crate::runtime::batcher::Verdict;
+use crate::store::{Due, Report};
+use actix::prelude::*;
+use std::sync::Arc;
+use uuid::Uuid;
+
+/// Keys of changed actions or agents that are remembered one by one.
+const REMEMBERED: usize = 10_000;
+
+/// What the delay scheduler hears.
+pub struct SchedulerInbox {
+    /// Commands that fall due again.
+    pub rescheduled: Recipient<Rescheduled>,
+    /// Actions that were cancelled.
+    pub cancelled: Recipient<Cancelled>,
+    /// Actions that were resumed.
+    pub resumed: Recipient<Resumed>,
+    /// What other nodes committed.
+    pub peer_news: Recipient<PeerNews>,
+    /// The open actions.
+    pub open_actions: Recipient<OpenActionsRead>,
+}
+
+/// What the stream sender hears.
+pub struct StreamInbox {
+    /// Agents that may no longer be connected.
+    pub disabled: Recipient<AgentDisabled>,
+    /// Agents that are connected elsewhere.
+    pub superseded: Recipient<SessionSuperseded>,
+    /// Agents for which the store has more.
+    pub backlog: Recipient<BacklogChanged>,
+}
+
+/// Everything that hears signals: recipients of messages, never actor types.
+pub struct Board {
+    /// Finds the agents of new actions.
+    pub resolver: Recipient<Wake>,
+    /// Delivers what is due.
+    pub scheduler: SchedulerInbox,
+    /// Holds the agents' connections.
+    pub stream: StreamInbox,
+    /// All senders, which tell agents of cancelled actions.
+    pub senders: Vec<Recipient<Cancelled>>,
+    /// Reads the open actions.
+    pub open_actions: Recipient<Wake>,
+    /// Reconcilers that begin with the open actions.
+    pub after_open_actions: Vec<Recipient<Wake>>,
+    /// Completes actions.
+    pub complete: Recipient<Wake>,
+    /// Lets agents join live actions.
+    pub live_join: Recipient<Wake>,
+    /// Tells other nodes.
+    pub peers: Recipient<Publish>,
+}
+
+/// See [`signals`](super). Clones share everything.
+#[derive(Clone)]
+pub struct Signals(Arc<Inner>);
+
+struct Inner {
+    board: Board,
+    actions: ActionCache,
+    commits: CommitWatch,
+    long_pollers: LongPollers,
+    open_actions: OpenActions,
+    changed_actions: DirtyKeys,
+    changed_agents: DirtyKeys,
+}
+
+/// Sends a hint. Where the mailbox is full, there is enough to do; the recipient finds the rest in the store.
+fn hint<M>(to: &Recipient<M>, message: M)
+where
+    M: Message + Send,
+    M::Result: Send,
+{
+    if let Err(error) = to.try_send(message) {
+        log::debug!(error = error.to_string().as_str(); "a hint was dropped");
+    }
+}
+
+impl Signals {
+    /// With these listeners and this cache.
+    pub fn new(board: Board, actions: ActionCache) -> Self {
+        Self(Arc::new(Inner {
+            board,
+            actions,
+            commits: CommitWatch::default(),
+            long_pollers: LongPollers::default(),
+            open_actions: OpenActions::default(),
+            changed_actions: DirtyKeys::new(REMEMBERED),
+            changed_agents: DirtyKeys::new(REMEMBERED),
+        }))
+    }
+
+    /// Changes each time that something is committed which watchers may show.
+    pub fn commits(&self) -> &CommitWatch {
+        &self.0.commits
+    }
+
+    /// Agents that wait over plain HTTP.
+    pub fn long_pollers(&self) -> &LongPollers {
+        &self.0.long_pollers
+    }
+
+    /// The open actions as they were read last.
+    pub fn open_actions(&self) -> &OpenActions {
+        &self.0.open_actions
+    }
+
+    /// Actions that may be complete, for the reconciler that takes them.
+    pub fn changed_actions(&self) -> &DirtyKeys {
+        &self.0.changed_actions
+    }
+
+    /// Agents that may match live actions, for the reconciler that takes them.
+    pub fn changed_agents(&self) -> &DirtyKeys {
+        &self.0.changed_agents
+    }
+
+    fn publish(&self, hints: Vec<Hint>) {
+        if !hints.is_empty() {
+            hint(&self.0.board.peers, Publish(hints));
+        }
+    }
+
+    /// Actions were stored.
+    pub fn actions_submitted(&self) {
+        hint(&self.0.board.resolver, Wake);
+    }
+
+    /// Commands were committed, as (action, agent key after which they begin). The caller tells the scheduler, which has to
+    /// keep up.
+    pub fn commands_written(&self, pages: impl IntoIterator<Item = (i64, i64)>) {
+        self.0.commits.notify();
+        let pages = pages.into_iter().map(|(action_no, after)| Hint::Commands { action_no, after });
+        self.publish(pages.collect());
+    }
+
+    /// All commands of this action are written: it may be complete.
+    pub fn action_resolved(&self, no: i64) {
+        self.actions_changed([no]);
+    }
+
+    /// Agents joined a live action: these commands are due.
+    pub fn commands_joined(&self, due: Vec<Due>) {
+        self.0.long_pollers.wake(due.iter().map(|due| due.agent_no));
+        self.0.commits.notify();
+        self.due_soon(due);
+        self.publish(vec![Hint::Open]);
+    }
+
+    /// These commands with an open row fall due soon at this node.
+    pub fn due_soon(&self, due: Vec<Due>) {
+        if !due.is_empty() {
+            hint(&self.0.board.scheduler.rescheduled, Rescheduled(due));
+        }
+    }
+
+    /// Commands got a `waiting` row since this node has no sender for their transport.
+    pub fn commands_unserved(&self) {
+        self.publish(vec![Hint::Open]);
+    }
+
+    /// Reports were recorded, with these answers.
+    pub fn outcomes_recorded(&self, reports: &[Report], answers: &[Verdict<Answer>]) {
+        self.0.commits.notify();
+        let (mut waiting, mut again, mut changed) = (Vec::new(), Vec::new(), Vec::new());
+        for (report, answer) in reports.iter().zip(answers) {
+            match answer {
+                Ok(Answer::Again { run, attempts, due_at }) => {
+                    waiting.push(report.agent_no);
+                    again.push(Due {
+                        action_no: report.action_no,
+                        agent_no: report.agent_no,
+                        run: *run,
+                        attempts: *attempts,
+                        due_at: *due_at,
+                        priority: 0,
+                        open: true,
+                    });
+                }
+                Ok(Answer::Stored) => {
+                    if matches!(report.event, Event::Hold { .. }) {
+                        waiting.push(report.agent_no);
+                    }
+                    changed.push(report.action_no);
+                }
+                Ok(Answer::Decided | Answer::Rejected(_)) | Err(_) => {}
+            }
+        }
+        if !waiting.is_empty() {
+            self.0.long_pollers.wake(waiting.into_iter());
+            self.publish(vec![Hint::Waiting]);
+        }
+        self.due_soon(again);
+        changed.dedup();
+        self.actions_changed(changed);
+    }
+
+    fn actions_changed(&self, nos: impl IntoIterator<Item = i64>) {
+        self.0.changed_actions.add(nos);
+        hint(&self.0.board.complete, Wake);
+    }
+
+    /// A user cancelled an action.
+    pub fn action_cancelled(&self, no: i64, id: Uuid) {
+        self.publish(vec![Hint::Action(no)]);
+        self.cancelled_here(no, id);
+        self.0.commits.notify();
+        // Its owner closes what is open; it may be this node.
+        self.read_open_actions();
+        self.actions_changed([no]);
+    }
+
+    fn cancelled_here(&self, no: i64, id: Uuid) {
+        // From here on nothing of it is delivered.
+        self.0.actions.cancel(no);
+        hint(&self.0.board.scheduler.cancelled, Cancelled(vec![(no, id)]));
+        for sender in &self.0.board.senders {
+            hint(sender, Cancelled(vec![(no, id)]));
+        }
+    }
+
+    /// A user paused an action.
+    pub fn action_paused(&self, no: i64) {
+        self.publish(vec![Hint::Action(no)]);
+        self.0.actions.pause(no, true);
+        self.0.commits.notify();
+    }
+
+    /// A user resumed an action.
+    pub fn action_resumed(&self, no: i64) {
+        self.publish(vec![Hint::Action(no)]);
+        self.resumed_here(no);
+        self.0.commits.notify();
+    }
+
+    /// The store says that an action is cancelled, which this process did not know.
+    pub fn cancel_found(&self, no: i64) {
+        self.0.actions.cancel(no);
+    }
+
+    /// The store says that an action is paused, or not, which this process did not know.
+    pub fn pause_found(&self, no: i64, is_paused: bool) {
+        if is_paused {
+            self.0.actions.pause(no, true);
+        } else {
+            self.resumed_here(no);
+        }
+    }
+
+    fn resumed_here(&self, no: i64) {
+        self.0.actions.pause(no, false);
+        hint(&self.0.board.scheduler.resumed, Resumed(vec![no]));
+    }
+
+    /// An action has ended.
+    pub fn action_ended(&self) {
+        self.0.commits.notify();
+    }
+
+    /// The open actions should be read now.
+    pub fn read_open_actions(&self) {
+        hint(&self.0.board.open_actions, Wake);
+    }
+
+    /// The open actions were read.
+    pub fn open_actions_read(&self, snapshot: Snapshot) {
+        let snapshot = self.0.open_actions.set(snapshot);
+        hint(&self.0.board.scheduler.open_actions, OpenActionsRead(snapshot));
+        for reconciler in &self.0.board.after_open_actions {
+            hint(reconciler, Wake);
+        }
+    }
+
+    /// An agent is new, or its labels, facts or address are.
+    pub fn agent_changed(&self, agent_no: i64) {
+        self.0.changed_agents.add([agent_no]);
+        hint(&self.0.board.live_join, Wake);
+    }
+
+    /// An agent was disabled or removed.
+    pub fn agent_disabled(&self, agent_no: i64) {
+        self.publish(vec![Hint::Agent(agent_no)]);
+        self.disabled_here(agent_no);
+    }
+
+    fn disabled_here(&self, agent_no: i64) {
+        hint(&self.0.board.stream.disabled, AgentDisabled(agent_no));
+    }
+
+    /// Agents that other nodes held are connected here now, as (agent, epoch).
+    pub fn sessions_moved_here(&self, moved: impl IntoIterator<Item = (i64, i64)>) {
+        let moved = moved.into_iter().map(|(agent_no, epoch)| Hint::Moved { agent_no, epoch });
+        self.publish(moved.collect());
+    }
+
+    /// A replaced connection of this agent has written back what it held.
+    pub fn backlog_changed(&self, agent_no: i64) {
+        hint(&self.0.board.stream.backlog, BacklogChanged(agent_no));
+        self.publish(vec![Hint::Backlog(agent_no)]);
+    }
+}
+
+/// What other nodes tell, as [`PeerNotifier`](super::PeerNotifier) has looked it up.
+impl Signals {
+    pub(super) fn heard_cancelled(&self, no: i64, id: Uuid) {
+        self.cancelled_here(no, id);
+        self.read_open_actions();
+    }
+
+    pub(super) fn heard_disabled(&self, agent_no: i64) {
+        self.disabled_here(agent_no);
+    }
+
+    pub(super) fn heard_moved(&self, moved: Vec<(i64, i64)>) {
+        if !moved.is_empty() {
+            hint(&self.0.board.stream.superseded, SessionSuperseded(moved));
+        }
+    }
+
+    pub(super) fn heard_backlog(&self, agent_no: i64) {
+        hint(&self.0.board.stream.backlog, BacklogChanged(agent_no));
+    }
+
+    pub(super) fn heard_news(&self, news: PeerNews) {
+        if news.everything {
+            self.read_open_actions();
+        }
+        if news != PeerNews::default() {
+            hint(&self.0.board.scheduler.peer_news, news);
+        }
+        self.0.commits.notify();
+    }
+
+    pub(super) fn heard_waiting(&self, agents: Vec<i64>) {
+        self.0.long_pollers.wake(agents.into_iter());
+    }
+}

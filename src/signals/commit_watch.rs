@@ -1,0 +1,29 @@
+//! Tells watchers that something was committed.
+//!
+//! One counter for all actions. A watcher reads the store when the counter moves, as often as it likes, and polls as well, since
+//! another node's commits don't always move it.
+
+use std::sync::Arc;
+use tokio::sync::watch;
+
+/// See the module. Clones share the counter.
+#[derive(Clone, Debug)]
+pub struct CommitWatch(Arc<watch::Sender<u64>>);
+
+impl Default for CommitWatch {
+    fn default() -> Self {
+        Self(Arc::new(watch::Sender::new(0)))
+    }
+}
+
+impl CommitWatch {
+    /// Something was committed.
+    pub(super) fn notify(&self) {
+        self.0.send_modify(|commits| *commits = commits.wrapping_add(1));
+    }
+
+    /// To wait for that.
+    pub fn subscribe(&self) -> watch::Receiver<u64> {
+        self.0.subscribe()
+    }
+}

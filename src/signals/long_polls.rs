@@ -1,0 +1,89 @@
+//! Agents that wait for a command over plain HTTP.
+//!
+//! They are woken when a command of theirs gets an open row, here or at another node. A lost wake-up costs the call's own
+//! polling interval.
+
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
+use tokio::sync::Notify;
+
+type Map = HashMap<i64, Arc<Notify>>;
+
+/// See the module. Clones share the list.
+#[derive(Clone, Debug, Default)]
+pub struct LongPollers(Arc<Mutex<Map>>);
+
+/// A request that waits; it is on the list until it is dropped.
+#[derive(Debug)]
+pub struct LongPoll {
+    pollers: LongPollers,
+    agent_no: i64,
+    notify: Arc<Notify>,
+}
+
+impl LongPollers {
+    fn with<T>(&self, work: impl FnOnce(&mut Map) -> T) -> T {
+        work(&mut self.0.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Puts an agent on the list.
+    pub fn wait(&self, agent_no: i64) -> LongPoll {
+        let notify = self.with(|map| map.entry(agent_no).or_default().clone());
+        LongPoll { pollers: self.clone(), agent_no, notify }
+    }
+
+    /// Those that wait.
+    pub fn agents(&self) -> Vec<i64> {
+        self.with(|map| map.keys().copied().collect())
+    }
+
+    /// Wakes those of these agents that wait.
+    pub(super) fn wake(&self, agents: impl Iterator<Item = i64>) {
+        self.with(|map| {
+            if map.is_empty() {
+                return;
+            }
+            for agent_no in agents {
+                if let Some(notify) = map.get(&agent_no) {
+                    // Also one that looks at the store at this moment.
+                    notify.notify_one();
+                }
+            }
+        });
+    }
+}
+
+impl LongPoll {
+    /// Until there may be something.
+    pub async fn woken(&self) {
+        self.notify.notified().await;
+    }
+}
+
+impl Drop for LongPoll {
+    fn drop(&mut self) {
+        self.pollers.with(|map| {
+            // The list's own, and this one.
+            if Arc::strong_count(&self.notify) <= 2 {
+                map.remove(&self.agent_no);
+            }
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[tokio::test]
+    async fn a_waiting_agent_is_woken_and_leaves_nothing_behind() {
+        let pollers = LongPollers::default();
+        let (one, two) = (pollers.wait(1), pollers.wait(2));
+        pollers.wake([1, 3].into_iter());
+        one.woken().await;
+        assert!(tokio::time::timeout(Duration::from_millis(10), two.woken()).await.is_err());
+        drop((one, two));
+        assert!(pollers.with(|map| map.is_empty()));
+    }
+}

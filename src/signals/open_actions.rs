@@ -1,0 +1,49 @@
+//! The open actions as the store listed them last: one table per node, which the scheduler and the reconcilers read.
+
+use crate::store::OpenAction;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// The open actions at one time.
+#[derive(Debug, Default)]
+pub struct Snapshot {
+    /// Which reading this is. Whatever was made known to this process after [`OpenActions::begin`] had returned a number up to
+    /// this one may be missing here.
+    pub reading: u64,
+    /// In key order.
+    pub actions: Vec<OpenAction>,
+}
+
+/// See the module. Clones share the table.
+#[derive(Clone, Debug, Default)]
+pub struct OpenActions(Arc<Inner>);
+
+#[derive(Debug, Default)]
+struct Inner {
+    begun: AtomicU64,
+    last: RwLock<Arc<Snapshot>>,
+}
+
+impl OpenActions {
+    /// A reading of the store begins: its number.
+    pub fn begin(&self) -> u64 {
+        self.0.begun.fetch_add(1, Ordering::AcqRel) + 1
+    }
+
+    /// The number of the last reading that has begun.
+    pub fn reading(&self) -> u64 {
+        self.0.begun.load(Ordering::Acquire)
+    }
+
+    /// A reading is complete.
+    pub fn set(&self, snapshot: Snapshot) -> Arc<Snapshot> {
+        let snapshot = Arc::new(snapshot);
+        *self.0.last.write().unwrap_or_else(PoisonError::into_inner) = snapshot.clone();
+        snapshot
+    }
+
+    /// The last complete reading; empty before the first.
+    pub fn last(&self) -> Arc<Snapshot> {
+        self.0.last.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}

@@ -1,0 +1,41 @@
+//! Which agents have a connection to this process.
+//!
+//! The stream sender writes it, the delay scheduler reads it for each command. It is a shared set, since asking an actor for
+//! each chunk would cost a round trip. It may be a moment behind, and order makes that harmless: an agent is present *before*
+//! its backlog is read, and commands are committed *before* presence is read.
+
+use std::collections::HashSet;
+use std::sync::{Arc, PoisonError, RwLock};
+
+/// See the module. Clones share the set.
+#[derive(Clone, Debug, Default)]
+pub struct Presence(Arc<RwLock<HashSet<i64>>>);
+
+impl Presence {
+    /// Whether this agent is connected here.
+    pub fn contains(&self, agent_no: i64) -> bool {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).contains(&agent_no)
+    }
+
+    /// How many are.
+    pub fn len(&self) -> usize {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether nobody is.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
+    pub(crate) fn insert(&self, agent_no: i64) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(agent_no);
+    }
+
+    pub(crate) fn remove(&self, agent_no: i64) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(&agent_no);
+    }
+
+    pub(crate) fn clear(&self) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).clear();
+    }
+}
