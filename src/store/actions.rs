@@ -39,7 +39,8 @@ pub struct OpenAction {
     pub expires_at: Timestamp,
     /// Whether agents may join until it expires.
     pub live: bool,
-    /// Whether this node owns it: records which of its agents are away, and sends what isn't a stream.
+    /// Whether this node owns it: records which of its agents are away, and sends what isn't a
+    /// stream.
     pub owned: bool,
     /// Whether all its commands are written.
     pub resolved: bool,
@@ -91,13 +92,15 @@ pub struct ActionView {
     pub document: Box<RawValue>,
 }
 
-/// Actions. All methods behave the same on both databases, except for ownership: on SQLite the only node owns every
-/// action.
+/// Actions. All methods behave the same on both databases, except for ownership: on SQLite the only
+/// node owns every action.
 #[async_trait]
 pub trait Actions {
-    /// Inserts actions, each with its entry in the audit log. Returns one answer per action, in the given order.
+    /// Inserts actions, each with its entry in the audit log. Returns one answer per action, in the
+    /// given order.
     ///
-    /// Idempotent: an action whose idempotency key or id is already stored is the same action if the digests are equal.
+    /// Idempotent: an action whose idempotency key or id is already stored is the same action if
+    /// the digests are equal.
     async fn action_insert(&self, actions: Vec<NewAction>) -> StoreResult<Vec<Accepted>>;
 
     /// The action with this id, as users see it.
@@ -105,7 +108,8 @@ pub trait Actions {
 
     /// Lists actions as users see them, newest first.
     ///
-    /// `before` continues a listing: only actions with a smaller key are returned. `state` filters by state.
+    /// `before` continues a listing: only actions with a smaller key are returned. `state` filters
+    /// by state.
     async fn action_list(
         &self,
         state: Option<ActionState>,
@@ -122,34 +126,39 @@ pub trait Actions {
     /// Lists actions that have not ended, in key order after the key `after`.
     async fn action_list_open(&self, after: i64, limit: usize) -> StoreResult<Vec<OpenAction>>;
 
-    /// Lists the keys of unresolved actions that this node owns and that are valid at `horizon`, oldest first.
+    /// Lists the keys of unresolved actions that this node owns and that are valid at `horizon`,
+    /// oldest first.
     async fn action_list_unresolved(&self, horizon: Timestamp, limit: usize) -> StoreResult<Vec<i64>>;
 
     /// How far each of these actions is resolved, in the given order.
     ///
-    /// The first call for an action counts the agents that match its target and stores the number as `expected`. Later
-    /// calls return the stored number.
+    /// The first call for an action counts the agents that match its target and stores the number
+    /// as `expected`. Later calls return the stored number.
     async fn action_resolution(&self, actions: Vec<(i64, Target)>) -> StoreResult<Vec<Resolution>>;
 
-    /// Cancels an action unless it has ended, and returns it. `None` if there is no action with this id.
+    /// Cancels an action unless it has ended, and returns it. `None` if there is no action with
+    /// this id.
     ///
-    /// From the commit on, no more commands of it are inserted. The outcomes of its unfinished commands are recorded
-    /// later, through [`Outcomes::outcome_record`](super::Outcomes::outcome_record).
+    /// From the commit on, no more commands of it are inserted. The outcomes of its unfinished
+    /// commands are recorded later, through
+    /// [`Outcomes::outcome_record`](super::Outcomes::outcome_record).
     async fn action_cancel(&self, id: Uuid, by: &Author) -> StoreResult<Option<ActionView>>;
 
-    /// Pauses or resumes an action unless it has ended, and returns it. `None` if there is no action with this id.
+    /// Pauses or resumes an action unless it has ended, and returns it. `None` if there is no
+    /// action with this id.
     async fn action_pause(&self, id: Uuid, paused: bool, by: &Author) -> StoreResult<Option<ActionView>>;
 
     /// Marks an action as expired and resolved. False if it was resolved already.
     async fn action_expire(&self, no: i64) -> StoreResult<bool>;
 
-    /// Advances `dispatched_through` of these actions over commands that have an outcome or an open row. Returns where
-    /// each is now, in the given order.
+    /// Advances `dispatched_through` of these actions over commands that have an outcome or an open
+    /// row. Returns where each is now, in the given order.
     ///
     /// Examines at most `limit` commands of each action.
     async fn action_advance(&self, nos: Vec<i64>, limit: usize) -> StoreResult<Vec<i64>>;
 
-    /// Completes those of these actions that are resolved and whose commands are all final. Returns the keys of the
-    /// completed ones. A live action completes only when it is cancelled or has expired.
+    /// Completes those of these actions that are resolved and whose commands are all final. Returns
+    /// the keys of the completed ones. A live action completes only when it is cancelled or has
+    /// expired.
     async fn action_complete(&self, nos: Vec<i64>) -> StoreResult<Vec<i64>>;
 }

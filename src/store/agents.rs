@@ -1,4 +1,5 @@
-//! Agents: enrolling, what they say of themselves, matching them with targets, changing and removing them.
+//! Agents: enrolling, what they say of themselves, matching them with targets, changing and
+//! removing them.
 
 use super::error::StoreResult;
 use crate::domain::agent::{AgentRef, Enrollment};
@@ -16,8 +17,8 @@ use utoipa::ToSchema;
 /// How long after a check-in over HTTP an agent counts as online.
 pub(super) const CHECK_IN_COUNTS: Duration = Duration::from_secs(120);
 
-/// How old a stored check-in gets before the next one is stored. Small beside [`CHECK_IN_COUNTS`], so that an agent that
-/// polls never looks offline.
+/// How old a stored check-in gets before the next one is stored. Small beside [`CHECK_IN_COUNTS`],
+/// so that an agent that polls never looks offline.
 pub(super) const CHECK_IN_WRITTEN: Duration = Duration::from_secs(30);
 
 /// An agent as users see it.
@@ -85,7 +86,8 @@ impl AgentPatch {
     }
 }
 
-/// An agent to insert without a token (for benchmarks, and for agents that don't connect by themselves).
+/// An agent to insert without a token (for benchmarks, and for agents that don't connect by
+/// themselves).
 #[derive(Clone, Debug)]
 pub struct NewAgent {
     /// Its name, labels, facts and version.
@@ -115,10 +117,12 @@ pub trait Agents: Send + Sync {
         self.agent_enroll_once(agent, token_hash, None, by).await
     }
 
-    /// Enrolls an agent with the hash of its token under a nonce, so that it can repeat a call whose answer was lost.
+    /// Enrolls an agent with the hash of its token under a nonce, so that it can repeat a call
+    /// whose answer was lost.
     ///
-    /// If the name is taken by an agent that enrolled under the same nonce and has never used its token, that token is
-    /// revoked, and the agent gets this one and its new labels, facts and version.
+    /// If the name is taken by an agent that enrolled under the same nonce and has never used its
+    /// token, that token is revoked, and the agent gets this one and its new labels, facts and
+    /// version.
     async fn agent_enroll_once(
         &self,
         agent: &NewAgent,
@@ -127,7 +131,8 @@ pub trait Agents: Send + Sync {
         by: &Author,
     ) -> StoreResult<Enrolled>;
 
-    /// Stores an agent's labels (if given), facts and version. False if they are stored already: nothing is written.
+    /// Stores an agent's labels (if given), facts and version. False if they are stored already:
+    /// nothing is written.
     async fn agent_refresh(
         &self,
         agent_no: i64,
@@ -145,18 +150,19 @@ pub trait Agents: Send + Sync {
     /// The agents with these keys that are not removed, in key order.
     async fn agent_get_many(&self, agent_nos: &[i64]) -> StoreResult<Vec<AgentRef>>;
 
-    /// Stores that an agent checked in over HTTP just now, unless a check-in of the last 30 s is stored.
+    /// Stores that an agent checked in over HTTP just now, unless a check-in of the last 30 s is
+    /// stored.
     async fn agent_check_in(&self, agent_no: i64) -> StoreResult<()>;
 
-    /// Agents that match a target, with their transports, in key order after the key `after`. Agents that are disabled or
-    /// removed never match.
+    /// Agents that match a target, with their transports, in key order after the key `after`.
+    /// Agents that are disabled or removed never match.
     async fn agent_match(&self, target: &Target, after: i64, limit: usize) -> StoreResult<Vec<(i64, Arc<str>)>>;
 
     /// The number of agents that match a target.
     async fn agent_count(&self, target: &Target) -> StoreResult<i64>;
 
-    /// Lists agents as users see them, in the order of their names after `after`: those that match, or without a target all
-    /// that are not removed.
+    /// Lists agents as users see them, in the order of their names after `after`: those that match,
+    /// or without a target all that are not removed.
     async fn agent_list(
         &self,
         target: Option<&Target>,
@@ -167,10 +173,12 @@ pub trait Agents: Send + Sync {
     /// The agent with this name, as users see it, unless it is removed.
     async fn agent_view(&self, name: &str) -> StoreResult<Option<AgentView>>;
 
-    /// Changes an agent. Returns its key and what it is now, or `None` if there is no agent with this name.
+    /// Changes an agent. Returns its key and what it is now, or `None` if there is no agent with
+    /// this name.
     async fn agent_update(&self, name: &str, patch: &AgentPatch, by: &Author) -> StoreResult<Option<(i64, AgentView)>>;
 
-    /// Removes an agent: it matches no target any more, its tokens are revoked, and its name is free. Returns its key.
+    /// Removes an agent: it matches no target any more, its tokens are revoked, and its name is
+    /// free. Returns its key.
     ///
     /// Its commands are closed later, see [`Agents::agent_list_leaving`].
     async fn agent_remove(&self, name: &str, by: &Author) -> StoreResult<Option<i64>>;
@@ -180,6 +188,7 @@ pub trait Agents: Send + Sync {
 
     /// Records that the commands of a removed agent are closed: it is no longer listed as leaving.
     ///
-    /// Does nothing if it was removed after `before`, because a page with a command for it may still be under way.
+    /// Does nothing if it was removed after `before`, because a page with a command for it may
+    /// still be under way.
     async fn agent_left(&self, agent_no: i64, before: Timestamp) -> StoreResult<()>;
 }

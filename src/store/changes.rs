@@ -1,4 +1,5 @@
-//! What a batch of reports changes: computed in memory, in the order of the reports, before a database writes it.
+//! What a batch of reports changes: computed in memory, in the order of the reports, before a
+//! database writes it.
 
 use super::outcomes::Report;
 use crate::domain::command::{Answer, Change, CommandState, Event, Known, Open, OpenChange, Outcome, RunEnd, decide};

@@ -9,7 +9,8 @@ use serde::Serialize;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-/// A page of an action's new commands. It is inserted as a whole, or not at all if the action has moved on.
+/// A page of an action's new commands. It is inserted as a whole, or not at all if the action has
+/// moved on.
 #[derive(Clone, Debug)]
 pub struct CommandPage {
     /// The action's key.
@@ -29,7 +30,8 @@ pub struct CommandPage {
 pub enum Inserted {
     /// The page is inserted.
     Written,
-    /// The action is cancelled, expired, or resolved through another key. Read its resolution and continue from there.
+    /// The action is cancelled, expired, or resolved through another key. Read its resolution and
+    /// continue from there.
     Moved,
 }
 
@@ -68,14 +70,14 @@ pub struct CommandView {
 /// Commands. The same on both databases.
 #[async_trait]
 pub trait Commands {
-    /// Inserts pages of commands and moves their actions' `resolved_through` on, in one transaction. Returns one answer per
-    /// page, in the given order.
+    /// Inserts pages of commands and moves their actions' `resolved_through` on, in one
+    /// transaction. Returns one answer per page, in the given order.
     ///
     /// Commands that exist already are skipped and not counted again.
     async fn command_insert(&self, pages: Vec<CommandPage>) -> StoreResult<Vec<Inserted>>;
 
-    /// Lists the commands of an action as users see them, in the order of their agents' names after `after`. Empty if there
-    /// is no such action.
+    /// Lists the commands of an action as users see them, in the order of their agents' names after
+    /// `after`. Empty if there is no such action.
     async fn command_list(
         &self,
         action: Uuid,

@@ -18,7 +18,8 @@ use async_trait::async_trait;
 
 /// Everything that outlives the process: one trait per aggregate, and what concerns them all.
 ///
-/// Every method is one transaction or none. A method that takes a batch writes all of it or nothing.
+/// Every method is one transaction or none. A method that takes a batch writes all of it or
+/// nothing.
 #[async_trait]
 pub trait Store:
     Actions
@@ -37,7 +38,8 @@ pub trait Store:
     + Sync
     + 'static
 {
-    /// The store's time, which decides when commands are due and when actions expire. Tests can set an offset.
+    /// The store's time, which decides when commands are due and when actions expire. Tests can set
+    /// an offset.
     ///
     /// On PostgreSQL: the database's clock, without asking it. On SQLite: this machine's clock.
     fn now(&self) -> Timestamp;
@@ -48,11 +50,13 @@ pub trait Store:
     /// Unavailable, on PostgreSQL after 2 s without an answer.
     async fn ping(&self) -> StoreResult<()>;
 
-    /// Migrates the tables and registers this process. Until then all other calls fail as unavailable.
+    /// Migrates the tables and registers this process. Until then all other calls fail as
+    /// unavailable.
     ///
     /// On SQLite: opening the store has done so.
     ///
     /// # Errors
-    /// A transient error means that trying again can help. After any other, the database can't be used as it is.
+    /// A transient error means that trying again can help. After any other, the database can't be
+    /// used as it is.
     async fn prepare(&self) -> StoreResult<()>;
 }

@@ -1,7 +1,7 @@
 //! Errors of the store: one type for both databases.
 //!
-//! Callers need to know only whether trying again can help ([`StoreError::is_transient`]). A fault in the *data* of a request
-//! (a conflict, an unknown id) is an answer of the method, not an error.
+//! Callers need to know only whether trying again can help ([`StoreError::is_transient`]). A fault
+//! in the *data* of a request (a conflict, an unknown id) is an answer of the method, not an error.
 
 use diesel::result::Error as DieselError;
 use std::fmt;

@@ -12,7 +12,8 @@ pub trait Hints {
     /// A node that misses a notification finds new commands by polling within 10 s.
     async fn hint_send(&self, hints: &[Hint]) -> StoreResult<bool>;
 
-    /// Waits for the next hints of other nodes. [`Hint::Everything`] after a lost connection, or when too many waited.
+    /// Waits for the next hints of other nodes. [`Hint::Everything`] after a lost connection, or
+    /// when too many waited.
     ///
     /// On SQLite: waits forever.
     async fn hint_next(&self) -> Vec<Hint>;

@@ -9,11 +9,13 @@ use std::sync::Arc;
 /// Joining live actions. The same on both databases.
 #[async_trait]
 pub trait Live {
-    /// Lists the keys of the actions that agents can join now: live, resolved, and neither cancelled, expired nor ended.
+    /// Lists the keys of the actions that agents can join now: live, resolved, and neither
+    /// cancelled, expired nor ended.
     async fn action_list_live(&self) -> StoreResult<Vec<i64>>;
 
-    /// Agents that match a live action's target and have no command of it yet, with their transports, in key order after
-    /// the key `after`. Considers only the agents in `among`, if given.
+    /// Agents that match a live action's target and have no command of it yet, with their
+    /// transports, in key order after the key `after`. Considers only the agents in `among`, if
+    /// given.
     async fn agent_match_joining(
         &self,
         action_no: i64,
@@ -23,8 +25,8 @@ pub trait Live {
         limit: usize,
     ) -> StoreResult<Vec<(i64, Arc<str>)>>;
 
-    /// Inserts a command of a live action, with an open row, for each of these agents that has none. Returns the new
-    /// commands; none if the action can no longer be joined.
+    /// Inserts a command of a live action, with an open row, for each of these agents that has
+    /// none. Returns the new commands; none if the action can no longer be joined.
     ///
     /// They are due now, or at the action's `valid_from` if that is later.
     async fn command_insert_joining(&self, action_no: i64, agents: &[i64]) -> StoreResult<Vec<Due>>;

@@ -17,7 +17,8 @@ pub struct NodeView {
     pub started_at: Timestamp,
     /// When it last said that it lives, by the database's clock.
     pub heartbeat: Timestamp,
-    /// Whether the answering node has seen another heartbeat of it within `node.dead_after`, by its own clock.
+    /// Whether the answering node has seen another heartbeat of it within `node.dead_after`, by its
+    /// own clock.
     pub alive: bool,
     /// Agents that are connected to it.
     pub agents: i64,
@@ -31,10 +32,12 @@ pub trait Nodes {
     /// Registers this process and its transports, and takes over the work of dead nodes.
     async fn node_start(&self, name: &str, transports: &[String]) -> StoreResult<()>;
 
-    /// Unregisters this process: its actions and sessions are free at once. After it, writes of this process fail.
+    /// Unregisters this process: its actions and sessions are free at once. After it, writes of
+    /// this process fail.
     async fn node_stop(&self) -> StoreResult<()>;
 
-    /// Waits until another process has taken over from this one. From then on, writes of this process fail.
+    /// Waits until another process has taken over from this one. From then on, writes of this
+    /// process fail.
     ///
     /// On SQLite: waits forever.
     async fn node_lost(&self);

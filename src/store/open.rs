@@ -30,7 +30,8 @@ pub fn check(settings: &Config) -> StoreResult<()> {
 /// Opens the store that the settings name. [Prepare](Store::prepare) it before anything else.
 ///
 /// # Errors
-/// When the store can't be used as it is configured. A database that does not answer is not an error here.
+/// When the store can't be used as it is configured. A database that does not answer is not an
+/// error here.
 pub async fn open(settings: &Config) -> StoreResult<Arc<dyn Store>> {
     match sqlite_path(settings.store_url().expose()) {
         Some(path) => Ok(Arc::new(SqliteStore::open(&path, settings.store.pool_size).await?)),
@@ -38,8 +39,8 @@ pub async fn open(settings: &Config) -> StoreResult<Arc<dyn Store>> {
     }
 }
 
-/// Inserts a token into the store that the settings name without becoming a node, while another process may serve the store.
-/// On SQLite: no other process may have the file open.
+/// Inserts a token into the store that the settings name without becoming a node, while another
+/// process may serve the store. On SQLite: no other process may have the file open.
 ///
 /// # Errors
 /// When the store can't be used, or its tables are of an older version.

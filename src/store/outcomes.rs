@@ -16,16 +16,18 @@ pub struct Report {
     pub policy: Policy,
     /// What happened.
     pub event: Event,
-    /// Whether the reporter holds the command in its first run and has recorded nothing about it. Then the store may insert
-    /// the outcome without reading the command first. If the reporter is wrong, the insert fails and the store reads it.
+    /// Whether the reporter holds the command in its first run and has recorded nothing about it.
+    /// Then the store may insert the outcome without reading the command first. If the reporter is
+    /// wrong, the insert fails and the store reads it.
     pub fresh: bool,
 }
 
 /// Outcomes. The same on both databases.
 #[async_trait]
 pub trait Outcomes {
-    /// Records events of commands as [`decide`](crate::domain::command::decide) says, with outcomes, open rows, late results
-    /// and counters, in one transaction. Returns one answer per report, in the given order.
+    /// Records events of commands as [`decide`](crate::domain::command::decide) says, with
+    /// outcomes, open rows, late results and counters, in one transaction. Returns one answer per
+    /// report, in the given order.
     ///
     /// The first outcome of a run wins. Recording the same result again changes nothing.
     async fn outcome_record(&self, reports: &[Report]) -> StoreResult<Vec<Answer>>;

@@ -1,8 +1,8 @@
 //! Sessions: which node holds an agent's connection.
 //!
-//! The store numbers the connections of an agent (their *epochs*): each one gets a higher number than all before it, even
-//! when nothing is left of those. So the newest is always known, whatever the clocks say. An agent that is disabled or
-//! removed, or whose token is not valid, opens none.
+//! The store numbers the connections of an agent (their *epochs*): each one gets a higher number
+//! than all before it, even when nothing is left of those. So the newest is always known, whatever
+//! the clocks say. An agent that is disabled or removed, or whose token is not valid, opens none.
 
 use super::error::StoreResult;
 use async_trait::async_trait;
@@ -15,7 +15,8 @@ pub struct SessionOpening {
     pub agent_no: i64,
     /// The token that the agent showed. `None` skips the check.
     pub token: Option<Uuid>,
-    /// The epoch that the agent had before, when it is the same connection again. It is opened only if no newer one was.
+    /// The epoch that the agent had before, when it is the same connection again. It is opened only
+    /// if no newer one was.
     pub after: Option<i64>,
 }
 
@@ -57,12 +58,13 @@ pub enum SessionState {
 /// Sessions of agents with stream connections.
 #[async_trait]
 pub trait Sessions {
-    /// Stores that this node holds these connections, at most one per agent, and gives each a higher epoch than any earlier
-    /// connection of its agent. Returns one answer per connection, in the given order.
+    /// Stores that this node holds these connections, at most one per agent, and gives each a
+    /// higher epoch than any earlier connection of its agent. Returns one answer per connection, in
+    /// the given order.
     async fn session_open(&self, sessions: &[SessionOpening]) -> StoreResult<Vec<Opened>>;
 
-    /// Compares connections that this node holds with the store, and stores those that are missing. Returns one state per
-    /// connection, in the given order.
+    /// Compares connections that this node holds with the store, and stores those that are missing.
+    /// Returns one state per connection, in the given order.
     async fn session_check(&self, held: &[SessionHeld]) -> StoreResult<Vec<SessionState>>;
 
     /// Removes these connections (agent, epoch) of this node, and older ones of the same agents.

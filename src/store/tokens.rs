@@ -26,11 +26,12 @@ pub trait Tokens {
     /// The token with this hash, if it is neither revoked nor expired.
     async fn token_find(&self, hash: &[u8]) -> StoreResult<Option<Token>>;
 
-    /// Marks an [unused](Token::is_unused) token as used, which ends the repeating of its enrollment. False if it was
-    /// revoked meanwhile.
+    /// Marks an [unused](Token::is_unused) token as used, which ends the repeating of its
+    /// enrollment. False if it was revoked meanwhile.
     async fn token_use(&self, id: Uuid) -> StoreResult<bool>;
 
-    /// Lists all tokens except agents', newest first. `after` continues a listing: only older tokens are returned.
+    /// Lists all tokens except agents', newest first. `after` continues a listing: only older
+    /// tokens are returned.
     async fn token_list(&self, after: Option<Uuid>, limit: usize) -> StoreResult<Vec<Token>>;
 
     /// Revokes a token, unless it is the last valid one of an admin.

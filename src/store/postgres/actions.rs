@@ -212,7 +212,8 @@ async fn list_unresolved(
     Ok(rows.into_iter().map(|row| row.key).collect())
 }
 
-/// How far actions are resolved, and (key, number of matching agents) of those whose agents were not counted yet.
+/// How far actions are resolved, and (key, number of matching agents) of those whose agents were
+/// not counted yet.
 async fn resolutions(
     conn: &mut AsyncPgConnection,
     actions: &[(i64, Target)],
@@ -307,7 +308,8 @@ async fn advances(conn: &mut AsyncPgConnection, nos: &[i64], limit: usize) -> Qu
     Ok(found)
 }
 
-/// A command that has an outcome or an open row keeps one, so reading and advancing need no common transaction.
+/// A command that has an outcome or an open row keeps one, so reading and advancing need no common
+/// transaction.
 async fn advanced(conn: &mut AsyncPgConnection, no: i64, limit: usize) -> QueryResult<(i64, Option<i64>)> {
     #[derive(QueryableByName)]
     struct Row {
@@ -338,8 +340,9 @@ async fn advance(conn: &mut AsyncPgConnection, moved: &[(i64, i64)]) -> QueryRes
 }
 
 async fn complete(conn: &mut AsyncPgConnection, nos: &[i64], now: Timestamp) -> QueryResult<Vec<i64>> {
-    // First the lock, then, by a statement of its own, the look at the counters: an update that had to wait for the last
-    // page of commands would see its flag `resolved` beside the counters of before.
+    // First the lock, then, by a statement of its own, the look at the counters: an update that had
+    // to wait for the last page of commands would see its flag `resolved` beside the counters of
+    // before.
     let candidates: Vec<Key> =
         sql("SELECT no AS key FROM actions WHERE no = ANY(?) AND resolved AND ended_at IS NULL \
          AND (NOT live OR cancelled OR expires_at <= ?) ORDER BY no FOR NO KEY UPDATE")

@@ -184,7 +184,8 @@ async fn give_up_unused(
     nonce_hash: &[u8],
     now: Timestamp,
 ) -> QueryResult<Option<i64>> {
-    // Those that repeat a call at the same time take turns: the next one has to see the token that this one writes.
+    // Those that repeat a call at the same time take turns: the next one has to see the token that
+    // this one writes.
     let known = sql("SELECT no AS key FROM agents WHERE name = ? AND removed_at IS NULL FOR UPDATE");
     let known = known.bind(said.name.as_str()).get_result::<Key>(conn).await.optional()?;
     let Some(Key { key: no }) = known else { return Ok(None) };

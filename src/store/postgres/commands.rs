@@ -83,7 +83,8 @@ async fn insert(
     duplicates: Duplicates,
 ) -> QueryResult<Vec<Inserted>> {
     let mut inserted = vec![Inserted::Moved; pages.len()];
-    // Pages of different actions are moved on in one statement, those of one action one after the other.
+    // Pages of different actions are moved on in one statement, those of one action one after the
+    // other.
     let mut rounds: Vec<BTreeMap<i64, usize>> = Vec::new();
     for (index, page) in pages.iter().enumerate() {
         match rounds.iter_mut().find(|round| !round.contains_key(&page.action_no)) {
@@ -143,7 +144,8 @@ fn insert_rows(rows: Vec<(i64, i64, Option<Timestamp>)>, then: &str) -> crate::s
     }
 }
 
-/// Moves `resolved_through` of actions over these pages, at most one page per action. Returns the actions that moved.
+/// Moves `resolved_through` of actions over these pages, at most one page per action. Returns the
+/// actions that moved.
 async fn move_on(conn: &mut AsyncPgConnection, pages: impl Iterator<Item = &CommandPage>) -> QueryResult<Vec<i64>> {
     let (mut nos, mut afters, mut throughs, mut lasts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for page in pages {
@@ -251,7 +253,8 @@ async fn list(
     after: Option<&str>,
     limit: usize,
 ) -> QueryResult<Vec<CommandView>> {
-    // A large action is read by its agents' names, in their order; a small one among a large fleet by its commands.
+    // A large action is read by its agents' names, in their order; a small one among a large fleet
+    // by its commands.
     let total = sql("SELECT coalesce(sum(c.total), 0)::bigint AS key FROM actions a JOIN action_counts c \
                      ON c.action_no = a.no WHERE a.id = ?");
     let small = total.bind(action.to_string()).get_result::<Key>(conn).await?.key <= SMALL;
@@ -262,8 +265,9 @@ async fn list(
         "agents g CROSS JOIN LATERAL \
          (SELECT * FROM commands x WHERE x.action_no = a.no AND x.agent_no = g.no OFFSET 0) c"
     };
-    // Per command: its last ended run `o`; its open row `p`, unless it is final; and whether the run that it is in, or
-    // ended with, was `handed` over. The state is derived as `Known::state` does.
+    // Per command: its last ended run `o`; its open row `p`, unless it is final; and whether the
+    // run that it is in, or ended with, was `handed` over. The state is derived as `Known::state`
+    // does.
     let rows: Vec<CommandViewRow> = sql(format!(
         "WITH page AS (SELECT g.name AS agent, o.is_final, o.run AS last_run, o.attempts AS last_attempts, \
            o.sent_at AS last_sent_at, o.finished_at, o.results, o.error, p.run AS open_run, \

@@ -1,4 +1,5 @@
-//! How a connection to the database comes about: its URL, its password, its TLS, and how its session is set up.
+//! How a connection to the database comes about: its URL, its password, its TLS, and how its
+//! session is set up.
 
 use super::link::{self, Connected, NotConnected};
 use super::tls::{Check, client_config};
@@ -116,11 +117,12 @@ impl Manager for Connector {
 
 /// How a session is set up.
 ///
-/// Every statement of this store is made to walk an index, in its order, from the row in hand. The tables grow by a million rows
-/// between two looks of the statistics, and then a planner that trusts them reads whole tables: so it isn't asked. Where
-/// it still had a choice, of which side of a join to begin with, or of a scan by half a key, the inner side is a
-/// subquery with `OFFSET 0`, which is run for each row of the outer one as it stands.
-/// A process that stops in the middle of a transaction is cut off before others count it dead, or it would hold them up.
+/// Every statement of this store is made to walk an index, in its order, from the row in hand. The
+/// tables grow by a million rows between two looks of the statistics, and then a planner that
+/// trusts them reads whole tables: so it isn't asked. Where it still had a choice, of which side of
+/// a join to begin with, or of a scan by half a key, the inner side is a subquery with `OFFSET 0`,
+/// which is run for each row of the outer one as it stands. A process that stops in the middle of a
+/// transaction is cut off before others count it dead, or it would hold them up.
 fn setup(dead_after: Duration) -> String {
     format!(
         "SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = {}; \

@@ -16,8 +16,8 @@ use std::time::{Duration, Instant};
 
 /// How long an answer to a ping may take.
 const PING_WITHIN: Duration = Duration::from_secs(2);
-/// How long migrating may fail before the error counts as final: the database may go away in between, or somebody (a dump)
-/// may be reading the tables that are to be changed.
+/// How long migrating may fail before the error counts as final: the database may go away in
+/// between, or somebody (a dump) may be reading the tables that are to be changed.
 const MIGRATION_WITHIN: Duration = Duration::from_secs(60);
 
 #[async_trait]

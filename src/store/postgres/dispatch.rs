@@ -18,8 +18,8 @@ use std::sync::Arc;
 const GOING_OF_P: &str = "CROSS JOIN LATERAL (SELECT x.priority, x.owner FROM actions x WHERE x.no = p.action_no \
      AND x.ended_at IS NULL AND NOT x.cancelled AND NOT x.paused AND NOT x.expired OFFSET 0) a";
 
-/// The node that sends commands of an action `a` to an agent `g` whose transport isn't a stream: the action's owner if it has a
-/// sender for the transport, else the first node that has one.
+/// The node that sends commands of an action `a` to an agent `g` whose transport isn't a stream:
+/// the action's owner if it has a sender for the transport, else the first node that has one.
 const WHO_SENDS: &str = "(SELECT n.incarnation FROM nodes n WHERE n.transports @> to_jsonb(g.transport) \
      ORDER BY n.incarnation IS DISTINCT FROM a.owner, n.incarnation LIMIT 1)";
 

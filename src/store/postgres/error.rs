@@ -1,9 +1,10 @@
 //! Errors of PostgreSQL, sorted by whether trying again can help.
 //!
-//! The code (SQLSTATE) decides, which [`tap`](super::tap) reads, and never the message, which is in the server's language.
-//! Refused is what is wrong with a value, or with a statement: the same again fails again. Everything else passes or is
-//! fixed by an operator (no room, no rights, a table that a dump has locked, a shutdown), and so do codes that aren't
-//! known here: nothing is dropped for them. If a value is at fault after all, the batcher finds it.
+//! The code (SQLSTATE) decides, which [`tap`](super::tap) reads, and never the message, which is in
+//! the server's language. Refused is what is wrong with a value, or with a statement: the same
+//! again fails again. Everything else passes or is fixed by an operator (no room, no rights, a
+//! table that a dump has locked, a shutdown), and so do codes that aren't known here: nothing is
+//! dropped for them. If a value is at fault after all, the batcher finds it.
 
 use crate::store::{SqlState, StoreError};
 use diesel::ConnectionError;
@@ -12,12 +13,15 @@ use diesel::result::{DatabaseErrorKind, Error};
 /// Whether waiting, or an operator, can make an error with this code go away.
 fn passes(code: SqlState) -> bool {
     match (code.class(), code.as_str()) {
-        // Rights that were revoked; a table, a column or a function that somebody dropped, or that isn't there yet.
+        // Rights that were revoked; a table, a column or a function that somebody dropped, or that
+        // isn't there yet.
         ("42", "42501" | "42P01" | "42703" | "42883") => true,
-        // Feature not supported, data, constraints, syntax, program limits (a value too large for an index).
+        // Feature not supported, data, constraints, syntax, program limits (a value too large for
+        // an index).
         ("0A" | "22" | "23" | "42" | "54", _) => false,
-        // 08 connection, 25 read only, 28 and 3D logins and databases, 40 rollback, 53 resources, 55 and 57 locks,
-        // timeouts and shutdowns, 58 the system, XX the server itself, and what isn't known.
+        // 08 connection, 25 read only, 28 and 3D logins and databases, 40 rollback, 53 resources,
+        // 55 and 57 locks, timeouts and shutdowns, 58 the system, XX the server itself, and what
+        // isn't known.
         _ => true,
     }
 }

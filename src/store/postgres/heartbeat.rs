@@ -26,7 +26,8 @@ const ANSWER_WITHIN: Duration = Duration::from_secs(3);
 /// The connection for heartbeats, outside the pool. It holds the node's lock.
 pub(super) struct OwnConnection {
     conn: Connected,
-    /// Whether the lock is held. It isn't until the server has noticed that the connection before this one is gone.
+    /// Whether the lock is held. It isn't until the server has noticed that the connection before
+    /// this one is gone.
     locked: bool,
 }
 
@@ -55,11 +56,12 @@ impl OwnConnection {
     }
 }
 
-/// Sends heartbeats on `own` and takes over from dead nodes. Ends when nobody else holds `inner`, or when this process is
-/// no longer a node.
+/// Sends heartbeats on `own` and takes over from dead nodes. Ends when nobody else holds `inner`,
+/// or when this process is no longer a node.
 pub(super) async fn heartbeats(inner: Weak<Inner>, own: OwnConnection, every: Duration, dead_after: Duration) {
     let mut own = Some(own);
-    // Taking over may have to wait for transactions of dead nodes. A task of its own does so, or this node would look dead too.
+    // Taking over may have to wait for transactions of dead nodes. A task of its own does so, or
+    // this node would look dead too.
     let mut burying: Option<JoinHandle<()>> = None;
     let mut beats = 0_u32;
     loop {
@@ -72,7 +74,8 @@ pub(super) async fn heartbeats(inner: Weak<Inner>, own: OwnConnection, every: Du
         let (was_connected, asked) = (own.is_some(), Instant::now());
         let mut beaten = beat_in_time(&mut own, &inner).await;
         if beaten.is_err() && was_connected && asked.elapsed() < ANSWER_WITHIN {
-            // The connection broke, and the database may be there: a node shouldn't be without its lock for long.
+            // The connection broke, and the database may be there: a node shouldn't be without its
+            // lock for long.
             own = None;
             beaten = beat_in_time(&mut own, &inner).await;
         }
@@ -86,7 +89,8 @@ pub(super) async fn heartbeats(inner: Weak<Inner>, own: OwnConnection, every: Du
             }
             Err(error) => {
                 own = None;
-                // Nobody could say anything meanwhile: after an outage of the database everybody would look dead.
+                // Nobody could say anything meanwhile: after an outage of the database everybody
+                // would look dead.
                 inner.watch().forget();
                 inner.set_away(&error);
                 continue;
@@ -106,8 +110,8 @@ pub(super) async fn heartbeats(inner: Weak<Inner>, own: OwnConnection, every: Du
     }
 }
 
-/// Takes over from dead nodes and, if it `adopts`, takes actions without an owner: a node that stopped may have left them to
-/// one that was dead itself.
+/// Takes over from dead nodes and, if it `adopts`, takes actions without an owner: a node that
+/// stopped may have left them to one that was dead itself.
 async fn bury(inner: &Inner, dead: Vec<Beat>, adopts: bool) -> Result<(), String> {
     let told = |error: Error| error.to_string();
     let mut conn = inner.pools.get(Caller::Pipeline).await.map_err(|error| error.to_string())?;
@@ -128,7 +132,8 @@ async fn beat_in_time(own: &mut Option<OwnConnection>, inner: &Inner) -> Result<
     beaten.unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER_WITHIN.as_secs())))
 }
 
-/// Sends one heartbeat and reads those of the other nodes. False when this process is no longer a node.
+/// Sends one heartbeat and reads those of the other nodes. False when this process is no longer a
+/// node.
 async fn beat(own: &mut Option<OwnConnection>, inner: &Inner) -> Result<bool, String> {
     let told = |error: Error| error.to_string();
     let own = match own {

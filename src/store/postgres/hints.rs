@@ -1,9 +1,10 @@
 //! Hints between nodes, by LISTEN and NOTIFY.
 //!
-//! A NOTIFY takes a database-wide lock at its commit, so it is sent outside other transactions. The channel's name contains the
-//! schema, so that two installations in one database don't hear each other. The listener has a connection of its own,
-//! which is always read from and holds no snapshot. After a lost connection it emits [`Hint::Everything`], because hints
-//! may have been lost.
+//! A NOTIFY takes a database-wide lock at its commit, so it is sent outside other transactions. The
+//! channel's name contains the schema, so that two installations in one database don't hear each
+//! other. The listener has a connection of its own, which is always read from and holds no
+//! snapshot. After a lost connection it emits [`Hint::Everything`], because hints may have been
+//! lost.
 
 use super::inner::{HINTS_WAITING, Inner, State};
 use super::link::Connected;
@@ -119,7 +120,8 @@ async fn follow(mut conn: Connected, me: &str, inner: &Weak<Inner>, hints: &mpsc
     Ok(())
 }
 
-/// Queues a hint. Never waits: unread notifications would pile up for all listeners of the database.
+/// Queues a hint. Never waits: unread notifications would pile up for all listeners of the
+/// database.
 pub(super) fn tell(hints: &mpsc::Sender<Hint>, hint: Hint) {
     // The last place is for saying that there were more.
     match hints.capacity() {

@@ -11,7 +11,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{mpsc, watch};
 use uuid::Uuid;
 
-/// Hints of other nodes that wait to be taken. What comes when they are full is replaced by [`Hint::Everything`].
+/// Hints of other nodes that wait to be taken. What comes when they are full is replaced by
+/// [`Hint::Everything`].
 pub(super) const HINTS_WAITING: usize = 1_024;
 
 /// What this process is to the database.
@@ -120,8 +121,8 @@ impl Inner {
         self.set_state(State::Away);
     }
 
-    /// This process's counter lane for writers of one kind. Kinds have lanes of their own, so that their transactions never
-    /// wait for each other's counters.
+    /// This process's counter lane for writers of one kind. Kinds have lanes of their own, so that
+    /// their transactions never wait for each other's counters.
     pub(super) fn lane(&self, of: &str) -> String {
         format!("{}/{of}", self.incarnation)
     }

@@ -1,8 +1,9 @@
-//! A connection to the server: it remembers the code of the last error that the server sent (see [`tap`](super::tap)), and its
-//! statement can be cancelled.
+//! A connection to the server: it remembers the code of the last error that the server sent (see
+//! [`tap`](super::tap)), and its statement can be cancelled.
 //!
-//! tokio-postgres takes a stream of ours only without its own connecting, hence [`connect`]: hosts in turn (or shuffled),
-//! each address of a host, the settings of the socket, and `target_session_attrs`, as libpq does.
+//! tokio-postgres takes a stream of ours only without its own connecting, hence [`connect`]: hosts
+//! in turn (or shuffled), each address of a host, the settings of the socket, and
+//! `target_session_attrs`, as libpq does.
 
 use super::tap::{LastCode, Rustls, Socket, Tap, TappedTls};
 use crate::store::SqlState;
@@ -156,7 +157,8 @@ impl Route {
         }
     }
 
-    /// TLS, unless the settings exclude it. As everywhere else, there is none on a socket of this machine.
+    /// TLS, unless the settings exclude it. As everywhere else, there is none on a socket of this
+    /// machine.
     fn tls(&self) -> io::Result<Option<Rustls>> {
         let (Place::Tcp(_, name), Some(tls)) = (&self.place, &self.tls) else { return Ok(None) };
         let tls = MakeTlsConnect::<Socket>::make_tls_connect(&mut tls.clone(), name);
@@ -185,7 +187,8 @@ impl Canceller {
     }
 }
 
-/// Connects to the first server of the settings that can be reached and is of the kind that is asked for.
+/// Connects to the first server of the settings that can be reached and is of the kind that is
+/// asked for.
 pub(super) async fn connect(config: &Config, tls: Option<&MakeRustlsConnect>) -> Result<Connected, NotConnected> {
     let (hosts, addresses, ports) = (config.get_hosts(), config.get_hostaddrs(), config.get_ports());
     let count = hosts.len().max(addresses.len());

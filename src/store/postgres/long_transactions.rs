@@ -1,5 +1,6 @@
-//! Warns about long transactions: while one is open, vacuum can't remove rows that were deleted after it began. Open rows
-//! come and go by the million, so their table grows for as long as somebody forgets to commit.
+//! Warns about long transactions: while one is open, vacuum can't remove rows that were deleted
+//! after it began. Open rows come and go by the million, so their table grows for as long as
+//! somebody forgets to commit.
 
 use super::inner::Inner;
 use super::pools::Caller;
@@ -38,7 +39,8 @@ async fn oldest(conn: &mut AsyncPgConnection, limit: Duration) -> QueryResult<Op
     .optional()
 }
 
-/// Logs the oldest transaction when it is older than `limit`, each one once. Ends when nobody else holds `inner`.
+/// Logs the oldest transaction when it is older than `limit`, each one once. Ends when nobody else
+/// holds `inner`.
 pub(super) async fn watch(inner: Weak<Inner>, limit: Duration) {
     let mut logged = None;
     loop {

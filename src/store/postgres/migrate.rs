@@ -13,13 +13,14 @@ use std::time::Duration;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 
-/// How long a migration waits for a table that somebody uses. Everybody else waits behind it meanwhile, older nodes with
-/// their heartbeats among them. It is tried again.
+/// How long a migration waits for a table that somebody uses. Everybody else waits behind it
+/// meanwhile, older nodes with their heartbeats among them. It is tried again.
 const LOCK_WITHIN: Duration = Duration::from_secs(1);
 /// The advisory lock of the process that migrates.
 const LOCK: i64 = 0x006f_646f_7368_6900;
 
-/// Refuses a database that can't store every text. Its encoding is chosen when it is created and can't be changed.
+/// Refuses a database that can't store every text. Its encoding is chosen when it is created and
+/// can't be changed.
 pub(super) async fn check_encoding(conn: &mut Connected) -> StoreResult<()> {
     #[derive(QueryableByName)]
     struct Row {
@@ -41,7 +42,8 @@ pub(super) async fn check_encoding(conn: &mut Connected) -> StoreResult<()> {
     )))
 }
 
-/// Brings the tables up to date. Other nodes that start at the same time wait, and then find nothing left to do.
+/// Brings the tables up to date. Other nodes that start at the same time wait, and then find
+/// nothing left to do.
 pub(super) async fn migrate(mut conn: Connected) -> StoreResult<()> {
     async fn begin(conn: &mut AsyncPgConnection) -> QueryResult<()> {
         conn.batch_execute("SET statement_timeout = 0; SET lock_timeout = 0").await?;

@@ -1,12 +1,14 @@
 //! Nodes: this process registers, takes over from dead nodes, and unregisters.
 //!
-//! A node is a row in `nodes`, under an id that is new at each start (its *incarnation*). Each heartbeat changes the row's
-//! value; a node that sees the same value for `dead_after` takes over, see [`super::silence`]. While its process lives, a
-//! node also holds an advisory lock, which its connection releases when it ends. So a node that was killed and started again
-//! needn't wait for `dead_after` to find that its predecessor, a node of the same name, is dead. A free lock alone is not
-//! enough, because a connection may break under a living process: the heartbeat must also have stayed the same for as long
-//! as a node needs to connect again. All of this may be wrong about a process that was only slow or cut off; fencing makes
-//! that harmless, see [`super::transaction`].
+//! A node is a row in `nodes`, under an id that is new at each start (its *incarnation*). Each
+//! heartbeat changes the row's value; a node that sees the same value for `dead_after` takes over,
+//! see [`super::silence`]. While its process lives, a node also holds an advisory lock, which its
+//! connection releases when it ends. So a node that was killed and started again needn't wait for
+//! `dead_after` to find that its predecessor, a node of the same name, is dead. A free lock alone
+//! is not enough, because a connection may break under a living process: the heartbeat must also
+//! have stayed the same for as long as a node needs to connect again. All of this may be wrong
+//! about a process that was only slow or cut off; fencing makes that harmless, see
+//! [`super::transaction`].
 
 use super::inner::{Inner, State};
 use super::pools::Caller;
@@ -33,7 +35,8 @@ pub(super) const NOW: &str = "floor(extract(epoch FROM clock_timestamp()) * 1000
 const GONE_WITHIN: Duration = Duration::from_secs(2);
 /// What a node needs to connect again, beside the time until its next heartbeat.
 const CONNECTS_WITHIN: Duration = Duration::from_millis(500);
-/// The longest that a start watches the process before it. Where heartbeats are so rare, a namesake is like any other node.
+/// The longest that a start watches the process before it. Where heartbeats are so rare, a namesake
+/// is like any other node.
 const WATCHED_FOR: Duration = Duration::from_secs(5);
 
 #[async_trait]
@@ -97,8 +100,8 @@ pub(super) async fn register(conn: &mut AsyncPgConnection, incarnation: &str) ->
     .map(|row| row.key)
 }
 
-/// Stores this node's name and transports, and takes over from dead nodes of the same name and from nodes that are gone.
-/// `every` is the heartbeats' period.
+/// Stores this node's name and transports, and takes over from dead nodes of the same name and from
+/// nodes that are gone. `every` is the heartbeats' period.
 async fn start(
     conn: &mut AsyncPgConnection,
     incarnation: &str,
@@ -118,7 +121,8 @@ async fn start(
     Ok(())
 }
 
-/// Takes over from dead processes of the same name: they hold no lock, and no heartbeat came for `quiet`.
+/// Takes over from dead processes of the same name: they hold no lock, and no heartbeat came for
+/// `quiet`.
 async fn take_over_from_namesakes(
     conn: &mut AsyncPgConnection,
     incarnation: &str,
@@ -162,7 +166,8 @@ pub(super) async fn beats(conn: &mut AsyncPgConnection) -> QueryResult<Vec<Beat>
     Ok(nodes.into_iter().map(|node| (node.incarnation, node.heartbeat)).collect())
 }
 
-/// Unregisters this node. The node that was heard of last gets its actions; without other nodes, the next one to start does.
+/// Unregisters this node. The node that was heard of last gets its actions; without other nodes,
+/// the next one to start does.
 async fn stop(conn: &mut AsyncPgConnection, inner: &Inner) -> QueryResult<()> {
     let incarnation = inner.incarnation.as_str();
     let nodes = beats(conn).await?;
@@ -196,8 +201,8 @@ pub(super) async fn adopt(conn: &mut AsyncPgConnection, incarnation: &str) -> Qu
     .await
 }
 
-/// Ends other nodes that have said nothing since this heartbeat of theirs, and takes what they had. Waits for their
-/// transactions in flight; later ones fail.
+/// Ends other nodes that have said nothing since this heartbeat of theirs, and takes what they had.
+/// Waits for their transactions in flight; later ones fail.
 pub(super) async fn take_over(conn: &mut AsyncPgConnection, incarnation: &str, dead: Vec<Beat>) -> QueryResult<bool> {
     if dead.is_empty() {
         return Ok(false);

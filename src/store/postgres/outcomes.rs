@@ -1,9 +1,11 @@
-//! What happened to commands: outcomes, open rows, late results, and the counters, in one transaction per batch.
+//! What happened to commands: outcomes, open rows, late results, and the counters, in one
+//! transaction per batch.
 //!
-//! The decision about a command depends on what is stored of it, which must not change meanwhile. An advisory lock per action
-//! ensures that. A batch that reads its commands first takes it exclusively. Batches of *fresh* reports, each of which ends
-//! a command that has neither outcome nor open row, share it: the outcome's key alone guards them. If the key exists, the
-//! batch fails and is done again with reading.
+//! The decision about a command depends on what is stored of it, which must not change meanwhile.
+//! An advisory lock per action ensures that. A batch that reads its commands first takes it
+//! exclusively. Batches of *fresh* reports, each of which ends a command that has neither outcome
+//! nor open row, share it: the outcome's key alone guards them. If the key exists, the batch fails
+//! and is done again with reading.
 
 use super::counts::count;
 use super::error::is_duplicate;
@@ -42,7 +44,8 @@ impl Outcomes for PostgresStore {
     }
 }
 
-/// Records reports without reading their commands, if all are fresh. `None` if they need [`record`].
+/// Records reports without reading their commands, if all are fresh. `None` if they need
+/// [`record`].
 async fn record_fresh(
     conn: &mut AsyncPgConnection,
     reports: &[Report],
@@ -80,8 +83,9 @@ async fn record(
 
 /// Advisory locks with two numbers don't collide with nodes' locks, which have one.
 const LOCKS: i32 = 0x6f64;
-/// Number of locks that all actions share. A batch may be about thousands of actions, and the server has room for a few
-/// thousand locks in all. Actions that share a lock wait for each other more often than they need to.
+/// Number of locks that all actions share. A batch may be about thousands of actions, and the
+/// server has room for a few thousand locks in all. Actions that share a lock wait for each other
+/// more often than they need to.
 const SLOTS: i64 = 128;
 
 /// Locks the actions of the reports, always in the same order, which excludes deadlocks.
@@ -95,8 +99,9 @@ async fn lock(conn: &mut AsyncPgConnection, reports: &[Report], how: &'static st
         .map(|_| ())
 }
 
-/// Whether all commands exist and none has an open row. The outcome's key does not guard against these, and a reporter may be
-/// wrong about them (an agent's session may take a command while the owner records that its agent is away).
+/// Whether all commands exist and none has an open row. The outcome's key does not guard against
+/// these, and a reporter may be wrong about them (an agent's session may take a command while the
+/// owner records that its agent is away).
 async fn are_untouched(conn: &mut AsyncPgConnection, reports: &[Report]) -> QueryResult<bool> {
     let (actions, agents): (Vec<i64>, Vec<i64>) = keys(reports).into_iter().unzip();
     let touched = sql(

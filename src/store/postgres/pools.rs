@@ -1,7 +1,8 @@
 //! Three pools of connections, so that one kind of caller can't take them from another.
 //!
-//! The pipeline's pool has the size that the settings give; the others come on top. What a user asks may be slow, and many
-//! may ask at once: that must not hold up delivery, nor the sessions of agents.
+//! The pipeline's pool has the size that the settings give; the others come on top. What a user
+//! asks may be slow, and many may ask at once: that must not hold up delivery, nor the sessions of
+//! agents.
 
 use super::connect::Connector;
 use deadpool::managed::{Object, Pool, PoolError};
@@ -10,8 +11,8 @@ use std::time::Duration;
 
 /// How long a call waits for a connection before the store counts as busy.
 const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(5);
-/// How long a statement for a user may take. Longer than anything that users ask of a million agents takes, and short enough
-/// that a connection is not lost to one question.
+/// How long a statement for a user may take. Longer than anything that users ask of a million
+/// agents takes, and short enough that a connection is not lost to one question.
 const PEOPLE_WITHIN: Duration = Duration::from_secs(30);
 
 /// For whom a call is made.

@@ -11,8 +11,8 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
-/// The tables with rows of an action, in the order in which they are deleted. Commands go first, so that no more results of
-/// them are accepted.
+/// The tables with rows of an action, in the order in which they are deleted. Commands go first, so
+/// that no more results of them are accepted.
 const ROWS: [&str; 5] = ["commands", "open_commands", "outcomes", "late_results", "action_counts"];
 
 #[async_trait]
@@ -26,11 +26,12 @@ impl Retention for PostgresStore {
     }
 }
 
-/// Deletes up to `limit` rows of one action that ended before a time or whose deletion has begun. `None` if there is none, or
-/// other nodes are deleting all of them.
+/// Deletes up to `limit` rows of one action that ended before a time or whose deletion has begun.
+/// `None` if there is none, or other nodes are deleting all of them.
 ///
-/// The action's row in `purges` stays locked to the end, so that two nodes never delete rows of the same action: they would
-/// select the same rows, and one of them would find these gone. The row itself goes last, when no table has rows left.
+/// The action's row in `purges` stays locked to the end, so that two nodes never delete rows of the
+/// same action: they would select the same rows, and one of them would find these gone. The row
+/// itself goes last, when no table has rows left.
 async fn purge(conn: &mut AsyncPgConnection, before: Timestamp, limit: usize) -> QueryResult<Option<usize>> {
     let Some(no) = begin_purge(conn, before).await? else { return Ok(None) };
     let mut deleted = 0;
@@ -51,8 +52,9 @@ async fn purge(conn: &mut AsyncPgConnection, before: Timestamp, limit: usize) ->
     Ok(Some(deleted))
 }
 
-/// Picks an action to delete and locks its row in `purges`: one whose deletion has begun and that no other node is deleting,
-/// else one that ended before a time, which is hidden from then on. Returns its key.
+/// Picks an action to delete and locks its row in `purges`: one whose deletion has begun and that
+/// no other node is deleting, else one that ended before a time, which is hidden from then on.
+/// Returns its key.
 async fn begin_purge(conn: &mut AsyncPgConnection, before: Timestamp) -> QueryResult<Option<i64>> {
     let begun = sql("SELECT action_no AS key FROM purges ORDER BY action_no LIMIT 1 FOR UPDATE SKIP LOCKED")
         .get_result::<Key>(conn)
@@ -82,8 +84,9 @@ fn next_with_rows(after: &str) -> String {
     format!("LEAST({})", next.join(", "))
 }
 
-/// Examines up to `limit` keys of actions that have rows, and marks those for deletion that have no row in `actions`. One
-/// statement and so one snapshot: an action is inserted before its rows, and deleted in the transaction that marks it.
+/// Examines up to `limit` keys of actions that have rows, and marks those for deletion that have no
+/// row in `actions`. One statement and so one snapshot: an action is inserted before its rows, and
+/// deleted in the transaction that marks it.
 async fn sweep(conn: &mut AsyncPgConnection, after: i64, limit: usize) -> QueryResult<Option<i64>> {
     #[derive(QueryableByName)]
     struct Row {

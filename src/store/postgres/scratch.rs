@@ -1,4 +1,5 @@
-//! A schema of its own in somebody's database, for demos and benchmarks: they leave nothing behind and meet nothing.
+//! A schema of its own in somebody's database, for demos and benchmarks: they leave nothing behind
+//! and meet nothing.
 
 use super::connect::Connector;
 use super::error::{not_connected, sort};

@@ -1,7 +1,7 @@
 //! Sessions: which node holds an agent's connection.
 //!
-//! Every write locks the agents first, in key order. That excludes deadlocks, and orders it before or after a concurrent
-//! disabling or removal of an agent.
+//! Every write locks the agents first, in key order. That excludes deadlocks, and orders it before
+//! or after a concurrent disabling or removal of an agent.
 
 use super::pools::Caller;
 use super::store::PostgresStore;
@@ -125,7 +125,8 @@ async fn look(
     Ok(Known::new(rows, valid_tokens(conn, tokens, now).await?))
 }
 
-/// Inserts missing connections (agent, epoch), unless there are newer ones. Returns the agents of the inserted ones.
+/// Inserts missing connections (agent, epoch), unless there are newer ones. Returns the agents of
+/// the inserted ones.
 async fn restore(
     conn: &mut AsyncPgConnection,
     sessions: &[(i64, i64)],

@@ -1,9 +1,10 @@
 //! How long other nodes have been silent, by this process's own monotonic clock.
 //!
-//! A living node changes the value of its heartbeat. The value is a time of the database for people to read; it is never
-//! compared with a clock, which may be set, or be another one after a failover. A node is silent for as long as this
-//! process has polled and read the same value. Time without a poll doesn't count: this process may have been stopped itself,
-//! or the database did not answer anybody.
+//! A living node changes the value of its heartbeat. The value is a time of the database for people
+//! to read; it is never compared with a clock, which may be set, or be another one after a
+//! failover. A node is silent for as long as this process has polled and read the same value. Time
+//! without a poll doesn't count: this process may have been stopped itself, or the database did not
+//! answer anybody.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};

@@ -1,7 +1,7 @@
 //! The store on PostgreSQL: what it consists of, and how a call reaches the database.
 //!
-//! Connections are driven, and calls run, on a runtime of the store's own: an arbiter that is busy, or goes away, holds up
-//! no connection.
+//! Connections are driven, and calls run, on a runtime of the store's own: an arbiter that is busy,
+//! or goes away, holds up no connection.
 
 use super::connect::Connector;
 use super::inner::Inner;
@@ -40,7 +40,8 @@ impl PostgresStore {
         Connector::new(settings).map(|_| ()).map_err(StoreError::Unusable)
     }
 
-    /// A store on the database that the settings name. Connects when it is [prepared](crate::store::Store::prepare).
+    /// A store on the database that the settings name. Connects when it is
+    /// [prepared](crate::store::Store::prepare).
     ///
     /// # Errors
     /// When the settings can't be used.
@@ -81,7 +82,8 @@ impl PostgresStore {
 
     /// Runs statements that only read, each in a transaction of its own.
     ///
-    /// When the future is dropped, what it reads for people is cancelled; what it reads for others is read to its end.
+    /// When the future is dropped, what it reads for people is cancelled; what it reads for others
+    /// is read to its end.
     pub(super) async fn read<T: Send + 'static>(
         &self,
         caller: Caller,

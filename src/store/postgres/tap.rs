@@ -1,9 +1,10 @@
 //! The code (SQLSTATE) of the last error that a server sent, read from the bytes of the connection.
 //!
-//! What an error means is decided by its code: messages come in the server's language. diesel passes the message on and
-//! drops the code, and the type that still has it is private. So the bytes from the server are read on their way to
-//! tokio-postgres: type and length of each message, and of an ErrorResponse the field `C`. The alternatives were worse: the
-//! text can't be trusted, `lc_messages` needs a superuser, and running each statement twice costs a round trip.
+//! What an error means is decided by its code: messages come in the server's language. diesel
+//! passes the message on and drops the code, and the type that still has it is private. So the
+//! bytes from the server are read on their way to tokio-postgres: type and length of each message,
+//! and of an ErrorResponse the field `C`. The alternatives were worse: the text can't be trusted,
+//! `lc_messages` needs a superuser, and running each statement twice costs a round trip.
 
 use crate::store::SqlState;
 use std::pin::Pin;
@@ -26,7 +27,8 @@ pub(super) type Socket = Either<TcpStream, UnixStream>;
 /// TLS over it.
 pub(super) type Rustls = <MakeRustlsConnect as MakeTlsConnect<Socket>>::TlsConnect;
 
-/// The code of the last error on a connection; 0 is none. The driver writes it before the caller sees the error.
+/// The code of the last error on a connection; 0 is none. The driver writes it before the caller
+/// sees the error.
 #[derive(Clone, Debug, Default)]
 pub(super) struct LastCode(Arc<AtomicU64>);
 
@@ -67,7 +69,8 @@ pub(super) struct Tap<S> {
 }
 
 impl<S> Tap<S> {
-    /// The first `lead` bytes belong to no message: the answer to the question whether the server speaks TLS.
+    /// The first `lead` bytes belong to no message: the answer to the question whether the server
+    /// speaks TLS.
     pub(super) fn new(stream: S, last_code: LastCode, lead: usize) -> Self {
         Self { stream, last_code, reader: Reader { lead, ..Reader::default() } }
     }
@@ -110,7 +113,8 @@ impl<S: TlsStream + Unpin> TlsStream for Tap<S> {
     }
 }
 
-/// Follows the messages of the protocol: a byte for the type, four for the length (itself included), the body.
+/// Follows the messages of the protocol: a byte for the type, four for the length (itself
+/// included), the body.
 #[derive(Default)]
 struct Reader {
     lead: usize,

@@ -49,7 +49,8 @@ impl Tokens for PostgresStore {
 }
 
 impl PostgresStore {
-    /// Inserts a token without being a node, see [`token_insert_alone`](crate::store::token_insert_alone).
+    /// Inserts a token without being a node, see
+    /// [`token_insert_alone`](crate::store::token_insert_alone).
     ///
     /// # Errors
     /// When the database can't be reached or its tables are of an older version.
@@ -91,7 +92,8 @@ async fn list(conn: &mut AsyncPgConnection, after: Option<Uuid>, limit: usize) -
 }
 
 async fn revoke(conn: &mut AsyncPgConnection, id: Uuid, by: &Author, now: Timestamp) -> QueryResult<Revoked> {
-    // Those that revoke admins' tokens take turns, or two of them could each leave the other's as the last one.
+    // Those that revoke admins' tokens take turns, or two of them could each leave the other's as
+    // the last one.
     let admins: Vec<TokenRow> = statements::admins(" FOR UPDATE").load(conn).await?;
     if statements::is_last_admin(admins, id, now)? {
         return Ok(Revoked::LastAdmin);

@@ -1,23 +1,27 @@
 //! Calls: connection, transaction, fencing, retries and cancelling.
 //!
-//! Each call runs as a task of its own on the store's runtime. So a caller that goes away can't leave a transaction half
-//! done, and a call costs one hop between threads, not one per statement.
+//! Each call runs as a task of its own on the store's runtime. So a caller that goes away can't
+//! leave a transaction half done, and a call costs one hop between threads, not one per statement.
 //!
-//! **Fencing.** A writing transaction first locks this node's row in `nodes` FOR KEY SHARE. A takeover deletes that row: it
-//! waits for transactions in flight, and later ones don't find the row and fail.
+//! **Fencing.** A writing transaction first locks this node's row in `nodes` FOR KEY SHARE. A
+//! takeover deletes that row: it waits for transactions in flight, and later ones don't find the
+//! row and fail.
 //!
-//! **Unknown commits.** When the answer to a COMMIT is lost, the transaction's id tells whether it was committed
-//! (`pg_xact_status`). The store asks on another connection before it retries. A server that was restarted meanwhile may have
-//! given the id to another transaction, so its answer doesn't count. Then the call is retried, which is safe: every call
-//! that writes finds what it wrote the first time, by an id, a key or a position in an order.
+//! **Unknown commits.** When the answer to a COMMIT is lost, the transaction's id tells whether it
+//! was committed (`pg_xact_status`). The store asks on another connection before it retries. A
+//! server that was restarted meanwhile may have given the id to another transaction, so its answer
+//! doesn't count. Then the call is retried, which is safe: every call that writes finds what it
+//! wrote the first time, by an id, a key or a position in an order.
 //!
-//! **Abandoned calls.** When the future of a call for people is dropped, the store sends cancel requests to the server until
-//! the statement has ended, and then closes the connection: a late request can't hit the next statement on it. The
-//! connection keeps its place in the pool until then, so abandoned calls can't pile up on the server. Their statements are
-//! also bounded by the time limit of the people's pool.
+//! **Abandoned calls.** When the future of a call for people is dropped, the store sends cancel
+//! requests to the server until the statement has ended, and then closes the connection: a late
+//! request can't hit the next statement on it. The connection keeps its place in the pool until
+//! then, so abandoned calls can't pile up on the server. Their statements are also bounded by the
+//! time limit of the people's pool.
 //!
-//! **Retries.** Deadlocks, lock timeouts and broken connections are retried a few times here. Nothing remains of a failed
-//! transaction. What still fails is left to the caller, which waits longer.
+//! **Retries.** Deadlocks, lock timeouts and broken connections are retried a few times here.
+//! Nothing remains of a failed transaction. What still fails is left to the caller, which waits
+//! longer.
 
 use super::connect::Connector;
 use super::error::{is_broken, may_pass, sort};
@@ -55,7 +59,8 @@ pub(super) fn boxed<T>(
     Box::new(work)
 }
 
-/// A call's body from an expression, which may be evaluated several times: what it needs is cloned for each.
+/// A call's body from an expression, which may be evaluated several times: what it needs is cloned
+/// for each.
 macro_rules! body {
     ([$($needed:ident),*] $conn:ident => $work:expr) => {{
         $(let $needed = $needed.clone();)*
@@ -75,7 +80,8 @@ pub(super) enum Access {
     Write,
 }
 
-/// Period of the cancel requests for an abandoned call. A request that arrives between two statements has no effect.
+/// Period of the cancel requests for an abandoned call. A request that arrives between two
+/// statements has no effect.
 const CANCEL_EVERY: Duration = Duration::from_secs(1);
 
 /// A call, apart from its body.
@@ -93,7 +99,8 @@ pub(super) struct Call {
 enum Tried<T> {
     Done(T),
     Failed(Error),
-    /// The answer to the commit of this transaction was lost. With the result of the call, if it was committed.
+    /// The answer to the commit of this transaction was lost. With the result of the call, if it
+    /// was committed.
     Unknown(Transaction, T, Error),
 }
 
@@ -234,7 +241,8 @@ impl Inner {
             }
             Err(error) => match AnsiTransactionManager::rollback_transaction(conn).await {
                 Ok(()) => Tried::Failed(error),
-                // The first error says more, unless only the second one says that the connection is gone.
+                // The first error says more, unless only the second one says that the connection is
+                // gone.
                 Err(second) => Tried::Failed(if is_broken(&second) { second } else { error }),
             },
         }
@@ -246,7 +254,8 @@ impl Inner {
         self.pools.close_idle();
     }
 
-    /// Whether a transaction whose COMMIT was sent is committed. False if the server has been restarted since.
+    /// Whether a transaction whose COMMIT was sent is committed. False if the server has been
+    /// restarted since.
     async fn is_committed(&self, call: &Call, transaction: &Transaction) -> StoreResult<bool> {
         let started = Instant::now();
         loop {

@@ -285,7 +285,8 @@ pub(in crate::store) fn no(id: Uuid) -> Sql {
     sql("SELECT no AS key FROM actions WHERE id = ?").bind(id.to_string())
 }
 
-/// Cancels an action unless it has ended. As it is resolved then, pages that are under way are refused.
+/// Cancels an action unless it has ended. As it is resolved then, pages that are under way are
+/// refused.
 pub(in crate::store) fn cancel(id: Uuid) -> Sql {
     sql("UPDATE actions SET cancelled = TRUE, resolved = TRUE WHERE id = ? AND ended_at IS NULL AND NOT cancelled")
         .bind(id.to_string())

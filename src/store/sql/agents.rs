@@ -7,7 +7,8 @@ use crate::store::AgentView;
 use diesel::prelude::*;
 use serde_json::value::RawValue;
 
-/// An agent as users see it: name, transport, address, labels, facts, version, enrolled_at, last_seen, disabled, online.
+/// An agent as users see it: name, transport, address, labels, facts, version, enrolled_at,
+/// last_seen, disabled, online.
 pub(in crate::store) type AgentViewRow =
     (String, String, Option<String>, String, String, String, i64, Option<i64>, bool, bool);
 

@@ -1,9 +1,10 @@
-//! Target expressions as SQL: a flat list of pieces, text of this file or values to be bound, never a user's text.
+//! Target expressions as SQL: a flat list of pieces, text of this file or values to be bound, never
+//! a user's text.
 //!
-//! Both databases get the same text but for how a value is bound and how JSON is looked into. What counts as a label, a
-//! number, or like a pattern is answered by functions of ours: on SQLite they are registered with each connection
-//! (`sqlite::functions`), on PostgreSQL the migration makes them. The conformance suite holds both to
-//! [`Target::evaluate`].
+//! Both databases get the same text but for how a value is bound and how JSON is looked into. What
+//! counts as a label, a number, or like a pattern is answered by functions of ours: on SQLite they
+//! are registered with each connection (`sqlite::functions`), on PostgreSQL the migration makes
+//! them. The conformance suite holds both to [`Target::evaluate`].
 
 use crate::domain::target::{Column, CompareOp, Target, Value};
 use crate::domain::time::Timestamp;
@@ -118,7 +119,8 @@ impl Condition {
         }
     }
 
-    /// As a balanced tree: SQLite takes expressions that are up to 1,000 deep, and a chain is as deep as it is long.
+    /// As a balanced tree: SQLite takes expressions that are up to 1,000 deep, and a chain is as
+    /// deep as it is long.
     fn joined(&mut self, parts: &[Target], by: &'static str) {
         self.sql("(");
         match parts {
@@ -268,7 +270,8 @@ impl QueryFragment<Pg> for Condition {
                     out.push_sql("(agents.facts");
                     for (index, key) in path.iter().enumerate() {
                         let last = index + 1 == path.len();
-                        // A path takes digits for an index too, and a plain arrow doesn't. (It would take " 5" for one.)
+                        // A path takes digits for an index too, and a plain arrow doesn't. (It
+                        // would take " 5" for one.)
                         if index > 0 && key.bytes().all(|b| b.is_ascii_digit()) {
                             out.push_sql(if last { " #>> ARRAY[" } else { " #> ARRAY[" });
                             out.push_bind_param::<Text, _>(key)?;

@@ -1,5 +1,6 @@
-//! SQL that both databases share: how a statement is made, the tables, targets as conditions, and for each aggregate the rows
-//! that statements return, with those statements that are the same for both.
+//! SQL that both databases share: how a statement is made, the tables, targets as conditions, and
+//! for each aggregate the rows that statements return, with those statements that are the same for
+//! both.
 
 pub(super) mod actions;
 pub(super) mod agents;

@@ -1,8 +1,9 @@
 //! Statements as text with their values bound, prepared once per connection, for both databases.
 //!
-//! `diesel::sql_query` prepares its statement each time, which is one more round trip per statement on PostgreSQL. The texts
-//! here are constants, and so their prepared statements are cached. A value goes where the text has a `?`. Arrays are
-//! PostgreSQL's alone: on SQLite, callers bind one JSON text instead.
+//! `diesel::sql_query` prepares its statement each time, which is one more round trip per statement
+//! on PostgreSQL. The texts here are constants, and so their prepared statements are cached. A
+//! value goes where the text has a `?`. Arrays are PostgreSQL's alone: on SQLite, callers bind one
+//! JSON text instead.
 
 use diesel::backend::Backend;
 use diesel::pg::Pg;

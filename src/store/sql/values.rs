@@ -22,7 +22,8 @@ pub(in crate::store) struct Key {
     pub(in crate::store) key: i64,
 }
 
-/// Shares the names of transports: a fleet has few, and so one string each instead of one per command.
+/// Shares the names of transports: a fleet has few, and so one string each instead of one per
+/// command.
 #[derive(Default)]
 pub(in crate::store) struct Transports(HashMap<String, Arc<str>>);
 

@@ -234,8 +234,8 @@ fn expire(conn: &mut SqliteConnection, no: i64) -> QueryResult<bool> {
     Ok(statements::expire(no).execute(conn)? > 0)
 }
 
-/// `dispatched_through` of an action, and where it can advance to. A command that has an outcome or an open row keeps one, so
-/// reading and advancing need no common transaction.
+/// `dispatched_through` of an action, and where it can advance to. A command that has an outcome or
+/// an open row keeps one, so reading and advancing need no common transaction.
 fn advanced(conn: &mut SqliteConnection, no: i64, limit: usize) -> QueryResult<(i64, Option<i64>)> {
     let (through, resolved_through) = actions::table
         .find(no)

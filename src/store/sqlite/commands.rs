@@ -168,8 +168,9 @@ fn list(
     after: Option<&str>,
     limit: usize,
 ) -> QueryResult<Vec<CommandView>> {
-    // Per command: its last ended run `o`; its open row `p`, unless it is final; and whether the run that it is in, or
-    // ended with, was `handed` over. The state is derived as `Known::state` does.
+    // Per command: its last ended run `o`; its open row `p`, unless it is final; and whether the
+    // run that it is in, or ended with, was `handed` over. The state is derived as `Known::state`
+    // does.
     let rows = sql_query(format!(
         "WITH page AS (SELECT g.name AS agent, o.is_final, o.run AS last_run, o.attempts AS last_attempts, \
            o.sent_at AS last_sent_at, o.finished_at, o.results, o.error, p.state AS open_state, p.run AS open_run, \
@@ -197,7 +198,8 @@ fn list(
         timed_out = CommandState::TimedOut as i16,
     ))
     .bind::<Text, _>(action.to_string())
-    // Every name is greater than no name; and with `OR ?2 IS NULL` each page would begin at the first name.
+    // Every name is greater than no name; and with `OR ?2 IS NULL` each page would begin at the
+    // first name.
     .bind::<Text, _>(after.unwrap_or_default())
     .bind::<Nullable<SmallInt>, _>(state.map(|state| state as i16))
     .bind::<BigInt, _>(sql_limit(limit))

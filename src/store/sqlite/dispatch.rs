@@ -79,8 +79,8 @@ fn backlog(
     now: Timestamp,
     limit: usize,
 ) -> QueryResult<Vec<Due>> {
-    // By itself SQLite would go through all that is due in the fleet: without statistics a range of one index looks better
-    // to it than a key of the other.
+    // By itself SQLite would go through all that is due in the fleet: without statistics a range of
+    // one index looks better to it than a key of the other.
     let alive = "a.ended_at IS NULL AND NOT a.cancelled AND NOT a.paused AND NOT a.expired AND a.expires_at > ?3";
     let rows = sql_query(format!(
         "SELECT * FROM (SELECT p.action_no, p.agent_no, p.run, p.attempts, p.due_at, a.priority, TRUE AS open, \

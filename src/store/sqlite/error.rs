@@ -3,8 +3,8 @@
 use crate::store::StoreError;
 use diesel::result::{DatabaseErrorKind, Error};
 
-/// The messages of SQLite when the file, the disk or another process is in the way. diesel hides its codes; these texts are
-/// compiled into SQLite, one for each code, and are never translated.
+/// The messages of SQLite when the file, the disk or another process is in the way. diesel hides
+/// its codes; these texts are compiled into SQLite, one for each code, and are never translated.
 const TRANSIENT: [&str; 11] = [
     "database is locked",
     "database table is locked",

@@ -1,4 +1,5 @@
-//! What happened to commands: outcomes, open rows, late results, and the counters, in one transaction per batch.
+//! What happened to commands: outcomes, open rows, late results, and the counters, in one
+//! transaction per batch.
 
 use super::store::{SqliteStore, json};
 use crate::domain::command::{Answer, Known, Outcome};
@@ -24,8 +25,8 @@ impl Outcomes for SqliteStore {
 
 fn record(conn: &mut SqliteConnection, reports: &[Report], lane: &str, now: Timestamp) -> QueryResult<Vec<Answer>> {
     if reports.iter().all(ends_first_run) && are_untouched(conn, reports)? {
-        // Each of these is the end of a command of which nothing was written: insert without looking. A key that is
-        // there already fails it, and then the batch is looked at closely.
+        // Each of these is the end of a command of which nothing was written: insert without
+        // looking. A key that is there already fails it, and then the batch is looked at closely.
         let changes = Changes::of_untouched(reports, now);
         // In a savepoint: what was inserted before the row that is there already must go again.
         match conn.transaction(|conn| insert_outcomes(conn, &changes)) {
@@ -45,8 +46,9 @@ fn record(conn: &mut SqliteConnection, reports: &[Report], lane: &str, now: Time
     Ok(changes.answers)
 }
 
-/// Whether all commands exist and none has an open row. The outcome's key does not guard against these, and a reporter may be
-/// wrong about them (an agent's session may take a command while the owner records that its agent is away).
+/// Whether all commands exist and none has an open row. The outcome's key does not guard against
+/// these, and a reporter may be wrong about them (an agent's session may take a command while the
+/// owner records that its agent is away).
 fn are_untouched(conn: &mut SqliteConnection, reports: &[Report]) -> QueryResult<bool> {
     let touched = sql_query(
         "SELECT 1 AS key FROM json_each(?) j WHERE NOT EXISTS (SELECT 1 FROM commands c \
@@ -58,8 +60,8 @@ fn are_untouched(conn: &mut SqliteConnection, reports: &[Report]) -> QueryResult
     Ok(touched.is_empty())
 }
 
-/// Row by row through one prepared statement: SQLite would parse a row of a JSON array again for each of its eleven
-/// columns, results and all, and a batch takes longer that way.
+/// Row by row through one prepared statement: SQLite would parse a row of a JSON array again for
+/// each of its eleven columns, results and all, and a batch takes longer that way.
 fn insert_outcomes(conn: &mut SqliteConnection, changes: &Changes) -> QueryResult<()> {
     use crate::store::sql::schema::outcomes as o;
     for ((action_no, agent_no), Outcome { end, is_final }) in &changes.outcomes {
@@ -165,7 +167,8 @@ mod tests {
     use std::time::Duration;
     use uuid::Uuid;
 
-    /// A `waiting` row may be on its way while the agent connects and reads its backlog without that row.
+    /// A `waiting` row may be on its way while the agent connects and reads its backlog without
+    /// that row.
     #[tokio::test]
     async fn a_fresh_result_clears_an_open_row_that_its_reporter_did_not_know() {
         let folder = tempfile::tempdir().expect("a folder");

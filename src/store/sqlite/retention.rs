@@ -9,8 +9,8 @@ use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Nullable};
 
-/// The tables with rows of an action, and the rest of their keys, in the order in which they are deleted. Commands go first, so
-/// that no more results of them are accepted.
+/// The tables with rows of an action, and the rest of their keys, in the order in which they are
+/// deleted. Commands go first, so that no more results of them are accepted.
 const ROWS: [(&str, &str); 5] = [
     ("commands", "agent_no"),
     ("open_commands", "agent_no"),
@@ -69,7 +69,8 @@ fn purge(conn: &mut SqliteConnection, before: Timestamp, limit: usize) -> QueryR
     Ok(Some(deleted))
 }
 
-/// Examines up to `limit` keys of actions that have rows, and marks those for deletion that have no row in `actions`.
+/// Examines up to `limit` keys of actions that have rows, and marks those for deletion that have no
+/// row in `actions`.
 fn sweep(conn: &mut SqliteConnection, after: i64, limit: usize) -> QueryResult<Option<i64>> {
     #[derive(QueryableByName)]
     struct Next {

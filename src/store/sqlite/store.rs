@@ -1,8 +1,9 @@
 //! The store on SQLite: its connections, and how a call reaches the file.
 //!
-//! One connection writes, a few read (WAL: they don't wait for each other). Each call runs as one closure on a blocking
-//! thread through diesel_async's sync wrapper, with the whole transaction inside: a caller that goes away can't leave
-//! one open, and a batch pays for one hop between threads, not for one per statement.
+//! One connection writes, a few read (WAL: they don't wait for each other). Each call runs as one
+//! closure on a blocking thread through diesel_async's sync wrapper, with the whole transaction
+//! inside: a caller that goes away can't leave one open, and a batch pays for one hop between
+//! threads, not for one per statement.
 //!
 //! `synchronous` is FULL: a commit survives the machine's crash, and batches make that affordable.
 
@@ -27,7 +28,8 @@ const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
 /// How long a call waits for a connection before the store counts as busy.
 const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(10);
 
-/// For every connection. The writer's checkpoint runs each 16 MiB of WAL; a reader's cache stays at 4 MiB.
+/// For every connection. The writer's checkpoint runs each 16 MiB of WAL; a reader's cache stays at
+/// 4 MiB.
 const SETUP: &str = "PRAGMA busy_timeout = 5000; PRAGMA synchronous = FULL; PRAGMA temp_store = MEMORY; \
      PRAGMA wal_autocheckpoint = 4096; PRAGMA foreign_keys = ON; \
      PRAGMA cache_size = -4096;";
