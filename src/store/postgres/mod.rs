@@ -5,9 +5,9 @@
 //! key, which is their only index; a batch that meets a duplicate is done again the careful way.
 //!
 //! One file per aggregate, with the trait's implementation and its functions on a connection. What
-//! they stand on: [`store`] and [`inner`] (the store, its connections and state), [`transaction`]
-//! (what every call goes through), [`pools`], [`connect`] and [`link`] (connections), [`outcomes`]
-//! (how nodes stay out of each other's way), [`nodes`] and [`heartbeat`] (which nodes are alive).
+//! they stand on: `store` and `inner` (the store, its connections and state), `transaction`
+//! (what every call goes through), `pools`, `connect` and `link` (connections), `outcomes`
+//! (how nodes stay out of each other's way), `nodes` and `heartbeat` (which nodes are alive).
 
 mod actions;
 mod agents;

@@ -1,7 +1,7 @@
 //! The store on SQLite: one embedded file, for one node.
 //!
 //! One file per aggregate, with the trait's implementation and its functions on a connection;
-//! [`store`] has the connections. Rows go in and keys come in as one bound JSON array that
+//! `store` has the connections. Rows go in and keys come in as one bound JSON array that
 //! `json_each` takes apart: a batch is one statement whatever its size.
 
 mod actions;
