@@ -43,7 +43,7 @@ pub(super) struct Readiness {
     unserved: BTreeMap<String, i64>,
 }
 
-/// What [`Store::command_unserved`](crate::store::Store::command_unserved) said last: readiness is asked for by everybody.
+/// What [`Dispatch::command_unserved`](crate::store::Dispatch::command_unserved) said last: readiness is asked for by everybody.
 #[derive(Debug, Default)]
 pub struct Unserved(tokio::sync::Mutex<Option<(Instant, BTreeMap<String, i64>)>>);
 

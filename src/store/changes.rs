@@ -1,6 +1,7 @@
-//! What a batch of reports changes, gathered in the order in which it happened, before a database writes it.
+//! What a batch of reports changes: computed in memory, in the order of the reports, before a
+//! database writes it.
 
-use super::Report;
+use super::outcomes::Report;
 use crate::domain::command::{Answer, Change, CommandState, Event, Known, Open, OpenChange, Outcome, RunEnd, decide};
 use crate::domain::counts::Counts;
 use crate::domain::text::replace_nul;
@@ -11,7 +12,7 @@ use std::collections::{BTreeMap, HashMap};
 /// (action, agent)
 pub(super) type Key = (i64, i64);
 
-/// What is to be added to the counters, by action.
+/// Additions to the counters, by action.
 pub(super) type Deltas = BTreeMap<i64, Counts>;
 
 /// See the module.
@@ -19,18 +20,18 @@ pub(super) type Deltas = BTreeMap<i64, Counts>;
 pub(super) struct Changes {
     /// New outcomes.
     pub(super) outcomes: Vec<(Key, Outcome)>,
-    /// Open rows to be written, or (`None`) deleted.
+    /// Open rows to write, or (`None`) to delete.
     pub(super) open: BTreeMap<Key, Option<Open>>,
     /// Results for runs that were decided before.
     pub(super) late: Vec<(Key, RunEnd)>,
     /// The counters.
     pub(super) deltas: Deltas,
-    /// What the reporters are told, in the order of their reports.
+    /// The answers, in the order of the reports.
     pub(super) answers: Vec<Answer>,
 }
 
 impl Changes {
-    /// Of reports about commands of which nothing is written but that there are.
+    /// Of reports about commands that exist and have neither outcome nor open row.
     pub(super) fn of_untouched(reports: &[Report], now: Timestamp) -> Self {
         let mut changes = Self::default();
         for report in reports {
@@ -41,7 +42,7 @@ impl Changes {
         changes
     }
 
-    /// Of reports about commands of which this is known.
+    /// Of reports about commands of which this is stored.
     pub(super) fn of(reports: &[Report], mut known: HashMap<Key, Known>, now: Timestamp) -> Self {
         let mut changes = Self::default();
         let mut rng = rand::rng();
@@ -54,7 +55,7 @@ impl Changes {
         changes
     }
 
-    /// Takes one change in, and says how the command stands after it.
+    /// Adds one change. Returns the state of the command after it.
     fn apply(&mut self, key: Key, before: Known, change: Change) -> Known {
         let mut after = before;
         match change.open {
@@ -91,7 +92,7 @@ pub(super) fn keys(reports: &[Report]) -> Vec<Key> {
     reports.iter().map(|report| (report.action_no, report.agent_no)).collect()
 }
 
-/// Whether the report ends a command with its first run, and its reporter knows of nothing else about it.
+/// Whether the report is fresh and ends the command with its first run.
 pub(super) fn ends_first_run(report: &Report) -> bool {
     // What a `cancelled` one counts as depends on the action.
     let last_run = |end: &RunEnd| match end.status {

@@ -1,10 +1,13 @@
-//! What can go wrong with the store.
+//! Errors of the store: one type for both databases.
 //!
-//! One type for both halves. Callers ask only whether trying the same again can help ([`StoreError::is_transient`]); what is
-//! wrong with the *data* of a request (a conflict, an unknown id) is an answer of the method, not an error.
+//! Callers need to know only whether trying again can help ([`StoreError::is_transient`]). A fault
+//! in the *data* of a request (a conflict, an unknown id) is an answer of the method, not an error.
 
-use diesel::result::{DatabaseErrorKind, Error as DieselError};
+use diesel::result::Error as DieselError;
 use std::fmt;
+
+/// The result of a store method.
+pub type StoreResult<T> = Result<T, StoreError>;
 
 /// A failed call of the store. Nothing of it was written.
 #[derive(Debug, thiserror::Error)]
@@ -66,48 +69,7 @@ impl fmt::Debug for SqlState {
     }
 }
 
-/// What SQLite says when the file, the disk or another process is in the way. diesel hides its codes; these texts are
-/// compiled into SQLite, which knows no other language, one for each code.
-const SQLITE_PASSES: [&str; 11] = [
-    "database is locked",
-    "database table is locked",
-    "database schema is locked",
-    "locking protocol",
-    "interrupted",
-    "out of memory",
-    "database or disk is full",
-    "disk I/O error",
-    "attempt to write a readonly database",
-    "unable to open database file",
-    "database schema has changed",
-];
-
 impl StoreError {
-    /// Sorts an error of SQLite.
-    pub(super) fn from_sqlite(during: &'static str, source: DieselError) -> Self {
-        use DatabaseErrorKind as Kind;
-        let transient = match &source {
-            DieselError::DatabaseError(
-                Kind::UnableToSendCommand
-                | Kind::SerializationFailure
-                | Kind::ClosedConnection
-                | Kind::ReadOnlyTransaction,
-                _,
-            )
-            | DieselError::BrokenTransactionManager
-            | DieselError::AlreadyInTransaction => true,
-            DieselError::DatabaseError(Kind::Unknown, info) => {
-                SQLITE_PASSES.iter().any(|text| info.message().starts_with(text))
-            }
-            _ => false,
-        };
-        match source {
-            source if transient => Self::Unavailable(format!("{during}: {source}")),
-            DieselError::DeserializationError(_) => Self::Corrupt(format!("what can't be read ({during}): {source}")),
-            source => Self::Refused { during, code: None, source },
-        }
-    }
-
     /// Whether trying the same again can help.
     pub fn is_transient(&self) -> bool {
         matches!(self, Self::Unavailable(_))

@@ -2,14 +2,15 @@
 
 use crate::Backend;
 use crate::block_on;
-use crate::postgres::{Postgres, beating, impatient, open, unprepared};
+use crate::postgres::{Postgres, beating, impatient, open, small, unprepared};
 use crate::support::{accept, action, agents, connect, matching, named, page, resolved};
 use odoshi::domain::command::CommandState;
 use odoshi::domain::target::Target;
 use odoshi::domain::time::Timestamp;
-use odoshi::store::{Inserted, Store};
+use odoshi::store::{Actions, Inserted, Nodes, Store};
 use serde_json::json;
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 /// Long enough for what must not happen to have happened.
 const A_WHILE: Duration = Duration::from_millis(300);
@@ -386,5 +387,66 @@ fn a_node_whose_connection_breaks_gets_its_lock_back_and_is_nobodys_prey_meanwhi
         second.node_start("one", &[]).await.unwrap();
         assert_eq!(backend.number("SELECT count(*) FROM nodes WHERE name = 'one'").await, 2);
         accept(&first, json!({})).await;
+    });
+}
+
+/// A store with two connections per pool, whose audit log takes a minute to be read, and an action in it.
+async fn with_slow_audit(backend: &Postgres) -> Arc<dyn Store> {
+    let store = small(&backend.url(), 2);
+    store.prepare().await.unwrap();
+    accept(&store, json!({})).await;
+    let slow = "ALTER TABLE audit RENAME TO entries; \
+                CREATE VIEW audit AS SELECT * FROM entries WHERE pg_sleep(60) IS NOT NULL";
+    backend.execute(slow).await;
+    Arc::new(store)
+}
+
+/// How many statements sleep.
+const SLEEPING: &str =
+    "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event = 'PgSleep'";
+
+#[test]
+fn commands_are_inserted_and_outcomes_recorded_while_all_connections_for_people_are_stuck() {
+    block_on(async {
+        let backend = Postgres::fresh().await;
+        let store = with_slow_audit(&backend).await;
+        let fleet = agents(&*store, 2).await;
+        let asking = (0..8).map(|_| {
+            let store = store.clone();
+            tokio::spawn(async move { store.audit_list(None, 10).await.map(|_| ()) })
+        });
+        let asking: Vec<_> = asking.collect();
+        backend.until(SLEEPING, 2).await;
+        let started = Instant::now();
+        let taken = resolved(&*store, json!({}), &fleet).await;
+        connect(&*store, &fleet).await;
+        taken.ends(&*store, fleet[0], 1, CommandState::Succeeded).await;
+        assert_eq!(backend.group_by(taken.no).await.succeeded, 1);
+        assert_eq!(backend.number(SLEEPING).await, 2, "they are stuck still");
+        assert!(started.elapsed() < Duration::from_secs(25), "the time limit has set them free");
+        asking.iter().for_each(tokio::task::JoinHandle::abort);
+    });
+}
+
+#[test]
+fn a_question_that_nobody_waits_for_any_more_is_cancelled() {
+    block_on(async {
+        let backend = Postgres::fresh().await;
+        let store = with_slow_audit(&backend).await;
+        let started = Instant::now();
+        {
+            let asking = store.audit_list(None, 10);
+            tokio::select! {
+                answer = asking => panic!("{answer:?}"),
+                () = backend.until(SLEEPING, 1) => {}
+            }
+        }
+        backend.until(SLEEPING, 0).await;
+        assert!(started.elapsed() < Duration::from_secs(25), "the time limit has ended it");
+        // Its connection is not used again, and its place is free.
+        let views = (0..4).map(|_| store.action_list(None, None, 10));
+        for answer in futures_util::future::join_all(views).await {
+            assert_eq!(answer.unwrap().len(), 1);
+        }
     });
 }

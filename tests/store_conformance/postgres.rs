@@ -10,8 +10,8 @@ use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl, SimpleAsyncC
 use odoshi::config::Config;
 use odoshi::domain::command::CommandState;
 use odoshi::domain::counts::Counts;
-use odoshi::store::Store;
 use odoshi::store::postgres::PostgresStore;
+use odoshi::store::{Nodes, Store};
 use std::io::Write;
 use std::process::{Child, Stdio};
 use std::time::{Duration, Instant};
@@ -50,6 +50,12 @@ pub async fn open(url: &str) -> PostgresStore {
 /// The same, not ready yet.
 pub fn unprepared(url: &str) -> PostgresStore {
     with(&[("store.url", url), ("store.pool_size", "4")])
+}
+
+/// The same, with so many connections for the pipeline, and two each for sessions and people.
+pub fn small(url: &str, connections: usize) -> PostgresStore {
+    assert!(connections < 12, "or the other pools would be larger");
+    with(&[("store.url", url), ("store.pool_size", &connections.to_string())])
 }
 
 /// The same, which takes whoever hasn't said within a second that he lives for dead.

@@ -2,29 +2,115 @@
 
 use super::audit;
 use super::counts::SUMS;
-use super::sql::sql;
-use crate::domain::action::{Action, ActionState, Membership, NewAction};
+use super::pools::Caller;
+use super::store::PostgresStore;
+use super::transaction::body;
+use crate::domain::action::{Action, ActionState, NewAction};
 use crate::domain::audit::{Author, Deed};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
-use crate::store::rows::{ActionRow, ActionViewRow, Key, OpenActionRow, Sums, corrupt, in_state, sql_limit};
-use crate::store::{Accepted, ActionView, OpenAction, Resolution};
+use crate::store::sql::actions::{self as statements, ActionRow, ActionViewRow, OpenActionRow, Stored, Sums, in_state};
+use crate::store::sql::{Key, sql, sql_limit};
+use crate::store::{Accepted, ActionView, Actions, OpenAction, Resolution, Store, StoreResult};
+use async_trait::async_trait;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Binary, Bool, Nullable, Text};
+use diesel::sql_types::{BigInt, Bool, Nullable};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use std::sync::Arc;
 use uuid::Uuid;
 
-#[derive(QueryableByName)]
-struct Known {
-    #[diesel(sql_type = BigInt)]
-    no: i64,
-    #[diesel(sql_type = Text)]
-    id: String,
-    #[diesel(sql_type = Binary)]
-    digest: Vec<u8>,
+#[async_trait]
+impl Actions for PostgresStore {
+    async fn action_insert(&self, actions: Vec<NewAction>) -> StoreResult<Vec<Accepted>> {
+        let (actions, owner, now) = (Arc::new(actions), self.inner.incarnation.clone(), self.now());
+        let insert = body!([actions, owner] conn => insert(conn, &actions, &owner, now));
+        self.write(Caller::Pipeline, "action_insert", insert).await
+    }
+
+    async fn action_view(&self, id: Uuid) -> StoreResult<Option<ActionView>> {
+        self.read(Caller::People, "action_view", body!([] conn => view(conn, id))).await
+    }
+
+    async fn action_list(
+        &self,
+        state: Option<ActionState>,
+        before: Option<i64>,
+        limit: usize,
+    ) -> StoreResult<Vec<ActionView>> {
+        self.read(Caller::People, "action_list", body!([] conn => list(conn, state, before, limit))).await
+    }
+
+    async fn action_get(&self, no: i64) -> StoreResult<Option<Action>> {
+        self.read(Caller::Pipeline, "action_get", body!([] conn => get(conn, no))).await
+    }
+
+    async fn action_no(&self, id: Uuid) -> StoreResult<Option<i64>> {
+        self.read(Caller::Pipeline, "action_no", body!([] conn => no(conn, id))).await
+    }
+
+    async fn action_list_open(&self, after: i64, limit: usize) -> StoreResult<Vec<OpenAction>> {
+        let here = self.inner.incarnation.clone();
+        self.read(Caller::Pipeline, "action_list_open", body!([here] conn => list_open(conn, &here, after, limit)))
+            .await
+    }
+
+    async fn action_list_unresolved(&self, horizon: Timestamp, limit: usize) -> StoreResult<Vec<i64>> {
+        let here = self.inner.incarnation.clone();
+        let list = body!([here] conn => list_unresolved(conn, &here, horizon, limit));
+        self.read(Caller::Pipeline, "action_list_unresolved", list).await
+    }
+
+    async fn action_resolution(&self, actions: Vec<(i64, Target)>) -> StoreResult<Vec<Resolution>> {
+        let (actions, now) = (Arc::new(actions), self.now());
+        // Counting a million agents takes a while: not in a transaction that writes.
+        let look = body!([actions] conn => resolutions(conn, &actions, now));
+        let (known, counted) = self.read(Caller::Pipeline, "action_resolution", look).await?;
+        if counted.is_empty() {
+            return Ok(known);
+        }
+        let counted = Arc::new(counted);
+        self.write(Caller::Pipeline, "action_resolution", body!([counted] conn => expect(conn, &counted))).await?;
+        // Another node may have counted too, and been faster.
+        Ok(self
+            .read(Caller::Pipeline, "action_resolution", body!([actions] conn => resolutions(conn, &actions, now)))
+            .await?
+            .0)
+    }
+
+    async fn action_cancel(&self, id: Uuid, by: &Author) -> StoreResult<Option<ActionView>> {
+        let (by, now) = (Arc::new(by.clone()), self.now());
+        self.write(Caller::Pipeline, "action_cancel", body!([by] conn => cancel(conn, id, &by, now))).await
+    }
+
+    async fn action_pause(&self, id: Uuid, paused: bool, by: &Author) -> StoreResult<Option<ActionView>> {
+        let (by, now) = (Arc::new(by.clone()), self.now());
+        self.write(Caller::Pipeline, "action_pause", body!([by] conn => pause(conn, id, paused, &by, now))).await
+    }
+
+    async fn action_expire(&self, no: i64) -> StoreResult<bool> {
+        self.write(Caller::Pipeline, "action_expire", body!([] conn => expire(conn, no))).await
+    }
+
+    async fn action_advance(&self, nos: Vec<i64>, limit: usize) -> StoreResult<Vec<i64>> {
+        let nos = Arc::new(nos);
+        let found =
+            self.read(Caller::Pipeline, "action_advance", body!([nos] conn => advances(conn, &nos, limit))).await?;
+        let moved: Vec<(i64, i64)> =
+            nos.iter().zip(&found).filter_map(|(no, (_, next))| Some((*no, (*next)?))).collect();
+        if !moved.is_empty() {
+            let moved = Arc::new(moved);
+            self.write(Caller::Pipeline, "action_advance", body!([moved] conn => advance(conn, &moved))).await?;
+        }
+        Ok(found.into_iter().map(|(through, next)| next.unwrap_or(through)).collect())
+    }
+
+    async fn action_complete(&self, nos: Vec<i64>) -> StoreResult<Vec<i64>> {
+        let (nos, now) = (Arc::new(nos), self.now());
+        self.write(Caller::Pipeline, "action_complete", body!([nos] conn => complete(conn, &nos, now))).await
+    }
 }
 
-pub(super) async fn insert(
+async fn insert(
     conn: &mut AsyncPgConnection,
     new: &[NewAction],
     owner: &str,
@@ -43,56 +129,21 @@ async fn insert_one(
     owner: &str,
     now: Timestamp,
 ) -> QueryResult<Accepted> {
-    // Whichever of the two unique keys is there already.
-    let inserted = sql(
-        "INSERT INTO actions (id, idempotency_key, name, target, document, operations, digest, created_at, valid_from, \
-         expires_at, spread_ms, timeout_ms, max_deliveries, max_runs, live, priority, owner) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING no AS key",
-    )
-    .bind(new.id.to_string())
-    .bind(new.idempotency_key.clone())
-    .bind(new.name.as_str())
-    .bind(new.target.as_str())
-    .bind(new.document.as_str())
-    .bind(new.operations.as_str())
-    .bind(new.digest.clone())
-    .bind(now.0)
-    .bind(new.valid_from.0)
-    .bind(new.expires_at.0)
-    .bind(new.spread.as_millis())
-    .bind(new.timeout.as_millis())
-    .bind(new.max_deliveries)
-    .bind(new.max_runs)
-    .bind(new.membership == Membership::Live)
-    .bind(new.priority)
-    .bind(owner)
-    .get_result::<Key>(conn)
-    .await
-    .optional()?;
-    if let Some(Key { key: no }) = inserted {
+    if let Some(Key { key: no }) = statements::insert(new, owner, now).get_result(conn).await.optional()? {
         let deed = Deed { did: "action.create", subject: &new.id.to_string(), detail: &new.name };
         audit::insert(conn, &new.author, deed, now).await?;
         return Ok(Accepted::Stored { id: new.id, no, fresh: true });
     }
-    let by_key = sql("SELECT no, id, digest FROM actions WHERE idempotency_key = ?")
-        .bind(new.idempotency_key.clone())
-        .get_result::<Known>(conn)
-        .await
-        .optional()?;
-    if let Some(known) = by_key {
-        let id = Uuid::parse_str(&known.id).map_err(corrupt)?;
-        let same = known.digest == new.digest;
-        return Ok(if same { Accepted::Stored { id, no: known.no, fresh: false } } else { Accepted::KeyMismatch });
+    // One of the two unique keys is stored.
+    let by_key = statements::with_key(new.idempotency_key.as_deref()).get_result::<Stored>(conn).await.optional()?;
+    if let Some(stored) = by_key {
+        return stored.accept(new, Accepted::KeyMismatch);
     }
-    let known = sql("SELECT no, id, digest FROM actions WHERE id = ?")
-        .bind(new.id.to_string())
-        .get_result::<Known>(conn)
-        .await?;
-    let same = known.digest == new.digest;
-    Ok(if same { Accepted::Stored { id: new.id, no: known.no, fresh: false } } else { Accepted::Conflict })
+    let stored: Stored = statements::with_id(new.id).get_result(conn).await?;
+    stored.accept(new, Accepted::Conflict)
 }
 
-pub(super) async fn view(conn: &mut AsyncPgConnection, id: Uuid) -> QueryResult<Option<ActionView>> {
+async fn view(conn: &mut AsyncPgConnection, id: Uuid) -> QueryResult<Option<ActionView>> {
     let row = sql(format!("SELECT a.*, s.* FROM actions a {SUMS} WHERE a.id = ?"))
         .bind(id.to_string())
         .get_result::<(ActionViewRow, Sums)>(conn)
@@ -101,7 +152,7 @@ pub(super) async fn view(conn: &mut AsyncPgConnection, id: Uuid) -> QueryResult<
     row.map(|(row, sums)| row.view(sums)).transpose()
 }
 
-pub(super) async fn list(
+async fn list(
     conn: &mut AsyncPgConnection,
     state: Option<ActionState>,
     before: Option<i64>,
@@ -119,22 +170,16 @@ pub(super) async fn list(
     rows.into_iter().map(|(row, sums)| row.view(sums)).collect()
 }
 
-pub(super) async fn get(conn: &mut AsyncPgConnection, no: i64) -> QueryResult<Option<Action>> {
-    let row = sql("SELECT * FROM actions WHERE no = ?").bind(no).get_result::<ActionRow>(conn).await.optional()?;
+async fn get(conn: &mut AsyncPgConnection, no: i64) -> QueryResult<Option<Action>> {
+    let row: Option<ActionRow> = statements::get(no).get_result(conn).await.optional()?;
     row.map(ActionRow::action).transpose()
 }
 
-pub(super) async fn no(conn: &mut AsyncPgConnection, id: Uuid) -> QueryResult<Option<i64>> {
-    let row = sql("SELECT no AS key FROM actions WHERE id = ?").bind(id.to_string());
-    Ok(row.get_result::<Key>(conn).await.optional()?.map(|row| row.key))
+async fn no(conn: &mut AsyncPgConnection, id: Uuid) -> QueryResult<Option<i64>> {
+    Ok(statements::no(id).get_result::<Key>(conn).await.optional()?.map(|row| row.key))
 }
 
-pub(super) async fn list_open(
-    conn: &mut AsyncPgConnection,
-    here: &str,
-    after: i64,
-    limit: usize,
-) -> QueryResult<Vec<OpenAction>> {
+async fn list_open(conn: &mut AsyncPgConnection, here: &str, after: i64, limit: usize) -> QueryResult<Vec<OpenAction>> {
     let rows: Vec<OpenActionRow> = sql(format!(
         "SELECT a.*, n_total - n_succeeded - n_failed - n_timed_out - n_undeliverable - n_expired - n_cancelled \
          AS unfinished, n_sent AS sent FROM (SELECT no, valid_from, expires_at, live, owner IS NOT DISTINCT FROM ? AS owned, resolved, cancelled, paused, expired, \
@@ -149,8 +194,8 @@ pub(super) async fn list_open(
     Ok(rows.into_iter().map(OpenAction::from).collect())
 }
 
-/// Those that this node owns.
-pub(super) async fn list_unresolved(
+/// Of the actions that this node owns.
+async fn list_unresolved(
     conn: &mut AsyncPgConnection,
     here: &str,
     horizon: Timestamp,
@@ -167,8 +212,9 @@ pub(super) async fn list_unresolved(
     Ok(rows.into_iter().map(|row| row.key).collect())
 }
 
-/// How far actions are resolved; and of those whose agents were never counted, how many there are.
-pub(super) async fn resolutions(
+/// How far actions are resolved, and (key, number of matching agents) of those whose agents were
+/// not counted yet.
+async fn resolutions(
     conn: &mut AsyncPgConnection,
     actions: &[(i64, Target)],
     now: Timestamp,
@@ -184,7 +230,7 @@ pub(super) async fn resolutions(
     Ok((resolutions, counted))
 }
 
-/// How far an action is resolved, and whether its agents were counted.
+/// How far an action is resolved, and whether its agents are counted.
 async fn resolution(conn: &mut AsyncPgConnection, no: i64) -> QueryResult<(Resolution, bool)> {
     #[derive(QueryableByName)]
     struct Row {
@@ -210,8 +256,8 @@ async fn resolution(conn: &mut AsyncPgConnection, no: i64) -> QueryResult<(Resol
     Ok((resolution, row.expected_total.is_some()))
 }
 
-/// Writes how many agents each action is for, if nobody else has.
-pub(super) async fn expect(conn: &mut AsyncPgConnection, expected: &[(i64, i64)]) -> QueryResult<()> {
+/// Stores the number of agents of each action, unless another node has.
+async fn expect(conn: &mut AsyncPgConnection, expected: &[(i64, i64)]) -> QueryResult<()> {
     let (nos, totals): (Vec<i64>, Vec<i64>) = expected.iter().copied().unzip();
     sql("UPDATE actions a SET expected_total = e.total FROM UNNEST(?, ?) AS e (no, total) \
          WHERE a.no = ANY(?) AND a.no = e.no AND a.expected_total IS NULL")
@@ -223,55 +269,38 @@ pub(super) async fn expect(conn: &mut AsyncPgConnection, expected: &[(i64, i64)]
     .map(|_| ())
 }
 
-pub(super) async fn cancel(
+async fn cancel(
     conn: &mut AsyncPgConnection,
     id: Uuid,
     by: &Author,
     now: Timestamp,
 ) -> QueryResult<Option<ActionView>> {
-    // What has ended stays as it ended. With `resolved`, pages that are still on their way are refused.
-    let changed =
-        sql("UPDATE actions SET cancelled = TRUE, resolved = TRUE WHERE id = ? AND ended_at IS NULL AND NOT cancelled")
-            .bind(id.to_string())
-            .execute(conn)
-            .await?;
-    if changed > 0 {
+    if statements::cancel(id).execute(conn).await? > 0 {
         audit::insert(conn, by, Deed { did: "action.cancel", subject: &id.to_string(), detail: "" }, now).await?;
     }
     view(conn, id).await
 }
 
-pub(super) async fn pause(
+async fn pause(
     conn: &mut AsyncPgConnection,
     id: Uuid,
     paused: bool,
     by: &Author,
     now: Timestamp,
 ) -> QueryResult<Option<ActionView>> {
-    let changed = sql("UPDATE actions SET paused = ? WHERE id = ? AND paused <> ? AND ended_at IS NULL AND NOT cancelled AND NOT expired")
-        .bind(paused)
-        .bind(id.to_string())
-        .bind(paused)
-        .execute(conn)
-        .await?;
-    if changed > 0 {
+    if statements::pause(id, paused).execute(conn).await? > 0 {
         let did = if paused { "action.pause" } else { "action.resume" };
         audit::insert(conn, by, Deed { did, subject: &id.to_string(), detail: "" }, now).await?;
     }
     view(conn, id).await
 }
 
-pub(super) async fn expire(conn: &mut AsyncPgConnection, no: i64) -> QueryResult<bool> {
-    let changed = sql("UPDATE actions SET expired = TRUE, resolved = TRUE WHERE no = ? AND NOT resolved").bind(no);
-    Ok(changed.execute(conn).await? > 0)
+async fn expire(conn: &mut AsyncPgConnection, no: i64) -> QueryResult<bool> {
+    Ok(statements::expire(no).execute(conn).await? > 0)
 }
 
-/// Where `dispatched_through` of these actions is, and where it can go, if that is further.
-pub(super) async fn advances(
-    conn: &mut AsyncPgConnection,
-    nos: &[i64],
-    limit: usize,
-) -> QueryResult<Vec<(i64, Option<i64>)>> {
+/// `dispatched_through` of these actions, and where it can advance to.
+async fn advances(conn: &mut AsyncPgConnection, nos: &[i64], limit: usize) -> QueryResult<Vec<(i64, Option<i64>)>> {
     let mut found = Vec::with_capacity(nos.len());
     for no in nos {
         found.push(advanced(conn, *no, limit).await?);
@@ -279,7 +308,8 @@ pub(super) async fn advances(
     Ok(found)
 }
 
-/// What is touched stays touched: this may be looked up before it is written.
+/// A command that has an outcome or an open row keeps one, so reading and advancing need no common
+/// transaction.
 async fn advanced(conn: &mut AsyncPgConnection, no: i64, limit: usize) -> QueryResult<(i64, Option<i64>)> {
     #[derive(QueryableByName)]
     struct Row {
@@ -297,7 +327,7 @@ async fn advanced(conn: &mut AsyncPgConnection, no: i64, limit: usize) -> QueryR
     Ok((through, (next > through).then_some(next)))
 }
 
-pub(super) async fn advance(conn: &mut AsyncPgConnection, moved: &[(i64, i64)]) -> QueryResult<()> {
+async fn advance(conn: &mut AsyncPgConnection, moved: &[(i64, i64)]) -> QueryResult<()> {
     let (nos, throughs): (Vec<i64>, Vec<i64>) = moved.iter().copied().unzip();
     sql("UPDATE actions a SET dispatched_through = m.through FROM UNNEST(?, ?) AS m (no, through) \
          WHERE a.no = ANY(?) AND a.no = m.no AND a.dispatched_through < m.through")
@@ -309,9 +339,10 @@ pub(super) async fn advance(conn: &mut AsyncPgConnection, moved: &[(i64, i64)]) 
     .map(|_| ())
 }
 
-pub(super) async fn complete(conn: &mut AsyncPgConnection, nos: &[i64], now: Timestamp) -> QueryResult<Vec<i64>> {
-    // First the lock, then, by a statement of its own, the look at the counters: an update that had to wait for the last
-    // page of commands would see its flag `resolved` beside the counters of before.
+async fn complete(conn: &mut AsyncPgConnection, nos: &[i64], now: Timestamp) -> QueryResult<Vec<i64>> {
+    // First the lock, then, by a statement of its own, the look at the counters: an update that had
+    // to wait for the last page of commands would see its flag `resolved` beside the counters of
+    // before.
     let candidates: Vec<Key> =
         sql("SELECT no AS key FROM actions WHERE no = ANY(?) AND resolved AND ended_at IS NULL \
          AND (NOT live OR cancelled OR expires_at <= ?) ORDER BY no FOR NO KEY UPDATE")
@@ -333,94 +364,4 @@ pub(super) async fn complete(conn: &mut AsyncPgConnection, nos: &[i64], now: Tim
     let mut ended: Vec<i64> = ended.into_iter().map(|row| row.key).collect();
     ended.sort_unstable();
     Ok(ended)
-}
-
-/// The tables with rows of an action, in the order in which they are deleted. The commands first: then nothing can be
-/// reported about them any more.
-const ROWS: [&str; 5] = ["commands", "open_commands", "outcomes", "late_results", "action_counts"];
-
-/// Deletes up to `limit` rows of one action that ended before a time, or of one whose deleting was begun before; `None` if
-/// there is none, or other nodes are at all of them.
-///
-/// The lock of its row in `purges` is held to the end: two nodes never delete rows of the same action, whose statements
-/// would look for the same rows and find them gone. The row itself goes last, when a look at every table finds nothing.
-pub(super) async fn purge(conn: &mut AsyncPgConnection, before: Timestamp, limit: usize) -> QueryResult<Option<usize>> {
-    let Some(no) = begin_purge(conn, before).await? else { return Ok(None) };
-    let mut deleted = 0;
-    for table in ROWS {
-        if deleted >= limit {
-            return Ok(Some(deleted));
-        }
-        deleted += sql(format!(
-            "DELETE FROM {table} WHERE ctid = ANY(ARRAY(SELECT ctid FROM {table} WHERE action_no = ? LIMIT ?))"
-        ))
-        .bind(no)
-        .bind(sql_limit(limit - deleted))
-        .execute(conn)
-        .await?;
-    }
-    let empty = ROWS.map(|table| format!("NOT EXISTS (SELECT 1 FROM {table} WHERE action_no = purges.action_no)"));
-    sql(format!("DELETE FROM purges WHERE action_no = ? AND {}", empty.join(" AND "))).bind(no).execute(conn).await?;
-    Ok(Some(deleted))
-}
-
-/// Takes out of sight one action that ended before a time: from then on it is known as one to be deleted alone. Answers
-/// its key, or that of one whose deleting was begun before and that no other node is at, and locks its row in `purges`.
-async fn begin_purge(conn: &mut AsyncPgConnection, before: Timestamp) -> QueryResult<Option<i64>> {
-    let begun = sql("SELECT action_no AS key FROM purges ORDER BY action_no LIMIT 1 FOR UPDATE SKIP LOCKED")
-        .get_result::<Key>(conn)
-        .await
-        .optional()?;
-    if let Some(row) = begun {
-        return Ok(Some(row.key));
-    }
-    let ended =
-        sql("DELETE FROM actions WHERE no = (SELECT no FROM actions WHERE ended_at < ? ORDER BY ended_at LIMIT 1 \
-         FOR UPDATE SKIP LOCKED) RETURNING no AS key")
-        .bind(before.0)
-        .get_result::<Key>(conn)
-        .await
-        .optional()?;
-    let Some(Key { key: no }) = ended else { return Ok(None) };
-    sql("DELETE FROM action_counts WHERE action_no = ?").bind(no).execute(conn).await?;
-    sql("UPDATE occurrences SET action_no = NULL WHERE action_no = ?").bind(no).execute(conn).await?;
-    sql("INSERT INTO purges (action_no) VALUES (?)").bind(no).execute(conn).await?;
-    Ok(Some(no))
-}
-
-/// The smallest key beyond `after` that has rows in some table: one step in each index.
-fn next_with_rows(after: &str) -> String {
-    let next = ROWS
-        .map(|table| format!("(SELECT action_no FROM {table} WHERE action_no > {after} ORDER BY action_no LIMIT 1)"));
-    format!("LEAST({})", next.join(", "))
-}
-
-/// Looks at up to `limit` keys of actions that have rows, and marks those for deletion that have no row of their own.
-/// One statement, and so one snapshot: an action comes before its rows, and leaves together with its mark's coming.
-pub(super) async fn sweep(conn: &mut AsyncPgConnection, after: i64, limit: usize) -> QueryResult<Option<i64>> {
-    #[derive(QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = Nullable<BigInt>)]
-        last: Option<i64>,
-        #[diesel(sql_type = BigInt)]
-        lost: i64,
-    }
-    let Row { last, lost } = sql(format!(
-        "WITH RECURSIVE look (no, n) AS (SELECT {}, 1 UNION ALL SELECT {}, n + 1 FROM look WHERE no IS NOT NULL AND n < ?), \
-         lost AS (INSERT INTO purges (action_no) SELECT no FROM look WHERE no IS NOT NULL \
-         AND NOT EXISTS (SELECT 1 FROM actions a WHERE a.no = look.no) \
-         AND NOT EXISTS (SELECT 1 FROM purges p WHERE p.action_no = look.no) \
-         ON CONFLICT DO NOTHING RETURNING action_no) \
-         SELECT (SELECT max(no) FROM look) AS last, (SELECT count(*) FROM lost) AS lost",
-        next_with_rows("?"),
-        next_with_rows("look.no"),
-    ))
-    .bind_each(&[after; ROWS.len()])
-    .bind(sql_limit(limit))
-    .get_result(conn)
-    .await?;
-    if lost > 0 {
-        log::warn!(actions = lost; "rows of actions that are no more are going to be deleted");
-    }
-    Ok(last)
 }

@@ -1,27 +1,133 @@
 //! Agents.
 
-use super::audit;
-use super::sql::sql;
-use crate::domain::agent::{AgentRef, Enrollment, Role};
+use super::pools::Caller;
+use super::store::PostgresStore;
+use super::transaction::body;
+use super::{audit, error};
+use crate::domain::agent::{AgentRef, Enrollment};
 use crate::domain::audit::{Author, Deed};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
-use crate::store::rows::{AgentViewRow, Key, Transports, agent_view, corrupt, sql_limit};
-use crate::store::schema::agents;
-use crate::store::{AgentPatch, AgentView, Enrolled, NewAgent, filter};
+use crate::store::agents::CHECK_IN_WRITTEN;
+use crate::store::sql::agents::{self as statements, AgentViewRow, agent_view};
+use crate::store::sql::schema::agents;
+use crate::store::sql::tokens::{self, TokenRow};
+use crate::store::sql::{Key, Transports, corrupt, filter, sql, sql_limit};
+use crate::store::{AgentPatch, AgentView, Agents, Enrolled, NewAgent, Store, StoreResult};
+use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel::result::Error;
 use diesel::sql_types::{BigInt, Bool, Nullable, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use uuid::Uuid;
+
+#[async_trait]
+impl Agents for PostgresStore {
+    async fn agent_enroll_once(
+        &self,
+        agent: &NewAgent,
+        token: Vec<u8>,
+        nonce: Option<Vec<u8>>,
+        by: &Author,
+    ) -> StoreResult<Enrolled> {
+        let (agent, by, now) = (Arc::new(agent.clone()), Arc::new(by.clone()), self.now());
+        let enroll = body!([agent, token, nonce, by] conn => enroll(conn, &agent, token, nonce, &by, now));
+        self.write(Caller::Pipeline, "agent_enroll", enroll).await
+    }
+
+    async fn agent_refresh(
+        &self,
+        agent_no: i64,
+        labels: Option<&std::collections::BTreeMap<String, String>>,
+        facts: &serde_json::Map<String, serde_json::Value>,
+        version: &str,
+    ) -> StoreResult<bool> {
+        let write = "agent_refresh";
+        let said = Said::new(agent_no, labels, facts, version).map_err(|error| error::sort(write, error, None))?;
+        let (said, now) = (Arc::new(said), self.now());
+        // After a restart every agent says what it said before: that is no reason to write.
+        if self.read(Caller::Sessions, write, body!([said] conn => says_the_same(conn, &said))).await? {
+            return Ok(false);
+        }
+        self.write(Caller::Sessions, write, body!([said] conn => refresh(conn, &said, now))).await.map(|()| true)
+    }
+
+    async fn agent_insert(&self, agents: Vec<NewAgent>) -> StoreResult<()> {
+        let (agents, now) = (Arc::new(agents), self.now());
+        self.write(Caller::Pipeline, "agent_insert", body!([agents] conn => insert(conn, &agents, now))).await
+    }
+
+    async fn agent_get(&self, agent_no: i64) -> StoreResult<Option<AgentRef>> {
+        self.agent_get_many(&[agent_no]).await.map(|mut agents| agents.pop())
+    }
+
+    async fn agent_get_many(&self, agent_nos: &[i64]) -> StoreResult<Vec<AgentRef>> {
+        let agent_nos = Arc::new(agent_nos.to_vec());
+        self.read(Caller::Pipeline, "agent_get_many", body!([agent_nos] conn => get_many(conn, &agent_nos))).await
+    }
+
+    async fn agent_check_in(&self, agent_no: i64) -> StoreResult<()> {
+        let (now, write) = (self.now(), "agent_check_in");
+        let before = now.minus(CHECK_IN_WRITTEN);
+        if self.read(Caller::Sessions, write, body!([] conn => checked_in_after(conn, agent_no, before))).await? {
+            return Ok(());
+        }
+        self.write(Caller::Sessions, write, body!([] conn => check_in(conn, agent_no, now))).await
+    }
+
+    async fn agent_match(&self, target: &Target, after: i64, limit: usize) -> StoreResult<Vec<(i64, Arc<str>)>> {
+        let (target, now) = (Arc::new(target.clone()), self.now());
+        self.read(Caller::Pipeline, "agent_match", body!([target] conn => matching(conn, &target, now, after, limit)))
+            .await
+    }
+
+    async fn agent_count(&self, target: &Target) -> StoreResult<i64> {
+        let (target, now) = (Arc::new(target.clone()), self.now());
+        self.read(Caller::People, "agent_count", body!([target] conn => count(conn, &target, now))).await
+    }
+
+    async fn agent_list(
+        &self,
+        target: Option<&Target>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> StoreResult<Vec<AgentView>> {
+        let (target, after, now) = (Arc::new(target.cloned()), after.unwrap_or_default().to_owned(), self.now());
+        let list = body!([target, after] conn => list(conn, (*target).as_ref(), &after, now, limit));
+        self.read(Caller::People, "agent_list", list).await
+    }
+
+    async fn agent_view(&self, name: &str) -> StoreResult<Option<AgentView>> {
+        let (name, now) = (name.to_owned(), self.now());
+        self.read(Caller::People, "agent_view", body!([name] conn => view(conn, &name, now))).await
+    }
+
+    async fn agent_update(&self, name: &str, patch: &AgentPatch, by: &Author) -> StoreResult<Option<(i64, AgentView)>> {
+        let (name, patch, by, now) = (name.to_owned(), Arc::new(patch.clone()), Arc::new(by.clone()), self.now());
+        let update = body!([name, patch, by] conn => update(conn, &name, &patch, &by, now));
+        self.write(Caller::Pipeline, "agent_update", update).await
+    }
+
+    async fn agent_remove(&self, name: &str, by: &Author) -> StoreResult<Option<i64>> {
+        let (name, by, now) = (name.to_owned(), Arc::new(by.clone()), self.now());
+        self.write(Caller::Pipeline, "agent_remove", body!([name, by] conn => remove(conn, &name, &by, now))).await
+    }
+
+    async fn agent_list_leaving(&self, limit: usize) -> StoreResult<Vec<i64>> {
+        self.read(Caller::Pipeline, "agent_list_leaving", body!([] conn => list_leaving(conn, limit))).await
+    }
+
+    async fn agent_left(&self, agent_no: i64, before: Timestamp) -> StoreResult<()> {
+        self.write(Caller::Pipeline, "agent_left", body!([] conn => left(conn, agent_no, before))).await
+    }
+}
 
 fn json<T: serde::Serialize>(what: &T) -> QueryResult<String> {
     serde_json::to_string(what).map_err(|error| Error::SerializationError(Box::new(error)))
 }
 
-/// Puts agents in, passing over those whose names are taken; answers the keys of the new ones.
+/// Inserts agents, except those whose names are taken. Returns the keys of the new ones.
 async fn insert_new(conn: &mut AsyncPgConnection, new: &[NewAgent], now: Timestamp) -> QueryResult<Vec<i64>> {
     let said = || new.iter().map(|agent| &agent.enrollment);
     // The unique index leaves removed agents out: their names can be used again.
@@ -43,11 +149,11 @@ async fn insert_new(conn: &mut AsyncPgConnection, new: &[NewAgent], now: Timesta
     Ok(rows.into_iter().map(|row| row.key).collect())
 }
 
-pub(super) async fn insert(conn: &mut AsyncPgConnection, new: &[NewAgent], now: Timestamp) -> QueryResult<()> {
+async fn insert(conn: &mut AsyncPgConnection, new: &[NewAgent], now: Timestamp) -> QueryResult<()> {
     insert_new(conn, new, now).await.map(|_| ())
 }
 
-pub(super) async fn enroll(
+async fn enroll(
     conn: &mut AsyncPgConnection,
     agent: &NewAgent,
     token_hash: Vec<u8>,
@@ -63,16 +169,7 @@ pub(super) async fn enroll(
     };
     let Some(no) = no else { return Ok(Enrolled::Taken) };
     let name = agent.enrollment.name.clone();
-    sql("INSERT INTO tokens (id, hash, role, name, agent_no, created_at, enroll_nonce) VALUES (?, ?, ?, ?, ?, ?, ?)")
-        .bind(Uuid::now_v7().to_string())
-        .bind(token_hash)
-        .bind(Role::Agent.as_str())
-        .bind(name.as_str())
-        .bind(no)
-        .bind(now.0)
-        .bind(nonce_hash)
-        .execute(conn)
-        .await?;
+    tokens::insert(TokenRow::of_agent(no, &name, token_hash, nonce_hash, now)).execute(conn).await?;
     let did = if new.is_some() { "agent.create" } else { "agent.enroll_again" };
     let deed = Deed { did, subject: &name, detail: &agent.transport };
     audit::insert(conn, by, deed, now).await?;
@@ -80,24 +177,19 @@ pub(super) async fn enroll(
     Ok(Enrolled::New(AgentRef { no, name, transport, address, disabled: false }))
 }
 
-/// Revokes the token of an agent that enrolled under this nonce and never used it; answers whose it was.
+/// Revokes the unused token of the agent that enrolled under this nonce. Returns the agent's key.
 async fn give_up_unused(
     conn: &mut AsyncPgConnection,
     said: &Enrollment,
     nonce_hash: &[u8],
     now: Timestamp,
 ) -> QueryResult<Option<i64>> {
-    // Those that repeat a call at the same time take turns: the next one has to see the token that this one writes.
+    // Those that repeat a call at the same time take turns: the next one has to see the token that
+    // this one writes.
     let known = sql("SELECT no AS key FROM agents WHERE name = ? AND removed_at IS NULL FOR UPDATE");
     let known = known.bind(said.name.as_str()).get_result::<Key>(conn).await.optional()?;
     let Some(Key { key: no }) = known else { return Ok(None) };
-    let revoked =
-        sql("UPDATE tokens SET revoked_at = ? WHERE agent_no = ? AND enroll_nonce = ? AND revoked_at IS NULL")
-            .bind(now.0)
-            .bind(no)
-            .bind(nonce_hash.to_vec())
-            .execute(conn)
-            .await?;
+    let revoked = tokens::revoke_unused(no, nonce_hash, now).execute(conn).await?;
     if revoked == 0 {
         return Ok(None);
     }
@@ -105,7 +197,7 @@ async fn give_up_unused(
     Ok(Some(no))
 }
 
-/// What an agent says of itself, as it is stored.
+/// What an agent reports of itself, as it is stored.
 pub(super) struct Said {
     agent_no: i64,
     labels: Option<String>,
@@ -125,8 +217,8 @@ impl Said {
     }
 }
 
-/// Whether this is what is stored of the agent already.
-pub(super) async fn says_the_same(conn: &mut AsyncPgConnection, said: &Said) -> QueryResult<bool> {
+/// Whether this is stored already.
+async fn says_the_same(conn: &mut AsyncPgConnection, said: &Said) -> QueryResult<bool> {
     let same = sql("SELECT 1::bigint AS key FROM agents WHERE no = ? AND labels::text = coalesce(?, labels::text) \
          AND facts::text = ? AND version = ?")
     .bind(said.agent_no)
@@ -136,7 +228,7 @@ pub(super) async fn says_the_same(conn: &mut AsyncPgConnection, said: &Said) -> 
     Ok(same.get_result::<Key>(conn).await.optional()?.is_some())
 }
 
-pub(super) async fn refresh(conn: &mut AsyncPgConnection, said: &Said, now: Timestamp) -> QueryResult<()> {
+async fn refresh(conn: &mut AsyncPgConnection, said: &Said, now: Timestamp) -> QueryResult<()> {
     sql(
         "UPDATE agents SET labels = coalesce(?::text::json, labels), facts = ?::text::json, version = ?, last_seen = ? \
          WHERE no = ?",
@@ -151,22 +243,15 @@ pub(super) async fn refresh(conn: &mut AsyncPgConnection, said: &Said, now: Time
     .map(|_| ())
 }
 
-pub(super) async fn checked_in_after(conn: &mut AsyncPgConnection, no: i64, time: Timestamp) -> QueryResult<bool> {
-    let at = sql("SELECT no AS key FROM agents WHERE no = ? AND checked_in_at > ?").bind(no).bind(time.0);
-    Ok(at.get_result::<Key>(conn).await.optional()?.is_some())
+async fn checked_in_after(conn: &mut AsyncPgConnection, no: i64, time: Timestamp) -> QueryResult<bool> {
+    Ok(statements::checked_in_after(no, time).get_result::<Key>(conn).await.optional()?.is_some())
 }
 
-pub(super) async fn check_in(conn: &mut AsyncPgConnection, no: i64, now: Timestamp) -> QueryResult<()> {
-    sql("UPDATE agents SET checked_in_at = ?, last_seen = ? WHERE no = ?")
-        .bind(now.0)
-        .bind(now.0)
-        .bind(no)
-        .execute(conn)
-        .await
-        .map(|_| ())
+async fn check_in(conn: &mut AsyncPgConnection, no: i64, now: Timestamp) -> QueryResult<()> {
+    statements::check_in(no, now).execute(conn).await.map(|_| ())
 }
 
-pub(super) async fn get_many(conn: &mut AsyncPgConnection, nos: &[i64]) -> QueryResult<Vec<AgentRef>> {
+async fn get_many(conn: &mut AsyncPgConnection, nos: &[i64]) -> QueryResult<Vec<AgentRef>> {
     #[derive(QueryableByName)]
     struct Row {
         #[diesel(sql_type = BigInt)]
@@ -195,7 +280,7 @@ pub(super) async fn count(conn: &mut AsyncPgConnection, target: &Target, now: Ti
     agents::table.filter(filter::members(target, now)).select(diesel::dsl::count(agents::no)).first(conn).await
 }
 
-pub(super) async fn matching(
+async fn matching(
     conn: &mut AsyncPgConnection,
     target: &Target,
     now: Timestamp,
@@ -232,7 +317,7 @@ macro_rules! seen_by_users {
     };
 }
 
-pub(super) async fn list(
+async fn list(
     conn: &mut AsyncPgConnection,
     target: Option<&Target>,
     after: &str,
@@ -251,7 +336,7 @@ pub(super) async fn list(
     rows.into_iter().map(agent_view).collect()
 }
 
-pub(super) async fn view(conn: &mut AsyncPgConnection, name: &str, now: Timestamp) -> QueryResult<Option<AgentView>> {
+async fn view(conn: &mut AsyncPgConnection, name: &str, now: Timestamp) -> QueryResult<Option<AgentView>> {
     let row: Option<AgentViewRow> = agents::table
         .filter(filter::listed(None, now))
         .filter(agents::name.eq(name))
@@ -262,7 +347,7 @@ pub(super) async fn view(conn: &mut AsyncPgConnection, name: &str, now: Timestam
     row.map(agent_view).transpose()
 }
 
-pub(super) async fn update(
+async fn update(
     conn: &mut AsyncPgConnection,
     name: &str,
     patch: &AgentPatch,
@@ -296,39 +381,21 @@ pub(super) async fn update(
     Ok(view(conn, name, now).await?.map(|view| (no, view)))
 }
 
-pub(super) async fn remove(
-    conn: &mut AsyncPgConnection,
-    name: &str,
-    by: &Author,
-    now: Timestamp,
-) -> QueryResult<Option<i64>> {
-    let removed = sql("UPDATE agents SET removed_at = ? WHERE name = ? AND removed_at IS NULL RETURNING no AS key")
-        .bind(now.0)
-        .bind(name)
-        .get_result::<Key>(conn)
-        .await
-        .optional()?;
+async fn remove(conn: &mut AsyncPgConnection, name: &str, by: &Author, now: Timestamp) -> QueryResult<Option<i64>> {
+    let removed = statements::remove(name, now).get_result(conn).await.optional()?;
     let Some(Key { key: no }) = removed else { return Ok(None) };
     audit::insert(conn, by, Deed { did: "agent.remove", subject: name, detail: "" }, now).await?;
-    let revoke = sql("UPDATE tokens SET revoked_at = ? WHERE agent_no = ? AND revoked_at IS NULL");
-    revoke.bind(now.0).bind(no).execute(conn).await?;
-    sql("DELETE FROM agent_sessions WHERE agent_no = ?").bind(no).execute(conn).await?;
-    sql("INSERT INTO departures (agent_no) VALUES (?)").bind(no).execute(conn).await?;
+    tokens::revoke_of_agent(no, now).execute(conn).await?;
+    statements::end_session(no).execute(conn).await?;
+    statements::leaves(no).execute(conn).await?;
     Ok(Some(no))
 }
 
-pub(super) async fn list_leaving(conn: &mut AsyncPgConnection, limit: usize) -> QueryResult<Vec<i64>> {
-    let rows = sql("SELECT agent_no AS key FROM departures ORDER BY agent_no LIMIT ?").bind(sql_limit(limit));
-    let rows: Vec<Key> = rows.load(conn).await?;
+async fn list_leaving(conn: &mut AsyncPgConnection, limit: usize) -> QueryResult<Vec<i64>> {
+    let rows: Vec<Key> = statements::list_leaving(limit).load(conn).await?;
     Ok(rows.into_iter().map(|row| row.key).collect())
 }
 
-pub(super) async fn left(conn: &mut AsyncPgConnection, no: i64, before: Timestamp) -> QueryResult<()> {
-    sql("DELETE FROM departures d WHERE d.agent_no = ? \
-         AND EXISTS (SELECT 1 FROM agents a WHERE a.no = d.agent_no AND a.removed_at < ?)")
-    .bind(no)
-    .bind(before.0)
-    .execute(conn)
-    .await
-    .map(|_| ())
+async fn left(conn: &mut AsyncPgConnection, no: i64, before: Timestamp) -> QueryResult<()> {
+    statements::left(no, before).execute(conn).await.map(|_| ())
 }

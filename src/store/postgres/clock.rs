@@ -1,10 +1,11 @@
 //! The database's time, told by this process.
 //!
-//! Everything is due and expires by the database's clock, and is asked for far more often than a round trip would allow.
-//! So each answer of the database that says what time it is anchors the clock, and in between this process's own
-//! monotonic clock moves it on. An answer says only that the time lies between what it says and that plus the round
-//! trip: a clock within these bounds stays as it is, one outside of them is moved to the lower bound, since early is
-//! worse than late by a round trip.
+//! Everything is due and expires by the database's clock, and is asked for far more often than a
+//! round trip would allow. So each answer of the database that says what time it is anchors the
+//! clock, and in between this process's own monotonic clock moves it on. An answer says only that
+//! the time lies between what it says and that plus the round trip: a clock within these bounds
+//! stays as it is, one outside of them is moved to the lower bound, since early is worse than late
+//! by a round trip.
 
 use crate::domain::time::Timestamp;
 use std::sync::atomic::{AtomicI64, Ordering};

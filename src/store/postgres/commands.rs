@@ -1,45 +1,90 @@
-//! Commands and open commands: written in pages, read by the scheduler, the agents' sessions and the reconcilers.
+//! Commands: inserted in pages, listed for users and reconcilers.
 
 use super::counts::count;
-use super::sql::sql;
+use super::error::is_duplicate;
+use super::pools::Caller;
+use super::store::PostgresStore;
+use super::transaction::body;
 use crate::domain::command::{CommandState, OpenState};
 use crate::domain::time::Timestamp;
 use crate::store::changes::Deltas;
-use crate::store::rows::{CommandKey, CommandViewRow, DueRow, Key, Named, Transports, UntouchedRow, sql_limit};
-use crate::store::{CommandPage, CommandView, Due, DuePlace, Inserted, Unfinished, UntouchedPage};
+use crate::store::sql::commands::{self as statements, CommandViewRow};
+use crate::store::sql::{Key, sql, sql_limit};
+use crate::store::{CommandPage, CommandView, Commands, Inserted, StoreResult, Unfinished};
+use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Neither outcome nor open row, of a command `c`.
-const UNTOUCHED: &str = "NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.action_no = c.action_no AND o.agent_no = c.agent_no \
+/// Condition: the command `c` has neither outcome nor open row.
+pub(super) const UNTOUCHED: &str = "NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.action_no = c.action_no AND o.agent_no = c.agent_no \
      OFFSET 0) AND NOT EXISTS (SELECT 1 FROM open_commands p WHERE p.action_no = c.action_no \
      AND p.agent_no = c.agent_no OFFSET 0)";
 
-/// The action of what is called `p`, if it goes on.
-const GOING_OF_P: &str = "CROSS JOIN LATERAL (SELECT x.priority, x.owner FROM actions x WHERE x.no = p.action_no \
-     AND x.ended_at IS NULL AND NOT x.cancelled AND NOT x.paused AND NOT x.expired OFFSET 0) a";
-
-/// An action with no more commands than this is listed by sorting them all.
+/// Up to this number of commands, an action is listed by sorting all of them.
 const SMALL: i64 = 2_000;
 
-/// Whether commands that are there already are passed over, or make the insert fail, which is faster.
+#[async_trait]
+impl Commands for PostgresStore {
+    async fn command_insert(&self, pages: Vec<CommandPage>) -> StoreResult<Vec<Inserted>> {
+        let (pages, lane) = (Arc::new(pages), self.inner.lane("commands"));
+        for duplicates in [Duplicates::Fail, Duplicates::PassOver] {
+            let insert = body!([pages, lane] conn => insert(conn, &pages, &lane, duplicates));
+            match self.write(Caller::Pipeline, "command_insert", insert).await {
+                Err(error) if is_duplicate(&error) && duplicates == Duplicates::Fail => {}
+                done => return done,
+            }
+        }
+        Ok(Vec::new())
+    }
+
+    async fn command_list(
+        &self,
+        action: Uuid,
+        state: Option<CommandState>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> StoreResult<Vec<CommandView>> {
+        let after = after.map(str::to_owned);
+        let list = body!([after] conn => list(conn, action, state, after.as_deref(), limit));
+        self.read(Caller::People, "command_list", list).await
+    }
+
+    async fn command_unfinished(
+        &self,
+        action_no: i64,
+        which: Unfinished,
+        after: i64,
+        limit: usize,
+    ) -> StoreResult<Vec<i64>> {
+        let look = body!([] conn => unfinished(conn, action_no, which, after, limit));
+        self.read(Caller::Pipeline, "command_unfinished", look).await
+    }
+
+    async fn command_unfinished_of(&self, agent_no: i64, limit: usize) -> StoreResult<Vec<i64>> {
+        self.read(Caller::Pipeline, "command_unfinished_of", body!([] conn => unfinished_of(conn, agent_no, limit)))
+            .await
+    }
+}
+
+/// Whether commands that exist are skipped, or make the insert fail, which is faster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Duplicates {
     Fail,
     PassOver,
 }
 
-pub(super) async fn insert(
+async fn insert(
     conn: &mut AsyncPgConnection,
     pages: &[CommandPage],
     lane: &str,
     duplicates: Duplicates,
 ) -> QueryResult<Vec<Inserted>> {
     let mut inserted = vec![Inserted::Moved; pages.len()];
-    // Pages of different actions are moved on in one statement, those of one action one after the other.
+    // Pages of different actions are moved on in one statement, those of one action one after the
+    // other.
     let mut rounds: Vec<BTreeMap<i64, usize>> = Vec::new();
     for (index, page) in pages.iter().enumerate() {
         match rounds.iter_mut().find(|round| !round.contains_key(&page.action_no)) {
@@ -79,7 +124,7 @@ pub(super) async fn insert(
     Ok(inserted)
 }
 
-fn insert_rows(rows: Vec<(i64, i64, Option<Timestamp>)>, then: &str) -> super::sql::Sql {
+fn insert_rows(rows: Vec<(i64, i64, Option<Timestamp>)>, then: &str) -> crate::store::sql::Sql {
     let own_due = rows.iter().any(|(.., due)| due.is_some());
     let (mut actions, mut agents, mut dues) =
         (Vec::with_capacity(rows.len()), Vec::with_capacity(rows.len()), Vec::new());
@@ -99,7 +144,8 @@ fn insert_rows(rows: Vec<(i64, i64, Option<Timestamp>)>, then: &str) -> super::s
     }
 }
 
-/// Moves actions on over these pages, at most one of each; answers which of them moved.
+/// Moves `resolved_through` of actions over these pages, at most one page per action. Returns the
+/// actions that moved.
 async fn move_on(conn: &mut AsyncPgConnection, pages: impl Iterator<Item = &CommandPage>) -> QueryResult<Vec<i64>> {
     let (mut nos, mut afters, mut throughs, mut lasts) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
     for page in pages {
@@ -108,7 +154,7 @@ async fn move_on(conn: &mut AsyncPgConnection, pages: impl Iterator<Item = &Comm
         throughs.push(page.through);
         lasts.push(page.last);
     }
-    // Whoever moved an action on (another page, a cancel, a restart) makes its page a thing of the past.
+    // An action that has moved on (by another page, a cancel, a restart) refuses the page.
     let moved: Vec<Key> = sql(
         "UPDATE actions a SET resolved_through = p.through, resolved = p.last \
          FROM UNNEST(?, ?, ?, ?) AS p (no, after, through, last) \
@@ -151,178 +197,10 @@ pub(super) async fn key_after(
     after: i64,
     count: usize,
 ) -> QueryResult<Option<i64>> {
-    let row = sql(
-        "SELECT agent_no AS key FROM commands WHERE action_no = ? AND agent_no > ? ORDER BY agent_no LIMIT 1 OFFSET ?",
-    )
-    .bind(no)
-    .bind(after)
-    .bind(sql_limit(count.saturating_sub(1)))
-    .get_result::<Key>(conn)
-    .await
-    .optional()?;
-    Ok(row.map(|row| row.key))
+    Ok(statements::key_after(no, after, count).get_result::<Key>(conn).await.optional()?.map(|row| row.key))
 }
 
-pub(super) async fn untouched(
-    conn: &mut AsyncPgConnection,
-    action_no: i64,
-    after: i64,
-    limit: usize,
-) -> QueryResult<UntouchedPage> {
-    let rows: Vec<UntouchedRow> = sql(format!(
-        "SELECT c.agent_no, g.transport, coalesce(c.due_at, a.valid_from) AS due_at, {UNTOUCHED} AS untouched \
-         FROM (SELECT * FROM commands WHERE action_no = ? AND agent_no > ? ORDER BY agent_no LIMIT ?) c \
-         CROSS JOIN LATERAL (SELECT valid_from FROM actions x WHERE x.no = c.action_no OFFSET 0) a \
-         CROSS JOIN LATERAL (SELECT transport FROM agents x WHERE x.no = c.agent_no OFFSET 0) g ORDER BY c.agent_no"
-    ))
-    .bind(action_no)
-    .bind(after)
-    .bind(sql_limit(limit))
-    .load(conn)
-    .await?;
-    let through = rows.last().map(|row| row.agent_no);
-    let mut transports = Transports::default();
-    let commands = rows
-        .into_iter()
-        .filter(|row| row.untouched)
-        .map(|row| (row.agent_no, transports.share(row.transport), Timestamp(row.due_at)))
-        .collect();
-    Ok(UntouchedPage { commands, through })
-}
-
-pub(super) async fn backlog(
-    conn: &mut AsyncPgConnection,
-    agent_no: i64,
-    horizon: Timestamp,
-    now: Timestamp,
-    limit: usize,
-) -> QueryResult<Vec<Due>> {
-    // Bound once, and named; `now` is also what the order needs.
-    let alive = "x.ended_at IS NULL AND NOT x.cancelled AND NOT x.paused AND NOT x.expired AND x.expires_at > v.now";
-    let rows: Vec<DueRow> = sql(format!(
-        "WITH v AS MATERIALIZED (SELECT ?::bigint AS agent, ?::bigint AS horizon, ?::bigint AS now) \
-         SELECT d.* FROM (SELECT p.action_no, p.agent_no, p.run, p.attempts, p.due_at, a.priority, TRUE AS open, \
-         '' AS transport FROM v CROSS JOIN LATERAL (SELECT * FROM open_commands x WHERE x.agent_no = v.agent \
-         AND x.state IN ({waiting}, {retry}) AND x.due_at <= v.horizon OFFSET 0) p \
-         CROSS JOIN LATERAL (SELECT priority FROM actions x WHERE x.no = p.action_no AND {alive} OFFSET 0) a \
-         UNION ALL \
-         SELECT c.action_no, c.agent_no, 1, 0, coalesce(c.due_at, a.valid_from), a.priority, FALSE, '' \
-         FROM v CROSS JOIN LATERAL (SELECT no, valid_from, priority FROM actions x \
-         WHERE x.dispatched_through < v.agent AND x.resolved_through >= v.agent AND {alive} OFFSET 0) a \
-         CROSS JOIN LATERAL (SELECT * FROM commands x WHERE x.action_no = a.no AND x.agent_no = v.agent OFFSET 0) c \
-         WHERE coalesce(c.due_at, a.valid_from) <= v.horizon AND {UNTOUCHED}) d CROSS JOIN v \
-         ORDER BY (d.due_at > v.now), d.priority DESC, d.due_at, d.action_no LIMIT ?",
-        waiting = OpenState::Waiting as i16,
-        retry = OpenState::Retry as i16,
-    ))
-    .bind(agent_no)
-    .bind(horizon.0)
-    .bind(now.0)
-    .bind(sql_limit(limit))
-    .load(conn)
-    .await?;
-    Ok(rows.iter().map(DueRow::due).collect())
-}
-
-/// The node that is to send to an agent `g` of a transport that isn't a stream, commands of an action `a`: its owner, or the
-/// first of those that have a sender.
-const WHO_SENDS: &str = "(SELECT n.incarnation FROM nodes n WHERE n.transports @> to_jsonb(g.transport) \
-     ORDER BY n.incarnation IS DISTINCT FROM a.owner, n.incarnation LIMIT 1)";
-
-pub(super) async fn with_due(conn: &mut AsyncPgConnection, agent_nos: &[i64], now: Timestamp) -> QueryResult<Vec<i64>> {
-    let rows: Vec<Key> = sql(format!(
-        "SELECT j.no AS key FROM UNNEST(?) j (no) WHERE EXISTS (SELECT 1 FROM (SELECT action_no FROM open_commands x \
-         WHERE x.agent_no = j.no AND x.due_at <= ? AND x.state IN ({}, {}) OFFSET 0) p {GOING_OF_P})",
-        OpenState::Waiting as i16,
-        OpenState::Retry as i16
-    ))
-    .bind(agent_nos.to_vec())
-    .bind(now.0)
-    .load(conn)
-    .await?;
-    Ok(rows.into_iter().map(|row| row.key).collect())
-}
-
-pub(super) async fn unserved(
-    conn: &mut AsyncPgConnection,
-    now: Timestamp,
-    limit: usize,
-) -> QueryResult<Vec<(String, i64)>> {
-    let rows: Vec<Named> = sql(format!(
-        "SELECT transport AS name, count(*) AS number FROM (SELECT g.transport FROM agents g \
-         CROSS JOIN LATERAL (SELECT action_no FROM open_commands x WHERE x.agent_no = g.no AND x.due_at <= ? \
-         AND x.state IN ({}, {}) OFFSET 0) p {GOING_OF_P} WHERE g.transport <> 'stream' AND g.removed_at IS NULL \
-         AND NOT EXISTS (SELECT 1 FROM nodes n WHERE n.transports @> to_jsonb(g.transport)) LIMIT ?) s \
-         GROUP BY transport ORDER BY transport",
-        OpenState::Waiting as i16,
-        OpenState::Retry as i16
-    ))
-    .bind(now.0)
-    .bind(sql_limit(limit))
-    .load(conn)
-    .await?;
-    Ok(rows.into_iter().map(|row| (row.name, row.number)).collect())
-}
-
-pub(super) async fn due(
-    conn: &mut AsyncPgConnection,
-    (after, after_action, after_agent): DuePlace,
-    horizon: Timestamp,
-    here: &str,
-    limit: usize,
-) -> QueryResult<Vec<(Due, Arc<str>)>> {
-    // Each state in the order of its index, and of both together the first.
-    let one = |state: OpenState| {
-        format!(
-            "(SELECT p.action_no, p.agent_no, p.run, p.attempts, p.due_at, a.priority, TRUE AS open, g.transport \
-             FROM open_commands p {GOING_OF_P} \
-             CROSS JOIN LATERAL (SELECT no, transport FROM agents x WHERE x.no = p.agent_no AND NOT x.disabled \
-             OFFSET 0) g \
-             WHERE p.state = {} AND (p.due_at, p.action_no, p.agent_no) > (?, ?, ?) AND p.due_at <= ? \
-             AND ((g.transport <> 'stream' AND {WHO_SENDS} = ?) OR EXISTS \
-             (SELECT 1 FROM (SELECT incarnation FROM agent_sessions x WHERE x.agent_no = g.no OFFSET 0) s \
-             WHERE s.incarnation = ?)) \
-             ORDER BY p.due_at, p.action_no, p.agent_no LIMIT ?)",
-            state as i16
-        )
-    };
-    let mut query = sql(format!(
-        "{} UNION ALL {} ORDER BY due_at, action_no, agent_no LIMIT ?",
-        one(OpenState::Waiting),
-        one(OpenState::Retry)
-    ));
-    for _ in [OpenState::Waiting, OpenState::Retry] {
-        query = query
-            .bind(after.0)
-            .bind(after_action)
-            .bind(after_agent)
-            .bind(horizon.0)
-            .bind(here)
-            .bind(here)
-            .bind(sql_limit(limit));
-    }
-    let rows: Vec<DueRow> = query.bind(sql_limit(limit)).load(conn).await?;
-    let mut transports = Transports::default();
-    Ok(rows.into_iter().map(|row| (row.due(), transports.share(row.transport))).collect())
-}
-
-pub(super) async fn overdue(
-    conn: &mut AsyncPgConnection,
-    now: Timestamp,
-    limit: usize,
-) -> QueryResult<Vec<(i64, i64)>> {
-    let rows: Vec<CommandKey> = sql(format!(
-        "SELECT action_no, agent_no FROM open_commands WHERE state = {} AND due_at <= ? ORDER BY due_at LIMIT ?",
-        OpenState::Sent as i16
-    ))
-    .bind(now.0)
-    .bind(sql_limit(limit))
-    .load(conn)
-    .await?;
-    Ok(rows.into_iter().map(|row| (row.action_no, row.agent_no)).collect())
-}
-
-pub(super) async fn unfinished(
+async fn unfinished(
     conn: &mut AsyncPgConnection,
     action_no: i64,
     which: Unfinished,
@@ -351,7 +229,7 @@ pub(super) async fn unfinished(
     Ok(rows.into_iter().map(|row| row.key).collect())
 }
 
-pub(super) async fn unfinished_of(conn: &mut AsyncPgConnection, agent_no: i64, limit: usize) -> QueryResult<Vec<i64>> {
+async fn unfinished_of(conn: &mut AsyncPgConnection, agent_no: i64, limit: usize) -> QueryResult<Vec<i64>> {
     let rows: Vec<Key> = sql(format!(
         "WITH v AS MATERIALIZED (SELECT ?::bigint AS agent) \
          SELECT p.action_no AS key FROM v CROSS JOIN LATERAL \
@@ -368,14 +246,15 @@ pub(super) async fn unfinished_of(conn: &mut AsyncPgConnection, agent_no: i64, l
     Ok(rows.into_iter().map(|row| row.key).collect())
 }
 
-pub(super) async fn list(
+async fn list(
     conn: &mut AsyncPgConnection,
     action: Uuid,
     state: Option<CommandState>,
     after: Option<&str>,
     limit: usize,
 ) -> QueryResult<Vec<CommandView>> {
-    // A large action is read by its agents' names, in their order; a small one among a large fleet by its commands.
+    // A large action is read by its agents' names, in their order; a small one among a large fleet
+    // by its commands.
     let total = sql("SELECT coalesce(sum(c.total), 0)::bigint AS key FROM actions a JOIN action_counts c \
                      ON c.action_no = a.no WHERE a.id = ?");
     let small = total.bind(action.to_string()).get_result::<Key>(conn).await?.key <= SMALL;
@@ -386,8 +265,9 @@ pub(super) async fn list(
         "agents g CROSS JOIN LATERAL \
          (SELECT * FROM commands x WHERE x.action_no = a.no AND x.agent_no = g.no OFFSET 0) c"
     };
-    // Per command: its last ended run `o`; its open row `p`, unless it is final; and whether the run that it is in, or
-    // ended with, was `handed` over. The state is derived as `Known::state` does.
+    // Per command: its last ended run `o`; its open row `p`, unless it is final; and whether the
+    // run that it is in, or ended with, was `handed` over. The state is derived as `Known::state`
+    // does.
     let rows: Vec<CommandViewRow> = sql(format!(
         "WITH page AS (SELECT g.name AS agent, o.is_final, o.run AS last_run, o.attempts AS last_attempts, \
            o.sent_at AS last_sent_at, o.finished_at, o.results, o.error, p.run AS open_run, \

@@ -1,4 +1,5 @@
-//! How a connection to the database comes about: its URL, its password, its TLS, and how its session is set up.
+//! How a connection to the database comes about: its URL, its password, its TLS, and how its
+//! session is set up.
 
 use super::link::{self, Connected, NotConnected};
 use super::tls::{Check, client_config};
@@ -15,7 +16,7 @@ use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// How long a connect may take.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
-/// How long one statement may take; counting a million agents takes a few seconds.
+/// How long one statement may take. Counting a million agents takes a few seconds.
 pub(super) const STATEMENT_WITHIN: Duration = Duration::from_secs(30);
 /// How long one waits for a row that somebody else has locked.
 const LOCK_WITHIN: Duration = Duration::from_secs(5);
@@ -77,6 +78,12 @@ impl Connector {
         Ok(Self { config, tls, setup: setup(dead_after) })
     }
 
+    /// The same with another time limit for each statement.
+    pub(super) fn with_statement_timeout(mut self, limit: Duration) -> Self {
+        self.setup.push_str(&format!("; SET statement_timeout = {}", limit.as_millis()));
+        self
+    }
+
     /// Opens a connection, whose driver runs on the runtime of the caller.
     pub(super) async fn connect(&self) -> ConnectionResult<Connected> {
         // A handshake takes much room, and every call of the store may have to connect.
@@ -110,11 +117,12 @@ impl Manager for Connector {
 
 /// How a session is set up.
 ///
-/// Every statement of this store is made to walk an index, in its order, from the row in hand. The tables grow by a million rows
-/// between two looks of the statistics, and then a planner that trusts them reads whole tables: so it isn't asked. Where
-/// it still had a choice, of which side of a join to begin with, or of a scan by half a key, the inner side is a
-/// subquery with `OFFSET 0`, which is run for each row of the outer one as it stands.
-/// A process that stops in the middle of a transaction is cut off before others count it dead, or it would hold them up.
+/// Every statement of this store is made to walk an index, in its order, from the row in hand. The
+/// tables grow by a million rows between two looks of the statistics, and then a planner that
+/// trusts them reads whole tables: so it isn't asked. Where it still had a choice, of which side of
+/// a join to begin with, or of a scan by half a key, the inner side is a subquery with `OFFSET 0`,
+/// which is run for each row of the outer one as it stands. A process that stops in the middle of a
+/// transaction is cut off before others count it dead, or it would hold them up.
 fn setup(dead_after: Duration) -> String {
     format!(
         "SET statement_timeout = {}; SET lock_timeout = {}; SET idle_in_transaction_session_timeout = {}; \

@@ -1,20 +1,22 @@
 //! The counters of actions: kept by lane, read as their sum.
 
-use super::sql::sql;
 use crate::domain::command::CommandState;
 use crate::domain::counts::Counts;
 use crate::store::changes::Deltas;
+use crate::store::sql::sql;
 use diesel::prelude::*;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 
-/// Adds up the lanes of an action `a`. One statement reads both, and so both as they were at one moment.
+/// Joins the sums over the lanes of an action `a`. One statement reads both, and so in one
+/// snapshot.
 pub(super) const SUMS: &str = "CROSS JOIN LATERAL (SELECT coalesce(sum(c.total), 0)::bigint AS n_total, \
      coalesce(sum(c.sent), 0)::bigint AS n_sent, coalesce(sum(c.succeeded), 0)::bigint AS n_succeeded, \
      coalesce(sum(c.failed), 0)::bigint AS n_failed, coalesce(sum(c.timed_out), 0)::bigint AS n_timed_out, \
      coalesce(sum(c.undeliverable), 0)::bigint AS n_undeliverable, coalesce(sum(c.expired), 0)::bigint AS n_expired, \
      coalesce(sum(c.cancelled), 0)::bigint AS n_cancelled FROM action_counts c WHERE c.action_no = a.no) s";
 
-/// Adds to the counters of a lane. Batches that may be under way at the same time have lanes of their own.
+/// Adds to the counters of a lane. Kinds of batches that may run at the same time have different
+/// lanes.
 pub(super) async fn count(conn: &mut AsyncPgConnection, deltas: &Deltas, lane: &str) -> QueryResult<()> {
     if deltas.is_empty() {
         return Ok(());

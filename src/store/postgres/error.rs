@@ -1,22 +1,27 @@
-//! What goes wrong with PostgreSQL, sorted by whether trying again can help.
+//! Errors of PostgreSQL, sorted by whether trying again can help.
 //!
-//! The code (SQLSTATE) decides, which [`link`](super::link) has, and never the message, which is in the server's language.
-//! Refused is what is wrong with a value, or with a statement: the same again fails again. Everything else passes or is
-//! fixed by an operator (no room, no rights, a table that a dump has locked, a shutdown), and so do codes that aren't
-//! known here: nothing is dropped for them. If a value is at fault after all, the batcher finds it.
+//! The code (SQLSTATE) decides, which [`tap`](super::tap) reads, and never the message, which is in
+//! the server's language. Refused is what is wrong with a value, or with a statement: the same
+//! again fails again. Everything else passes or is fixed by an operator (no room, no rights, a
+//! table that a dump has locked, a shutdown), and so do codes that aren't known here: nothing is
+//! dropped for them. If a value is at fault after all, the batcher finds it.
 
 use crate::store::{SqlState, StoreError};
+use diesel::ConnectionError;
 use diesel::result::{DatabaseErrorKind, Error};
 
 /// Whether waiting, or an operator, can make an error with this code go away.
 fn passes(code: SqlState) -> bool {
     match (code.class(), code.as_str()) {
-        // Rights that were revoked; a table, a column or a function that somebody dropped, or that isn't there yet.
+        // Rights that were revoked; a table, a column or a function that somebody dropped, or that
+        // isn't there yet.
         ("42", "42501" | "42P01" | "42703" | "42883") => true,
-        // Feature not supported, data, constraints, syntax, program limits (a value too large for an index).
+        // Feature not supported, data, constraints, syntax, program limits (a value too large for
+        // an index).
         ("0A" | "22" | "23" | "42" | "54", _) => false,
-        // 08 connection, 25 read only, 28 and 3D logins and databases, 40 rollback, 53 resources, 55 and 57 locks,
-        // timeouts and shutdowns, 58 the system, XX the server itself, and what isn't known.
+        // 08 connection, 25 read only, 28 and 3D logins and databases, 40 rollback, 53 resources,
+        // 55 and 57 locks, timeouts and shutdowns, 58 the system, XX the server itself, and what
+        // isn't known.
         _ => true,
     }
 }
@@ -70,6 +75,21 @@ pub(super) fn may_pass(error: &Error, code: Option<SqlState>) -> bool {
         Error::DatabaseError(kind, _) => is_broken(error) || code.map_or_else(|| kind_passes(kind), passes),
         _ => is_broken(error),
     }
+}
+
+/// Sorts an error of connecting.
+pub(super) fn not_connected(error: ConnectionError) -> StoreError {
+    match error {
+        ConnectionError::InvalidConnectionUrl(told) => StoreError::Unusable(told),
+        ConnectionError::BadConnection(told) => StoreError::Unavailable(told),
+        other => StoreError::Unavailable(other.to_string()),
+    }
+}
+
+/// Whether a write was refused because a row with the same key exists.
+pub(super) fn is_duplicate(error: &StoreError) -> bool {
+    let unique = DatabaseErrorKind::UniqueViolation;
+    matches!(error, StoreError::Refused { source: Error::DatabaseError(kind, _), .. } if *kind == unique)
 }
 
 #[cfg(test)]

@@ -1,27 +1,53 @@
 //! Hints between nodes, by LISTEN and NOTIFY.
 //!
-//! A NOTIFY takes a lock of the whole database at its commit: it is sent by itself, not in anybody's transaction. The
-//! channel is of the schema, so that two installations in one database don't hear each other. The listener has a
-//! connection of its own, which is always read from, and holds no snapshot; when it was cut off it tells that hints may
-//! have been lost.
+//! A NOTIFY takes a database-wide lock at its commit, so it is sent outside other transactions. The
+//! channel's name contains the schema, so that two installations in one database don't hear each
+//! other. The listener has a connection of its own, which is always read from and holds no
+//! snapshot. After a lost connection it emits [`Hint::Everything`], because hints may have been
+//! lost.
 
+use super::inner::{HINTS_WAITING, Inner, State};
 use super::link::Connected;
-use super::sql::sql;
-use super::{Inner, State};
+use super::pools::Caller;
+use super::store::PostgresStore;
+use super::transaction::body;
 use crate::domain::hint::Hint;
+use crate::store::sql::sql;
+use crate::store::{Hints, StoreResult};
+use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel::sql_types::Text;
 use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
-use std::sync::Weak;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// PostgreSQL takes payloads of less than 8,000 bytes.
 const LONGEST: usize = 7_900;
-/// Hints that wait to be taken; beyond these, one that says so.
-pub(super) const WAITING: usize = 1_024;
 /// The pause before the listener connects again.
 const AGAIN: Duration = Duration::from_secs(1);
+
+#[async_trait]
+impl Hints for PostgresStore {
+    async fn hint_send(&self, hints: &[Hint]) -> StoreResult<bool> {
+        if !self.inner.notify || !self.inner.has_others() {
+            return Ok(false);
+        }
+        let (me, hints) = (self.inner.incarnation.clone(), Arc::new(hints.to_vec()));
+        self.read(Caller::Pipeline, "hint_send", body!([me, hints] conn => send(conn, &me, &hints))).await?;
+        Ok(true)
+    }
+
+    async fn hint_next(&self) -> Vec<Hint> {
+        let mut heard = self.heard.lock().await;
+        let mut hints = Vec::new();
+        if heard.recv_many(&mut hints, HINTS_WAITING).await == 0 {
+            // Nobody listens any more: the store is being closed.
+            std::future::pending::<()>().await;
+        }
+        hints
+    }
+}
 
 #[derive(QueryableByName)]
 struct Channel {
@@ -29,10 +55,10 @@ struct Channel {
     channel: String,
 }
 
-/// The channel of this schema; names are cut off at 63 bytes.
+/// The channel of this schema. PostgreSQL's names have at most 63 bytes.
 const CHANNEL: &str = "left('odoshi_' || current_schema(), 63)";
 
-/// Says these in one notification; more than fit into one are said as [`Hint::Everything`].
+/// Sends hints in one notification, as [`Hint::Everything`] if they don't fit into one.
 pub(super) async fn send(conn: &mut AsyncPgConnection, from: &str, hints: &[Hint]) -> QueryResult<()> {
     sql(format!("SELECT pg_notify({CHANNEL}, ?)")).bind(payload(from, hints)).execute(conn).await.map(|_| ())
 }
@@ -49,7 +75,7 @@ fn payload(from: &str, hints: &[Hint]) -> String {
     }
 }
 
-/// What somebody else said; nothing when it was this node itself.
+/// The hints of another node. None if the notification is this node's own.
 fn heard(me: &str, payload: &str) -> Vec<Hint> {
     let mut words = payload.split(' ');
     match words.next() {
@@ -58,11 +84,11 @@ fn heard(me: &str, payload: &str) -> Vec<Hint> {
     }
 }
 
-/// Listens for as long as somebody else holds `inner`.
+/// Listens until nobody else holds `inner`.
 pub(super) async fn listen(inner: Weak<Inner>) {
     loop {
         let Some(held) = inner.upgrade() else { return };
-        let (me, connector, hints) = (held.incarnation.clone(), held.connector.clone(), held.told.clone());
+        let (me, connector, hints) = (held.incarnation.clone(), held.connector.clone(), held.hints.clone());
         if matches!(*held.state.borrow(), State::Fenced | State::Gone) {
             return;
         }
@@ -94,7 +120,8 @@ async fn follow(mut conn: Connected, me: &str, inner: &Weak<Inner>, hints: &mpsc
     Ok(())
 }
 
-/// Never waits: notifications that nobody reads would pile up for all listeners of the database.
+/// Queues a hint. Never waits: unread notifications would pile up for all listeners of the
+/// database.
 pub(super) fn tell(hints: &mpsc::Sender<Hint>, hint: Hint) {
     // The last place is for saying that there were more.
     match hints.capacity() {

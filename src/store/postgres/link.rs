@@ -1,67 +1,39 @@
-//! A connection to the server that remembers the code (SQLSTATE) of the last error the server sent.
+//! A connection to the server: it remembers the code of the last error that the server sent (see
+//! [`tap`](super::tap)), and its statement can be cancelled.
 //!
-//! What an error means is decided by its code: messages come in the server's language. diesel passes the message on and
-//! drops the code, and the type that still has it is private. So the bytes from the server are read on their way to
-//! tokio-postgres ([`Tap`]): type and length of each message, and of an ErrorResponse the field `C`. The alternatives were
-//! worse: the text can't be trusted, `lc_messages` needs a superuser, and running each statement twice costs a round trip.
-//!
-//! tokio-postgres takes a stream of ours only without its own connecting, hence [`connect`]: hosts in turn (or shuffled),
-//! each address of a host, the settings of the socket, and `target_session_attrs`, as libpq does.
+//! tokio-postgres takes a stream of ours only without its own connecting, hence [`connect`]: hosts
+//! in turn (or shuffled), each address of a host, the settings of the socket, and
+//! `target_session_attrs`, as libpq does.
 
+use super::tap::{LastCode, Rustls, Socket, Tap, TappedTls};
 use crate::store::SqlState;
 use diesel::{ConnectionError, ConnectionResult};
 use diesel_async::AsyncPgConnection;
 use futures_util::{StreamExt, stream};
 use rand::seq::SliceRandom;
 use socket2::{SockRef, TcpKeepalive};
-use std::fmt;
 use std::io;
 use std::net::SocketAddr;
 use std::ops::{Deref, DerefMut};
 use std::path::PathBuf;
-use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::task::{Context, Poll, ready};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream, lookup_host};
 use tokio::sync::{mpsc, oneshot};
 use tokio_postgres::config::{Host, LoadBalanceHosts, SslMode, TargetSessionAttrs};
 use tokio_postgres::error::SqlState as Code;
-use tokio_postgres::tls::{ChannelBinding, MakeTlsConnect, TlsConnect, TlsStream};
-use tokio_postgres::{AsyncMessage, Client, Config, Connection, NoTls, SimpleQueryMessage};
+use tokio_postgres::tls::{MakeTlsConnect, TlsStream};
+use tokio_postgres::{AsyncMessage, CancelToken, Client, Config, Connection, NoTls, SimpleQueryMessage};
 use tokio_postgres_rustls::MakeRustlsConnect;
 use tokio_util::either::Either;
 
-/// The code is among the first fields of an error; the rest of a long one isn't kept.
-const KEPT: usize = 512;
 /// PostgreSQL's port.
 const PORT: u16 = 5432;
-
-type Socket = Either<TcpStream, UnixStream>;
-
-type Rustls = <MakeRustlsConnect as MakeTlsConnect<Socket>>::TlsConnect;
-
-/// The code of the last error on a connection; 0 is none. The driver writes it before the caller sees the error.
-#[derive(Clone, Debug, Default)]
-struct LastCode(Arc<AtomicU64>);
-
-impl LastCode {
-    fn set(&self, code: Option<SqlState>) {
-        let number = code.map_or(0, |code| code.0.iter().fold(0, |number, byte| number << 8 | u64::from(*byte)));
-        self.0.store(number, Ordering::Release);
-    }
-
-    fn get(&self) -> Option<SqlState> {
-        let [_, _, _, code @ ..] = self.0.load(Ordering::Acquire).to_be_bytes();
-        (code != [0; 5]).then_some(SqlState(code))
-    }
-}
 
 /// An open connection. Its driver is a task on the runtime where it was opened, and ends with it.
 pub(super) struct Connected {
     conn: AsyncPgConnection,
     last_code: LastCode,
+    route: Arc<Route>,
     notifications: mpsc::UnboundedReceiver<String>,
     driver: oneshot::Sender<()>,
 }
@@ -75,6 +47,11 @@ impl Connected {
     /// The code of the last error that the server sent.
     pub(super) fn code(&self) -> Option<SqlState> {
         self.last_code.get()
+    }
+
+    /// What cancels the statement that this connection runs.
+    pub(super) fn canceller(&self) -> Canceller {
+        Canceller { token: self.conn.cancel_token(), route: self.route.clone() }
     }
 
     /// Whether the connection has ended.
@@ -165,7 +142,53 @@ enum Place {
     Unix(PathBuf),
 }
 
-/// Connects to the first server of the settings that can be reached and is of the kind that is asked for.
+/// How a server was reached.
+struct Route {
+    place: Place,
+    config: Config,
+    tls: Option<MakeRustlsConnect>,
+}
+
+impl Route {
+    async fn socket(&self) -> io::Result<Socket> {
+        match &self.place {
+            Place::Tcp(address, _) => dial(*address, &self.config).await,
+            Place::Unix(path) => Ok(Either::Right(within(&self.config, UnixStream::connect(path)).await?)),
+        }
+    }
+
+    /// TLS, unless the settings exclude it. As everywhere else, there is none on a socket of this
+    /// machine.
+    fn tls(&self) -> io::Result<Option<Rustls>> {
+        let (Place::Tcp(_, name), Some(tls)) = (&self.place, &self.tls) else { return Ok(None) };
+        let tls = MakeTlsConnect::<Socket>::make_tls_connect(&mut tls.clone(), name);
+        tls.map(Some).map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))
+    }
+}
+
+/// Cancels the statement that a connection runs, by a request on a connection of its own.
+pub(super) struct Canceller {
+    token: CancelToken,
+    route: Arc<Route>,
+}
+
+impl Canceller {
+    /// Sends the request. The server tells nobody whether there was a statement to cancel.
+    ///
+    /// # Errors
+    /// When the server can't be reached.
+    pub(super) async fn cancel(&self) -> Result<(), NotConnected> {
+        let socket = self.route.socket().await?;
+        match self.route.tls()? {
+            Some(tls) => self.token.cancel_query_raw(socket, tls).await?,
+            None => self.token.cancel_query_raw(socket, NoTls).await?,
+        }
+        Ok(())
+    }
+}
+
+/// Connects to the first server of the settings that can be reached and is of the kind that is
+/// asked for.
 pub(super) async fn connect(config: &Config, tls: Option<&MakeRustlsConnect>) -> Result<Connected, NotConnected> {
     let (hosts, addresses, ports) = (config.get_hosts(), config.get_hostaddrs(), config.get_ports());
     let count = hosts.len().max(addresses.len());
@@ -214,26 +237,21 @@ pub(super) async fn connect(config: &Config, tls: Option<&MakeRustlsConnect>) ->
 }
 
 async fn connect_to(place: Place, config: &Config, tls: Option<&MakeRustlsConnect>) -> Result<Connected, NotConnected> {
-    let last_code = LastCode::default();
-    match (place, tls) {
-        (Place::Tcp(address, name), Some(tls)) => {
-            let socket = Tap::new(dial(address, config).await?, last_code.clone(), 1);
-            let tls = MakeTlsConnect::<Socket>::make_tls_connect(&mut tls.clone(), &name)
-                .map_err(|error| io::Error::new(io::ErrorKind::InvalidInput, error))?;
+    let mut config = config.clone();
+    if matches!(place, Place::Unix(_)) {
+        config.ssl_mode(SslMode::Disable);
+    }
+    let route = Route { place, config, tls: tls.cloned() };
+    let (socket, last_code) = (route.socket().await?, LastCode::default());
+    match route.tls()? {
+        Some(tls) => {
             let tls = TappedTls { tls, last_code: last_code.clone() };
-            adopt(config.connect_raw(socket, tls).await?, config, last_code).await
+            let connected = route.config.connect_raw(Tap::new(socket, last_code.clone(), 1), tls).await?;
+            adopt(connected, route, last_code).await
         }
-        (Place::Tcp(address, _), None) => {
-            let socket = Tap::new(dial(address, config).await?, last_code.clone(), 0);
-            adopt(config.connect_raw(socket, NoTls).await?, config, last_code).await
-        }
-        // As everywhere else, there is no TLS on a socket of this machine.
-        (Place::Unix(path), _) => {
-            let socket = Either::Right(within(config, UnixStream::connect(path)).await?);
-            let mut plain = config.clone();
-            plain.ssl_mode(SslMode::Disable);
-            let connected = plain.connect_raw(Tap::new(socket, last_code.clone(), 0), NoTls).await?;
-            adopt(connected, config, last_code).await
+        None => {
+            let connected = route.config.connect_raw(Tap::new(socket, last_code.clone(), 0), NoTls).await?;
+            adopt(connected, route, last_code).await
         }
     }
 }
@@ -270,13 +288,13 @@ async fn within<S>(config: &Config, connecting: impl Future<Output = io::Result<
 /// Starts the driver, and looks whether the server is of the kind that is asked for.
 async fn adopt<T: TlsStream + Unpin + Send + 'static>(
     (client, connection): (Client, Connection<Tap<Socket>, T>),
-    config: &Config,
+    route: Route,
     last_code: LastCode,
 ) -> Result<Connected, NotConnected> {
     let (driver, ended) = oneshot::channel();
     let (notified, notifications) = mpsc::unbounded_channel();
     tokio::spawn(drive(connection, ended, notified));
-    let wanted = config.get_target_session_attrs();
+    let wanted = route.config.get_target_session_attrs();
     if wanted != TargetSessionAttrs::Any {
         let answer = client.simple_query("SHOW transaction_read_only").await?;
         let is_read_only = answer.iter().any(|message| match message {
@@ -289,7 +307,8 @@ async fn adopt<T: TlsStream + Unpin + Send + 'static>(
         }
     }
     let conn: ConnectionResult<_> = AsyncPgConnection::try_from(client).await;
-    Ok(Connected { conn: conn.map_err(NotConnected::Diesel)?, last_code, notifications, driver })
+    let conn = conn.map_err(NotConnected::Diesel)?;
+    Ok(Connected { conn, last_code, route: Arc::new(route), notifications, driver })
 }
 
 /// Moves the connection's bytes until it ends or its owner is gone, and passes notifications on.
@@ -323,177 +342,5 @@ async fn drive<T: TlsStream + Unpin + Send + 'static>(
             }
             None => return,
         }
-    }
-}
-
-/// TLS over a socket that was tapped: what it deciphers is tapped instead.
-struct TappedTls {
-    tls: Rustls,
-    last_code: LastCode,
-}
-
-impl TlsConnect<Tap<Socket>> for TappedTls {
-    type Stream = Tap<<Rustls as TlsConnect<Socket>>::Stream>;
-    type Error = <Rustls as TlsConnect<Socket>>::Error;
-    type Future = Pin<Box<dyn Future<Output = Result<Self::Stream, Self::Error>> + Send>>;
-
-    fn connect(self, socket: Tap<Socket>) -> Self::Future {
-        let connecting = self.tls.connect(socket.stream);
-        Box::pin(async move { Ok(Tap::new(connecting.await?, self.last_code, 0)) })
-    }
-}
-
-/// A stream from a server, with an ear for errors.
-struct Tap<S> {
-    stream: S,
-    last_code: LastCode,
-    reader: Reader,
-}
-
-impl<S> Tap<S> {
-    /// The first `lead` bytes belong to no message: the answer to the question whether the server speaks TLS.
-    fn new(stream: S, last_code: LastCode, lead: usize) -> Self {
-        Self { stream, last_code, reader: Reader { lead, ..Reader::default() } }
-    }
-}
-
-impl<S> fmt::Debug for Tap<S> {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Tap").finish_non_exhaustive()
-    }
-}
-
-impl<S: AsyncRead + Unpin> AsyncRead for Tap<S> {
-    fn poll_read(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let before = buf.filled().len();
-        ready!(Pin::new(&mut self.stream).poll_read(cx, buf))?;
-        if let Some(code) = self.reader.feed(&buf.filled()[before..]) {
-            self.last_code.set(Some(code));
-        }
-        Poll::Ready(Ok(()))
-    }
-}
-
-impl<S: AsyncWrite + Unpin> AsyncWrite for Tap<S> {
-    fn poll_write(mut self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &[u8]) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.stream).poll_write(cx, buf)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.stream).poll_shutdown(cx)
-    }
-}
-
-impl<S: TlsStream + Unpin> TlsStream for Tap<S> {
-    fn channel_binding(&self) -> ChannelBinding {
-        self.stream.channel_binding()
-    }
-}
-
-/// Follows the messages of the protocol: a byte for the type, four for the length (itself included), the body.
-#[derive(Default)]
-struct Reader {
-    lead: usize,
-    head: [u8; 5],
-    head_len: usize,
-    /// Bytes of the body that are still to come.
-    body_left: usize,
-    /// The beginning of an error's body.
-    error: Option<Vec<u8>>,
-}
-
-impl Reader {
-    /// Takes the next bytes; answers the code of the last error that is complete by them.
-    fn feed(&mut self, mut bytes: &[u8]) -> Option<SqlState> {
-        let lead = self.lead.min(bytes.len());
-        self.lead -= lead;
-        bytes = &bytes[lead..];
-        let mut code = None;
-        while !bytes.is_empty() {
-            if self.body_left > 0 {
-                let (body, rest) = bytes.split_at(self.body_left.min(bytes.len()));
-                if let Some(error) = &mut self.error {
-                    error.extend(&body[..body.len().min(KEPT - error.len())]);
-                }
-                self.body_left -= body.len();
-                bytes = rest;
-            } else {
-                let (head, rest) = bytes.split_at((self.head.len() - self.head_len).min(bytes.len()));
-                self.head[self.head_len..self.head_len + head.len()].copy_from_slice(head);
-                self.head_len += head.len();
-                bytes = rest;
-                if self.head_len < self.head.len() {
-                    break;
-                }
-                self.head_len = 0;
-                let [kind, length @ ..] = self.head;
-                self.body_left = (u32::from_be_bytes(length) as usize).saturating_sub(4);
-                self.error = (kind == b'E').then(Vec::new);
-            }
-            if self.body_left == 0
-                && let Some(error) = self.error.take()
-            {
-                code = code_of(&error).or(code);
-            }
-        }
-        code
-    }
-}
-
-/// The field `C` of an error: each field is a byte for its type and a text that a NUL ends.
-fn code_of(body: &[u8]) -> Option<SqlState> {
-    let field = body.split(|byte| *byte == 0).find(|field| field.first() == Some(&b'C'))?;
-    Some(SqlState(field.get(1..)?.try_into().ok()?))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn message(kind: u8, body: &[u8]) -> Vec<u8> {
-        let mut message = vec![kind];
-        message.extend((body.len() as u32 + 4).to_be_bytes());
-        message.extend(body);
-        message
-    }
-
-    fn error(code: &str, said: &str) -> Vec<u8> {
-        message(b'E', format!("SОШИБКА\0VERROR\0C{code}\0M{said}\0\0").as_bytes())
-    }
-
-    proptest! {
-        #[test]
-        fn the_last_code_is_found_however_the_bytes_are_cut(cuts in prop::collection::vec(1usize..40, 0..60)) {
-            let long = "C".repeat(2_000);
-            let all = [
-                b"S".to_vec(), message(b'R', &[0, 0, 0, 0]), message(b'Z', b"I"), error("22021", &long),
-                message(b'D', b"E\0\0\0\x09C00000\0"), message(b'1', b""), error("55P03", "C99999"), message(b'Z', b"E"),
-            ].concat();
-            let mut reader = Reader { lead: 1, ..Reader::default() };
-            let (mut rest, mut found) = (&all[..], Vec::new());
-            for cut in cuts {
-                let (first, second) = rest.split_at(cut.min(rest.len()));
-                found.extend(reader.feed(first));
-                rest = second;
-            }
-            found.extend(reader.feed(rest));
-            prop_assert_eq!(found.last(), Some(&SqlState(*b"55P03")));
-            prop_assert!(found.len() <= 2);
-        }
-    }
-
-    #[test]
-    fn a_code_is_kept_until_it_is_forgotten() {
-        let last = LastCode::default();
-        assert_eq!(last.get(), None);
-        last.set(Some(SqlState(*b"22P05")));
-        assert_eq!(last.clone().get(), Some(SqlState(*b"22P05")));
-        last.set(None);
-        assert_eq!(last.get(), None);
     }
 }

@@ -1,30 +1,58 @@
 //! Live membership: agents that join an action after it was resolved.
 
 use super::counts::count;
-use super::sql::sql;
+use super::pools::Caller;
+use super::store::PostgresStore;
+use super::transaction::body;
 use crate::domain::command::OpenState;
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::changes::Deltas;
-use crate::store::rows::{Key, Transports, sql_limit};
-use crate::store::schema::agents;
-use crate::store::{Due, filter};
+use crate::store::sql::live::{self as statements, Joinable};
+use crate::store::sql::schema::agents;
+use crate::store::sql::{Key, Transports, filter, sql, sql_limit};
+use crate::store::{Due, Live, Store, StoreResult};
+use async_trait::async_trait;
 use diesel::dsl::sql as expression;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool, Integer};
+use diesel::sql_types::{BigInt, Bool};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use std::sync::Arc;
 
-/// What agents can join: the time is to be bound.
-const JOINABLE: &str = "live AND ended_at IS NULL AND resolved AND NOT cancelled AND NOT expired AND expires_at > ?";
+#[async_trait]
+impl Live for PostgresStore {
+    async fn action_list_live(&self) -> StoreResult<Vec<i64>> {
+        let now = self.now();
+        self.read(Caller::Pipeline, "action_list_live", body!([] conn => list(conn, now))).await
+    }
 
-pub(super) async fn list(conn: &mut AsyncPgConnection, now: Timestamp) -> QueryResult<Vec<i64>> {
-    let rows = sql(format!("SELECT no AS key FROM actions WHERE {JOINABLE} ORDER BY no")).bind(now.0);
-    let rows: Vec<Key> = rows.load(conn).await?;
+    async fn agent_match_joining(
+        &self,
+        action_no: i64,
+        target: &Target,
+        among: Option<&[i64]>,
+        after: i64,
+        limit: usize,
+    ) -> StoreResult<Vec<(i64, Arc<str>)>> {
+        let (target, among, now) = (Arc::new(target.clone()), Arc::new(among.map(<[i64]>::to_vec)), self.now());
+        let look = body!([target, among] conn =>
+            matching(conn, action_no, &target, among.as_deref(), now, after, limit));
+        self.read(Caller::Pipeline, "agent_match_joining", look).await
+    }
+
+    async fn command_insert_joining(&self, action_no: i64, agents: &[i64]) -> StoreResult<Vec<Due>> {
+        let (agents, lane, now) = (Arc::new(agents.to_vec()), self.inner.lane("joining"), self.now());
+        let insert = body!([agents, lane] conn => insert(conn, action_no, &agents, &lane, now));
+        self.write(Caller::Pipeline, "command_insert_joining", insert).await
+    }
+}
+
+async fn list(conn: &mut AsyncPgConnection, now: Timestamp) -> QueryResult<Vec<i64>> {
+    let rows: Vec<Key> = statements::list(now).load(conn).await?;
     Ok(rows.into_iter().map(|row| row.key).collect())
 }
 
-pub(super) async fn matching(
+async fn matching(
     conn: &mut AsyncPgConnection,
     action_no: i64,
     target: &Target,
@@ -53,28 +81,17 @@ pub(super) async fn matching(
     Ok(rows.into_iter().map(|(no, transport)| (no, transports.share(transport))).collect())
 }
 
-pub(super) async fn insert(
+async fn insert(
     conn: &mut AsyncPgConnection,
     action_no: i64,
     agent_nos: &[i64],
     lane: &str,
     now: Timestamp,
 ) -> QueryResult<Vec<Due>> {
-    #[derive(QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = Integer)]
-        priority: i32,
-        #[diesel(sql_type = BigInt)]
-        valid_from: i64,
-    }
     // The lock: whoever completes or cancels the action comes before this or after it.
-    let action = sql(format!("SELECT priority, valid_from FROM actions WHERE {JOINABLE} AND no = ? FOR NO KEY UPDATE"))
-        .bind(now.0)
-        .bind(action_no)
-        .get_result::<Row>(conn)
-        .await
-        .optional()?;
-    let Some(Row { priority, valid_from }) = action else { return Ok(Vec::new()) };
+    let action: Option<Joinable> =
+        statements::joinable(action_no, now, " FOR NO KEY UPDATE").get_result(conn).await.optional()?;
+    let Some(Joinable { priority, valid_from }) = action else { return Ok(Vec::new()) };
     // An action is resolved ahead of its time.
     let due_at = now.max(Timestamp(valid_from));
     let new: Vec<Key> = sql("INSERT INTO commands (action_no, agent_no, due_at) SELECT ?, n.agent_no, ? \

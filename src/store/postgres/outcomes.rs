@@ -1,23 +1,52 @@
-//! What happened to commands: outcomes, open rows, late results, and the counters, in one transaction per batch.
+//! What happened to commands: outcomes, open rows, late results, and the counters, in one
+//! transaction per batch.
 //!
-//! What becomes of a command is decided from what is stored of it, and so nobody else may change that meanwhile. An
-//! advisory lock per action sees to it: whoever decides takes it for itself, and the batches that need not look (each
-//! report ends a command of which nothing is written) share it. These are guarded by the outcome's key alone: if it is
-//! there already, the batch fails and is looked at closely.
+//! The decision about a command depends on what is stored of it, which must not change meanwhile.
+//! An advisory lock per action ensures that. A batch that reads its commands first takes it
+//! exclusively. Batches of *fresh* reports, each of which ends a command that has neither outcome
+//! nor open row, share it: the outcome's key alone guards them. If the key exists, the batch fails
+//! and is done again with reading.
 
 use super::counts::count;
-use super::sql::sql;
+use super::error::is_duplicate;
+use super::pools::Caller;
+use super::store::PostgresStore;
+use super::transaction::body;
 use crate::domain::command::{Answer, Known, Outcome};
 use crate::domain::time::Timestamp;
-use crate::store::Report;
 use crate::store::changes::{Changes, Key, ends_first_run, keys};
-use crate::store::rows::{self, KnownRow};
+use crate::store::sql::outcomes::KnownRow;
+use crate::store::sql::{Key as KeyRow, sql};
+use crate::store::{Outcomes, Report, Store, StoreResult};
+use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use std::collections::{BTreeSet, HashMap};
+use std::sync::Arc;
 
-/// Records reports that need no look, if these are such; `None`: they are to be looked at closely.
-pub(super) async fn record_fresh(
+#[async_trait]
+impl Outcomes for PostgresStore {
+    async fn outcome_record(&self, reports: &[Report]) -> StoreResult<Vec<Answer>> {
+        let (reports, lane, now) = (Arc::new(reports.to_vec()), self.inner.lane("outcomes"), self.now());
+        let fresh = body!([reports, lane] conn => record_fresh(conn, &reports, &lane, now));
+        match self.write(Caller::Pipeline, "outcome_record", fresh).await {
+            Ok(Some(answers)) => return Ok(answers),
+            Ok(None) => {}
+            Err(error) if is_duplicate(&error) => {}
+            Err(error) => return Err(error),
+        }
+        self.write(
+            Caller::Pipeline,
+            "outcome_record",
+            body!([reports, lane] conn => record(conn, &reports, &lane, now)),
+        )
+        .await
+    }
+}
+
+/// Records reports without reading their commands, if all are fresh. `None` if they need
+/// [`record`].
+async fn record_fresh(
     conn: &mut AsyncPgConnection,
     reports: &[Report],
     lane: &str,
@@ -36,8 +65,8 @@ pub(super) async fn record_fresh(
     Ok(Some(changes.answers))
 }
 
-/// Records reports after a look at what is known of their commands.
-pub(super) async fn record(
+/// Reads the commands and records the reports.
+async fn record(
     conn: &mut AsyncPgConnection,
     reports: &[Report],
     lane: &str,
@@ -52,13 +81,14 @@ pub(super) async fn record(
     Ok(changes.answers)
 }
 
-/// The two numbers of an advisory lock set these locks apart from a node's, which has one.
+/// Advisory locks with two numbers don't collide with nodes' locks, which have one.
 const LOCKS: i32 = 0x6f64;
-/// So many locks are shared by all actions: a batch may be about thousands of them, and the server has room for a few
-/// thousand locks in all. Actions that share one only wait for each other more often than they need.
+/// Number of locks that all actions share. A batch may be about thousands of actions, and the
+/// server has room for a few thousand locks in all. Actions that share a lock wait for each other
+/// more often than they need to.
 const SLOTS: i64 = 128;
 
-/// Locks the actions of the reports, always in the same order, so that nobody waits in a circle.
+/// Locks the actions of the reports, always in the same order, which excludes deadlocks.
 async fn lock(conn: &mut AsyncPgConnection, reports: &[Report], how: &'static str) -> QueryResult<()> {
     let locks: BTreeSet<i32> = reports.iter().map(|report| (report.action_no % SLOTS) as i32).collect();
     sql(format!("SELECT count({how}(?, l.l)) FROM (SELECT UNNEST(?) AS l ORDER BY 1) l"))
@@ -69,8 +99,9 @@ async fn lock(conn: &mut AsyncPgConnection, reports: &[Report], how: &'static st
         .map(|_| ())
 }
 
-/// Whether all are about commands that there are, and none has an open row: an outcome's key says nothing about these, and
-/// a reporter may be wrong about them (the owner holds what an agent's session takes at the same moment).
+/// Whether all commands exist and none has an open row. The outcome's key does not guard against
+/// these, and a reporter may be wrong about them (an agent's session may take a command while the
+/// owner records that its agent is away).
 async fn are_untouched(conn: &mut AsyncPgConnection, reports: &[Report]) -> QueryResult<bool> {
     let (actions, agents): (Vec<i64>, Vec<i64>) = keys(reports).into_iter().unzip();
     let touched = sql(
@@ -78,7 +109,7 @@ async fn are_untouched(conn: &mut AsyncPgConnection, reports: &[Report]) -> Quer
          WHERE c.action_no = k.action_no AND c.agent_no = k.agent_no OFFSET 0) OR EXISTS (SELECT 1 \
          FROM open_commands p WHERE p.action_no = k.action_no AND p.agent_no = k.agent_no OFFSET 0) LIMIT 1",
     );
-    let touched = touched.bind(actions).bind(agents).get_result::<rows::Key>(conn).await.optional()?;
+    let touched = touched.bind(actions).bind(agents).get_result::<KeyRow>(conn).await.optional()?;
     Ok(touched.is_none())
 }
 
@@ -177,7 +208,7 @@ async fn insert_late(conn: &mut AsyncPgConnection, changes: &Changes) -> QueryRe
     .map(|_| ())
 }
 
-/// What the store holds of the commands that the reports are about.
+/// Reads what is stored of the commands that the reports are about.
 async fn load(conn: &mut AsyncPgConnection, reports: &[Report]) -> QueryResult<HashMap<Key, Known>> {
     let (actions, agents): (Vec<i64>, Vec<i64>) = keys(reports).into_iter().unzip();
     let rows: Vec<KnownRow> =

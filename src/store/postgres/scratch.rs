@@ -1,7 +1,8 @@
-//! A schema of its own in somebody's database, for demos and benchmarks: they leave nothing behind and meet nothing.
+//! A schema of its own in somebody's database, for demos and benchmarks: they leave nothing behind
+//! and meet nothing.
 
 use super::connect::Connector;
-use super::not_connected;
+use super::error::{not_connected, sort};
 use crate::config::{Config, ServiceUrl};
 use crate::store::{StoreError, StoreResult};
 use diesel_async::{AsyncPgConnection, SimpleAsyncConnection};
@@ -53,7 +54,7 @@ impl Scratch {
     /// # Errors
     /// When the database refuses it or is away.
     pub async fn execute(&self, conn: &mut AsyncPgConnection, statements: &str) -> StoreResult<()> {
-        conn.batch_execute(statements).await.map_err(|error| super::error::sort("scratch", error, None))
+        conn.batch_execute(statements).await.map_err(|error| sort("scratch", error, None))
     }
 
     /// Deletes the schema and all that is in it.

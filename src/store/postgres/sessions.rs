@@ -1,20 +1,65 @@
-//! Which node holds an agent's connection.
+//! Sessions: which node holds an agent's connection.
 //!
-//! Whatever writes here locks the agents first, in the order of their keys: nobody waits in a circle, and an agent that is
-//! disabled or removed at the same moment is seen either before or after that.
+//! Every write locks the agents first, in key order. That excludes deadlocks, and orders it before
+//! or after a concurrent disabling or removal of an agent.
 
-use super::sql::sql;
+use super::pools::Caller;
+use super::store::PostgresStore;
+use super::transaction::body;
 use crate::domain::time::Timestamp;
-use crate::store::rows::Key;
-use crate::store::sessions::{self, EpochRow, Known, SessionRow, ValidToken};
-use crate::store::{Opened, SessionHeld, SessionOpening};
+use crate::store::sql::sessions::{self, EpochRow, Known, SessionRow, ValidToken, checked};
+use crate::store::sql::{Key, sql};
+use crate::store::{Opened, SessionHeld, SessionOpening, SessionState, Sessions, Store, StoreResult};
+use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
+use std::sync::Arc;
 
-/// Agents as their connections need them: the node and their keys are to be bound.
+/// Selects agents as [`SessionRow`]s. Bind the incarnation and the keys.
 const AGENTS: &str = "SELECT a.no, a.session_epoch AS epoch, a.removed_at IS NULL AND NOT a.disabled AS allowed, \
      EXISTS (SELECT 1 FROM agent_sessions s WHERE s.agent_no = a.no AND s.epoch = a.session_epoch AND s.incarnation = ?) \
      AS stored FROM agents a WHERE a.no = ANY(?)";
+
+#[async_trait]
+impl Sessions for PostgresStore {
+    async fn session_open(&self, sessions: &[SessionOpening]) -> StoreResult<Vec<Opened>> {
+        let (openings, here, now) = (Arc::new(sessions.to_vec()), self.inner.incarnation.clone(), self.now());
+        let open = body!([openings, here] conn => open(conn, &openings, &here, now));
+        self.write(Caller::Sessions, "session_open", open).await
+    }
+
+    async fn session_check(&self, held: &[SessionHeld]) -> StoreResult<Vec<SessionState>> {
+        let (held, here, now) = (Arc::new(held.to_vec()), self.inner.incarnation.clone(), self.now());
+        let known = self
+            .read(Caller::Sessions, "session_check", body!([held, here] conn => look(conn, &held, &here, now)))
+            .await?;
+        let missing = held.iter().filter(|session| known.judge(session).is_none());
+        let missing: Vec<(i64, i64)> = missing.map(|session| (session.agent_no, session.epoch)).collect();
+        let restored = if missing.is_empty() {
+            Vec::new()
+        } else {
+            let missing = Arc::new(missing);
+            let restore = body!([missing, here] conn => restore(conn, &missing, &here, now));
+            self.write(Caller::Sessions, "session_check", restore).await?
+        };
+        Ok(checked(&held, &known, &restored.into_iter().collect()))
+    }
+
+    async fn session_close(&self, sessions: &[(i64, i64)]) -> StoreResult<()> {
+        let (closed, here, now) = (Arc::new(sessions.to_vec()), self.inner.incarnation.clone(), self.now());
+        let close = body!([closed, here] conn => close(conn, &closed, &here, now));
+        self.write(Caller::Sessions, "session_close", close).await
+    }
+
+    async fn session_elsewhere(&self, agent_nos: &[i64]) -> StoreResult<Vec<i64>> {
+        if !self.inner.has_others() {
+            return Ok(Vec::new());
+        }
+        let (agent_nos, here) = (Arc::new(agent_nos.to_vec()), self.inner.incarnation.clone());
+        let look = body!([agent_nos, here] conn => elsewhere(conn, &agent_nos, &here));
+        self.read(Caller::Sessions, "session_elsewhere", look).await
+    }
+}
 
 async fn valid_tokens(conn: &mut AsyncPgConnection, ids: Vec<String>, now: Timestamp) -> QueryResult<Vec<ValidToken>> {
     sql("SELECT id FROM tokens WHERE id = ANY(?) AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)")
@@ -29,8 +74,8 @@ async fn lock(conn: &mut AsyncPgConnection, agents: &[i64]) -> QueryResult<()> {
     rows.bind(agents.to_vec()).load::<Key>(conn).await.map(|_| ())
 }
 
-/// Opens connections, one of an agent; answers in the order given.
-pub(super) async fn open(
+/// Opens connections, at most one per agent. Answers in the given order.
+async fn open(
     conn: &mut AsyncPgConnection,
     sessions: &[SessionOpening],
     here: &str,
@@ -67,8 +112,8 @@ pub(super) async fn open(
     Ok(sessions::opened(sessions, &known, epochs))
 }
 
-/// What is known of the agents of these connections.
-pub(super) async fn look(
+/// Reads what is stored of the agents of these connections.
+async fn look(
     conn: &mut AsyncPgConnection,
     sessions: &[SessionHeld],
     here: &str,
@@ -80,8 +125,9 @@ pub(super) async fn look(
     Ok(Known::new(rows, valid_tokens(conn, tokens, now).await?))
 }
 
-/// Writes these connections (agent, epoch) again, unless there are newer ones; answers the agents of those that it wrote.
-pub(super) async fn restore(
+/// Inserts missing connections (agent, epoch), unless there are newer ones. Returns the agents of
+/// the inserted ones.
+async fn restore(
     conn: &mut AsyncPgConnection,
     sessions: &[(i64, i64)],
     here: &str,
@@ -103,7 +149,7 @@ pub(super) async fn restore(
 }
 
 /// Those of these agents whose connection another node holds.
-pub(super) async fn elsewhere(conn: &mut AsyncPgConnection, agent_nos: &[i64], here: &str) -> QueryResult<Vec<i64>> {
+async fn elsewhere(conn: &mut AsyncPgConnection, agent_nos: &[i64], here: &str) -> QueryResult<Vec<i64>> {
     let rows: Vec<Key> = sql(
         "SELECT agent_no AS key FROM agent_sessions WHERE agent_no = ANY(?) AND incarnation <> ? ORDER BY agent_no",
     )
@@ -114,13 +160,8 @@ pub(super) async fn elsewhere(conn: &mut AsyncPgConnection, agent_nos: &[i64], h
     Ok(rows.into_iter().map(|row| row.key).collect())
 }
 
-/// Closes connections of this node (agent, epoch), and older ones of it.
-pub(super) async fn close(
-    conn: &mut AsyncPgConnection,
-    sessions: &[(i64, i64)],
-    here: &str,
-    now: Timestamp,
-) -> QueryResult<()> {
+/// Removes connections (agent, epoch) of this node, and older ones of the same agents.
+async fn close(conn: &mut AsyncPgConnection, sessions: &[(i64, i64)], here: &str, now: Timestamp) -> QueryResult<()> {
     let (agents, epochs): (Vec<i64>, Vec<i64>) = sessions.iter().copied().unzip();
     lock(conn, &agents).await?;
     sql("UPDATE agents SET last_seen = ? WHERE no = ANY(?)").bind(now.0).bind(agents.clone()).execute(conn).await?;

@@ -1,9 +1,10 @@
 //! How long other nodes have been silent, by this process's own monotonic clock.
 //!
-//! A node says that it lives by another value of its heartbeat. The value is a time of the database, for people to read;
-//! nobody compares it with a clock, which may be set, or be another one after a failover. A node is silent for as long as
-//! this process has looked and seen the same value. Time in which nobody looked doesn't count: this process may have been
-//! stopped itself, or the database was away for all.
+//! A living node changes the value of its heartbeat. The value is a time of the database for people
+//! to read; it is never compared with a clock, which may be set, or be another one after a
+//! failover. A node is silent for as long as this process has polled and read the same value. Time
+//! without a poll doesn't count: this process may have been stopped itself, or the database did not
+//! answer anybody.
 
 use std::collections::HashMap;
 use std::time::{Duration, Instant};
@@ -16,7 +17,7 @@ pub(super) type Beat = (String, i64);
 pub(super) struct Watch {
     nodes: HashMap<String, Seen>,
     looked: Option<Instant>,
-    /// The most that counts between two looks.
+    /// The longest time that counts between two polls.
     longest: Duration,
 }
 
@@ -27,12 +28,12 @@ struct Seen {
 }
 
 impl Watch {
-    /// For looks that are taken `every` so often.
+    /// For polls with this period.
     pub(super) fn new(every: Duration) -> Self {
         Self { nodes: HashMap::new(), looked: None, longest: every.saturating_mul(2) }
     }
 
-    /// These are all nodes there are, as they were read a moment ago.
+    /// Takes in all nodes, as they were just read.
     pub(super) fn look(&mut self, nodes: impl IntoIterator<Item = Beat>, now: Instant) {
         let gap = self.looked.map_or(Duration::ZERO, |looked| now.saturating_duration_since(looked)).min(self.longest);
         self.looked = Some(now);
@@ -46,18 +47,18 @@ impl Watch {
         }
     }
 
-    /// The database didn't answer: nobody could say anything.
+    /// Forgets all nodes: the database did not answer, and no node could send a heartbeat.
     pub(super) fn forget(&mut self) {
         self.nodes.clear();
         self.looked = None;
     }
 
-    /// How long this node has been silent; none that isn't known is.
+    /// How long a node has been silent. Zero for an unknown node.
     pub(super) fn silence(&self, incarnation: &str) -> Duration {
         self.nodes.get(incarnation).map_or(Duration::ZERO, |seen| seen.silent)
     }
 
-    /// Those that have been silent for so long, with what they said last.
+    /// The nodes that have been silent for this long, with their last heartbeats.
     pub(super) fn silent(&self, for_so_long: Duration) -> Vec<Beat> {
         let silent = self.nodes.iter().filter(|(_, seen)| seen.silent >= for_so_long);
         silent.map(|(incarnation, seen)| (incarnation.clone(), seen.heartbeat)).collect()

@@ -1,8 +1,9 @@
 //! TLS to the database, with libpq's meanings of `sslmode`.
 //!
-//! `disable`: none. `prefer` (the default) and `require`: encrypted, if the server can, or always; whose certificate it is
-//! isn't looked at. `verify-ca`: it must come from an authority that is trusted; so does `require` with an
-//! `sslrootcert`. `verify-full`: and be for the host's name. Trusted are those in the file `sslrootcert`, or the system's.
+//! `disable`: none. `prefer` (the default) and `require`: encrypted, if the server can, or always;
+//! whose certificate it is isn't looked at. `verify-ca`: it must come from an authority that is
+//! trusted; so does `require` with an `sslrootcert`. `verify-full`: and be for the host's name.
+//! Trusted are those in the file `sslrootcert`, or the system's.
 
 use crate::tls::trusted;
 use rustls::client::WebPkiServerVerifier;

@@ -1,24 +1,34 @@
-//! How a call of the store becomes a transaction.
+//! Calls: connection, transaction, fencing, retries and cancelling.
 //!
-//! Each call runs as a task of its own on the store's runtime: a caller that goes away can't leave a transaction half
-//! done, and a call costs one hop between threads, not one per statement.
+//! Each call runs as a task of its own on the store's runtime. So a caller that goes away can't
+//! leave a transaction half done, and a call costs one hop between threads, not one per statement.
 //!
-//! **Fencing.** A writing transaction first locks this node's row in `nodes` FOR KEY SHARE. Who takes over from this node
-//! deletes that row, and so waits for transactions in flight; later ones find nothing here and fail.
+//! **Fencing.** A writing transaction first locks this node's row in `nodes` FOR KEY SHARE. A
+//! takeover deletes that row: it waits for transactions in flight, and later ones don't find the
+//! row and fail.
 //!
-//! **Unknown commits.** When the answer to a COMMIT is lost, the transaction's number says what became of it
-//! (`pg_xact_status`): that is asked, on another connection, before anything is done again. A server that was started
-//! anew meanwhile may have given the number to another transaction, and so its word doesn't count. Then the call is done
-//! again; every call that writes finds what it wrote the first time, by an id, a key or a place in an order.
-
+//! **Unknown commits.** When the answer to a COMMIT is lost, the transaction's id tells whether it
+//! was committed (`pg_xact_status`). The store asks on another connection before it retries. A
+//! server that was restarted meanwhile may have given the id to another transaction, so its answer
+//! doesn't count. Then the call is retried, which is safe: every call that writes finds what it
+//! wrote the first time, by an id, a key or a position in an order.
 //!
-//! **Again.** Deadlocks, locks that took too long and connections that broke are tried again a few times right here;
-//! nothing of a failed transaction remains. What still fails then is for the caller, who waits longer.
+//! **Abandoned calls.** When the future of a call for people is dropped, the store sends cancel
+//! requests to the server until the statement has ended, and then closes the connection: a late
+//! request can't hit the next statement on it. The connection keeps its place in the pool until
+//! then, so abandoned calls can't pile up on the server. Their statements are also bounded by the
+//! time limit of the people's pool.
+//!
+//! **Retries.** Deadlocks, lock timeouts and broken connections are retried a few times here.
+//! Nothing remains of a failed transaction. What still fails is left to the caller, which waits
+//! longer.
 
 use super::connect::Connector;
 use super::error::{is_broken, may_pass, sort};
-use super::sql::sql;
-use super::{Inner, State};
+use super::inner::{Inner, State};
+use super::link::Connected;
+use super::pools::Caller;
+use crate::store::sql::sql;
 use crate::store::{StoreError, StoreResult};
 use deadpool::managed::Object;
 use diesel::prelude::*;
@@ -28,42 +38,73 @@ use diesel_async::{AnsiTransactionManager, AsyncPgConnection, RunQueryDsl, Trans
 use futures_util::future::BoxFuture;
 use rand::RngExt;
 use std::time::{Duration, Instant};
+use tokio_util::sync::CancellationToken;
 
-/// How long a whole call may take: a connection that fell silent says nothing, not even that it is gone.
+/// Time limit of a whole call. A connection whose peer is gone may stay silent for ever.
 const CALL_WITHIN: Duration = Duration::from_secs(40);
-/// How often a call is tried that may well succeed the next time.
+/// Maximum number of tries of a call that fails with a passing error.
 const TRIES: u32 = 4;
-/// Tries begin no later than this after the first one.
+/// No retry begins later than this after the first try.
 const TRY_WITHIN: Duration = Duration::from_secs(5);
-/// How long the fate of a commit is looked for.
+/// How long the store asks whether a transaction was committed.
 const FATE_WITHIN: Duration = Duration::from_secs(10);
 
-/// What a call does on its connection; it may be done several times.
+/// The work of a call on its connection. It may run several times.
 pub(super) type Body<T> = Box<dyn for<'c> Fn(&'c mut AsyncPgConnection) -> BoxFuture<'c, QueryResult<T>> + Send + Sync>;
 
-/// A call's body from a closure, which learns its type by this.
-pub(super) fn body<T>(
+/// A call's body from a closure, whose type is inferred from the argument here.
+pub(super) fn boxed<T>(
     work: impl for<'c> Fn(&'c mut AsyncPgConnection) -> BoxFuture<'c, QueryResult<T>> + Send + Sync + 'static,
 ) -> Body<T> {
     Box::new(work)
 }
 
-/// Whether a call writes, in one transaction, or reads, in statements that needn't fit together.
+/// A call's body from an expression, which may be evaluated several times: what it needs is cloned
+/// for each.
+macro_rules! body {
+    ([$($needed:ident),*] $conn:ident => $work:expr) => {{
+        $(let $needed = $needed.clone();)*
+        $crate::store::postgres::transaction::boxed(move |$conn| {
+            $(let $needed = $needed.clone();)*
+            Box::pin(async move { $work.await })
+        })
+    }};
+}
+
+pub(super) use body;
+
+/// Whether a call writes, in one transaction, or reads, in statements that need no common snapshot.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Access {
     Read,
     Write,
 }
 
-/// How a try ended.
+/// Period of the cancel requests for an abandoned call. A request that arrives between two
+/// statements has no effect.
+const CANCEL_EVERY: Duration = Duration::from_secs(1);
+
+/// A call, apart from its body.
+#[derive(Clone)]
+pub(super) struct Call {
+    /// Its name, for errors and logs.
+    pub(super) during: &'static str,
+    pub(super) caller: Caller,
+    pub(super) access: Access,
+    /// Cancelled when nobody waits for the answer of a call that may be aborted.
+    pub(super) abandoned: CancellationToken,
+}
+
+/// The result of one try.
 enum Tried<T> {
     Done(T),
     Failed(Error),
-    /// The answer to the commit of this transaction was lost; the result, should it have come about.
+    /// The answer to the commit of this transaction was lost. With the result of the call, if it
+    /// was committed.
     Unknown(Transaction, T, Error),
 }
 
-/// A transaction, and the run of the server that it was in.
+/// The id of a transaction, and the start time of the server that ran it.
 #[derive(Debug, QueryableByName)]
 struct Transaction {
     #[diesel(sql_type = Text)]
@@ -78,31 +119,29 @@ struct Fate {
     fate: Option<String>,
 }
 
+fn abandoned(during: &str) -> StoreError {
+    StoreError::Unavailable(format!("{during}: nobody waits for the answer"))
+}
+
 impl Inner {
-    /// Does a call, and again if that may help.
-    pub(super) async fn call<T: Send>(&self, during: &'static str, access: Access, body: &Body<T>) -> StoreResult<T> {
+    /// Runs a call, with retries.
+    pub(super) async fn call<T: Send>(&self, call: Call, body: &Body<T>) -> StoreResult<T> {
+        let during = call.during;
         let started = Instant::now();
         let mut tries = 0;
         loop {
             self.gate(during)?;
             tries += 1;
             let mut conn = self
-                .pool
-                .get()
+                .pools
+                .get(call.caller)
                 .await
                 .map_err(|error| StoreError::Unavailable(format!("{during}: no connection: {error}")))?;
+            if call.abandoned.is_cancelled() {
+                return Err(abandoned(during));
+            }
             conn.forget_code();
-            let work = async {
-                match access {
-                    Access::Write => self.transaction(&mut conn, during, body).await,
-                    Access::Read => {
-                        let done = body(&mut conn).await;
-                        crate::fault_point!(during);
-                        done.map_or_else(Tried::Failed, Tried::Done)
-                    }
-                }
-            };
-            let tried = match tokio::time::timeout(CALL_WITHIN, work).await {
+            let tried = match tokio::time::timeout(CALL_WITHIN, self.attempt(&mut conn, &call, body)).await {
                 Ok(tried) => tried,
                 Err(_) => {
                     self.discard(conn);
@@ -110,6 +149,10 @@ impl Inner {
                     return Err(StoreError::Unavailable(format!("{during}: no answer within {within} s")));
                 }
             };
+            if call.abandoned.is_cancelled() {
+                drop(Object::take(conn));
+                return Err(abandoned(during));
+            }
             let code = conn.code();
             let error = match tried {
                 Tried::Done(done) => return Ok(done),
@@ -122,7 +165,7 @@ impl Inner {
                 Tried::Unknown(transaction, done, error) => {
                     self.discard(conn);
                     log::warn!(during, error = error.to_string().as_str(); "the answer to a commit was lost");
-                    if self.is_committed(during, &transaction).await? {
+                    if self.is_committed(&call, &transaction).await? {
                         return Ok(done);
                     }
                     error
@@ -135,6 +178,34 @@ impl Inner {
             log::debug!(during, error = error.to_string().as_str(); "a transaction is tried again");
             let wait = Duration::from_millis(5 << tries).mul_f64(rand::rng().random_range(0.5..1.5));
             tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// Runs a call once. Cancels its statements when it is abandoned.
+    async fn attempt<T: Send>(&self, conn: &mut Connected, call: &Call, body: &Body<T>) -> Tried<T> {
+        let canceller = conn.canceller();
+        let work = async {
+            match call.access {
+                Access::Write => self.transaction(conn, call.during, body).await,
+                Access::Read => {
+                    let done = body(conn).await;
+                    crate::fault_point!(call.during);
+                    done.map_or_else(Tried::Failed, Tried::Done)
+                }
+            }
+        };
+        let cancelling = async {
+            call.abandoned.cancelled().await;
+            loop {
+                if let Err(error) = canceller.cancel().await {
+                    log::debug!(during = call.during, error = error.to_string().as_str(); "a statement is not cancelled");
+                }
+                tokio::time::sleep(CANCEL_EVERY).await;
+            }
+        };
+        tokio::select! {
+            tried = work => tried,
+            () = cancelling => unreachable!("it never ends"),
         }
     }
 
@@ -170,24 +241,26 @@ impl Inner {
             }
             Err(error) => match AnsiTransactionManager::rollback_transaction(conn).await {
                 Ok(()) => Tried::Failed(error),
-                // The first error says more, unless only the second one says that the connection is gone.
+                // The first error says more, unless only the second one says that the connection is
+                // gone.
                 Err(second) => Tried::Failed(if is_broken(&second) { second } else { error }),
             },
         }
     }
 
-    /// Lets go of a connection that is of no more use; those that are idle were most likely cut with it.
+    /// Closes a broken connection, and the idle ones, which most likely broke with it.
     fn discard(&self, conn: Object<Connector>) {
         drop(Object::take(conn));
-        self.pool.retain(|_, _| false);
+        self.pools.close_idle();
     }
 
-    /// What became of a transaction whose COMMIT was sent. False if it can't be told any more.
-    async fn is_committed(&self, during: &'static str, transaction: &Transaction) -> StoreResult<bool> {
+    /// Whether a transaction whose COMMIT was sent is committed. False if the server has been
+    /// restarted since.
+    async fn is_committed(&self, call: &Call, transaction: &Transaction) -> StoreResult<bool> {
         let started = Instant::now();
         loop {
             let fate = async {
-                let mut conn = self.pool.get().await.map_err(|error| error.to_string())?;
+                let mut conn = self.pools.get(call.caller).await.map_err(|error| error.to_string())?;
                 let asked =
                     sql("SELECT CASE WHEN pg_postmaster_start_time()::text = ? THEN pg_xact_status(?::text::xid8) \
                                  ELSE 'another run' END AS fate")
@@ -206,6 +279,7 @@ impl Inner {
                 // The server hasn't noticed yet that its client is gone.
                 _ if started.elapsed() < FATE_WITHIN => tokio::time::sleep(Duration::from_millis(50)).await,
                 unknown => {
+                    let during = call.during;
                     let what = format!("{during}: whether a transaction was committed can't be told: {unknown:?}");
                     return Err(StoreError::Unavailable(what));
                 }

@@ -1,46 +1,124 @@
-//! Agents, and this process.
+//! Agents.
 
-use super::super::rows::{AgentViewRow, Key, Transports, agent_view, corrupt, sql_limit};
-use super::super::schema::{agents, nodes, tokens};
-use super::super::{AgentPatch, AgentView, Enrolled, NewAgent, filter};
-use super::{audit, json};
-use crate::domain::agent::{AgentRef, Enrollment, Role};
+use super::audit;
+use super::error::sort;
+use super::store::{SqliteStore, json};
+use crate::domain::agent::{AgentRef, Enrollment};
 use crate::domain::audit::{Author, Deed};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
+use crate::store::agents::CHECK_IN_WRITTEN;
+use crate::store::sql::agents::{self as statements, AgentViewRow, agent_view};
+use crate::store::sql::schema::agents;
+use crate::store::sql::tokens::{self, TokenRow};
+use crate::store::sql::{Key, Transports, corrupt, filter, sql_limit};
+use crate::store::{AgentPatch, AgentView, Agents, Enrolled, NewAgent, Store, StoreResult};
+use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Text};
 use std::sync::Arc;
-use uuid::Uuid;
 
-pub(super) fn node_start(
-    conn: &mut SqliteConnection,
-    name: &str,
-    incarnation: &str,
-    transports: &[String],
-    now: Timestamp,
-) -> QueryResult<()> {
-    // The database file is locked by one process: whatever else is in here is dead.
-    diesel::delete(nodes::table).execute(conn)?;
-    sql_query("DELETE FROM agent_sessions").execute(conn)?;
-    diesel::insert_into(nodes::table)
-        .values((
-            nodes::incarnation.eq(incarnation),
-            nodes::name.eq(name),
-            nodes::started_at.eq(now.0),
-            nodes::heartbeat.eq(now.0),
-            nodes::transports.eq(json(&transports)?),
-        ))
-        .execute(conn)?;
-    sql_query("UPDATE actions SET owner = ? WHERE ended_at IS NULL").bind::<Text, _>(incarnation).execute(conn)?;
-    Ok(())
-}
+#[async_trait]
+impl Agents for SqliteStore {
+    async fn agent_enroll_once(
+        &self,
+        agent: &NewAgent,
+        token: Vec<u8>,
+        nonce: Option<Vec<u8>>,
+        by: &Author,
+    ) -> StoreResult<Enrolled> {
+        let (agent, by, now) = (agent.clone(), by.clone(), self.now());
+        self.write("agent_enroll", move |conn| enroll(conn, &agent, token, nonce, &by, now)).await
+    }
 
-pub(super) fn node_stop(conn: &mut SqliteConnection) -> QueryResult<()> {
-    sql_query("DELETE FROM agent_sessions").execute(conn)?;
-    diesel::delete(nodes::table).execute(conn)?;
-    Ok(())
+    async fn agent_refresh(
+        &self,
+        agent_no: i64,
+        labels: Option<&std::collections::BTreeMap<String, String>>,
+        facts: &serde_json::Map<String, serde_json::Value>,
+        version: &str,
+    ) -> StoreResult<bool> {
+        let write = "agent_refresh";
+        let labels = labels.map(json).transpose().map_err(|error| sort(write, error))?;
+        let facts = json(facts).map_err(|error| sort(write, error))?;
+        let (version, now) = (version.to_owned(), self.now());
+        // After a restart every agent says what it said before: that is no reason to write.
+        let said = (labels.clone(), facts.clone(), version.clone());
+        let same =
+            self.read(write, move |conn| says_the_same(conn, agent_no, said.0.as_deref(), &said.1, &said.2)).await?;
+        if same {
+            return Ok(false);
+        }
+        self.write(write, move |conn| refresh(conn, agent_no, labels, facts, version, now)).await?;
+        Ok(true)
+    }
+
+    async fn agent_insert(&self, agents: Vec<NewAgent>) -> StoreResult<()> {
+        let now = self.now();
+        self.write("agent_insert", move |conn| insert(conn, &agents, now)).await
+    }
+
+    async fn agent_get(&self, agent_no: i64) -> StoreResult<Option<AgentRef>> {
+        self.read("agent_get", move |conn| get_many(conn, &[agent_no])).await.map(|mut agents| agents.pop())
+    }
+
+    async fn agent_get_many(&self, agent_nos: &[i64]) -> StoreResult<Vec<AgentRef>> {
+        let agent_nos = agent_nos.to_vec();
+        self.read("agent_get_many", move |conn| get_many(conn, &agent_nos)).await
+    }
+
+    async fn agent_check_in(&self, agent_no: i64) -> StoreResult<()> {
+        let (now, write) = (self.now(), "agent_check_in");
+        let before = now.minus(CHECK_IN_WRITTEN);
+        if self.read(write, move |conn| checked_in_after(conn, agent_no, before)).await? {
+            return Ok(());
+        }
+        self.write(write, move |conn| check_in(conn, agent_no, now)).await
+    }
+
+    async fn agent_match(&self, target: &Target, after: i64, limit: usize) -> StoreResult<Vec<(i64, Arc<str>)>> {
+        let (target, now) = (target.clone(), self.now());
+        self.read("agent_match", move |conn| matching(conn, &target, now, after, limit)).await
+    }
+
+    async fn agent_count(&self, target: &Target) -> StoreResult<i64> {
+        let (target, now) = (target.clone(), self.now());
+        self.read("agent_count", move |conn| count(conn, &target, now)).await
+    }
+
+    async fn agent_list(
+        &self,
+        target: Option<&Target>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> StoreResult<Vec<AgentView>> {
+        let (target, after, now) = (target.cloned(), after.unwrap_or_default().to_owned(), self.now());
+        self.read("agent_list", move |conn| list(conn, target.as_ref(), &after, now, limit)).await
+    }
+
+    async fn agent_view(&self, name: &str) -> StoreResult<Option<AgentView>> {
+        let (name, now) = (name.to_owned(), self.now());
+        self.read("agent_view", move |conn| view(conn, &name, now)).await
+    }
+
+    async fn agent_update(&self, name: &str, patch: &AgentPatch, by: &Author) -> StoreResult<Option<(i64, AgentView)>> {
+        let (name, patch, by, now) = (name.to_owned(), patch.clone(), by.clone(), self.now());
+        self.write("agent_update", move |conn| update(conn, &name, &patch, &by, now)).await
+    }
+
+    async fn agent_remove(&self, name: &str, by: &Author) -> StoreResult<Option<i64>> {
+        let (name, by, now) = (name.to_owned(), by.clone(), self.now());
+        self.write("agent_remove", move |conn| remove(conn, &name, &by, now)).await
+    }
+
+    async fn agent_list_leaving(&self, limit: usize) -> StoreResult<Vec<i64>> {
+        self.read("agent_list_leaving", move |conn| list_leaving(conn, limit)).await
+    }
+
+    async fn agent_left(&self, agent_no: i64, before: Timestamp) -> StoreResult<()> {
+        self.write("agent_left", move |conn| left(conn, agent_no, before)).await
+    }
 }
 
 fn insert_one(conn: &mut SqliteConnection, agent: &NewAgent, now: Timestamp) -> QueryResult<Option<i64>> {
@@ -63,7 +141,7 @@ fn insert_one(conn: &mut SqliteConnection, agent: &NewAgent, now: Timestamp) -> 
     .map(|row| row.map(|row| row.key))
 }
 
-pub(super) fn enroll(
+fn enroll(
     conn: &mut SqliteConnection,
     agent: &NewAgent,
     token_hash: Vec<u8>,
@@ -78,17 +156,8 @@ pub(super) fn enroll(
         (None, None) => None,
     };
     let Some(no) = no else { return Ok(Enrolled::Taken) };
-    diesel::insert_into(tokens::table)
-        .values((
-            tokens::id.eq(Uuid::now_v7().to_string()),
-            tokens::hash.eq(token_hash),
-            tokens::role.eq(Role::Agent.as_str()),
-            tokens::name.eq(&agent.enrollment.name),
-            tokens::agent_no.eq(no),
-            tokens::created_at.eq(now.0),
-            tokens::enroll_nonce.eq(nonce_hash),
-        ))
-        .execute(conn)?;
+    let token = TokenRow::of_agent(no, &agent.enrollment.name, token_hash, nonce_hash, now);
+    tokens::insert(token).execute(conn)?;
     let did = if new.is_some() { "agent.create" } else { "agent.enroll_again" };
     let deed = Deed { did, subject: &agent.enrollment.name, detail: &agent.transport };
     audit::insert(conn, by, deed, now)?;
@@ -101,7 +170,7 @@ pub(super) fn enroll(
     }))
 }
 
-/// Revokes the token of an agent that enrolled under this nonce and never used it; answers whose it was.
+/// Revokes the unused token of the agent that enrolled under this nonce. Returns the agent's key.
 fn give_up_unused(
     conn: &mut SqliteConnection,
     said: &Enrollment,
@@ -110,9 +179,7 @@ fn give_up_unused(
 ) -> QueryResult<Option<i64>> {
     let known = agents::table.filter(agents::name.eq(&said.name)).filter(agents::removed_at.is_null());
     let Some(no) = known.select(agents::no).first::<i64>(conn).optional()? else { return Ok(None) };
-    let unused = tokens::table.filter(tokens::agent_no.eq(no)).filter(tokens::enroll_nonce.eq(nonce_hash));
-    let revoked =
-        diesel::update(unused.filter(tokens::revoked_at.is_null())).set(tokens::revoked_at.eq(now.0)).execute(conn)?;
+    let revoked = tokens::revoke_unused(no, nonce_hash, now).execute(conn)?;
     if revoked == 0 {
         return Ok(None);
     }
@@ -120,15 +187,15 @@ fn give_up_unused(
     Ok(Some(no))
 }
 
-pub(super) fn insert(conn: &mut SqliteConnection, agents: &[NewAgent], now: Timestamp) -> QueryResult<()> {
+fn insert(conn: &mut SqliteConnection, agents: &[NewAgent], now: Timestamp) -> QueryResult<()> {
     for agent in agents {
         insert_one(conn, agent, now)?;
     }
     Ok(())
 }
 
-/// Whether this is what is stored of the agent already.
-pub(super) fn says_the_same(
+/// Whether this is stored already.
+fn says_the_same(
     conn: &mut SqliteConnection,
     agent_no: i64,
     labels: Option<&str>,
@@ -145,7 +212,7 @@ pub(super) fn says_the_same(
     }))
 }
 
-pub(super) fn refresh(
+fn refresh(
     conn: &mut SqliteConnection,
     agent_no: i64,
     labels: Option<String>,
@@ -162,19 +229,15 @@ pub(super) fn refresh(
     Ok(())
 }
 
-pub(super) fn checked_in_after(conn: &mut SqliteConnection, no: i64, time: Timestamp) -> QueryResult<bool> {
-    let at = agents::table.find(no).select(agents::checked_in_at).first::<Option<i64>>(conn).optional()?;
-    Ok(at.flatten().is_some_and(|at| at > time.0))
+fn checked_in_after(conn: &mut SqliteConnection, no: i64, time: Timestamp) -> QueryResult<bool> {
+    Ok(statements::checked_in_after(no, time).get_result::<Key>(conn).optional()?.is_some())
 }
 
-pub(super) fn check_in(conn: &mut SqliteConnection, no: i64, now: Timestamp) -> QueryResult<()> {
-    diesel::update(agents::table.find(no))
-        .set((agents::checked_in_at.eq(now.0), agents::last_seen.eq(now.0)))
-        .execute(conn)
-        .map(|_| ())
+fn check_in(conn: &mut SqliteConnection, no: i64, now: Timestamp) -> QueryResult<()> {
+    statements::check_in(no, now).execute(conn).map(|_| ())
 }
 
-pub(super) fn get_many(conn: &mut SqliteConnection, nos: &[i64]) -> QueryResult<Vec<AgentRef>> {
+fn get_many(conn: &mut SqliteConnection, nos: &[i64]) -> QueryResult<Vec<AgentRef>> {
     // One bound list: SQLite allows only so many parameters.
     let among = diesel::dsl::sql::<diesel::sql_types::Bool>("agents.no IN (SELECT value FROM json_each(")
         .bind::<Text, _>(json(nos)?)
@@ -194,7 +257,7 @@ pub(super) fn count(conn: &mut SqliteConnection, target: &Target, now: Timestamp
     agents::table.filter(filter::members(target, now)).select(diesel::dsl::count(agents::no)).first(conn)
 }
 
-pub(super) fn matching(
+fn matching(
     conn: &mut SqliteConnection,
     target: &Target,
     now: Timestamp,
@@ -230,7 +293,7 @@ macro_rules! seen_by_users {
     };
 }
 
-pub(super) fn list(
+fn list(
     conn: &mut SqliteConnection,
     target: Option<&Target>,
     after: &str,
@@ -248,7 +311,7 @@ pub(super) fn list(
     rows.into_iter().map(agent_view).collect()
 }
 
-pub(super) fn view(conn: &mut SqliteConnection, name: &str, now: Timestamp) -> QueryResult<Option<AgentView>> {
+fn view(conn: &mut SqliteConnection, name: &str, now: Timestamp) -> QueryResult<Option<AgentView>> {
     let row: Option<AgentViewRow> = agents::table
         .filter(filter::listed(None, now))
         .filter(agents::name.eq(name))
@@ -258,7 +321,7 @@ pub(super) fn view(conn: &mut SqliteConnection, name: &str, now: Timestamp) -> Q
     row.map(agent_view).transpose()
 }
 
-pub(super) fn update(
+fn update(
     conn: &mut SqliteConnection,
     name: &str,
     patch: &AgentPatch,
@@ -284,36 +347,21 @@ pub(super) fn update(
     Ok(view(conn, name, now)?.map(|view| (no, view)))
 }
 
-pub(super) fn remove(conn: &mut SqliteConnection, name: &str, by: &Author, now: Timestamp) -> QueryResult<Option<i64>> {
-    let removed = diesel::update(agents::table.filter(agents::name.eq(name)).filter(agents::removed_at.is_null()))
-        .set(agents::removed_at.eq(now.0))
-        .returning(agents::no)
-        .get_result::<i64>(conn)
-        .optional()?;
-    let Some(no) = removed else { return Ok(None) };
+fn remove(conn: &mut SqliteConnection, name: &str, by: &Author, now: Timestamp) -> QueryResult<Option<i64>> {
+    let removed = statements::remove(name, now).get_result(conn).optional()?;
+    let Some(Key { key: no }) = removed else { return Ok(None) };
     audit::insert(conn, by, Deed { did: "agent.remove", subject: name, detail: "" }, now)?;
-    diesel::update(tokens::table.filter(tokens::agent_no.eq(no)).filter(tokens::revoked_at.is_null()))
-        .set(tokens::revoked_at.eq(now.0))
-        .execute(conn)?;
-    for statement in ["DELETE FROM agent_sessions WHERE agent_no = ?", "INSERT INTO departures (agent_no) VALUES (?)"] {
-        sql_query(statement).bind::<BigInt, _>(no).execute(conn)?;
-    }
+    tokens::revoke_of_agent(no, now).execute(conn)?;
+    statements::end_session(no).execute(conn)?;
+    statements::leaves(no).execute(conn)?;
     Ok(Some(no))
 }
 
-pub(super) fn list_leaving(conn: &mut SqliteConnection, limit: usize) -> QueryResult<Vec<i64>> {
-    let rows = sql_query("SELECT agent_no AS key FROM departures ORDER BY agent_no LIMIT ?");
-    let rows = rows.bind::<BigInt, _>(sql_limit(limit)).load::<Key>(conn)?;
+fn list_leaving(conn: &mut SqliteConnection, limit: usize) -> QueryResult<Vec<i64>> {
+    let rows: Vec<Key> = statements::list_leaving(limit).load(conn)?;
     Ok(rows.into_iter().map(|row| row.key).collect())
 }
 
-pub(super) fn left(conn: &mut SqliteConnection, no: i64, before: Timestamp) -> QueryResult<()> {
-    sql_query(
-        "DELETE FROM departures WHERE agent_no = ?1 \
-         AND EXISTS (SELECT 1 FROM agents a WHERE a.no = ?1 AND a.removed_at < ?2)",
-    )
-    .bind::<BigInt, _>(no)
-    .bind::<BigInt, _>(before.0)
-    .execute(conn)
-    .map(|_| ())
+fn left(conn: &mut SqliteConnection, no: i64, before: Timestamp) -> QueryResult<()> {
+    statements::left(no, before).execute(conn).map(|_| ())
 }

@@ -1,22 +1,55 @@
-//! Commands and open commands: written in pages, read by the scheduler, the agents' sessions and the reconcilers.
+//! Commands: inserted in pages, listed for users and reconcilers.
 
-use super::super::changes::Deltas;
-use super::super::rows::{CommandKey, CommandViewRow, DueRow, Key, Named, Transports, UntouchedRow, sql_limit};
-use super::super::{CommandPage, CommandView, Due, DuePlace, Inserted, Unfinished, UntouchedPage};
-use super::json;
+use super::store::{SqliteStore, json};
 use crate::domain::command::{CommandState, OpenState};
-use crate::domain::time::Timestamp;
+use crate::store::changes::Deltas;
+use crate::store::sql::commands::{self as statements, CommandViewRow};
+use crate::store::sql::{Key, sql_limit};
+use crate::store::{CommandPage, CommandView, Commands, Inserted, StoreResult, Unfinished};
+use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Nullable, SmallInt, Text};
-use std::sync::Arc;
 use uuid::Uuid;
 
-/// Neither outcome nor open row, of a command `c`.
-const UNTOUCHED: &str = "NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.action_no = c.action_no AND o.agent_no = c.agent_no) \
+/// Condition: the command `c` has neither outcome nor open row.
+pub(super) const UNTOUCHED: &str = "NOT EXISTS (SELECT 1 FROM outcomes o WHERE o.action_no = c.action_no AND o.agent_no = c.agent_no) \
      AND NOT EXISTS (SELECT 1 FROM open_commands p WHERE p.action_no = c.action_no AND p.agent_no = c.agent_no)";
 
-pub(super) fn insert(conn: &mut SqliteConnection, pages: &[CommandPage], lane: &str) -> QueryResult<Vec<Inserted>> {
+#[async_trait]
+impl Commands for SqliteStore {
+    async fn command_insert(&self, pages: Vec<CommandPage>) -> StoreResult<Vec<Inserted>> {
+        let lane = self.incarnation.clone();
+        self.write("command_insert", move |conn| insert(conn, &pages, &lane)).await
+    }
+
+    async fn command_list(
+        &self,
+        action: Uuid,
+        state: Option<CommandState>,
+        after: Option<&str>,
+        limit: usize,
+    ) -> StoreResult<Vec<CommandView>> {
+        let after = after.map(str::to_owned);
+        self.read("command_list", move |conn| list(conn, action, state, after.as_deref(), limit)).await
+    }
+
+    async fn command_unfinished(
+        &self,
+        action_no: i64,
+        which: Unfinished,
+        after: i64,
+        limit: usize,
+    ) -> StoreResult<Vec<i64>> {
+        self.read("command_unfinished", move |conn| unfinished(conn, action_no, which, after, limit)).await
+    }
+
+    async fn command_unfinished_of(&self, agent_no: i64, limit: usize) -> StoreResult<Vec<i64>> {
+        self.read("command_unfinished_of", move |conn| unfinished_of(conn, agent_no, limit)).await
+    }
+}
+
+fn insert(conn: &mut SqliteConnection, pages: &[CommandPage], lane: &str) -> QueryResult<Vec<Inserted>> {
     let mut deltas = Deltas::default();
     let inserted = pages.iter().map(|page| insert_page(conn, page, &mut deltas)).collect::<QueryResult<Vec<_>>>()?;
     super::counts::count(conn, deltas, lane)?;
@@ -24,8 +57,8 @@ pub(super) fn insert(conn: &mut SqliteConnection, pages: &[CommandPage], lane: &
 }
 
 fn insert_page(conn: &mut SqliteConnection, page: &CommandPage, deltas: &mut Deltas) -> QueryResult<Inserted> {
-    use super::super::schema::actions;
-    // Whoever moved the action on (another page, a cancel, a restart) makes this page a thing of the past.
+    use crate::store::sql::schema::actions;
+    // An action that has moved on (by another page, a cancel, a restart) refuses the page.
     let moved = diesel::update(
         actions::table
             .find(page.action_no)
@@ -85,153 +118,10 @@ pub(super) fn first_untouched(
 
 /// The agent key of the `count`th command after a key, if there are so many.
 pub(super) fn key_after(conn: &mut SqliteConnection, no: i64, after: i64, count: usize) -> QueryResult<Option<i64>> {
-    let row = sql_query(
-        "SELECT agent_no AS key FROM commands WHERE action_no = ?1 AND agent_no > ?2 ORDER BY agent_no LIMIT 1 OFFSET ?3",
-    )
-    .bind::<BigInt, _>(no)
-    .bind::<BigInt, _>(after)
-    .bind::<BigInt, _>(sql_limit(count.saturating_sub(1)))
-    .get_result::<Key>(conn)
-    .optional()?;
-    Ok(row.map(|row| row.key))
+    Ok(statements::key_after(no, after, count).get_result::<Key>(conn).optional()?.map(|row| row.key))
 }
 
-pub(super) fn untouched(
-    conn: &mut SqliteConnection,
-    action_no: i64,
-    after: i64,
-    limit: usize,
-) -> QueryResult<UntouchedPage> {
-    let rows = sql_query(format!(
-        "SELECT c.agent_no, g.transport, coalesce(c.due_at, a.valid_from) AS due_at, {UNTOUCHED} AS untouched \
-         FROM commands c CROSS JOIN actions a ON a.no = c.action_no CROSS JOIN agents g ON g.no = c.agent_no \
-         WHERE c.action_no = ?1 AND c.agent_no > ?2 ORDER BY c.agent_no LIMIT ?3"
-    ))
-    .bind::<BigInt, _>(action_no)
-    .bind::<BigInt, _>(after)
-    .bind::<BigInt, _>(sql_limit(limit))
-    .load::<UntouchedRow>(conn)?;
-    let through = rows.last().map(|row| row.agent_no);
-    let mut transports = Transports::default();
-    let commands = rows
-        .into_iter()
-        .filter(|row| row.untouched)
-        .map(|row| (row.agent_no, transports.share(row.transport), Timestamp(row.due_at)))
-        .collect();
-    Ok(UntouchedPage { commands, through })
-}
-
-pub(super) fn backlog(
-    conn: &mut SqliteConnection,
-    agent_no: i64,
-    horizon: Timestamp,
-    now: Timestamp,
-    limit: usize,
-) -> QueryResult<Vec<Due>> {
-    // By itself SQLite would go through all that is due in the fleet: without statistics a range of one index looks better
-    // to it than a key of the other.
-    let alive = "a.ended_at IS NULL AND NOT a.cancelled AND NOT a.paused AND NOT a.expired AND a.expires_at > ?3";
-    let rows = sql_query(format!(
-        "SELECT * FROM (SELECT p.action_no, p.agent_no, p.run, p.attempts, p.due_at, a.priority, TRUE AS open, \
-         '' AS transport \
-         FROM open_commands p INDEXED BY open_commands_agent CROSS JOIN actions a ON a.no = p.action_no \
-         WHERE p.agent_no = ?1 AND p.state IN ({waiting}, {retry}) AND p.due_at <= ?2 AND {alive} \
-         UNION ALL \
-         SELECT c.action_no, c.agent_no, 1, 0, coalesce(c.due_at, a.valid_from), a.priority, FALSE, '' \
-         FROM actions a CROSS JOIN commands c ON c.action_no = a.no AND c.agent_no = ?1 \
-         WHERE a.dispatched_through < ?1 AND a.resolved_through >= ?1 AND {alive} \
-         AND coalesce(c.due_at, a.valid_from) <= ?2 AND {UNTOUCHED}) \
-         ORDER BY (due_at > ?3), priority DESC, due_at, action_no LIMIT ?4",
-        waiting = OpenState::Waiting as i16,
-        retry = OpenState::Retry as i16,
-    ))
-    .bind::<BigInt, _>(agent_no)
-    .bind::<BigInt, _>(horizon.0)
-    .bind::<BigInt, _>(now.0)
-    .bind::<BigInt, _>(sql_limit(limit))
-    .load::<DueRow>(conn)?;
-    Ok(rows.iter().map(DueRow::due).collect())
-}
-
-/// Whether there is a sender for the transport of an agent `g`.
-const SERVED: &str = "EXISTS (SELECT 1 FROM nodes n, json_each(n.transports) t WHERE t.value = g.transport)";
-
-pub(super) fn with_due(conn: &mut SqliteConnection, agent_nos: &[i64], now: Timestamp) -> QueryResult<Vec<i64>> {
-    let rows = sql_query(format!(
-        "SELECT j.value AS key FROM json_each(?1) j WHERE EXISTS (SELECT 1 FROM open_commands p \
-         CROSS JOIN actions a ON a.no = p.action_no WHERE p.agent_no = j.value AND p.due_at <= ?2 \
-         AND p.state IN ({}, {}) AND a.ended_at IS NULL AND NOT a.cancelled AND NOT a.paused AND NOT a.expired)",
-        OpenState::Waiting as i16,
-        OpenState::Retry as i16
-    ))
-    .bind::<Text, _>(super::json(&agent_nos)?)
-    .bind::<BigInt, _>(now.0)
-    .load::<Key>(conn)?;
-    Ok(rows.into_iter().map(|row| row.key).collect())
-}
-
-pub(super) fn unserved(conn: &mut SqliteConnection, now: Timestamp, limit: usize) -> QueryResult<Vec<(String, i64)>> {
-    let rows = sql_query(format!(
-        "SELECT transport AS name, count(*) AS number FROM (SELECT g.transport FROM agents g \
-         CROSS JOIN open_commands p ON p.agent_no = g.no CROSS JOIN actions a ON a.no = p.action_no \
-         WHERE g.transport <> 'stream' AND g.removed_at IS NULL AND NOT {SERVED} AND p.state IN ({}, {}) \
-         AND p.due_at <= ?1 AND a.ended_at IS NULL AND NOT a.cancelled AND NOT a.paused AND NOT a.expired LIMIT ?2) \
-         GROUP BY transport ORDER BY transport",
-        OpenState::Waiting as i16,
-        OpenState::Retry as i16
-    ))
-    .bind::<BigInt, _>(now.0)
-    .bind::<BigInt, _>(sql_limit(limit))
-    .load::<Named>(conn)?;
-    Ok(rows.into_iter().map(|row| (row.name, row.number)).collect())
-}
-
-pub(super) fn due(
-    conn: &mut SqliteConnection,
-    (after, after_action, after_agent): DuePlace,
-    horizon: Timestamp,
-    here: &str,
-    limit: usize,
-) -> QueryResult<Vec<(Due, Arc<str>)>> {
-    let one = |state: OpenState| {
-        format!(
-            "SELECT p.action_no, p.agent_no, p.run, p.attempts, p.due_at, a.priority, TRUE AS open, g.transport \
-             FROM open_commands p CROSS JOIN actions a ON a.no = p.action_no CROSS JOIN agents g ON g.no = p.agent_no \
-             WHERE p.state = {} AND (p.due_at, p.action_no, p.agent_no) > (?1, ?5, ?6) AND p.due_at <= ?2 \
-             AND a.ended_at IS NULL AND NOT a.cancelled AND NOT a.paused AND NOT a.expired \
-             AND NOT g.disabled AND ((g.transport <> 'stream' AND {SERVED}) OR EXISTS \
-             (SELECT 1 FROM agent_sessions s WHERE s.agent_no = g.no AND s.incarnation = ?3))",
-            state as i16
-        )
-    };
-    let rows = sql_query(format!(
-        "{} UNION ALL {} ORDER BY due_at, action_no, agent_no LIMIT ?4",
-        one(OpenState::Waiting),
-        one(OpenState::Retry)
-    ))
-    .bind::<BigInt, _>(after.0)
-    .bind::<BigInt, _>(horizon.0)
-    .bind::<Text, _>(here)
-    .bind::<BigInt, _>(sql_limit(limit))
-    .bind::<BigInt, _>(after_action)
-    .bind::<BigInt, _>(after_agent)
-    .load::<DueRow>(conn)?;
-    let mut transports = Transports::default();
-    Ok(rows.into_iter().map(|row| (row.due(), transports.share(row.transport))).collect())
-}
-
-pub(super) fn overdue(conn: &mut SqliteConnection, now: Timestamp, limit: usize) -> QueryResult<Vec<(i64, i64)>> {
-    let rows = sql_query(format!(
-        "SELECT action_no, agent_no FROM open_commands WHERE state = {} AND due_at <= ?1 ORDER BY due_at LIMIT ?2",
-        OpenState::Sent as i16
-    ))
-    .bind::<BigInt, _>(now.0)
-    .bind::<BigInt, _>(sql_limit(limit))
-    .load::<CommandKey>(conn)?;
-    Ok(rows.into_iter().map(|row| (row.action_no, row.agent_no)).collect())
-}
-
-pub(super) fn unfinished(
+fn unfinished(
     conn: &mut SqliteConnection,
     action_no: i64,
     which: Unfinished,
@@ -258,7 +148,7 @@ pub(super) fn unfinished(
     Ok(rows.into_iter().map(|row| row.key).collect())
 }
 
-pub(super) fn unfinished_of(conn: &mut SqliteConnection, agent_no: i64, limit: usize) -> QueryResult<Vec<i64>> {
+fn unfinished_of(conn: &mut SqliteConnection, agent_no: i64, limit: usize) -> QueryResult<Vec<i64>> {
     let rows = sql_query(format!(
         "SELECT action_no AS key FROM open_commands INDEXED BY open_commands_agent WHERE agent_no = ?1 \
          UNION SELECT c.action_no FROM actions a CROSS JOIN commands c ON c.action_no = a.no AND c.agent_no = ?1 \
@@ -271,15 +161,16 @@ pub(super) fn unfinished_of(conn: &mut SqliteConnection, agent_no: i64, limit: u
     Ok(rows.into_iter().map(|row| row.key).collect())
 }
 
-pub(super) fn list(
+fn list(
     conn: &mut SqliteConnection,
     action: Uuid,
     state: Option<CommandState>,
     after: Option<&str>,
     limit: usize,
 ) -> QueryResult<Vec<CommandView>> {
-    // Per command: its last ended run `o`; its open row `p`, unless it is final; and whether the run that it is in, or
-    // ended with, was `handed` over. The state is derived as `Known::state` does.
+    // Per command: its last ended run `o`; its open row `p`, unless it is final; and whether the
+    // run that it is in, or ended with, was `handed` over. The state is derived as `Known::state`
+    // does.
     let rows = sql_query(format!(
         "WITH page AS (SELECT g.name AS agent, o.is_final, o.run AS last_run, o.attempts AS last_attempts, \
            o.sent_at AS last_sent_at, o.finished_at, o.results, o.error, p.state AS open_state, p.run AS open_run, \
@@ -307,7 +198,8 @@ pub(super) fn list(
         timed_out = CommandState::TimedOut as i16,
     ))
     .bind::<Text, _>(action.to_string())
-    // Every name is greater than no name; and with `OR ?2 IS NULL` each page would begin at the first name.
+    // Every name is greater than no name; and with `OR ?2 IS NULL` each page would begin at the
+    // first name.
     .bind::<Text, _>(after.unwrap_or_default())
     .bind::<Nullable<SmallInt>, _>(state.map(|state| state as i16))
     .bind::<BigInt, _>(sql_limit(limit))

@@ -1,9 +1,9 @@
 //! The counters of actions: kept by lane, read as their sum.
 
-use super::super::changes::Deltas;
-use super::super::rows::Sums;
-use super::super::schema::action_counts;
 use crate::domain::command::CommandState;
+use crate::store::changes::Deltas;
+use crate::store::sql::actions::Sums;
+use crate::store::sql::schema::action_counts;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::BigInt;

@@ -1,6 +1,7 @@
-//! The functions that targets ask of a database, for SQLite: what is inside JSON (labels, facts), what counts as a number,
-//! and LIKE. Its own JSON paths can't name every key; and this way the target's reference meaning
-//! ([`Target::evaluate`](crate::domain::target::Target::evaluate)) and the database run the same code.
+//! The functions that targets ask of a database, for SQLite: what is inside JSON (labels, facts),
+//! what counts as a number, and LIKE. Its own JSON paths can't name every key; and this way the
+//! target's reference meaning ([`Target::evaluate`](crate::domain::target::Target::evaluate)) and
+//! the database run the same code.
 
 use crate::domain::target::{fact_text, like, number_of};
 use diesel::prelude::*;
@@ -14,7 +15,8 @@ extern "SQL" {
     fn odoshi_fact(facts: Text, path: Text) -> Nullable<Text>;
     /// The number that a text is.
     fn odoshi_number(text: Nullable<Text>) -> Nullable<Double>;
-    /// LIKE. SQLite's own takes exponential time over some patterns, refuses long ones, and stops at a NUL.
+    /// LIKE. SQLite's own takes exponential time over some patterns, refuses long ones, and stops
+    /// at a NUL.
     fn odoshi_like(text: Nullable<Text>, pattern: Text, ignore_case: Bool) -> Nullable<Bool>;
 }
 

@@ -1,28 +1,55 @@
 //! Live membership: agents that join an action after it was resolved.
 
-use super::super::changes::Deltas;
-use super::super::rows::{Key, Transports, sql_limit};
-use super::super::schema::agents;
-use super::super::{Due, filter};
-use super::json;
+use super::store::{SqliteStore, json};
 use crate::domain::command::OpenState;
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
+use crate::store::changes::Deltas;
+use crate::store::sql::live::{self as statements, Joinable};
+use crate::store::sql::schema::agents;
+use crate::store::sql::{Key, Transports, filter, sql_limit};
+use crate::store::{Due, Live, Store, StoreResult};
+use async_trait::async_trait;
 use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{BigInt, Bool, Integer, SmallInt, Text};
+use diesel::sql_types::{BigInt, Bool, SmallInt, Text};
 use std::sync::Arc;
 
-/// What agents can join: the time is to be bound.
-const JOINABLE: &str = "live AND ended_at IS NULL AND resolved AND NOT cancelled AND NOT expired AND expires_at > ?";
+#[async_trait]
+impl Live for SqliteStore {
+    async fn action_list_live(&self) -> StoreResult<Vec<i64>> {
+        let now = self.now();
+        self.read("action_list_live", move |conn| list(conn, now)).await
+    }
 
-pub(super) fn list(conn: &mut SqliteConnection, now: Timestamp) -> QueryResult<Vec<i64>> {
-    let rows = sql_query(format!("SELECT no AS key FROM actions WHERE {JOINABLE} ORDER BY no"));
-    Ok(rows.bind::<BigInt, _>(now.0).load::<Key>(conn)?.into_iter().map(|row| row.key).collect())
+    async fn agent_match_joining(
+        &self,
+        action_no: i64,
+        target: &Target,
+        among: Option<&[i64]>,
+        after: i64,
+        limit: usize,
+    ) -> StoreResult<Vec<(i64, Arc<str>)>> {
+        let (target, among, now) = (target.clone(), among.map(<[i64]>::to_vec), self.now());
+        self.read("agent_match_joining", move |conn| {
+            matching(conn, action_no, &target, among.as_deref(), now, after, limit)
+        })
+        .await
+    }
+
+    async fn command_insert_joining(&self, action_no: i64, agents: &[i64]) -> StoreResult<Vec<Due>> {
+        let (agents, lane, now) = (agents.to_vec(), self.incarnation.clone(), self.now());
+        self.write("command_insert_joining", move |conn| insert(conn, action_no, &agents, &lane, now)).await
+    }
 }
 
-pub(super) fn matching(
+fn list(conn: &mut SqliteConnection, now: Timestamp) -> QueryResult<Vec<i64>> {
+    let rows: Vec<Key> = statements::list(now).load(conn)?;
+    Ok(rows.into_iter().map(|row| row.key).collect())
+}
+
+fn matching(
     conn: &mut SqliteConnection,
     action_no: i64,
     target: &Target,
@@ -51,26 +78,15 @@ pub(super) fn matching(
     Ok(rows.into_iter().map(|(no, transport)| (no, transports.share(transport))).collect())
 }
 
-pub(super) fn insert(
+fn insert(
     conn: &mut SqliteConnection,
     action_no: i64,
     agent_nos: &[i64],
     lane: &str,
     now: Timestamp,
 ) -> QueryResult<Vec<Due>> {
-    #[derive(QueryableByName)]
-    struct Row {
-        #[diesel(sql_type = Integer)]
-        priority: i32,
-        #[diesel(sql_type = BigInt)]
-        valid_from: i64,
-    }
-    let action = sql_query(format!("SELECT priority, valid_from FROM actions WHERE {JOINABLE} AND no = ?"))
-        .bind::<BigInt, _>(now.0)
-        .bind::<BigInt, _>(action_no)
-        .get_result::<Row>(conn)
-        .optional()?;
-    let Some(Row { priority, valid_from }) = action else { return Ok(Vec::new()) };
+    let action: Option<Joinable> = statements::joinable(action_no, now, "").get_result(conn).optional()?;
+    let Some(Joinable { priority, valid_from }) = action else { return Ok(Vec::new()) };
     // An action is resolved ahead of its time.
     let due_at = now.max(Timestamp(valid_from));
     let new = sql_query(

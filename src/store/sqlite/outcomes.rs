@@ -1,26 +1,32 @@
-//! What happened to commands: outcomes, open rows, late results, and the counters, in one transaction per batch.
+//! What happened to commands: outcomes, open rows, late results, and the counters, in one
+//! transaction per batch.
 
-use super::super::Report;
-use super::super::changes::{Changes, Key, ends_first_run, keys};
-use super::super::rows::{self, KnownRow};
-use super::json;
+use super::store::{SqliteStore, json};
 use crate::domain::command::{Answer, Known, Outcome};
 use crate::domain::time::Timestamp;
+use crate::store::changes::{Changes, Key, ends_first_run, keys};
+use crate::store::sql::Key as KeyRow;
+use crate::store::sql::outcomes::KnownRow;
+use crate::store::{Outcomes, Report, Store, StoreResult};
+use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel::result::{DatabaseErrorKind, Error};
 use diesel::sql_query;
 use diesel::sql_types::Text;
 use std::collections::HashMap;
 
-pub(super) fn record(
-    conn: &mut SqliteConnection,
-    reports: &[Report],
-    lane: &str,
-    now: Timestamp,
-) -> QueryResult<Vec<Answer>> {
+#[async_trait]
+impl Outcomes for SqliteStore {
+    async fn outcome_record(&self, reports: &[Report]) -> StoreResult<Vec<Answer>> {
+        let (reports, lane, now) = (reports.to_vec(), self.incarnation.clone(), self.now());
+        self.write("outcome_record", move |conn| record(conn, &reports, &lane, now)).await
+    }
+}
+
+fn record(conn: &mut SqliteConnection, reports: &[Report], lane: &str, now: Timestamp) -> QueryResult<Vec<Answer>> {
     if reports.iter().all(ends_first_run) && are_untouched(conn, reports)? {
-        // Each of these is the end of a command of which nothing was written: insert without looking. A key that is
-        // there already fails it, and then the batch is looked at closely.
+        // Each of these is the end of a command of which nothing was written: insert without
+        // looking. A key that is there already fails it, and then the batch is looked at closely.
         let changes = Changes::of_untouched(reports, now);
         // In a savepoint: what was inserted before the row that is there already must go again.
         match conn.transaction(|conn| insert_outcomes(conn, &changes)) {
@@ -40,8 +46,9 @@ pub(super) fn record(
     Ok(changes.answers)
 }
 
-/// Whether all are about commands that there are, and none has an open row: an outcome's key says nothing about these, and
-/// a reporter may be wrong about them (the owner holds what an agent's session takes at the same moment).
+/// Whether all commands exist and none has an open row. The outcome's key does not guard against
+/// these, and a reporter may be wrong about them (an agent's session may take a command while the
+/// owner records that its agent is away).
 fn are_untouched(conn: &mut SqliteConnection, reports: &[Report]) -> QueryResult<bool> {
     let touched = sql_query(
         "SELECT 1 AS key FROM json_each(?) j WHERE NOT EXISTS (SELECT 1 FROM commands c \
@@ -49,14 +56,14 @@ fn are_untouched(conn: &mut SqliteConnection, reports: &[Report]) -> QueryResult
          WHERE p.action_no = j.value ->> 0 AND p.agent_no = j.value ->> 1) LIMIT 1",
     )
     .bind::<Text, _>(json(&keys(reports))?)
-    .load::<rows::Key>(conn)?;
+    .load::<KeyRow>(conn)?;
     Ok(touched.is_empty())
 }
 
-/// Row by row through one prepared statement: SQLite would parse a row of a JSON array again for each of its eleven
-/// columns, results and all, and a batch takes longer that way.
+/// Row by row through one prepared statement: SQLite would parse a row of a JSON array again for
+/// each of its eleven columns, results and all, and a batch takes longer that way.
 fn insert_outcomes(conn: &mut SqliteConnection, changes: &Changes) -> QueryResult<()> {
-    use super::super::schema::outcomes as o;
+    use crate::store::sql::schema::outcomes as o;
     for ((action_no, agent_no), Outcome { end, is_final }) in &changes.outcomes {
         diesel::insert_into(o::table)
             .values((
@@ -132,7 +139,7 @@ fn insert_late(conn: &mut SqliteConnection, changes: &Changes) -> QueryResult<()
     Ok(())
 }
 
-/// What the store holds of the commands that the reports are about.
+/// Reads what is stored of the commands that the reports are about.
 fn load(conn: &mut SqliteConnection, reports: &[Report]) -> QueryResult<HashMap<Key, Known>> {
     let rows = sql_query(
         "SELECT c.action_no, c.agent_no, a.cancelled, o.run AS last_run, o.status AS last_status, o.is_final AS last_final, \
@@ -160,11 +167,12 @@ mod tests {
     use std::time::Duration;
     use uuid::Uuid;
 
-    /// A `waiting` row may be on its way while the agent connects and reads its backlog without that row.
+    /// A `waiting` row may be on its way while the agent connects and reads its backlog without
+    /// that row.
     #[tokio::test]
     async fn a_fresh_result_clears_an_open_row_that_its_reporter_did_not_know() {
         let folder = tempfile::tempdir().expect("a folder");
-        let store = SqliteStore::open(&folder.path().join("odoshi.db"), 1).await.expect("a store");
+        let store: &dyn Store = &SqliteStore::open(&folder.path().join("odoshi.db"), 1).await.expect("a store");
         let enrollment = crate::domain::agent::Enrollment::from_json(br#"{"name":"a"}"#).expect("valid");
         let agent = NewAgent { enrollment, transport: "stream".into(), address: None, secret: None };
         store.agent_insert(vec![agent]).await.expect("an agent");

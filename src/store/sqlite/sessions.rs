@@ -1,14 +1,37 @@
-//! Which of its agents are connected to this node, the only one.
+//! Sessions: which agents are connected to this node, the only one.
 
-use super::super::rows::Key;
-use super::super::sessions::{self, EpochRow, Known, SessionRow, ValidToken};
-use super::super::{Opened, SessionHeld, SessionOpening, SessionState};
-use super::json;
+use super::store::{SqliteStore, json};
 use crate::domain::time::Timestamp;
+use crate::store::sql::Key;
+use crate::store::sql::sessions::{self, EpochRow, Known, SessionRow, ValidToken};
+use crate::store::{Opened, SessionHeld, SessionOpening, SessionState, Sessions, Store, StoreResult};
+use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Text};
 use std::collections::HashSet;
+
+#[async_trait]
+impl Sessions for SqliteStore {
+    async fn session_open(&self, sessions: &[SessionOpening]) -> StoreResult<Vec<Opened>> {
+        let (openings, here, now) = (sessions.to_vec(), self.incarnation.clone(), self.now());
+        self.write("session_open", move |conn| open(conn, &openings, &here, now)).await
+    }
+
+    async fn session_check(&self, held: &[SessionHeld]) -> StoreResult<Vec<SessionState>> {
+        let (held, here, now) = (held.to_vec(), self.incarnation.clone(), self.now());
+        self.write("session_check", move |conn| check(conn, &held, &here, now)).await
+    }
+
+    async fn session_close(&self, sessions: &[(i64, i64)]) -> StoreResult<()> {
+        let (closed, here, now) = (sessions.to_vec(), self.incarnation.clone(), self.now());
+        self.write("session_close", move |conn| close(conn, &closed, &here, now)).await
+    }
+
+    async fn session_elsewhere(&self, _: &[i64]) -> StoreResult<Vec<i64>> {
+        Ok(Vec::new())
+    }
+}
 
 fn known(
     conn: &mut SqliteConnection,
@@ -35,8 +58,8 @@ fn known(
     Ok(Known::new(rows, valid))
 }
 
-/// Opens connections, one of an agent; answers in the order given.
-pub(super) fn open(
+/// Opens connections, at most one per agent. Answers in the given order.
+fn open(
     conn: &mut SqliteConnection,
     sessions: &[SessionOpening],
     here: &str,
@@ -70,8 +93,8 @@ pub(super) fn open(
     Ok(sessions::opened(sessions, &known, epochs))
 }
 
-/// Compares connections of this node with their rows, and writes those again that are missing.
-pub(super) fn check(
+/// Compares connections with their rows, and inserts those that are missing.
+fn check(
     conn: &mut SqliteConnection,
     held: &[SessionHeld],
     here: &str,
@@ -98,13 +121,8 @@ pub(super) fn check(
     Ok(sessions::checked(held, &known, &restored.into_iter().map(|row| row.key).collect()))
 }
 
-/// Closes connections of this node (agent, epoch), and older ones of it.
-pub(super) fn close(
-    conn: &mut SqliteConnection,
-    sessions: &[(i64, i64)],
-    here: &str,
-    now: Timestamp,
-) -> QueryResult<()> {
+/// Removes connections (agent, epoch), and older ones of the same agents.
+fn close(conn: &mut SqliteConnection, sessions: &[(i64, i64)], here: &str, now: Timestamp) -> QueryResult<()> {
     let closed = json(sessions)?;
     sql_query(
         "DELETE FROM agent_sessions WHERE agent_no IN (SELECT s.agent_no FROM json_each(?1) n CROSS JOIN agent_sessions s \

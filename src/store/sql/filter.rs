@@ -1,12 +1,14 @@
-//! Target expressions as SQL: a flat list of pieces, text of this file or values to be bound, never a user's text.
+//! Target expressions as SQL: a flat list of pieces, text of this file or values to be bound, never
+//! a user's text.
 //!
-//! Both databases get the same text but for how a value is bound and how JSON is looked into. What counts as a label, a
-//! number, or like a pattern is answered by functions of ours: on SQLite they are registered with each connection
-//! (`sqlite::functions`), on PostgreSQL the migration makes them. The conformance suite holds both to
-//! [`Target::evaluate`].
+//! Both databases get the same text but for how a value is bound and how JSON is looked into. What
+//! counts as a label, a number, or like a pattern is answered by functions of ours: on SQLite they
+//! are registered with each connection (`sqlite::functions`), on PostgreSQL the migration makes
+//! them. The conformance suite holds both to [`Target::evaluate`].
 
 use crate::domain::target::{Column, CompareOp, Target, Value};
 use crate::domain::time::Timestamp;
+use crate::store::agents::CHECK_IN_COUNTS;
 use diesel::expression::{AppearsOnTable, Expression, SelectableExpression, ValidGrouping, is_aggregate};
 use diesel::pg::Pg;
 use diesel::prelude::*;
@@ -14,24 +16,24 @@ use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::sql_types::{BigInt, Bool, Double, Nullable, Text};
 use diesel::sqlite::Sqlite;
 
-/// The condition, over `agents`, that one matches: it is neither removed nor disabled, and the target is true.
-pub(super) fn members(target: &Target, now: Timestamp) -> Condition {
+/// Condition over `agents`: the agent is neither removed nor disabled, and the target is true.
+pub(in crate::store) fn members(target: &Target, now: Timestamp) -> Condition {
     let mut condition = Condition { pieces: Vec::new(), now };
     condition.sql("agents.removed_at IS NULL AND NOT agents.disabled AND ");
     condition.target(target);
     condition
 }
 
-/// The condition that one is to be listed: it matches, or, without a target, it isn't removed.
-pub(super) fn listed(target: Option<&Target>, now: Timestamp) -> Condition {
+/// Condition over `agents`: the agent matches or, without a target, is not removed.
+pub(in crate::store) fn listed(target: Option<&Target>, now: Timestamp) -> Condition {
     match target {
         Some(target) => members(target, now),
         None => Condition { pieces: vec![Piece::Sql("agents.removed_at IS NULL")], now },
     }
 }
 
-/// Whether an agent is online.
-pub(super) fn online(now: Timestamp) -> Condition {
+/// Condition over `agents`: the agent is online.
+pub(in crate::store) fn online(now: Timestamp) -> Condition {
     let mut condition = Condition { pieces: Vec::new(), now };
     condition.online();
     condition
@@ -54,7 +56,7 @@ enum Piece {
 
 /// A boolean SQL expression over `agents`.
 #[derive(Debug)]
-pub(super) struct Condition {
+pub(in crate::store) struct Condition {
     pieces: Vec<Piece>,
     now: Timestamp,
 }
@@ -117,7 +119,8 @@ impl Condition {
         }
     }
 
-    /// As a balanced tree: SQLite takes expressions that are up to 1,000 deep, and a chain is as deep as it is long.
+    /// As a balanced tree: SQLite takes expressions that are up to 1,000 deep, and a chain is as
+    /// deep as it is long.
     fn joined(&mut self, parts: &[Target], by: &'static str) {
         self.sql("(");
         match parts {
@@ -132,7 +135,7 @@ impl Condition {
         self.sql(")");
     }
 
-    /// One of these, of which there may be none.
+    /// The column is one of these values, if there are any.
     fn any_of<'a>(&mut self, or: &'static str, column: &Column, values: impl Iterator<Item = &'a Value>) {
         let mut begun = false;
         for value in values {
@@ -207,7 +210,7 @@ impl Condition {
             "(EXISTS (SELECT 1 FROM agent_sessions s WHERE s.agent_no = agents.no) \
              OR coalesce(agents.checked_in_at, 0) > ",
         );
-        self.pieces.push(Piece::Int(self.now.minus(super::CHECK_IN_COUNTS).0));
+        self.pieces.push(Piece::Int(self.now.minus(CHECK_IN_COUNTS).0));
         self.sql(")");
     }
 
@@ -267,7 +270,8 @@ impl QueryFragment<Pg> for Condition {
                     out.push_sql("(agents.facts");
                     for (index, key) in path.iter().enumerate() {
                         let last = index + 1 == path.len();
-                        // A path takes digits for an index too, and a plain arrow doesn't. (It would take " 5" for one.)
+                        // A path takes digits for an index too, and a plain arrow doesn't. (It
+                        // would take " 5" for one.)
                         if index > 0 && key.bytes().all(|b| b.is_ascii_digit()) {
                             out.push_sql(if last { " #>> ARRAY[" } else { " #> ARRAY[" });
                             out.push_bind_param::<Text, _>(key)?;

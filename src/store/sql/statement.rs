@@ -1,45 +1,50 @@
-//! Statements as text with their values bound, prepared once per connection.
+//! Statements as text with their values bound, prepared once per connection, for both databases.
 //!
-//! `diesel::sql_query` prepares its statement anew each time, which is one more round trip for every statement; the
-//! texts here are constants, so that they are kept prepared. A value goes where the text has a `?`.
+//! `diesel::sql_query` prepares its statement each time, which is one more round trip per statement
+//! on PostgreSQL. The texts here are constants, and so their prepared statements are cached. A
+//! value goes where the text has a `?`. Arrays are PostgreSQL's alone: on SQLite, callers bind one
+//! JSON text instead.
 
+use diesel::backend::Backend;
 use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, Query, QueryFragment, QueryId};
 use diesel::result::Error;
 use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, SmallInt, Text, Untyped};
+use diesel::sqlite::Sqlite;
 use std::borrow::Cow;
 
 /// See the module.
-pub(super) struct Sql {
+pub(in crate::store) struct Sql {
     text: Cow<'static, str>,
     binds: Vec<Bind>,
 }
 
 /// A statement.
-pub(super) fn sql(text: impl Into<Cow<'static, str>>) -> Sql {
+pub(in crate::store) fn sql(text: impl Into<Cow<'static, str>>) -> Sql {
     Sql { text: text.into(), binds: Vec::new() }
 }
 
 impl Sql {
     /// The value for the next `?`.
-    pub(super) fn bind(mut self, value: impl Into<Bind>) -> Self {
+    pub(in crate::store) fn bind(mut self, value: impl Into<Bind>) -> Self {
         self.binds.push(value.into());
         self
     }
 
     /// The values for the next places.
-    pub(super) fn bind_each(mut self, values: &[i64]) -> Self {
+    pub(in crate::store) fn bind_each(mut self, values: &[i64]) -> Self {
         self.binds.extend(values.iter().copied().map(Bind::from));
         self
     }
 }
 
 macro_rules! binds {
-    ($($variant:ident($ty:ty) as $sql:ty),+ $(,)?) => {
+    ($($variant:ident($ty:ty) as $sql:ty),+; arrays: $($array:ident($array_ty:ty) as $array_sql:ty),+ $(,)?) => {
         /// A bound value.
-        pub(super) enum Bind {
-            $($variant($ty)),+
+        pub(in crate::store) enum Bind {
+            $($variant($ty),)+
+            $($array($array_ty)),+
         }
 
         $(impl From<$ty> for Bind {
@@ -48,14 +53,35 @@ macro_rules! binds {
             }
         })+
 
-        impl Bind {
-            fn push<'b>(&'b self, out: &mut AstPass<'_, 'b, Pg>) -> QueryResult<()> {
-                match self {
-                    $(Self::$variant(value) => out.push_bind_param::<$sql, _>(value)),+
+        $(impl From<$array_ty> for Bind {
+            fn from(value: $array_ty) -> Self {
+                Self::$array(value)
+            }
+        })+
+
+        impl Push for Pg {
+            fn push<'b>(bind: &'b Bind, out: &mut AstPass<'_, 'b, Self>) -> QueryResult<()> {
+                match bind {
+                    $(Bind::$variant(value) => out.push_bind_param::<$sql, _>(value),)+
+                    $(Bind::$array(value) => out.push_bind_param::<$array_sql, _>(value)),+
+                }
+            }
+        }
+
+        impl Push for Sqlite {
+            fn push<'b>(bind: &'b Bind, out: &mut AstPass<'_, 'b, Self>) -> QueryResult<()> {
+                match bind {
+                    $(Bind::$variant(value) => out.push_bind_param::<$sql, _>(value),)+
+                    $(Bind::$array(_) => Err(Error::QueryBuilderError("SQLite has no arrays".into()))),+
                 }
             }
         }
     };
+}
+
+/// A database to which every value can be bound.
+pub(in crate::store) trait Push: Backend {
+    fn push<'b>(bind: &'b Bind, out: &mut AstPass<'_, 'b, Self>) -> QueryResult<()>;
 }
 
 binds! {
@@ -64,12 +90,13 @@ binds! {
     Integer(i32) as Integer,
     IntegerOrNull(Option<i32>) as Nullable<Integer>,
     SmallIntOrNull(Option<i16>) as Nullable<SmallInt>,
-        Bool(bool) as Bool,
+    Bool(bool) as Bool,
     BoolOrNull(Option<bool>) as Nullable<Bool>,
     Text(String) as Text,
     TextOrNull(Option<String>) as Nullable<Text>,
     Bytes(Vec<u8>) as Binary,
-    BytesOrNull(Option<Vec<u8>>) as Nullable<Binary>,
+    BytesOrNull(Option<Vec<u8>>) as Nullable<Binary>;
+    arrays:
     BigInts(Vec<i64>) as Array<BigInt>,
     BigIntsOrNull(Vec<Option<i64>>) as Array<Nullable<BigInt>>,
     Integers(Vec<i32>) as Array<Integer>,
@@ -85,14 +112,14 @@ impl From<&str> for Bind {
     }
 }
 
-impl QueryFragment<Pg> for Sql {
-    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, Pg>) -> QueryResult<()> {
+impl<DB: Push> QueryFragment<DB> for Sql {
+    fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
         let mut parts = self.text.split('?');
         out.push_sql(parts.next().unwrap_or_default());
         let mut binds = self.binds.iter();
         for part in parts {
             let bind = binds.next().ok_or_else(|| miscounted(&self.text))?;
-            bind.push(&mut out)?;
+            DB::push(bind, &mut out)?;
             out.push_sql(part);
         }
         match binds.next() {

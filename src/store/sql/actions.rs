@@ -1,55 +1,24 @@
-//! Rows as the databases answer them, and how they become what the store's methods answer. The same for both halves.
+//! Actions: their rows, and statements that are the same for both databases.
 
-mod agents;
-
-pub(super) use agents::{AgentViewRow, AuditRow, NODES, Named, NodeRow, TokenRow, agent_view};
-
-use super::models::{ActionView, CommandView, Due, OpenAction};
 use super::schema::actions;
+use super::statement::{Sql, sql};
+use super::values::corrupt;
 use crate::domain::action::{Action, ActionState, Membership, NewAction};
 use crate::domain::audit::Author;
-use crate::domain::command::{CommandState, Known, Open, OpenState};
 use crate::domain::counts::Counts;
 use crate::domain::time::{Span, Timestamp};
+use crate::store::{Accepted, ActionView, OpenAction};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool, Integer, Nullable, SmallInt, Text};
+use diesel::sql_types::{BigInt, Binary, Bool, Text};
 use serde_json::value::RawValue;
-use std::collections::HashMap;
-use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
-
-/// Turns what a row holds into an error that says so.
-pub(super) fn corrupt(what: impl std::fmt::Display) -> diesel::result::Error {
-    diesel::result::Error::DeserializationError(what.to_string().into())
-}
-
-/// A limit as SQL takes it.
-pub(super) fn sql_limit(limit: usize) -> i64 {
-    i64::try_from(limit).unwrap_or(i64::MAX)
-}
-
-/// One key.
-#[derive(QueryableByName)]
-pub(super) struct Key {
-    #[diesel(sql_type = BigInt)]
-    pub(super) key: i64,
-}
-
-/// The key of a command.
-#[derive(QueryableByName)]
-pub(super) struct CommandKey {
-    #[diesel(sql_type = BigInt)]
-    pub(super) action_no: i64,
-    #[diesel(sql_type = BigInt)]
-    pub(super) agent_no: i64,
-}
 
 /// An action's row, as far as users see it.
 #[derive(Queryable, Selectable, QueryableByName)]
 #[diesel(table_name = actions)]
-pub(super) struct ActionViewRow {
-    pub(super) no: i64,
+pub(in crate::store) struct ActionViewRow {
+    pub(in crate::store) no: i64,
     id: String,
     name: String,
     document: String,
@@ -64,7 +33,7 @@ pub(super) struct ActionViewRow {
 }
 
 impl ActionViewRow {
-    pub(super) fn view(self, sums: Sums) -> QueryResult<ActionView> {
+    pub(in crate::store) fn view(self, sums: Sums) -> QueryResult<ActionView> {
         let status = self.state();
         Ok(ActionView {
             no: self.no,
@@ -92,8 +61,8 @@ impl ActionViewRow {
     }
 }
 
-/// The mirror of [`ActionViewRow::state`]: the rows that are in a state.
-pub(super) fn in_state(state: ActionState) -> &'static str {
+/// Condition: the action is in a state. The mirror of [`ActionViewRow::state`].
+pub(in crate::store) fn in_state(state: ActionState) -> &'static str {
     match state {
         ActionState::Cancelled => "cancelled",
         ActionState::Expired => "expired AND NOT cancelled",
@@ -112,7 +81,7 @@ pub(super) fn in_state(state: ActionState) -> &'static str {
 
 /// An action's counters, summed over the lanes.
 #[derive(QueryableByName)]
-pub(super) struct Sums {
+pub(in crate::store) struct Sums {
     #[diesel(sql_type = BigInt)]
     n_total: i64,
     #[diesel(sql_type = BigInt)]
@@ -132,7 +101,7 @@ pub(super) struct Sums {
 }
 
 impl Sums {
-    pub(super) fn counts(self, resolved: bool) -> Counts {
+    pub(in crate::store) fn counts(self, resolved: bool) -> Counts {
         let mut counts = Counts {
             total: self.n_total,
             resolved,
@@ -151,9 +120,9 @@ impl Sums {
 }
 
 /// An action's row, as the pipeline needs it.
-#[derive(Queryable, Selectable, QueryableByName)]
+#[derive(QueryableByName)]
 #[diesel(table_name = actions)]
-pub(super) struct ActionRow {
+pub(in crate::store) struct ActionRow {
     no: i64,
     id: String,
     name: String,
@@ -174,7 +143,7 @@ pub(super) struct ActionRow {
 }
 
 impl ActionRow {
-    pub(super) fn action(self) -> QueryResult<Action> {
+    pub(in crate::store) fn action(self) -> QueryResult<Action> {
         let span = |millis: i64| Span(Duration::from_millis(u64::try_from(millis).unwrap_or(0)));
         let new = NewAction {
             id: Uuid::parse_str(&self.id).map_err(corrupt)?,
@@ -200,7 +169,7 @@ impl ActionRow {
 
 /// An action as the reconcilers see it.
 #[derive(QueryableByName)]
-pub(super) struct OpenActionRow {
+pub(in crate::store) struct OpenActionRow {
     #[diesel(sql_type = BigInt)]
     no: i64,
     #[diesel(sql_type = BigInt)]
@@ -249,150 +218,90 @@ impl From<OpenActionRow> for OpenAction {
     }
 }
 
-/// A command that may have been touched, in key order.
+/// A stored action that has the same idempotency key or id as a new one.
 #[derive(QueryableByName)]
-pub(super) struct UntouchedRow {
+pub(in crate::store) struct Stored {
     #[diesel(sql_type = BigInt)]
-    pub(super) agent_no: i64,
+    no: i64,
     #[diesel(sql_type = Text)]
-    pub(super) transport: String,
-    #[diesel(sql_type = BigInt)]
-    pub(super) due_at: i64,
-    #[diesel(sql_type = Bool)]
-    pub(super) untouched: bool,
+    id: String,
+    #[diesel(sql_type = Binary)]
+    digest: Vec<u8>,
 }
 
-/// A command that is to be handed over.
-#[derive(QueryableByName)]
-pub(super) struct DueRow {
-    #[diesel(sql_type = BigInt)]
-    action_no: i64,
-    #[diesel(sql_type = BigInt)]
-    agent_no: i64,
-    #[diesel(sql_type = Integer)]
-    run: i32,
-    #[diesel(sql_type = Integer)]
-    attempts: i32,
-    #[diesel(sql_type = BigInt)]
-    due_at: i64,
-    #[diesel(sql_type = Integer)]
-    priority: i32,
-    #[diesel(sql_type = Bool)]
-    open: bool,
-    #[diesel(sql_type = Text)]
-    pub(super) transport: String,
-}
-
-impl DueRow {
-    pub(super) fn due(&self) -> Due {
-        Due {
-            action_no: self.action_no,
-            agent_no: self.agent_no,
-            run: self.run,
-            attempts: self.attempts,
-            due_at: Timestamp(self.due_at),
-            priority: self.priority,
-            open: self.open,
+impl Stored {
+    /// The answer for a new action, if it is the same as this one, else `otherwise`.
+    pub(in crate::store) fn accept(self, new: &NewAction, otherwise: Accepted) -> QueryResult<Accepted> {
+        if self.digest != new.digest {
+            return Ok(otherwise);
         }
+        Ok(Accepted::Stored { id: Uuid::parse_str(&self.id).map_err(corrupt)?, no: self.no, fresh: false })
     }
 }
 
-/// A fleet has few transports: one string each, not one per command.
-#[derive(Default)]
-pub(super) struct Transports(HashMap<String, Arc<str>>);
-
-impl Transports {
-    pub(super) fn share(&mut self, transport: String) -> Arc<str> {
-        self.0.entry(transport).or_insert_with_key(|transport| transport.as_str().into()).clone()
-    }
+/// Inserts an action unless one with its id or its idempotency key is stored, and returns its key.
+pub(in crate::store) fn insert(new: &NewAction, owner: &str, now: Timestamp) -> Sql {
+    sql(
+        "INSERT INTO actions (id, idempotency_key, name, target, document, operations, digest, created_at, valid_from, \
+         expires_at, spread_ms, timeout_ms, max_deliveries, max_runs, live, priority, owner) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING no AS key",
+    )
+    .bind(new.id.to_string())
+    .bind(new.idempotency_key.clone())
+    .bind(new.name.as_str())
+    .bind(new.target.as_str())
+    .bind(new.document.as_str())
+    .bind(new.operations.as_str())
+    .bind(new.digest.clone())
+    .bind(now.0)
+    .bind(new.valid_from.0)
+    .bind(new.expires_at.0)
+    .bind(new.spread.as_millis())
+    .bind(new.timeout.as_millis())
+    .bind(new.max_deliveries)
+    .bind(new.max_runs)
+    .bind(new.membership == Membership::Live)
+    .bind(new.priority)
+    .bind(owner)
 }
 
-/// A command as users see it.
-#[derive(QueryableByName)]
-pub(super) struct CommandViewRow {
-    #[diesel(sql_type = Text)]
-    agent: String,
-    #[diesel(sql_type = SmallInt)]
-    status: i16,
-    #[diesel(sql_type = Integer)]
-    attempts: i32,
-    #[diesel(sql_type = Integer)]
-    runs: i32,
-    #[diesel(sql_type = BigInt)]
-    due_at: i64,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    sent_at: Option<i64>,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    finished_at: Option<i64>,
-    #[diesel(sql_type = Nullable<Text>)]
-    results: Option<String>,
-    #[diesel(sql_type = Nullable<Text>)]
-    error: Option<String>,
+/// Selects the [`Stored`] action with this idempotency key.
+pub(in crate::store) fn with_key(idempotency_key: Option<&str>) -> Sql {
+    sql("SELECT no, id, digest FROM actions WHERE idempotency_key = ?").bind(idempotency_key.map(str::to_owned))
 }
 
-impl CommandViewRow {
-    pub(super) fn view(self) -> QueryResult<CommandView> {
-        Ok(CommandView {
-            agent: self.agent,
-            status: state(self.status)?,
-            attempts: self.attempts,
-            runs: self.runs,
-            due_at: Timestamp(self.due_at),
-            sent_at: self.sent_at.map(Timestamp),
-            finished_at: self.finished_at.map(Timestamp),
-            results: self.results.map(|json| serde_json::from_str(&json)).transpose().map_err(corrupt)?,
-            error: self.error,
-        })
-    }
+/// Selects the [`Stored`] action with this id.
+pub(in crate::store) fn with_id(id: Uuid) -> Sql {
+    sql("SELECT no, id, digest FROM actions WHERE id = ?").bind(id.to_string())
 }
 
-fn state(code: i16) -> QueryResult<CommandState> {
-    CommandState::from_code(code).ok_or_else(|| corrupt(format!("an unknown state, {code}")))
+/// Selects the [`ActionRow`] of a key.
+pub(in crate::store) fn get(no: i64) -> Sql {
+    sql("SELECT * FROM actions WHERE no = ?").bind(no)
 }
 
-/// What the store holds of one command.
-#[derive(QueryableByName)]
-pub(super) struct KnownRow {
-    #[diesel(sql_type = BigInt)]
-    pub(super) action_no: i64,
-    #[diesel(sql_type = BigInt)]
-    pub(super) agent_no: i64,
-    #[diesel(sql_type = Bool)]
-    cancelled: bool,
-    #[diesel(sql_type = Nullable<Integer>)]
-    last_run: Option<i32>,
-    #[diesel(sql_type = Nullable<SmallInt>)]
-    last_status: Option<i16>,
-    #[diesel(sql_type = Nullable<Bool>)]
-    last_final: Option<bool>,
-    #[diesel(sql_type = Nullable<SmallInt>)]
-    open_state: Option<i16>,
-    #[diesel(sql_type = Nullable<Integer>)]
-    open_run: Option<i32>,
-    #[diesel(sql_type = Nullable<Integer>)]
-    open_attempts: Option<i32>,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    open_due_at: Option<i64>,
-    #[diesel(sql_type = Nullable<BigInt>)]
-    open_sent_at: Option<i64>,
+/// Selects the key of an action.
+pub(in crate::store) fn no(id: Uuid) -> Sql {
+    sql("SELECT no AS key FROM actions WHERE id = ?").bind(id.to_string())
 }
 
-impl KnownRow {
-    pub(super) fn known(&self) -> QueryResult<Known> {
-        let open = match (self.open_state, self.open_run, self.open_attempts, self.open_due_at) {
-            (Some(state), Some(run), Some(attempts), Some(due_at)) => Some(Open {
-                state: OpenState::from_code(state).ok_or_else(|| corrupt(format!("an unknown open state, {state}")))?,
-                run,
-                attempts,
-                due_at: Timestamp(due_at),
-                sent_at: self.open_sent_at.map(Timestamp),
-            }),
-            _ => None,
-        };
-        let last = match (self.last_run, self.last_status, self.last_final) {
-            (Some(run), Some(status), Some(is_final)) => Some((run, is_final.then_some(state(status)?))),
-            _ => None,
-        };
-        Ok(Known { exists: true, cancelled: self.cancelled, open, last })
-    }
+/// Cancels an action unless it has ended. As it is resolved then, pages that are under way are
+/// refused.
+pub(in crate::store) fn cancel(id: Uuid) -> Sql {
+    sql("UPDATE actions SET cancelled = TRUE, resolved = TRUE WHERE id = ? AND ended_at IS NULL AND NOT cancelled")
+        .bind(id.to_string())
+}
+
+/// Pauses or resumes an action unless it has ended.
+pub(in crate::store) fn pause(id: Uuid, paused: bool) -> Sql {
+    sql("UPDATE actions SET paused = ? WHERE id = ? AND paused <> ? AND ended_at IS NULL AND NOT cancelled \
+         AND NOT expired")
+    .bind(paused)
+    .bind(id.to_string())
+    .bind(paused)
+}
+
+/// Marks an action as expired, unless it is resolved.
+pub(in crate::store) fn expire(no: i64) -> Sql {
+    sql("UPDATE actions SET expired = TRUE, resolved = TRUE WHERE no = ? AND NOT resolved").bind(no)
 }

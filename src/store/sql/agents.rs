@@ -1,0 +1,70 @@
+//! Agents: their rows, and statements that are the same for both databases.
+
+use super::statement::{Sql, sql};
+use super::values::{corrupt, sql_limit};
+use crate::domain::time::Timestamp;
+use crate::store::AgentView;
+use diesel::prelude::*;
+use serde_json::value::RawValue;
+
+/// An agent as users see it: name, transport, address, labels, facts, version, enrolled_at,
+/// last_seen, disabled, online.
+pub(in crate::store) type AgentViewRow =
+    (String, String, Option<String>, String, String, String, i64, Option<i64>, bool, bool);
+
+/// The view of a row.
+pub(in crate::store) fn agent_view(row: AgentViewRow) -> QueryResult<AgentView> {
+    let (name, transport, address, labels, facts, version, enrolled_at, last_seen, disabled, online) = row;
+    Ok(AgentView {
+        name,
+        status: if online { "online" } else { "offline" },
+        transport,
+        address,
+        labels: RawValue::from_string(labels).map_err(corrupt)?,
+        facts: RawValue::from_string(facts).map_err(corrupt)?,
+        version,
+        enrolled_at: Timestamp(enrolled_at),
+        last_seen: last_seen.map(Timestamp),
+        disabled,
+    })
+}
+
+/// Selects the agent's key if it checked in after a time.
+pub(in crate::store) fn checked_in_after(no: i64, time: Timestamp) -> Sql {
+    sql("SELECT no AS key FROM agents WHERE no = ? AND checked_in_at > ?").bind(no).bind(time.0)
+}
+
+/// Stores a check-in.
+pub(in crate::store) fn check_in(no: i64, now: Timestamp) -> Sql {
+    sql("UPDATE agents SET checked_in_at = ?, last_seen = ? WHERE no = ?").bind(now.0).bind(now.0).bind(no)
+}
+
+/// Marks an agent as removed and returns its key.
+pub(in crate::store) fn remove(name: &str, now: Timestamp) -> Sql {
+    sql("UPDATE agents SET removed_at = ? WHERE name = ? AND removed_at IS NULL RETURNING no AS key")
+        .bind(now.0)
+        .bind(name)
+}
+
+/// Ends the session of an agent.
+pub(in crate::store) fn end_session(no: i64) -> Sql {
+    sql("DELETE FROM agent_sessions WHERE agent_no = ?").bind(no)
+}
+
+/// Lists a removed agent as leaving.
+pub(in crate::store) fn leaves(no: i64) -> Sql {
+    sql("INSERT INTO departures (agent_no) VALUES (?)").bind(no)
+}
+
+/// Selects the keys of leaving agents.
+pub(in crate::store) fn list_leaving(limit: usize) -> Sql {
+    sql("SELECT agent_no AS key FROM departures ORDER BY agent_no LIMIT ?").bind(sql_limit(limit))
+}
+
+/// Lists an agent as leaving no more, if it was removed before a time.
+pub(in crate::store) fn left(no: i64, before: Timestamp) -> Sql {
+    sql("DELETE FROM departures WHERE agent_no = ? \
+         AND EXISTS (SELECT 1 FROM agents a WHERE a.no = departures.agent_no AND a.removed_at < ?)")
+    .bind(no)
+    .bind(before.0)
+}

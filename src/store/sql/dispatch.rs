@@ -1,0 +1,85 @@
+//! What is due: its rows, and statements that are the same for both databases.
+
+use super::statement::{Sql, sql};
+use super::values::sql_limit;
+use crate::domain::command::OpenState;
+use crate::domain::time::Timestamp;
+use crate::store::Due;
+use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Bool, Integer, Text};
+
+/// The key of a command.
+#[derive(QueryableByName)]
+pub(in crate::store) struct CommandKey {
+    #[diesel(sql_type = BigInt)]
+    pub(in crate::store) action_no: i64,
+    #[diesel(sql_type = BigInt)]
+    pub(in crate::store) agent_no: i64,
+}
+
+/// A command, and whether it has neither outcome nor open row.
+#[derive(QueryableByName)]
+pub(in crate::store) struct UntouchedRow {
+    #[diesel(sql_type = BigInt)]
+    pub(in crate::store) agent_no: i64,
+    #[diesel(sql_type = Text)]
+    pub(in crate::store) transport: String,
+    #[diesel(sql_type = BigInt)]
+    pub(in crate::store) due_at: i64,
+    #[diesel(sql_type = Bool)]
+    pub(in crate::store) untouched: bool,
+}
+
+/// A command to deliver.
+#[derive(QueryableByName)]
+pub(in crate::store) struct DueRow {
+    #[diesel(sql_type = BigInt)]
+    action_no: i64,
+    #[diesel(sql_type = BigInt)]
+    agent_no: i64,
+    #[diesel(sql_type = Integer)]
+    run: i32,
+    #[diesel(sql_type = Integer)]
+    attempts: i32,
+    #[diesel(sql_type = BigInt)]
+    due_at: i64,
+    #[diesel(sql_type = Integer)]
+    priority: i32,
+    #[diesel(sql_type = Bool)]
+    open: bool,
+    #[diesel(sql_type = Text)]
+    pub(in crate::store) transport: String,
+}
+
+impl DueRow {
+    pub(in crate::store) fn due(&self) -> Due {
+        Due {
+            action_no: self.action_no,
+            agent_no: self.agent_no,
+            run: self.run,
+            attempts: self.attempts,
+            due_at: Timestamp(self.due_at),
+            priority: self.priority,
+            open: self.open,
+        }
+    }
+}
+
+/// A name and a number.
+#[derive(QueryableByName)]
+pub(in crate::store) struct Named {
+    #[diesel(sql_type = Text)]
+    pub(in crate::store) name: String,
+    #[diesel(sql_type = BigInt)]
+    pub(in crate::store) number: i64,
+}
+
+/// Selects the [`CommandKey`]s of overdue commands, earliest first.
+pub(in crate::store) fn overdue(now: Timestamp, limit: usize) -> Sql {
+    sql(format!(
+        "SELECT action_no, agent_no FROM open_commands WHERE state = {} AND due_at <= ? ORDER BY due_at LIMIT ?",
+        OpenState::Sent as i16
+    ))
+    .bind(now.0)
+    .bind(sql_limit(limit))
+}

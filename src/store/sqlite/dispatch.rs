@@ -1,0 +1,174 @@
+//! What is due. The only node delivers it all.
+
+use super::commands::UNTOUCHED;
+use super::store::{SqliteStore, json};
+use crate::domain::command::OpenState;
+use crate::domain::time::Timestamp;
+use crate::store::sql::dispatch::{self as statements, CommandKey, DueRow, Named, UntouchedRow};
+use crate::store::sql::{Key, Transports, sql_limit};
+use crate::store::{Dispatch, Due, DuePlace, Store, StoreResult, UntouchedPage};
+use async_trait::async_trait;
+use diesel::prelude::*;
+use diesel::sql_query;
+use diesel::sql_types::{BigInt, Text};
+use std::sync::Arc;
+
+/// Whether there is a sender for the transport of an agent `g`.
+const SERVED: &str = "EXISTS (SELECT 1 FROM nodes n, json_each(n.transports) t WHERE t.value = g.transport)";
+
+#[async_trait]
+impl Dispatch for SqliteStore {
+    async fn command_untouched(&self, action_no: i64, after: i64, limit: usize) -> StoreResult<UntouchedPage> {
+        self.read("command_untouched", move |conn| untouched(conn, action_no, after, limit)).await
+    }
+
+    async fn command_backlog(&self, agent_no: i64, horizon: Timestamp, limit: usize) -> StoreResult<Vec<Due>> {
+        let now = self.now();
+        self.read("command_backlog", move |conn| backlog(conn, agent_no, horizon, now, limit)).await
+    }
+
+    async fn command_due(
+        &self,
+        after: DuePlace,
+        horizon: Timestamp,
+        limit: usize,
+    ) -> StoreResult<Vec<(Due, Arc<str>)>> {
+        let here = self.incarnation.clone();
+        self.read("command_due", move |conn| due(conn, after, horizon, &here, limit)).await
+    }
+
+    async fn agent_with_due(&self, agent_nos: &[i64]) -> StoreResult<Vec<i64>> {
+        let (agent_nos, now) = (agent_nos.to_vec(), self.now());
+        self.read("agent_with_due", move |conn| with_due(conn, &agent_nos, now)).await
+    }
+
+    async fn command_unserved(&self, limit: usize) -> StoreResult<Vec<(String, i64)>> {
+        let now = self.now();
+        self.read("command_unserved", move |conn| unserved(conn, now, limit)).await
+    }
+
+    async fn command_overdue(&self, now: Timestamp, limit: usize) -> StoreResult<Vec<(i64, i64)>> {
+        self.read("command_overdue", move |conn| overdue(conn, now, limit)).await
+    }
+}
+
+fn untouched(conn: &mut SqliteConnection, action_no: i64, after: i64, limit: usize) -> QueryResult<UntouchedPage> {
+    let rows = sql_query(format!(
+        "SELECT c.agent_no, g.transport, coalesce(c.due_at, a.valid_from) AS due_at, {UNTOUCHED} AS untouched \
+         FROM commands c CROSS JOIN actions a ON a.no = c.action_no CROSS JOIN agents g ON g.no = c.agent_no \
+         WHERE c.action_no = ?1 AND c.agent_no > ?2 ORDER BY c.agent_no LIMIT ?3"
+    ))
+    .bind::<BigInt, _>(action_no)
+    .bind::<BigInt, _>(after)
+    .bind::<BigInt, _>(sql_limit(limit))
+    .load::<UntouchedRow>(conn)?;
+    let through = rows.last().map(|row| row.agent_no);
+    let mut transports = Transports::default();
+    let commands = rows
+        .into_iter()
+        .filter(|row| row.untouched)
+        .map(|row| (row.agent_no, transports.share(row.transport), Timestamp(row.due_at)))
+        .collect();
+    Ok(UntouchedPage { commands, through })
+}
+
+fn backlog(
+    conn: &mut SqliteConnection,
+    agent_no: i64,
+    horizon: Timestamp,
+    now: Timestamp,
+    limit: usize,
+) -> QueryResult<Vec<Due>> {
+    // By itself SQLite would go through all that is due in the fleet: without statistics a range of
+    // one index looks better to it than a key of the other.
+    let alive = "a.ended_at IS NULL AND NOT a.cancelled AND NOT a.paused AND NOT a.expired AND a.expires_at > ?3";
+    let rows = sql_query(format!(
+        "SELECT * FROM (SELECT p.action_no, p.agent_no, p.run, p.attempts, p.due_at, a.priority, TRUE AS open, \
+         '' AS transport \
+         FROM open_commands p INDEXED BY open_commands_agent CROSS JOIN actions a ON a.no = p.action_no \
+         WHERE p.agent_no = ?1 AND p.state IN ({waiting}, {retry}) AND p.due_at <= ?2 AND {alive} \
+         UNION ALL \
+         SELECT c.action_no, c.agent_no, 1, 0, coalesce(c.due_at, a.valid_from), a.priority, FALSE, '' \
+         FROM actions a CROSS JOIN commands c ON c.action_no = a.no AND c.agent_no = ?1 \
+         WHERE a.dispatched_through < ?1 AND a.resolved_through >= ?1 AND {alive} \
+         AND coalesce(c.due_at, a.valid_from) <= ?2 AND {UNTOUCHED}) \
+         ORDER BY (due_at > ?3), priority DESC, due_at, action_no LIMIT ?4",
+        waiting = OpenState::Waiting as i16,
+        retry = OpenState::Retry as i16,
+    ))
+    .bind::<BigInt, _>(agent_no)
+    .bind::<BigInt, _>(horizon.0)
+    .bind::<BigInt, _>(now.0)
+    .bind::<BigInt, _>(sql_limit(limit))
+    .load::<DueRow>(conn)?;
+    Ok(rows.iter().map(DueRow::due).collect())
+}
+
+fn due(
+    conn: &mut SqliteConnection,
+    (after, after_action, after_agent): DuePlace,
+    horizon: Timestamp,
+    here: &str,
+    limit: usize,
+) -> QueryResult<Vec<(Due, Arc<str>)>> {
+    let one = |state: OpenState| {
+        format!(
+            "SELECT p.action_no, p.agent_no, p.run, p.attempts, p.due_at, a.priority, TRUE AS open, g.transport \
+             FROM open_commands p CROSS JOIN actions a ON a.no = p.action_no CROSS JOIN agents g ON g.no = p.agent_no \
+             WHERE p.state = {} AND (p.due_at, p.action_no, p.agent_no) > (?1, ?5, ?6) AND p.due_at <= ?2 \
+             AND a.ended_at IS NULL AND NOT a.cancelled AND NOT a.paused AND NOT a.expired \
+             AND NOT g.disabled AND ((g.transport <> 'stream' AND {SERVED}) OR EXISTS \
+             (SELECT 1 FROM agent_sessions s WHERE s.agent_no = g.no AND s.incarnation = ?3))",
+            state as i16
+        )
+    };
+    let rows = sql_query(format!(
+        "{} UNION ALL {} ORDER BY due_at, action_no, agent_no LIMIT ?4",
+        one(OpenState::Waiting),
+        one(OpenState::Retry)
+    ))
+    .bind::<BigInt, _>(after.0)
+    .bind::<BigInt, _>(horizon.0)
+    .bind::<Text, _>(here)
+    .bind::<BigInt, _>(sql_limit(limit))
+    .bind::<BigInt, _>(after_action)
+    .bind::<BigInt, _>(after_agent)
+    .load::<DueRow>(conn)?;
+    let mut transports = Transports::default();
+    Ok(rows.into_iter().map(|row| (row.due(), transports.share(row.transport))).collect())
+}
+
+fn with_due(conn: &mut SqliteConnection, agent_nos: &[i64], now: Timestamp) -> QueryResult<Vec<i64>> {
+    let rows = sql_query(format!(
+        "SELECT j.value AS key FROM json_each(?1) j WHERE EXISTS (SELECT 1 FROM open_commands p \
+         CROSS JOIN actions a ON a.no = p.action_no WHERE p.agent_no = j.value AND p.due_at <= ?2 \
+         AND p.state IN ({}, {}) AND a.ended_at IS NULL AND NOT a.cancelled AND NOT a.paused AND NOT a.expired)",
+        OpenState::Waiting as i16,
+        OpenState::Retry as i16
+    ))
+    .bind::<Text, _>(json(&agent_nos)?)
+    .bind::<BigInt, _>(now.0)
+    .load::<Key>(conn)?;
+    Ok(rows.into_iter().map(|row| row.key).collect())
+}
+
+fn unserved(conn: &mut SqliteConnection, now: Timestamp, limit: usize) -> QueryResult<Vec<(String, i64)>> {
+    let rows = sql_query(format!(
+        "SELECT transport AS name, count(*) AS number FROM (SELECT g.transport FROM agents g \
+         CROSS JOIN open_commands p ON p.agent_no = g.no CROSS JOIN actions a ON a.no = p.action_no \
+         WHERE g.transport <> 'stream' AND g.removed_at IS NULL AND NOT {SERVED} AND p.state IN ({}, {}) \
+         AND p.due_at <= ?1 AND a.ended_at IS NULL AND NOT a.cancelled AND NOT a.paused AND NOT a.expired LIMIT ?2) \
+         GROUP BY transport ORDER BY transport",
+        OpenState::Waiting as i16,
+        OpenState::Retry as i16
+    ))
+    .bind::<BigInt, _>(now.0)
+    .bind::<BigInt, _>(sql_limit(limit))
+    .load::<Named>(conn)?;
+    Ok(rows.into_iter().map(|row| (row.name, row.number)).collect())
+}
+
+fn overdue(conn: &mut SqliteConnection, now: Timestamp, limit: usize) -> QueryResult<Vec<(i64, i64)>> {
+    let rows: Vec<CommandKey> = statements::overdue(now, limit).load(conn)?;
+    Ok(rows.into_iter().map(|row| (row.action_no, row.agent_no)).collect())
+}
