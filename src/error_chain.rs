@@ -11,7 +11,7 @@ pub trait ErrorChain {
 }
 
 /// The same for an error whose type isn't known.
-pub fn chain_of(error: &(dyn Error + 'static)) -> Chain<'_> {
+pub fn chain_of<'a>(error: &'a (dyn Error + 'static)) -> Chain<'a> {
     Chain(error)
 }
 

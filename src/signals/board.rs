@@ -11,7 +11,6 @@ use super::messages::{
 use super::open_actions::{OpenActions, Snapshot};
 use crate::domain::command::{Answer, Event};
 use crate::domain::hint::Hint;
-use crate::error_chain::ErrorChain;
 use crate::runtime::Wake;
 use crate::runtime::batcher::Verdict;
 use crate::store::{Due, Report};
@@ -85,11 +84,11 @@ struct Inner {
 /// Sends a hint. Where the mailbox is full, there is enough to do; the recipient finds the rest in the store.
 fn hint<M>(to: &Recipient<M>, message: M)
 where
-    M: Message + Send,
+    M: Message + Send + 'static,
     M::Result: Send,
 {
     if let Err(error) = to.try_send(message) {
-        log::debug!(error:% = error.chain(); "a hint was dropped");
+        log::debug!(error:% = error; "a hint was dropped");
     }
 }
 

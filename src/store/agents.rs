@@ -184,6 +184,8 @@ pub trait Agents: Send + Sync {
     async fn agent_remove(&self, name: &str, by: &Author) -> StoreResult<Option<i64>>;
 
     /// Lists the keys of removed agents whose commands are not closed yet.
+    ///
+    /// Nobody owns an agent, so the oldest node alone gets them.
     async fn agent_list_leaving(&self, limit: usize) -> StoreResult<Vec<i64>>;
 
     /// Records that the commands of a removed agent are closed: it is no longer listed as leaving.

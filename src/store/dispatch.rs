@@ -72,7 +72,7 @@ pub trait Dispatch {
     /// most `limit` commands in all.
     async fn command_unserved(&self, limit: usize) -> StoreResult<Vec<(String, i64)>>;
 
-    /// Commands (action, agent) that their agents have and whose result is overdue at `now`,
-    /// earliest first.
+    /// Commands (action, agent) of actions that this node owns, which their agents have and whose
+    /// result is overdue at `now`, earliest first.
     async fn command_overdue(&self, now: Timestamp, limit: usize) -> StoreResult<Vec<(i64, i64)>>;
 }

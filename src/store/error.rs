@@ -16,7 +16,7 @@ pub enum StoreError {
     #[error("the store is not available: {0}")]
     Unavailable(String),
     /// The store refused what it was told: trying the same again won't help.
-    #[error("the store refused the call {during}: {source}{}", code.map(|code| format!(" ({code})")).unwrap_or_default())]
+    #[error("the store refused the call {during}{}", code.map(|code| format!(" ({code})")).unwrap_or_default())]
     Refused {
         /// What was being done.
         during: &'static str,

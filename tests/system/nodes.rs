@@ -384,9 +384,10 @@ async fn a_cancel_decides_each_command_once_on_three_nodes() {
         "expires_after": "1h" });
     let id = cluster.call(0, "POST", "/v1/actions", Some(document)).await["id"].as_str().unwrap().to_owned();
     let waiting = "SELECT count(*) AS n FROM open_commands";
-    let sql = cluster.servers[0].sql();
-    eventually("a row for each agent that is away", || async { (sql.number(waiting) == agents as i64).then_some(()) })
-        .await;
+    eventually("a row for each agent that is away", || async {
+        (cluster.servers[0].sql().number(waiting) == agents as i64).then_some(())
+    })
+    .await;
     let decided = async || {
         let mut items = 0.0;
         for node in 0..NODES {
@@ -405,5 +406,5 @@ async fn a_cancel_decides_each_command_once_on_three_nodes() {
     // A node that did it again would by then: each of them looks at the open actions once a second.
     tokio::time::sleep(Duration::from_secs(3)).await;
     assert_eq!(decided().await - before, agents as i64);
-    assert_eq!(sql.exceptions(), []);
+    assert_eq!(cluster.servers[0].sql().exceptions(), []);
 }

@@ -115,7 +115,8 @@ impl Agents for PostgresStore {
     }
 
     async fn agent_list_leaving(&self, limit: usize) -> StoreResult<Vec<i64>> {
-        self.read(Caller::Pipeline, "agent_list_leaving", body!([] conn => list_leaving(conn, limit))).await
+        let here = self.inner.incarnation.clone();
+        self.read(Caller::Pipeline, "agent_list_leaving", body!([here] conn => list_leaving(conn, &here, limit))).await
     }
 
     async fn agent_left(&self, agent_no: i64, before: Timestamp) -> StoreResult<()> {
@@ -391,8 +392,8 @@ async fn remove(conn: &mut AsyncPgConnection, name: &str, by: &Author, now: Time
     Ok(Some(no))
 }
 
-async fn list_leaving(conn: &mut AsyncPgConnection, limit: usize) -> QueryResult<Vec<i64>> {
-    let rows: Vec<Key> = statements::list_leaving(limit).load(conn).await?;
+async fn list_leaving(conn: &mut AsyncPgConnection, here: &str, limit: usize) -> QueryResult<Vec<i64>> {
+    let rows: Vec<Key> = statements::list_leaving(here, limit).load(conn).await?;
     Ok(rows.into_iter().map(|row| row.key).collect())
 }
 

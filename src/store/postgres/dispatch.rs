@@ -57,7 +57,8 @@ impl Dispatch for PostgresStore {
     }
 
     async fn command_overdue(&self, now: Timestamp, limit: usize) -> StoreResult<Vec<(i64, i64)>> {
-        self.read(Caller::Pipeline, "command_overdue", body!([] conn => overdue(conn, now, limit))).await
+        let here = self.inner.incarnation.clone();
+        self.read(Caller::Pipeline, "command_overdue", body!([here] conn => overdue(conn, &here, now, limit))).await
     }
 }
 
@@ -195,7 +196,12 @@ async fn unserved(conn: &mut AsyncPgConnection, now: Timestamp, limit: usize) ->
     Ok(rows.into_iter().map(|row| (row.name, row.number)).collect())
 }
 
-async fn overdue(conn: &mut AsyncPgConnection, now: Timestamp, limit: usize) -> QueryResult<Vec<(i64, i64)>> {
-    let rows: Vec<CommandKey> = statements::overdue(now, limit).load(conn).await?;
+async fn overdue(
+    conn: &mut AsyncPgConnection,
+    here: &str,
+    now: Timestamp,
+    limit: usize,
+) -> QueryResult<Vec<(i64, i64)>> {
+    let rows: Vec<CommandKey> = statements::overdue(here, now, limit).load(conn).await?;
     Ok(rows.into_iter().map(|row| (row.action_no, row.agent_no)).collect())
 }

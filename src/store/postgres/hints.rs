@@ -12,6 +12,7 @@ use super::pools::Caller;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::hint::Hint;
+use crate::error_chain::ErrorChain;
 use crate::store::sql::sql;
 use crate::store::{Hints, StoreResult};
 use async_trait::async_trait;
@@ -96,10 +97,10 @@ pub(super) async fn listen(inner: Weak<Inner>) {
         match connector.connect().await {
             Ok(conn) => {
                 if let Err(error) = follow(conn, &me, &inner, &hints).await {
-                    log::info!(error = error.to_string().as_str(); "the listener for other nodes connects again");
+                    log::info!(error:% = error.chain(); "the listener for other nodes connects again");
                 }
             }
-            Err(error) => log::debug!(error = error.to_string().as_str(); "the listener for other nodes waits"),
+            Err(error) => log::debug!(error:% = error.chain(); "the listener for other nodes waits"),
         }
         tokio::time::sleep(AGAIN).await;
     }

@@ -27,11 +27,11 @@ impl Tokens for PostgresStore {
 
     async fn token_find(&self, hash: &[u8]) -> StoreResult<Option<Token>> {
         let (hash, now) = (hash.to_vec(), self.now());
-        self.read(Caller::Pipeline, "token_find", body!([hash] conn => find(conn, hash, now))).await
+        self.read(Caller::Sessions, "token_find", body!([hash] conn => find(conn, hash, now))).await
     }
 
     async fn token_use(&self, id: Uuid) -> StoreResult<bool> {
-        self.write(Caller::Pipeline, "token_use", body!([] conn => make_used(conn, id))).await
+        self.write(Caller::Sessions, "token_use", body!([] conn => make_used(conn, id))).await
     }
 
     async fn token_list(&self, after: Option<Uuid>, limit: usize) -> StoreResult<Vec<Token>> {

@@ -28,6 +28,7 @@ use super::error::{is_broken, may_pass, sort};
 use super::inner::{Inner, State};
 use super::link::Connected;
 use super::pools::Caller;
+use crate::error_chain::ErrorChain;
 use crate::store::sql::sql;
 use crate::store::{StoreError, StoreResult};
 use deadpool::managed::Object;
@@ -164,7 +165,7 @@ impl Inner {
                 }
                 Tried::Unknown(transaction, done, error) => {
                     self.discard(conn);
-                    log::warn!(during, error = error.to_string().as_str(); "the answer to a commit was lost");
+                    log::warn!(during, error:% = error.chain(); "the answer to a commit was lost");
                     if self.is_committed(&call, &transaction).await? {
                         return Ok(done);
                     }
@@ -175,7 +176,7 @@ impl Inner {
             if !may_pass(&error, code) || tries >= TRIES || started.elapsed() > TRY_WITHIN {
                 return Err(sort(during, error, code));
             }
-            log::debug!(during, error = error.to_string().as_str(); "a transaction is tried again");
+            log::debug!(during, error:% = error.chain(); "a transaction is tried again");
             let wait = Duration::from_millis(5 << tries).mul_f64(rand::rng().random_range(0.5..1.5));
             tokio::time::sleep(wait).await;
         }
@@ -198,7 +199,7 @@ impl Inner {
             call.abandoned.cancelled().await;
             loop {
                 if let Err(error) = canceller.cancel().await {
-                    log::debug!(during = call.during, error = error.to_string().as_str(); "a statement is not cancelled");
+                    log::debug!(during = call.during, error:% = error.chain(); "a statement is not cancelled");
                 }
                 tokio::time::sleep(CANCEL_EVERY).await;
             }

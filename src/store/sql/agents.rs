@@ -57,8 +57,12 @@ pub(in crate::store) fn leaves(no: i64) -> Sql {
 }
 
 /// Selects the keys of leaving agents.
-pub(in crate::store) fn list_leaving(limit: usize) -> Sql {
-    sql("SELECT agent_no AS key FROM departures ORDER BY agent_no LIMIT ?").bind(sql_limit(limit))
+pub(in crate::store) fn list_leaving(here: &str, limit: usize) -> Sql {
+    // Nobody owns an agent: the oldest node does it.
+    sql("SELECT agent_no AS key FROM departures WHERE (SELECT min(incarnation) FROM nodes) = ? \
+         ORDER BY agent_no LIMIT ?")
+    .bind(here.to_owned())
+    .bind(sql_limit(limit))
 }
 
 /// Lists an agent as leaving no more, if it was removed before a time.

@@ -74,12 +74,15 @@ pub(in crate::store) struct Named {
     pub(in crate::store) number: i64,
 }
 
-/// Selects the [`CommandKey`]s of overdue commands, earliest first.
-pub(in crate::store) fn overdue(now: Timestamp, limit: usize) -> Sql {
+/// Selects the [`CommandKey`]s of overdue commands of actions with this owner, earliest first. Those of other owners are
+/// passed over; they are few, since each owner gives its own up within seconds.
+pub(in crate::store) fn overdue(owner: &str, now: Timestamp, limit: usize) -> Sql {
     sql(format!(
-        "SELECT action_no, agent_no FROM open_commands WHERE state = {} AND due_at <= ? ORDER BY due_at LIMIT ?",
+        "SELECT action_no, agent_no FROM open_commands o WHERE state = {} AND due_at <= ? \
+         AND EXISTS (SELECT 1 FROM actions a WHERE a.no = o.action_no AND a.owner = ?) ORDER BY due_at LIMIT ?",
         OpenState::Sent as i16
     ))
     .bind(now.0)
+    .bind(owner.to_owned())
     .bind(sql_limit(limit))
 }

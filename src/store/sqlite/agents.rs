@@ -113,7 +113,8 @@ impl Agents for SqliteStore {
     }
 
     async fn agent_list_leaving(&self, limit: usize) -> StoreResult<Vec<i64>> {
-        self.read("agent_list_leaving", move |conn| list_leaving(conn, limit)).await
+        let here = self.incarnation.clone();
+        self.read("agent_list_leaving", move |conn| list_leaving(conn, &here, limit)).await
     }
 
     async fn agent_left(&self, agent_no: i64, before: Timestamp) -> StoreResult<()> {
@@ -357,8 +358,8 @@ fn remove(conn: &mut SqliteConnection, name: &str, by: &Author, now: Timestamp) 
     Ok(Some(no))
 }
 
-fn list_leaving(conn: &mut SqliteConnection, limit: usize) -> QueryResult<Vec<i64>> {
-    let rows: Vec<Key> = statements::list_leaving(limit).load(conn)?;
+fn list_leaving(conn: &mut SqliteConnection, here: &str, limit: usize) -> QueryResult<Vec<i64>> {
+    let rows: Vec<Key> = statements::list_leaving(here, limit).load(conn)?;
     Ok(rows.into_iter().map(|row| row.key).collect())
 }
 

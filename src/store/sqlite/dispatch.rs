@@ -48,7 +48,8 @@ impl Dispatch for SqliteStore {
     }
 
     async fn command_overdue(&self, now: Timestamp, limit: usize) -> StoreResult<Vec<(i64, i64)>> {
-        self.read("command_overdue", move |conn| overdue(conn, now, limit)).await
+        let here = self.incarnation.clone();
+        self.read("command_overdue", move |conn| overdue(conn, &here, now, limit)).await
     }
 }
 
@@ -168,7 +169,7 @@ fn unserved(conn: &mut SqliteConnection, now: Timestamp, limit: usize) -> QueryR
     Ok(rows.into_iter().map(|row| (row.name, row.number)).collect())
 }
 
-fn overdue(conn: &mut SqliteConnection, now: Timestamp, limit: usize) -> QueryResult<Vec<(i64, i64)>> {
-    let rows: Vec<CommandKey> = statements::overdue(now, limit).load(conn)?;
+fn overdue(conn: &mut SqliteConnection, here: &str, now: Timestamp, limit: usize) -> QueryResult<Vec<(i64, i64)>> {
+    let rows: Vec<CommandKey> = statements::overdue(here, now, limit).load(conn)?;
     Ok(rows.into_iter().map(|row| (row.action_no, row.agent_no)).collect())
 }

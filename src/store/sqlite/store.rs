@@ -5,6 +5,9 @@
 //! inside: a caller that goes away can't leave one open, and a batch pays for one hop between
 //! threads, not for one per statement.
 //!
+//! Calls run on a runtime of the store's own, to their end even if the caller goes away. The sync
+//! wrapper blocks its thread when a call is dropped, which panics on an actor's runtime.
+//!
 //! `synchronous` is FULL: a commit survives the machine's crash, and batches make that affordable.
 
 use super::error::sort;
@@ -21,6 +24,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::time::Duration;
+use tokio::runtime::Runtime;
 use uuid::Uuid;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
@@ -40,6 +44,8 @@ type Wrapped = SyncConnectionWrapper<SqliteConnection>;
 pub struct SqliteStore {
     writer: Pool<Wrapped>,
     readers: Pool<Wrapped>,
+    /// `None` while it is being dropped.
+    runtime: Option<Runtime>,
     /// This process, and the lane of its counters.
     pub(super) incarnation: String,
     /// What tests add to this machine's clock, in milliseconds.
@@ -67,7 +73,14 @@ impl SqliteStore {
             tokio::task::spawn_blocking(move || migrate(&file)).await
         };
         migrated.map_err(|error| unusable(error.to_string()))?.map_err(unusable)?;
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .thread_name("odoshi-sqlite")
+            .enable_all()
+            .build()
+            .map_err(|error| unusable(error.to_string()))?;
         Ok(Self {
+            runtime: Some(runtime),
             writer: pool(&file, "PRAGMA cache_size = -32768;", 1).map_err(unusable)?,
             readers: pool(&file, "PRAGMA query_only = ON;", readers.max(1)).map_err(unusable)?,
             incarnation: Uuid::now_v7().to_string(),
@@ -81,12 +94,23 @@ impl SqliteStore {
     }
 
     async fn run<T: Send + 'static>(
+        &self,
         pool: &Pool<Wrapped>,
         during: &'static str,
         task: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
     ) -> StoreResult<T> {
-        let mut connection = pool.get().await.map_err(|error| StoreError::Unavailable(format!("{during}: {error}")))?;
-        connection.spawn_blocking(task).await.map_err(|error| sort(during, error))
+        let Some(runtime) = &self.runtime else { return Err(StoreError::Unavailable("it is closed".into())) };
+        let pool = pool.clone();
+        let call = runtime.spawn(async move {
+            let connection = pool.get().await;
+            let mut connection = connection.map_err(|error| StoreError::Unavailable(format!("{during}: {error}")))?;
+            connection.spawn_blocking(task).await.map_err(|error| sort(during, error))
+        });
+        call.await.unwrap_or_else(|error| match error.try_into_panic() {
+            // A fault of the call's own code is its caller's.
+            Ok(panic) => std::panic::resume_unwind(panic),
+            Err(error) => Err(StoreError::Unavailable(format!("{during}: {error}"))),
+        })
     }
 
     /// Runs statements that only read, in one snapshot.
@@ -95,7 +119,7 @@ impl SqliteStore {
         during: &'static str,
         task: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
     ) -> StoreResult<T> {
-        Self::run(&self.readers, during, move |conn| conn.transaction(|conn| then_fault(during, conn, task))).await
+        self.run(&self.readers, during, move |conn| conn.transaction(|conn| then_fault(during, conn, task))).await
     }
 
     /// Runs statements in one transaction.
@@ -104,8 +128,17 @@ impl SqliteStore {
         during: &'static str,
         task: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
     ) -> StoreResult<T> {
-        Self::run(&self.writer, during, move |conn| conn.immediate_transaction(|conn| then_fault(during, conn, task)))
+        self.run(&self.writer, during, move |conn| conn.immediate_transaction(|conn| then_fault(during, conn, task)))
             .await
+    }
+}
+
+impl Drop for SqliteStore {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            // It may be dropped on a thread that must not block.
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -153,4 +186,21 @@ fn pool(file: &str, setup: &'static str, size: usize) -> Result<Pool<Wrapped>, S
 /// A batch as one JSON array, to be bound and taken apart by `json_each`.
 pub(super) fn json<T: serde::Serialize + ?Sized>(rows: &T) -> QueryResult<String> {
     serde_json::to_string(rows).map_err(|error| diesel::result::Error::SerializationError(Box::new(error)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::store::Store;
+
+    #[tokio::test]
+    async fn a_call_that_is_dropped_in_the_middle_harms_nothing() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = SqliteStore::open(&folder.path().join("test.db"), 2).await.expect("a store");
+        for micros in (0..2_000).step_by(20) {
+            let dropped = tokio::time::timeout(Duration::from_micros(micros), store.ping()).await;
+            assert!(dropped.is_err() || matches!(dropped, Ok(Ok(()))), "{dropped:?}");
+        }
+        store.ping().await.expect("it answers");
+    }
 }
