@@ -56,7 +56,7 @@ use enroll::Credentials;
 use journal::{Journal, Recovered};
 use outbox::{Outbox, ServerClock, SharedJournal};
 use runner::{Input, Runner};
-use session::Desk;
+use session::SessionDeps;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -125,14 +125,14 @@ impl Agent {
     /// # Errors
     /// Only what people have to mend: a state folder that can't be used, a token or name that the server refuses.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
-        let Parts { config, runner, inbox, desk, credentials } = self.open().await?;
+        let Parts { config, runner, inbox, deps, credentials } = self.open().await?;
         let name = config.name.clone();
 
         // First the runner stops, so that the session can still tell what became of the runs; then the session.
         let (stop_runs, runs_stop) = watch::channel(false);
         let (stop_session, session_stop) = watch::channel(false);
         let mut runner = Box::pin(runner.run(inbox, runs_stop));
-        let mut connection = Box::pin(Connection::new(config, desk, credentials).run(session_stop));
+        let mut connection = Box::pin(Connection::new(config, deps, credentials).run(session_stop));
         let mut shutdown = std::pin::pin!(shutdown);
         let mut stopping = false;
         let mut running = true;
@@ -166,11 +166,11 @@ impl Agent {
     /// Also what the network does, since nothing is tried again; and when `shutdown` completes before the end. What was
     /// taken is in the journal by then, what ran is killed, and the next check-in reports it.
     pub async fn run_once(self, shutdown: impl Future<Output = ()>) -> Result<usize, AgentError> {
-        let Parts { config, runner, inbox, desk, credentials } = self.open().await?;
+        let Parts { config, runner, inbox, deps, credentials } = self.open().await?;
         let (stop_runs, runs_stop) = watch::channel(false);
         let mut runner = Box::pin(runner.run(inbox, runs_stop));
         let stopped = tokio::select! {
-            done = Box::pin(once::check_in(&config, &desk, credentials)) => return done,
+            done = Box::pin(once::check_in(&config, &deps, credentials)) => return done,
             () = &mut runner => return Err(AgentError::CheckIn("the agent stopped".into())),
             () = shutdown => AgentError::CheckIn("stopped by a signal before it was done".into()),
         };
@@ -193,8 +193,8 @@ impl Agent {
         let journal = SharedJournal::new(journal);
         let (inputs, inbox) = mpsc::channel(INPUTS);
         let runner = Runner::new(config.capacity, modules, journal.clone(), recovered, outbox.clone(), clock.clone());
-        let desk = Desk { capacity: config.capacity, journal, outbox, clock, inputs };
-        Ok(Parts { config, runner, inbox, desk, credentials })
+        let deps = SessionDeps { capacity: config.capacity, journal, outbox, clock, inputs };
+        Ok(Parts { config, runner, inbox, deps, credentials })
     }
 }
 
@@ -203,7 +203,7 @@ struct Parts {
     config: AgentConfig,
     runner: Runner,
     inbox: mpsc::Receiver<Input>,
-    desk: Desk,
+    deps: SessionDeps,
     credentials: Credentials,
 }
 

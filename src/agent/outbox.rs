@@ -18,13 +18,13 @@ use tokio::sync::{Notify, watch};
 pub(super) enum Fault {
     /// The journal can't be written: nothing may be acknowledged.
     Journal(String),
-    /// The server hands over more than the agent said it takes.
+    /// The server delivers more than the agent said it takes.
     TooMany,
 }
 
 /// What waits to be told.
 #[derive(Debug, Default)]
-pub(super) struct Letters {
+pub(super) struct Pending {
     /// Safe in the journal.
     pub(super) received: BTreeSet<RunRef>,
     /// Their results are.
@@ -45,21 +45,21 @@ pub(super) fn expired(RunRef { action, run }: RunRef) -> RunResult {
 /// What waits to be told, shared by the runner and the connection.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    letters: Mutex<Letters>,
+    pending: Mutex<Pending>,
     news: Notify,
 }
 
 impl Outbox {
     /// Puts something in and wakes the connection.
-    pub(super) fn post(&self, put: impl FnOnce(&mut Letters)) {
+    pub(super) fn post(&self, put: impl FnOnce(&mut Pending)) {
         put(&mut self.open());
         self.news.notify_one();
     }
 
     /// Looks in, takes out.
-    pub(super) fn open(&self) -> MutexGuard<'_, Letters> {
-        // Nothing that is done with the letters can panic half-way.
-        self.letters.lock().unwrap_or_else(PoisonError::into_inner)
+    pub(super) fn open(&self) -> MutexGuard<'_, Pending> {
+        // Nothing that is done with the pending can panic half-way.
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until something was put in.

@@ -17,9 +17,9 @@ mod limits;
 mod migrate;
 mod nodes;
 mod output;
-mod place;
 mod preview;
 mod run;
+mod scratch_store;
 mod serve;
 mod token;
 

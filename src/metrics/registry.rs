@@ -16,7 +16,7 @@
 //! | `odoshi_http_connections_refused_total` | | connections and WebSockets refused for lack of room |
 //! | `odoshi_delay_entries` | | commands in memory that wait for their time |
 //! | `odoshi_delay_next_due_timestamp_seconds` | | when the next of them is due (Unix time), 0 when there is none |
-//! | `odoshi_delay_lateness_seconds` | | from due to handed on, a histogram |
+//! | `odoshi_delay_lateness_seconds` | | from due to dispatched, a histogram |
 //! | `odoshi_agents_connected` | | agents connected to this process |
 //! | `odoshi_actor_restarts` | `actor` | since the start |
 //! | `odoshi_actor_stalled_seconds` | `actor` | for how long the oldest work of an actor has been failing, 0 when none is |
@@ -140,7 +140,7 @@ impl Default for Metrics {
         of.register("delay_entries", "Commands in memory that wait for their time", inner.delay_entries.clone());
         let next_due = "When the next command in memory is due";
         of.register("delay_next_due_timestamp_seconds", next_due, inner.delay_next_due.clone());
-        of.register("delay_lateness_seconds", "From due to handed on", inner.delay_lateness.clone());
+        of.register("delay_lateness_seconds", "From due to dispatched", inner.delay_lateness.clone());
         of.register("agents_connected", "Agents connected to this process", inner.agents_connected.clone());
         of.register("actor_restarts", "Restarts of each actor since the start", inner.actor_restarts.clone());
         of.register("actor_running", "1, or 0 while it is restarted or stopped", inner.actor_running.clone());
@@ -236,8 +236,8 @@ impl Metrics {
         self.0.delay_next_due.set(next.map_or(0.0, |next| next.0 as f64 / 1_000.0));
     }
 
-    /// A command is handed on so long after it was due.
-    pub fn handed_on(&self, late: Duration) {
+    /// A command was dispatched so long after it was due.
+    pub fn dispatched(&self, late: Duration) {
         self.0.delay_lateness.observe(late.as_secs_f64());
     }
 

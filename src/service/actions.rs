@@ -67,7 +67,7 @@ pub async fn submit_all(node: &Node, actions: Vec<NewAction>) -> Vec<Option<Subm
 
 fn verdict(accepted: &Accepted, asked: Uuid) -> Result<Submitted, Problem> {
     match accepted {
-        Accepted::Stored { id, fresh, .. } => Ok(Submitted { id: *id, is_new: *fresh }),
+        Accepted::Stored { id, is_new, .. } => Ok(Submitted { id: *id, is_new: *is_new }),
         Accepted::KeyMismatch => {
             Err(Problem::new(ProblemKind::IdempotencyMismatch, "Idempotency-Key: it was used for another document"))
         }

@@ -20,7 +20,7 @@ pub enum Accepted {
         /// The store's key.
         no: i64,
         /// Whether this call inserted it. False when the same action was already stored.
-        fresh: bool,
+        is_new: bool,
     },
     /// A different action has this id.
     Conflict,

@@ -32,7 +32,7 @@ pub enum Inserted {
     Written,
     /// The action is cancelled, expired, or resolved through another key. Read its resolution and
     /// continue from there.
-    Moved,
+    StalePage,
 }
 
 /// Which commands [`Commands::command_unfinished`] returns.
@@ -51,7 +51,7 @@ pub struct CommandView {
     pub agent: String,
     /// Derived.
     pub status: CommandState,
-    /// Failed hand-overs of the last run, and the one that worked.
+    /// Failed delivery attempts of the last run, and the one that worked.
     pub attempts: i32,
     /// Runs that were begun.
     pub runs: i32,

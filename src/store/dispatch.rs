@@ -29,11 +29,11 @@ pub struct Due {
 }
 
 /// A position in the order in which open rows are due: (due time, action, agent).
-pub type DuePlace = (Timestamp, i64, i64);
+pub type DueCursor = (Timestamp, i64, i64);
 
 /// A page of an action's untouched commands.
 #[derive(Clone, Debug, Default)]
-pub struct UntouchedPage {
+pub struct UndispatchedPage {
     /// (agent, transport, due time), in key order.
     pub commands: Vec<(i64, Arc<str>, Timestamp)>,
     /// The agent key up to which commands were examined. `None` when there are no more commands at
@@ -45,7 +45,7 @@ pub struct UntouchedPage {
 #[async_trait]
 pub trait Dispatch {
     /// The untouched ones among the next `limit` commands of an action after the agent key `after`.
-    async fn command_untouched(&self, action_no: i64, after: i64, limit: usize) -> StoreResult<UntouchedPage>;
+    async fn command_undispatched(&self, action_no: i64, after: i64, limit: usize) -> StoreResult<UndispatchedPage>;
 
     /// The commands of an agent that are due before `horizon`: those due now first, then by
     /// priority (highest first), then by due time.
@@ -61,8 +61,12 @@ pub trait Dispatch {
     /// This node delivers a command if it holds the agent's session. Where the transport is not a
     /// stream, it is the action's owner that delivers, or, if the owner has no sender for the
     /// transport, the first node that has one.
-    async fn command_due(&self, after: DuePlace, horizon: Timestamp, limit: usize)
-    -> StoreResult<Vec<(Due, Arc<str>)>>;
+    async fn command_due(
+        &self,
+        after: DueCursor,
+        horizon: Timestamp,
+        limit: usize,
+    ) -> StoreResult<Vec<(Due, Arc<str>)>>;
 
     /// Those of these agents that have a due open row `waiting` or `retry`, of an action that is
     /// neither paused, cancelled, expired nor ended.

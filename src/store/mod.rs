@@ -41,7 +41,7 @@ pub use agents::{AgentPatch, AgentView, Agents, Enrolled, NewAgent};
 pub use audit::Audit;
 pub use commands::{CommandPage, CommandView, Commands, Inserted, Unfinished};
 pub use contract::Store;
-pub use dispatch::{Dispatch, Due, DuePlace, UntouchedPage};
+pub use dispatch::{Dispatch, Due, DueCursor, UndispatchedPage};
 pub use error::{SqlState, StoreError, StoreResult};
 pub use hints::Hints;
 pub use live::Live;

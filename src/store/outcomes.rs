@@ -19,7 +19,7 @@ pub struct Report {
     /// Whether the reporter holds the command in its first run and has recorded nothing about it.
     /// Then the store may insert the outcome without reading the command first. If the reporter is
     /// wrong, the insert fails and the store reads it.
-    pub fresh: bool,
+    pub skip_lookup: bool,
 }
 
 /// Outcomes. The same on both databases.

@@ -42,7 +42,7 @@ const KEEP: Duration = Duration::from_secs(86_400);
 /// How often entries that are over are looked for while the agent runs.
 const PURGE_EVERY: Duration = Duration::from_secs(3_600);
 /// How long the processes of interrupted runs may take to die.
-const REMAINS_WITHIN: Duration = Duration::from_secs(5);
+const REMAINS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Why the journal can't be used.
 #[derive(Debug, thiserror::Error)]
@@ -82,7 +82,7 @@ pub enum State {
 
 /// A line's place in the file, its newline included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Place {
+struct KeySlot {
     offset: u64,
     len: u64,
 }
@@ -93,7 +93,7 @@ struct Entry {
     expires_at: Timestamp,
     /// The lines that a compaction copies: `received`; or `started` and the last `spawned`; or only `result`, or
     /// `forgotten`.
-    lines: [Option<Place>; 2],
+    lines: [Option<KeySlot>; 2],
 }
 
 impl Entry {
@@ -150,7 +150,7 @@ fn kill_remains(trees: &[Tree]) {
     if trees.is_empty() {
         return;
     }
-    let left = processes::kill(trees, REMAINS_WITHIN);
+    let left = processes::kill(trees, REMAINS_TIMEOUT);
     if !left.is_empty() {
         log::error!(pids:? = left; "processes of interrupted runs could not be killed");
     }
@@ -198,7 +198,7 @@ impl Journal {
                 break;
             }
             number += 1;
-            let place = Place { offset, len: read };
+            let place = KeySlot { offset, len: read };
             offset += read;
             let record = match serde_json::from_slice::<Record>(&line) {
                 Ok(record) => record,
@@ -322,7 +322,7 @@ impl Journal {
             let start = text.len() as u64;
             serde_json::to_writer(&mut text, record).map_err(|error| io_error("write", &self.path)(error.into()))?;
             text.push(b'\n');
-            places.push(Place { offset: self.len + start, len: text.len() as u64 - start });
+            places.push(KeySlot { offset: self.len + start, len: text.len() as u64 - start });
         }
         let sync = !records.iter().all(|record| matches!(record, Record::Stored { .. } | Record::Spawned { .. }));
         let written = self.file.write_all_at(&text, self.len);
@@ -367,7 +367,7 @@ impl Journal {
         self.purged_at = now;
     }
 
-    fn apply(&mut self, record: &Record, place: Place) {
+    fn apply(&mut self, record: &Record, place: KeySlot) {
         let run = record.run_ref();
         let before = self.index.get(&run).map_or(0, Entry::live);
         match record {
@@ -436,7 +436,7 @@ impl Journal {
         Ok((results, runs.len()))
     }
 
-    fn read(&self, place: Place) -> Result<Vec<u8>, JournalError> {
+    fn read(&self, place: KeySlot) -> Result<Vec<u8>, JournalError> {
         let len = usize::try_from(place.len).unwrap_or(usize::MAX);
         let mut line = vec![0; len];
         self.file.read_exact_at(&mut line, place.offset).map_err(io_error("read", &self.path))?;

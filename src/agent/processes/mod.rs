@@ -40,7 +40,7 @@ use uuid::Uuid;
 /// The environment variable that holds a run's mark.
 pub(super) const MARK: &str = "ODOSHI_RUN";
 /// How long killed processes may take to disappear; one that hangs in the kernel is not waited for any longer.
-const GONE_WITHIN: Duration = Duration::from_secs(2);
+const GONE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What is known of one run's processes while it runs. Clones share it.
 #[derive(Clone, Debug)]
@@ -91,7 +91,7 @@ impl Trace {
         if !tree.has_programs() {
             return;
         }
-        let left = tokio::task::spawn_blocking(move || tree::kill(&[tree], GONE_WITHIN)).await.unwrap_or_default();
+        let left = tokio::task::spawn_blocking(move || tree::kill(&[tree], GONE_TIMEOUT)).await.unwrap_or_default();
         if !left.is_empty() {
             log::warn!(action:% = self.run.action, run = self.run.run, pids:? = left; "some processes of a run did not die");
         }

@@ -224,7 +224,7 @@ async fn a_cancel_stops_what_runs_and_forgets_what_waits() {
     assert_eq!((result.status, error(&result)), (RunStatus::Cancelled, "cancelled"));
     assert_eq!(rig.next_at_gate().await.name, "3");
     assert_eq!(rig.state(2), Some(State::Forgotten));
-    // Handed over once more it stays forgotten.
+    // Delivered once more it stays forgotten.
     rig.send([command(2), command(3)]).await;
     rig.received(run_ref(3)).await;
     assert_eq!(rig.state(2), Some(State::Forgotten));
@@ -297,7 +297,7 @@ async fn an_expired_command_is_not_run_and_is_answered_so() {
     first.end(true);
     assert_eq!(rig.next_at_gate().await.name, "4");
     assert_eq!(rig.state(3), None);
-    // A server that has not expired it hands it over again, once its clock was asked for anew.
+    // A server that has not expired it delivers it again, once its clock was asked for anew.
     rig.clock.set(now);
     rig.send([Command { expires_at: soon_over, ..command(3) }]).await;
     rig.received(run_ref(3)).await;

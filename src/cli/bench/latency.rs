@@ -1,6 +1,6 @@
 //! An idle server: from `POST /v1/actions` to a connected agent having the command, over HTTP and a WebSocket on loopback.
 
-use super::super::place::Place;
+use super::super::scratch_store::ScratchStore;
 use super::raw;
 use crate::Odoshi;
 use crate::config::Config;
@@ -36,7 +36,7 @@ pub(in super::super) struct Args {
 }
 
 pub(super) async fn run(args: &Args, folder: &Path) -> Result<(), Box<dyn Error>> {
-    let place = Place::at(args.store.as_deref()).await?;
+    let place = ScratchStore::at(args.store.as_deref()).await?;
     let measured = measure(args, &place, folder).await;
     place.leave().await?;
     print(measured?);
@@ -54,7 +54,7 @@ struct Times {
     bare: Vec<Duration>,
 }
 
-async fn measure(args: &Args, place: &Place, folder: &Path) -> Result<Times, Box<dyn Error>> {
+async fn measure(args: &Args, place: &ScratchStore, folder: &Path) -> Result<Times, Box<dyn Error>> {
     let mut flags = vec![
         ("data_dir".to_owned(), folder.join("server").display().to_string()),
         ("http.listen".to_owned(), "127.0.0.1:0".to_owned()),
@@ -92,8 +92,8 @@ async fn measure(args: &Args, place: &Place, folder: &Path) -> Result<Times, Box
         }
         let samples = args.samples / TURNS;
         times.bare.extend(match place {
-            Place::Schema(scratch) => raw::postgres::pairs(scratch, samples, PAUSE).await?,
-            Place::File(_) => {
+            ScratchStore::Schema(scratch) => raw::postgres::pairs(scratch, samples, PAUSE).await?,
+            ScratchStore::File(_) => {
                 let database = folder.join(format!("bare-{turn}.db"));
                 let raw = tokio::task::spawn_blocking(move || raw::sqlite::pairs(&database, samples, PAUSE));
                 raw.await?.map_err(|error| error as Box<dyn Error>)?

@@ -8,7 +8,7 @@ mod latency;
 mod raw;
 
 use super::Outcome;
-use super::place::Place;
+use super::scratch_store::ScratchStore;
 use comfy_table::Table;
 use std::error::Error;
 use std::path::Path;
@@ -19,7 +19,7 @@ use std::time::Duration;
 pub(super) enum Command {
     /// From an accepted action to the last of its commands stored
     Create(Args),
-    /// A command's whole life: stored, handed over, its result stored
+    /// A command's whole life: stored, delivered, its result stored
     Life(Args),
     /// An idle server: from POST /v1/actions to a connected agent having the command
     Latency(latency::Args),
@@ -56,7 +56,7 @@ pub(super) fn run(command: Command) -> Outcome {
         }
     };
     let times = actix_rt::System::new().block_on(async {
-        let place = Place::at(args.store.as_deref()).await?;
+        let place = ScratchStore::at(args.store.as_deref()).await?;
         let times = measure(&args, life, &place, folder.path()).await;
         place.leave().await?;
         times
@@ -75,13 +75,13 @@ struct Times {
     bare: Vec<Duration>,
 }
 
-async fn measure(args: &Args, life: bool, place: &Place, folder: &Path) -> Result<Times, Box<dyn Error>> {
+async fn measure(args: &Args, life: bool, place: &ScratchStore, folder: &Path) -> Result<Times, Box<dyn Error>> {
     let mut times = Times::default();
     let fleet = fleet::Fleet::start(folder, place.url(), args.agents).await?;
     // One after the other in each round, so that all see the same machine.
     for round in 0..args.rounds {
         times.ours.push(fleet.round(life).await?);
-        if let (true, Place::Schema(scratch)) = (args.held_transaction, place) {
+        if let (true, ScratchStore::Schema(scratch)) = (args.held_transaction, place) {
             let mut other = scratch.connect().await?;
             let begin = "SET idle_in_transaction_session_timeout = 0; BEGIN ISOLATION LEVEL REPEATABLE READ; \
                          SELECT pg_current_xact_id()";
@@ -91,8 +91,8 @@ async fn measure(args: &Args, life: bool, place: &Place, folder: &Path) -> Resul
         }
         let (agents, batch) = (args.agents, fleet.batch());
         times.bare.push(match place {
-            Place::Schema(scratch) => raw::postgres::round(scratch, agents, batch, life).await?,
-            Place::File(_) => {
+            ScratchStore::Schema(scratch) => raw::postgres::round(scratch, agents, batch, life).await?,
+            ScratchStore::File(_) => {
                 let database = folder.join(format!("bare-{round}.db"));
                 let raw = tokio::task::spawn_blocking(move || raw::sqlite::round(&database, agents, batch, life));
                 raw.await?.map_err(|error| error as Box<dyn Error>)?

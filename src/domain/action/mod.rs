@@ -50,7 +50,7 @@ pub enum ActionState {
     Resolving,
     /// All its commands are written; some are not final.
     Running,
-    /// Nothing is handed over.
+    /// Nothing is delivered.
     Paused,
     /// Every command is final.
     Completed,
@@ -114,13 +114,13 @@ pub(crate) struct Document {
     /// Run in order, stopped at the first that fails.
     #[schema(min_items = 1, max_items = 64)]
     operations: Vec<Operation>,
-    /// Not handed over before this; now, if not given.
+    /// Not delivered before this; now, if not given.
     #[serde(default, alias = "validfrom")]
     valid_from: Option<Timestamp>,
     /// Instead of `valid_from`: from now.
     #[serde(default)]
     delay: Option<Span>,
-    /// Not handed over from this on.
+    /// Not delivered from this on.
     #[serde(default, alias = "expireafter")]
     expires_at: Option<Timestamp>,
     /// Instead of `expires_at`: from `valid_from`.
@@ -132,7 +132,7 @@ pub(crate) struct Document {
     /// For the result, from `received`.
     #[serde(default)]
     timeout: Option<Span>,
-    /// Failed hand-overs before a command is undeliverable.
+    /// Failed delivery attempts before a command is undeliverable.
     #[serde(default)]
     #[schema(minimum = 1, maximum = 1_000_000)]
     max_deliveries: Option<i64>,
@@ -224,15 +224,15 @@ pub struct NewAction {
     pub name: String,
     /// The target expression as it was written; it has been parsed once.
     pub target: String,
-    /// Not handed over before this.
+    /// Not delivered before this.
     pub valid_from: Timestamp,
-    /// Not handed over from this on.
+    /// Not delivered from this on.
     pub expires_at: Timestamp,
     /// Due times spread over this long, in milliseconds; 0: all at `valid_from`.
     pub spread: Span,
     /// For a run, from `received`.
     pub timeout: Span,
-    /// Failed hand-overs before a command is undeliverable; `None`: until it expires.
+    /// Failed delivery attempts before a command is undeliverable; `None`: until it expires.
     pub max_deliveries: Option<i32>,
     /// How often a command is run at most.
     pub max_runs: i32,
@@ -385,7 +385,7 @@ impl Document {
 pub struct Policy {
     /// How often a command is run at most.
     pub max_runs: i32,
-    /// Failed hand-overs before it is undeliverable.
+    /// Failed delivery attempts before it is undeliverable.
     pub max_deliveries: Option<i32>,
     /// For a run, from `received`.
     pub timeout: Duration,
@@ -404,9 +404,9 @@ pub struct Action {
     pub target: String,
     /// What agents are to do.
     pub operations: Operations,
-    /// Not handed over before this.
+    /// Not delivered before this.
     pub valid_from: Timestamp,
-    /// Not handed over from this on.
+    /// Not delivered from this on.
     pub expires_at: Timestamp,
     /// Due times spread over this long.
     pub spread: Duration,
@@ -416,7 +416,7 @@ pub struct Action {
     pub priority: i32,
     /// A user ended it. Set as soon as this node hears of it; the store is the truth.
     cancelled: AtomicBool,
-    /// A user paused it: nothing of it is handed over. Set like `cancelled`.
+    /// A user paused it: nothing of it is delivered. Set like `cancelled`.
     paused: AtomicBool,
 }
 
@@ -460,7 +460,7 @@ impl Action {
         self.cancelled.store(true, Ordering::Relaxed);
     }
 
-    /// Whether nothing of it is to be handed over for the time being.
+    /// Whether nothing of it is to be delivered for the time being.
     pub fn is_paused(&self) -> bool {
         self.paused.load(Ordering::Relaxed)
     }

@@ -26,7 +26,7 @@ const DISBELIEVED: Duration = Duration::from_secs(10);
 #[serde(rename_all = "snake_case")]
 #[repr(i16)]
 pub enum CommandState {
-    /// Not handed over yet, or between two runs.
+    /// Not delivered yet, or between two runs.
     Pending = 0,
     /// The agent said that it has it.
     Sent = 1,
@@ -36,9 +36,9 @@ pub enum CommandState {
     Failed = 3,
     /// No result in time.
     TimedOut = 4,
-    /// `max_deliveries` hand-overs failed, or the agent was removed.
+    /// `max_deliveries` delivery attempts failed, or the agent was removed.
     Undeliverable = 5,
-    /// Not handed over in time.
+    /// Not delivered in time.
     Expired = 6,
     /// Ended by a user.
     Cancelled = 7,
@@ -105,7 +105,7 @@ impl From<RunStatus> for CommandState {
 pub enum OpenState {
     /// Its agent was not reachable, or had no room, when it was due.
     Waiting = 0,
-    /// To be handed over again, or run again.
+    /// To be delivered again, or run again.
     Retry = 1,
     /// Its agent has it, and takes its time.
     Sent = 2,
@@ -125,7 +125,7 @@ pub struct Open {
     pub state: OpenState,
     /// The run that it is about.
     pub run: i32,
-    /// Failed hand-overs of this run so far.
+    /// Failed delivery attempts of this run so far.
     pub attempts: i32,
     /// When it is due; of `Sent`, when the server gives up waiting for the result.
     pub due_at: Timestamp,
@@ -175,21 +175,21 @@ pub enum Event {
     Sent {
         /// Which run.
         run: i32,
-        /// Failed hand-overs before this one.
+        /// Failed delivery attempts before this one.
         attempts: i32,
         /// When it said so.
         at: Timestamp,
     },
-    /// It is due (or will be) and can't be handed over now.
+    /// It is due (or will be) and can't be delivered now.
     Hold {
         /// When it is, or was, due.
         due_at: Timestamp,
     },
-    /// A hand-over came to nothing.
+    /// A delivery attempt came to nothing.
     AttemptFailed {
         /// Which run.
         run: i32,
-        /// Failed hand-overs with this one.
+        /// Failed delivery attempts with this one.
         attempts: i32,
         /// Why.
         error: String,
@@ -198,7 +198,7 @@ pub enum Event {
     },
     /// No result came within the timeout and the grace.
     Overdue,
-    /// Whatever isn't handed over by now never will be.
+    /// Whatever isn't delivered by now never will be.
     Expired,
     /// Its agent found it expired and did not start it.
     FoundExpired {
@@ -223,7 +223,7 @@ pub struct RunEnd {
     pub run: i32,
     /// How.
     pub status: CommandState,
-    /// Failed hand-overs before the one that worked.
+    /// Failed delivery attempts before the one that worked.
     pub attempts: i32,
     /// When the agent said that it has it.
     pub sent_at: Option<Timestamp>,
@@ -275,11 +275,11 @@ pub struct Outcome {
 pub enum Answer {
     /// It is durable.
     Stored,
-    /// It is durable, and the command is to be handed over again.
+    /// It is durable, and the command is to be delivered again.
     Again {
         /// The run that is due.
         run: i32,
-        /// Failed hand-overs of it so far.
+        /// Failed delivery attempts of it so far.
         attempts: i32,
         /// When.
         due_at: Timestamp,

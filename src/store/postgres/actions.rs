@@ -6,7 +6,7 @@ use super::pools::Caller;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::action::{Action, ActionState, NewAction};
-use crate::domain::audit::{Author, Deed};
+use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::sql::actions::{self as statements, ActionRow, ActionViewRow, OpenActionRow, Stored, Sums, in_state};
@@ -130,9 +130,9 @@ async fn insert_one(
     now: Timestamp,
 ) -> QueryResult<Accepted> {
     if let Some(Key { key: no }) = statements::insert(new, owner, now).get_result(conn).await.optional()? {
-        let deed = Deed { did: "action.create", subject: &new.id.to_string(), detail: &new.name };
-        audit::insert(conn, &new.author, deed, now).await?;
-        return Ok(Accepted::Stored { id: new.id, no, fresh: true });
+        let event = AuditEvent { did: "action.create", subject: &new.id.to_string(), detail: &new.name };
+        audit::insert(conn, &new.author, event, now).await?;
+        return Ok(Accepted::Stored { id: new.id, no, is_new: true });
     }
     // One of the two unique keys is stored.
     let by_key = statements::with_key(new.idempotency_key.as_deref()).get_result::<Stored>(conn).await.optional()?;
@@ -276,7 +276,7 @@ async fn cancel(
     now: Timestamp,
 ) -> QueryResult<Option<ActionView>> {
     if statements::cancel(id).execute(conn).await? > 0 {
-        audit::insert(conn, by, Deed { did: "action.cancel", subject: &id.to_string(), detail: "" }, now).await?;
+        audit::insert(conn, by, AuditEvent { did: "action.cancel", subject: &id.to_string(), detail: "" }, now).await?;
     }
     view(conn, id).await
 }
@@ -290,7 +290,7 @@ async fn pause(
 ) -> QueryResult<Option<ActionView>> {
     if statements::pause(id, paused).execute(conn).await? > 0 {
         let did = if paused { "action.pause" } else { "action.resume" };
-        audit::insert(conn, by, Deed { did, subject: &id.to_string(), detail: "" }, now).await?;
+        audit::insert(conn, by, AuditEvent { did, subject: &id.to_string(), detail: "" }, now).await?;
     }
     view(conn, id).await
 }

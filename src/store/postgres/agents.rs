@@ -5,7 +5,7 @@ use super::store::PostgresStore;
 use super::transaction::body;
 use super::{audit, error};
 use crate::domain::agent::{AgentRef, Enrollment};
-use crate::domain::audit::{Author, Deed};
+use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::agents::CHECK_IN_WRITTEN;
@@ -172,8 +172,8 @@ async fn enroll(
     let name = agent.enrollment.name.clone();
     tokens::insert(TokenRow::of_agent(no, &name, token_hash, nonce_hash, now)).execute(conn).await?;
     let did = if new.is_some() { "agent.create" } else { "agent.enroll_again" };
-    let deed = Deed { did, subject: &name, detail: &agent.transport };
-    audit::insert(conn, by, deed, now).await?;
+    let event = AuditEvent { did, subject: &name, detail: &agent.transport };
+    audit::insert(conn, by, event, now).await?;
     let (transport, address) = (agent.transport.clone(), agent.address.clone());
     Ok(Enrolled::New(AgentRef { no, name, transport, address, disabled: false }))
 }
@@ -378,14 +378,14 @@ async fn update(
     .bind(no)
     .execute(conn)
     .await?;
-    audit::insert(conn, by, Deed { did: "agent.change", subject: name, detail: &patch.told() }, now).await?;
+    audit::insert(conn, by, AuditEvent { did: "agent.change", subject: name, detail: &patch.told() }, now).await?;
     Ok(view(conn, name, now).await?.map(|view| (no, view)))
 }
 
 async fn remove(conn: &mut AsyncPgConnection, name: &str, by: &Author, now: Timestamp) -> QueryResult<Option<i64>> {
     let removed = statements::remove(name, now).get_result(conn).await.optional()?;
     let Some(Key { key: no }) = removed else { return Ok(None) };
-    audit::insert(conn, by, Deed { did: "agent.remove", subject: name, detail: "" }, now).await?;
+    audit::insert(conn, by, AuditEvent { did: "agent.remove", subject: name, detail: "" }, now).await?;
     tokens::revoke_of_agent(no, now).execute(conn).await?;
     statements::end_session(no).execute(conn).await?;
     statements::leaves(no).execute(conn).await?;

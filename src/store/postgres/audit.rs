@@ -3,7 +3,7 @@
 use super::pools::Caller;
 use super::store::PostgresStore;
 use super::transaction::body;
-use crate::domain::audit::{AuditEntry, Author, Deed};
+use crate::domain::audit::{AuditEntry, AuditEvent, Author};
 use crate::domain::time::Timestamp;
 use crate::store::sql::audit::{self as statements, AuditRow};
 use crate::store::sql::{sql, sql_limit};
@@ -27,10 +27,10 @@ impl Audit for PostgresStore {
 pub(super) async fn insert(
     conn: &mut AsyncPgConnection,
     by: &Author,
-    deed: Deed<'_>,
+    event: AuditEvent<'_>,
     now: Timestamp,
 ) -> QueryResult<()> {
-    statements::insert(by, deed, now).execute(conn).await.map(|_| ())
+    statements::insert(by, event, now).execute(conn).await.map(|_| ())
 }
 
 async fn list(conn: &mut AsyncPgConnection, before: Option<i64>, limit: usize) -> QueryResult<Vec<AuditEntry>> {

@@ -82,7 +82,7 @@ async fn insert(
     lane: &str,
     duplicates: Duplicates,
 ) -> QueryResult<Vec<Inserted>> {
-    let mut inserted = vec![Inserted::Moved; pages.len()];
+    let mut inserted = vec![Inserted::StalePage; pages.len()];
     // Pages of different actions are moved on in one statement, those of one action one after the
     // other.
     let mut rounds: Vec<BTreeMap<i64, usize>> = Vec::new();

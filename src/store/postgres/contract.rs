@@ -15,10 +15,10 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long an answer to a ping may take.
-const PING_WITHIN: Duration = Duration::from_secs(2);
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// How long migrating may fail before the error counts as final: the database may go away in
 /// between, or somebody (a dump) may be reading the tables that are to be changed.
-const MIGRATION_WITHIN: Duration = Duration::from_secs(60);
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(60);
 
 #[async_trait]
 impl Store for PostgresStore {
@@ -43,7 +43,7 @@ impl Store for PostgresStore {
             .await?
         };
         match self.run(migrate(conn)).await {
-            Err(error) if self.failing_since.get_or_init(Instant::now).elapsed() < MIGRATION_WITHIN => {
+            Err(error) if self.failing_since.get_or_init(Instant::now).elapsed() < MIGRATION_TIMEOUT => {
                 return Err(StoreError::Unavailable(error.to_string()));
             }
             migrated => migrated?,
@@ -67,9 +67,9 @@ impl Store for PostgresStore {
 
     async fn ping(&self) -> StoreResult<()> {
         let answer = self.read(Caller::Pipeline, "ping", body!([] conn => conn.batch_execute("SELECT 1")));
-        match tokio::time::timeout(PING_WITHIN, answer).await {
+        match tokio::time::timeout(PING_TIMEOUT, answer).await {
             Ok(answer) => answer,
-            Err(_) => Err(StoreError::Unavailable(format!("ping: no answer within {} s", PING_WITHIN.as_secs()))),
+            Err(_) => Err(StoreError::Unavailable(format!("ping: no answer within {} s", PING_TIMEOUT.as_secs()))),
         }
     }
 }

@@ -8,7 +8,7 @@ use crate::domain::command::OpenState;
 use crate::domain::time::Timestamp;
 use crate::store::sql::dispatch::{self as statements, CommandKey, DueRow, Named, UntouchedRow};
 use crate::store::sql::{Key, Transports, sql, sql_limit};
-use crate::store::{Dispatch, Due, DuePlace, Store, StoreResult, UntouchedPage};
+use crate::store::{Dispatch, Due, DueCursor, Store, StoreResult, UndispatchedPage};
 use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
@@ -25,8 +25,8 @@ const WHO_SENDS: &str = "(SELECT n.incarnation FROM nodes n WHERE n.transports @
 
 #[async_trait]
 impl Dispatch for PostgresStore {
-    async fn command_untouched(&self, action_no: i64, after: i64, limit: usize) -> StoreResult<UntouchedPage> {
-        self.read(Caller::Pipeline, "command_untouched", body!([] conn => untouched(conn, action_no, after, limit)))
+    async fn command_undispatched(&self, action_no: i64, after: i64, limit: usize) -> StoreResult<UndispatchedPage> {
+        self.read(Caller::Pipeline, "command_undispatched", body!([] conn => untouched(conn, action_no, after, limit)))
             .await
     }
 
@@ -38,7 +38,7 @@ impl Dispatch for PostgresStore {
 
     async fn command_due(
         &self,
-        after: DuePlace,
+        after: DueCursor,
         horizon: Timestamp,
         limit: usize,
     ) -> StoreResult<Vec<(Due, Arc<str>)>> {
@@ -67,7 +67,7 @@ async fn untouched(
     action_no: i64,
     after: i64,
     limit: usize,
-) -> QueryResult<UntouchedPage> {
+) -> QueryResult<UndispatchedPage> {
     let rows: Vec<UntouchedRow> = sql(format!(
         "SELECT c.agent_no, g.transport, coalesce(c.due_at, a.valid_from) AS due_at, {UNTOUCHED} AS untouched \
          FROM (SELECT * FROM commands WHERE action_no = ? AND agent_no > ? ORDER BY agent_no LIMIT ?) c \
@@ -86,7 +86,7 @@ async fn untouched(
         .filter(|row| row.untouched)
         .map(|row| (row.agent_no, transports.share(row.transport), Timestamp(row.due_at)))
         .collect();
-    Ok(UntouchedPage { commands, through })
+    Ok(UndispatchedPage { commands, through })
 }
 
 async fn backlog(
@@ -125,7 +125,7 @@ async fn backlog(
 
 async fn due(
     conn: &mut AsyncPgConnection,
-    (after, after_action, after_agent): DuePlace,
+    (after, after_action, after_agent): DueCursor,
     horizon: Timestamp,
     here: &str,
     limit: usize,

@@ -21,7 +21,7 @@ use tokio::task::JoinHandle;
 /// Every how many heartbeats actions without an owner are adopted.
 const ADOPT_EVERY: u32 = 5;
 /// How long the answer to a heartbeat may take before the database counts as away.
-const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// The connection for heartbeats, outside the pool. It holds the node's lock.
 pub(super) struct OwnConnection {
@@ -73,7 +73,7 @@ pub(super) async fn heartbeats(inner: Weak<Inner>, own: OwnConnection, every: Du
 
         let (was_connected, asked) = (own.is_some(), Instant::now());
         let mut beaten = beat_in_time(&mut own, &inner).await;
-        if beaten.is_err() && was_connected && asked.elapsed() < ANSWER_WITHIN {
+        if beaten.is_err() && was_connected && asked.elapsed() < ANSWER_TIMEOUT {
             // The connection broke, and the database may be there: a node shouldn't be without its
             // lock for long.
             own = None;
@@ -128,8 +128,8 @@ async fn bury(inner: &Inner, dead: Vec<Beat>, adopts: bool) -> Result<(), String
 }
 
 async fn beat_in_time(own: &mut Option<OwnConnection>, inner: &Inner) -> Result<bool, String> {
-    let beaten = tokio::time::timeout(ANSWER_WITHIN, beat(own, inner)).await;
-    beaten.unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER_WITHIN.as_secs())))
+    let beaten = tokio::time::timeout(ANSWER_TIMEOUT, beat(own, inner)).await;
+    beaten.unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())))
 }
 
 /// Sends one heartbeat and reads those of the other nodes. False when this process is no longer a

@@ -15,7 +15,7 @@ const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 
 /// How long a migration waits for a table that somebody uses. Everybody else waits behind it
 /// meanwhile, older nodes with their heartbeats among them. It is tried again.
-const LOCK_WITHIN: Duration = Duration::from_secs(1);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 /// The advisory lock of the process that migrates.
 const LOCK: i64 = 0x006f_646f_7368_6900;
 
@@ -48,7 +48,7 @@ pub(super) async fn migrate(mut conn: Connected) -> StoreResult<()> {
     async fn begin(conn: &mut AsyncPgConnection) -> QueryResult<()> {
         conn.batch_execute("SET statement_timeout = 0; SET lock_timeout = 0").await?;
         sql("SELECT pg_advisory_lock(?)").bind(LOCK).execute(conn).await?;
-        conn.batch_execute(&format!("SET lock_timeout = {}", LOCK_WITHIN.as_millis())).await
+        conn.batch_execute(&format!("SET lock_timeout = {}", LOCK_TIMEOUT.as_millis())).await
     }
     begin(&mut conn).await.map_err(|error| sort("migrate", error, conn.code()))?;
     // The harness is a blocking one. The lock goes with the connection.

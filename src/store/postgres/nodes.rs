@@ -32,9 +32,9 @@ use uuid::Uuid;
 /// The database's clock, in whole milliseconds that have passed.
 pub(super) const NOW: &str = "floor(extract(epoch FROM clock_timestamp()) * 1000)::bigint";
 /// How long a start waits for the server to notice that the process before it is gone.
-const GONE_WITHIN: Duration = Duration::from_secs(2);
+const GONE_TIMEOUT: Duration = Duration::from_secs(2);
 /// What a node needs to connect again, beside the time until its next heartbeat.
-const CONNECTS_WITHIN: Duration = Duration::from_millis(500);
+const CONNECTS_TIMEOUT: Duration = Duration::from_millis(500);
 /// The longest that a start watches the process before it. Where heartbeats are so rare, a namesake
 /// is like any other node.
 const WATCHED_FOR: Duration = Duration::from_secs(5);
@@ -116,7 +116,7 @@ async fn start(
         .bind(incarnation)
         .execute(conn)
         .await?;
-    take_over_from_namesakes(conn, incarnation, name, every + CONNECTS_WITHIN).await?;
+    take_over_from_namesakes(conn, incarnation, name, every + CONNECTS_TIMEOUT).await?;
     adopt(conn, incarnation).await?;
     Ok(())
 }
@@ -149,7 +149,7 @@ async fn take_over_from_namesakes(
                 dead.push((incarnation, heartbeat));
             } else {
                 // A lock that is held for longer is a living process's.
-                watched |= is_quiet && (!is_locked || started.elapsed() < GONE_WITHIN);
+                watched |= is_quiet && (!is_locked || started.elapsed() < GONE_TIMEOUT);
             }
         }
         take_over(conn, incarnation, dead).await?;

@@ -13,7 +13,7 @@ use std::time::Duration;
 const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(5);
 /// How long a statement for a user may take. Longer than anything that users ask of a million
 /// agents takes, and short enough that a connection is not lost to one question.
-const PEOPLE_WITHIN: Duration = Duration::from_secs(30);
+const PEOPLE_TIMEOUT: Duration = Duration::from_secs(30);
 
 /// For whom a call is made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,7 +40,7 @@ impl Pools {
     /// When there can be no such pool.
     pub(super) fn new(connector: &Connector, size: usize) -> Result<Self, String> {
         let beside = (size / 4).max(2);
-        let people = connector.clone().with_statement_timeout(PEOPLE_WITHIN);
+        let people = connector.clone().with_statement_timeout(PEOPLE_TIMEOUT);
         Ok(Self {
             pipeline: pool(connector.clone(), size.max(1))?,
             sessions: pool(connector.clone(), beside)?,

@@ -77,7 +77,7 @@ impl PostgresStore {
     ) -> StoreResult<T> {
         let Some(runtime) = &self.runtime else { return Err(StoreError::Unavailable("it is closed".into())) };
         let done = runtime.spawn(task).await;
-        done.unwrap_or_else(|error| Err(StoreError::Unavailable(format!("a call of the store fell: {error}"))))
+        done.unwrap_or_else(|error| Err(StoreError::Unavailable(format!("a call of the store crashed: {error}"))))
     }
 
     /// Runs statements that only read, each in a transaction of its own.

@@ -6,7 +6,7 @@ use super::pools::Caller;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::agent::Token;
-use crate::domain::audit::{Author, Deed};
+use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::time::Timestamp;
 use crate::store::sql::Key;
 use crate::store::sql::tokens::{self as statements, TokenRow};
@@ -73,8 +73,8 @@ impl PostgresStore {
 async fn insert(conn: &mut AsyncPgConnection, token: &Token, hash: Vec<u8>, by: &Author) -> QueryResult<()> {
     statements::insert(TokenRow::new(token, hash)).execute(conn).await?;
     let (id, detail) = (token.id.to_string(), format!("{}: {}", token.role.as_str(), token.name));
-    let deed = Deed { did: "token.create", subject: &id, detail: &detail };
-    audit::insert(conn, by, deed, token.created_at).await
+    let event = AuditEvent { did: "token.create", subject: &id, detail: &detail };
+    audit::insert(conn, by, event, token.created_at).await
 }
 
 async fn find(conn: &mut AsyncPgConnection, hash: Vec<u8>, now: Timestamp) -> QueryResult<Option<Token>> {
@@ -99,8 +99,8 @@ async fn revoke(conn: &mut AsyncPgConnection, id: Uuid, by: &Author, now: Timest
         return Ok(Revoked::LastAdmin);
     }
     if statements::revoke(id, now).execute(conn).await? > 0 {
-        let deed = Deed { did: "token.revoke", subject: &id.to_string(), detail: "" };
-        audit::insert(conn, by, deed, now).await?;
+        let event = AuditEvent { did: "token.revoke", subject: &id.to_string(), detail: "" };
+        audit::insert(conn, by, event, now).await?;
         return Ok(Revoked::Done);
     }
     let known = statements::exists(id).get_result::<Key>(conn).await.optional()?;

@@ -42,13 +42,13 @@ use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
 
 /// Time limit of a whole call. A connection whose peer is gone may stay silent for ever.
-const CALL_WITHIN: Duration = Duration::from_secs(40);
+const CALL_TIMEOUT: Duration = Duration::from_secs(40);
 /// Maximum number of tries of a call that fails with a passing error.
 const TRIES: u32 = 4;
 /// No retry begins later than this after the first try.
-const TRY_WITHIN: Duration = Duration::from_secs(5);
+const TRY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the store asks whether a transaction was committed.
-const FATE_WITHIN: Duration = Duration::from_secs(10);
+const FATE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// The work of a call on its connection. It may run several times.
 pub(super) type Body<T> = Box<dyn for<'c> Fn(&'c mut AsyncPgConnection) -> BoxFuture<'c, QueryResult<T>> + Send + Sync>;
@@ -142,11 +142,11 @@ impl Inner {
                 return Err(abandoned(during));
             }
             conn.forget_code();
-            let tried = match tokio::time::timeout(CALL_WITHIN, self.attempt(&mut conn, &call, body)).await {
+            let tried = match tokio::time::timeout(CALL_TIMEOUT, self.attempt(&mut conn, &call, body)).await {
                 Ok(tried) => tried,
                 Err(_) => {
                     self.discard(conn);
-                    let within = CALL_WITHIN.as_secs();
+                    let within = CALL_TIMEOUT.as_secs();
                     return Err(StoreError::Unavailable(format!("{during}: no answer within {within} s")));
                 }
             };
@@ -173,7 +173,7 @@ impl Inner {
                 }
             };
             self.gate(during)?;
-            if !may_pass(&error, code) || tries >= TRIES || started.elapsed() > TRY_WITHIN {
+            if !may_pass(&error, code) || tries >= TRIES || started.elapsed() > TRY_TIMEOUT {
                 return Err(sort(during, error, code));
             }
             log::debug!(during, error:% = error.chain(); "a transaction is tried again");
@@ -273,12 +273,12 @@ impl Inner {
                 }
                 answer.map(|row| row.fate).map_err(|error| error.to_string())
             };
-            let fate = tokio::time::timeout(FATE_WITHIN, fate).await.unwrap_or_else(|_| Err("no answer".into()));
+            let fate = tokio::time::timeout(FATE_TIMEOUT, fate).await.unwrap_or_else(|_| Err("no answer".into()));
             match fate.as_ref().map(Option::as_deref) {
                 Ok(Some("committed")) => return Ok(true),
                 Ok(Some("aborted" | "another run")) => return Ok(false),
                 // The server hasn't noticed yet that its client is gone.
-                _ if started.elapsed() < FATE_WITHIN => tokio::time::sleep(Duration::from_millis(50)).await,
+                _ if started.elapsed() < FATE_TIMEOUT => tokio::time::sleep(Duration::from_millis(50)).await,
                 unknown => {
                     let during = call.during;
                     let what = format!("{during}: whether a transaction was committed can't be told: {unknown:?}");

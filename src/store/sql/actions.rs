@@ -235,7 +235,7 @@ impl Stored {
         if self.digest != new.digest {
             return Ok(otherwise);
         }
-        Ok(Accepted::Stored { id: Uuid::parse_str(&self.id).map_err(corrupt)?, no: self.no, fresh: false })
+        Ok(Accepted::Stored { id: Uuid::parse_str(&self.id).map_err(corrupt)?, no: self.no, is_new: false })
     }
 }
 

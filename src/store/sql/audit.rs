@@ -2,7 +2,7 @@
 
 use super::statement::{Sql, sql};
 use super::values::{corrupt, sql_limit};
-use crate::domain::audit::{AuditEntry, Author, Deed};
+use crate::domain::audit::{AuditEntry, AuditEvent, Author};
 use crate::domain::time::Timestamp;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Text};
@@ -38,15 +38,15 @@ impl AuditRow {
 }
 
 /// Inserts an entry.
-pub(in crate::store) fn insert(by: &Author, deed: Deed<'_>, now: Timestamp) -> Sql {
+pub(in crate::store) fn insert(by: &Author, event: AuditEvent<'_>, now: Timestamp) -> Sql {
     sql("INSERT INTO audit (at, token_id, name, role, did, subject, detail) VALUES (?, ?, ?, ?, ?, ?, ?)")
         .bind(now.0)
         .bind(by.token.map(|token| token.to_string()))
         .bind(by.name.as_str())
         .bind(by.role)
-        .bind(deed.did)
-        .bind(deed.subject)
-        .bind(deed.detail)
+        .bind(event.did)
+        .bind(event.subject)
+        .bind(event.detail)
 }
 
 /// Selects entries, newest first.

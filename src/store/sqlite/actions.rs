@@ -4,7 +4,7 @@ use super::audit;
 use super::counts::sums;
 use super::store::{SqliteStore, json};
 use crate::domain::action::{Action, ActionState, NewAction};
-use crate::domain::audit::{Author, Deed};
+use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::sql::actions::{self as statements, ActionRow, ActionViewRow, OpenActionRow, Stored, in_state};
@@ -103,9 +103,9 @@ fn insert(conn: &mut SqliteConnection, new: &[NewAction], owner: &str, now: Time
 
 fn insert_one(conn: &mut SqliteConnection, new: &NewAction, owner: &str, now: Timestamp) -> QueryResult<Accepted> {
     if let Some(Key { key: no }) = statements::insert(new, owner, now).get_result(conn).optional()? {
-        let deed = Deed { did: "action.create", subject: &new.id.to_string(), detail: &new.name };
-        audit::insert(conn, &new.author, deed, now)?;
-        return Ok(Accepted::Stored { id: new.id, no, fresh: true });
+        let event = AuditEvent { did: "action.create", subject: &new.id.to_string(), detail: &new.name };
+        audit::insert(conn, &new.author, event, now)?;
+        return Ok(Accepted::Stored { id: new.id, no, is_new: true });
     }
     // One of the two unique keys is stored.
     let by_key = statements::with_key(new.idempotency_key.as_deref()).get_result::<Stored>(conn).optional()?;
@@ -211,7 +211,7 @@ fn resolution(
 
 fn cancel(conn: &mut SqliteConnection, id: Uuid, by: &Author, now: Timestamp) -> QueryResult<Option<ActionView>> {
     if statements::cancel(id).execute(conn)? > 0 {
-        audit::insert(conn, by, Deed { did: "action.cancel", subject: &id.to_string(), detail: "" }, now)?;
+        audit::insert(conn, by, AuditEvent { did: "action.cancel", subject: &id.to_string(), detail: "" }, now)?;
     }
     view(conn, id)
 }
@@ -225,7 +225,7 @@ fn pause(
 ) -> QueryResult<Option<ActionView>> {
     if statements::pause(id, paused).execute(conn)? > 0 {
         let did = if paused { "action.pause" } else { "action.resume" };
-        audit::insert(conn, by, Deed { did, subject: &id.to_string(), detail: "" }, now)?;
+        audit::insert(conn, by, AuditEvent { did, subject: &id.to_string(), detail: "" }, now)?;
     }
     view(conn, id)
 }

@@ -4,7 +4,7 @@ use super::audit;
 use super::error::sort;
 use super::store::{SqliteStore, json};
 use crate::domain::agent::{AgentRef, Enrollment};
-use crate::domain::audit::{Author, Deed};
+use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::agents::CHECK_IN_WRITTEN;
@@ -160,8 +160,8 @@ fn enroll(
     let token = TokenRow::of_agent(no, &agent.enrollment.name, token_hash, nonce_hash, now);
     tokens::insert(token).execute(conn)?;
     let did = if new.is_some() { "agent.create" } else { "agent.enroll_again" };
-    let deed = Deed { did, subject: &agent.enrollment.name, detail: &agent.transport };
-    audit::insert(conn, by, deed, now)?;
+    let event = AuditEvent { did, subject: &agent.enrollment.name, detail: &agent.transport };
+    audit::insert(conn, by, event, now)?;
     Ok(Enrolled::New(AgentRef {
         no,
         name: agent.enrollment.name.clone(),
@@ -344,14 +344,14 @@ fn update(
     if let Some(disabled) = patch.disabled {
         diesel::update(agents::table.find(no)).set(agents::disabled.eq(disabled)).execute(conn)?;
     }
-    audit::insert(conn, by, Deed { did: "agent.change", subject: name, detail: &patch.told() }, now)?;
+    audit::insert(conn, by, AuditEvent { did: "agent.change", subject: name, detail: &patch.told() }, now)?;
     Ok(view(conn, name, now)?.map(|view| (no, view)))
 }
 
 fn remove(conn: &mut SqliteConnection, name: &str, by: &Author, now: Timestamp) -> QueryResult<Option<i64>> {
     let removed = statements::remove(name, now).get_result(conn).optional()?;
     let Some(Key { key: no }) = removed else { return Ok(None) };
-    audit::insert(conn, by, Deed { did: "agent.remove", subject: name, detail: "" }, now)?;
+    audit::insert(conn, by, AuditEvent { did: "agent.remove", subject: name, detail: "" }, now)?;
     tokens::revoke_of_agent(no, now).execute(conn)?;
     statements::end_session(no).execute(conn)?;
     statements::leaves(no).execute(conn)?;

@@ -1,7 +1,7 @@
 //! The audit log.
 
 use super::store::SqliteStore;
-use crate::domain::audit::{AuditEntry, Author, Deed};
+use crate::domain::audit::{AuditEntry, AuditEvent, Author};
 use crate::domain::time::Timestamp;
 use crate::store::sql::audit::{self as statements, AuditRow};
 use crate::store::sql::{sql, sql_limit};
@@ -21,8 +21,13 @@ impl Audit for SqliteStore {
 }
 
 /// Inserts an entry, in the transaction of the change.
-pub(super) fn insert(conn: &mut SqliteConnection, by: &Author, deed: Deed<'_>, now: Timestamp) -> QueryResult<()> {
-    statements::insert(by, deed, now).execute(conn).map(|_| ())
+pub(super) fn insert(
+    conn: &mut SqliteConnection,
+    by: &Author,
+    event: AuditEvent<'_>,
+    now: Timestamp,
+) -> QueryResult<()> {
+    statements::insert(by, event, now).execute(conn).map(|_| ())
 }
 
 fn list(conn: &mut SqliteConnection, before: Option<i64>, limit: usize) -> QueryResult<Vec<AuditEntry>> {

@@ -69,7 +69,7 @@ fn insert_page(conn: &mut SqliteConnection, page: &CommandPage, deltas: &mut Del
     .set((actions::resolved_through.eq(page.through), actions::resolved.eq(page.last)))
     .execute(conn)?;
     if moved == 0 {
-        return Ok(Inserted::Moved);
+        return Ok(Inserted::StalePage);
     }
     let written = if page.commands.iter().all(|(_, due)| due.is_none()) {
         let agents: Vec<i64> = page.commands.iter().map(|(agent, _)| *agent).collect();

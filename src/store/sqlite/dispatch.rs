@@ -6,7 +6,7 @@ use crate::domain::command::OpenState;
 use crate::domain::time::Timestamp;
 use crate::store::sql::dispatch::{self as statements, CommandKey, DueRow, Named, UntouchedRow};
 use crate::store::sql::{Key, Transports, sql_limit};
-use crate::store::{Dispatch, Due, DuePlace, Store, StoreResult, UntouchedPage};
+use crate::store::{Dispatch, Due, DueCursor, Store, StoreResult, UndispatchedPage};
 use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel::sql_query;
@@ -18,8 +18,8 @@ const SERVED: &str = "EXISTS (SELECT 1 FROM nodes n, json_each(n.transports) t W
 
 #[async_trait]
 impl Dispatch for SqliteStore {
-    async fn command_untouched(&self, action_no: i64, after: i64, limit: usize) -> StoreResult<UntouchedPage> {
-        self.read("command_untouched", move |conn| untouched(conn, action_no, after, limit)).await
+    async fn command_undispatched(&self, action_no: i64, after: i64, limit: usize) -> StoreResult<UndispatchedPage> {
+        self.read("command_undispatched", move |conn| untouched(conn, action_no, after, limit)).await
     }
 
     async fn command_backlog(&self, agent_no: i64, horizon: Timestamp, limit: usize) -> StoreResult<Vec<Due>> {
@@ -29,7 +29,7 @@ impl Dispatch for SqliteStore {
 
     async fn command_due(
         &self,
-        after: DuePlace,
+        after: DueCursor,
         horizon: Timestamp,
         limit: usize,
     ) -> StoreResult<Vec<(Due, Arc<str>)>> {
@@ -53,7 +53,7 @@ impl Dispatch for SqliteStore {
     }
 }
 
-fn untouched(conn: &mut SqliteConnection, action_no: i64, after: i64, limit: usize) -> QueryResult<UntouchedPage> {
+fn untouched(conn: &mut SqliteConnection, action_no: i64, after: i64, limit: usize) -> QueryResult<UndispatchedPage> {
     let rows = sql_query(format!(
         "SELECT c.agent_no, g.transport, coalesce(c.due_at, a.valid_from) AS due_at, {UNTOUCHED} AS untouched \
          FROM commands c CROSS JOIN actions a ON a.no = c.action_no CROSS JOIN agents g ON g.no = c.agent_no \
@@ -70,7 +70,7 @@ fn untouched(conn: &mut SqliteConnection, action_no: i64, after: i64, limit: usi
         .filter(|row| row.untouched)
         .map(|row| (row.agent_no, transports.share(row.transport), Timestamp(row.due_at)))
         .collect();
-    Ok(UntouchedPage { commands, through })
+    Ok(UndispatchedPage { commands, through })
 }
 
 fn backlog(
@@ -107,7 +107,7 @@ fn backlog(
 
 fn due(
     conn: &mut SqliteConnection,
-    (after, after_action, after_agent): DuePlace,
+    (after, after_action, after_agent): DueCursor,
     horizon: Timestamp,
     here: &str,
     limit: usize,

@@ -3,7 +3,7 @@
 use super::audit;
 use super::store::SqliteStore;
 use crate::domain::agent::Token;
-use crate::domain::audit::{Author, Deed};
+use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::time::Timestamp;
 use crate::store::sql::Key;
 use crate::store::sql::tokens::{self as statements, TokenRow};
@@ -45,8 +45,8 @@ impl Tokens for SqliteStore {
 fn insert(conn: &mut SqliteConnection, token: &Token, hash: Vec<u8>, by: &Author) -> QueryResult<()> {
     statements::insert(TokenRow::new(token, hash)).execute(conn)?;
     let (id, detail) = (token.id.to_string(), format!("{}: {}", token.role.as_str(), token.name));
-    let deed = Deed { did: "token.create", subject: &id, detail: &detail };
-    audit::insert(conn, by, deed, token.created_at)
+    let event = AuditEvent { did: "token.create", subject: &id, detail: &detail };
+    audit::insert(conn, by, event, token.created_at)
 }
 
 fn find(conn: &mut SqliteConnection, hash: Vec<u8>, now: Timestamp) -> QueryResult<Option<Token>> {
@@ -69,8 +69,8 @@ fn revoke(conn: &mut SqliteConnection, id: Uuid, by: &Author, now: Timestamp) ->
         return Ok(Revoked::LastAdmin);
     }
     if statements::revoke(id, now).execute(conn)? > 0 {
-        let deed = Deed { did: "token.revoke", subject: &id.to_string(), detail: "" };
-        audit::insert(conn, by, deed, now)?;
+        let event = AuditEvent { did: "token.revoke", subject: &id.to_string(), detail: "" };
+        audit::insert(conn, by, event, now)?;
         return Ok(Revoked::Done);
     }
     let known = statements::exists(id).get_result::<Key>(conn).optional()?;

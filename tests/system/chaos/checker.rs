@@ -29,7 +29,7 @@ pub struct Stored {
     pub otherwise: i64,
     pub counted: i64,
     pub counted_succeeded: i64,
-    /// Handed over before it was valid, or after it had expired.
+    /// Delivered before it was valid, or after it had expired.
     pub untimely: i64,
 }
 
@@ -109,7 +109,7 @@ impl Evidence {
             must("counted commands", stored.counted, stored.commands);
             must("counted as succeeded", stored.counted_succeeded, stored.succeeded);
             if !self.over_a_step_back.contains(id) {
-                must("handed over too early or too late", stored.untimely, 0);
+                must("delivered too early or too late", stored.untimely, 0);
             }
         }
         for id in self.stored.keys().filter(|id| !self.accepted.contains(id)) {
