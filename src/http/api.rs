@@ -1,8 +1,8 @@
 //! What the handlers of this process share.
 
 use super::connections::Connections;
-use super::health::Unserved;
 use super::limits::Limits;
+use super::unserved::Unserved;
 use crate::context::Node;
 use crate::runtime::Supervision;
 use crate::senders::stream::SessionDeps;

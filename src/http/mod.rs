@@ -22,6 +22,7 @@ mod routes;
 mod server;
 mod tls;
 mod tokens;
+mod unserved;
 
 pub use api::Api;
 pub use connections::Connections;

@@ -127,8 +127,8 @@ pub(super) fn tell(hints: &mpsc::Sender<Hint>, hint: Hint) {
     // The last place is for saying that there were more.
     match hints.capacity() {
         0 => {}
-        1 => drop(hints.try_send(Hint::Everything)),
-        _ => drop(hints.try_send(hint)),
+        1 => drop(hints.try_reserve().map(|room| room.send(Hint::Everything))),
+        _ => drop(hints.try_reserve().map(|room| room.send(hint))),
     }
 }
 
