@@ -3,7 +3,7 @@
 use super::cgroup;
 use super::kill;
 use super::tree::{Group, Tree};
-use crate::agent::outbox::SharedJournal;
+use crate::agent::journal::SharedJournal;
 use crate::domain::protocol::RunRef;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
