@@ -3,8 +3,8 @@
 //! The agents are the reference agent, each with a journal and a WebSocket of its own over loopback; they share this
 //! process to be light, and nothing else. The actions go through the spool as any program's would.
 
-use super::Outcome;
 use super::client::{Client, read_token};
+use super::outcome::Outcome;
 use super::place::Place;
 use crate::Odoshi;
 use crate::agent::modules::exec::Exec;
