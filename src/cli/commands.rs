@@ -22,9 +22,9 @@ enum Command {
     Serve(serve::Args),
     /// Run the reference agent
     Agent(agent::Args),
-    /// Submit an action, follow it to its end, and show what came of it
+    /// Submit an action, follow it to its end, and show its results
     Run(run::Args),
-    /// How many agents a target picks, and some of them
+    /// Count the agents that match a target, and show some of them
     Preview(preview::Args),
     /// List, show, follow and steer actions
     #[command(subcommand)]
@@ -32,17 +32,17 @@ enum Command {
     /// List and show agents
     #[command(subcommand)]
     Agents(agents::Command),
-    /// The servers that share the store, and who is alive
+    /// List the servers that share the store, with their state
     Nodes(nodes::Args),
-    /// Make, list and revoke tokens
+    /// Create, list and revoke tokens
     #[command(subcommand)]
     Token(token::Command),
     /// Show or check the settings
     #[command(subcommand)]
     Config(config::Command),
-    /// Bring the store's tables up to date, and exit
+    /// Migrate the store's tables, and exit
     Migrate(migrate::Args),
-    /// Measure this machine, beside something raw in the same run
+    /// Measure this machine, with a bare baseline in the same run
     #[command(subcommand)]
     Bench(bench::Command),
     /// Print a completion script for a shell

@@ -40,7 +40,7 @@ fn pass(trees: &[Tree]) -> Vec<i32> {
     }
     let members = members(trees, &all(), boot().as_deref(), seeds, i32::try_from(std::process::id()).unwrap_or(0));
     for pid in &members {
-        // To hit another process, this one would have to end, be reaped and its pid be reused since the look.
+        // Another process is hit only if this one has been reaped and its pid reused since the pass read `/proc`.
         let _ = send(Pid::from_raw(*pid), Signal::SIGKILL);
     }
     members

@@ -38,6 +38,6 @@ pub struct NewAction {
     pub max_runs: i32,
     /// Whether agents that match later belong to it.
     pub membership: Membership,
-    /// Which of the commands that wait for one agent goes first.
+    /// Of the commands that wait for one agent, the one with the highest priority goes first.
     pub priority: i32,
 }

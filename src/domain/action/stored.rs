@@ -29,7 +29,7 @@ pub struct Action {
     pub spread: Duration,
     /// For runs and attempts.
     pub policy: Policy,
-    /// Which of the commands that wait for one agent goes first.
+    /// Of the commands that wait for one agent, the one with the highest priority goes first.
     pub priority: i32,
     /// A user cancelled it. Set as soon as this node hears of it; the store is authoritative.
     cancelled: AtomicBool,

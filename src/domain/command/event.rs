@@ -9,9 +9,9 @@ use std::time::Duration;
 pub enum Event {
     /// Its agent reports how a run ended.
     Result(Box<RunEnd>),
-    /// Its agent has it since `at`, and no result came yet.
+    /// Its agent has it, and has not reported a result.
     Sent {
-        /// Which run.
+        /// The run.
         run: i32,
         /// Failed delivery attempts before this one.
         attempts: i32,
@@ -25,7 +25,7 @@ pub enum Event {
     },
     /// A delivery attempt failed.
     AttemptFailed {
-        /// Which run.
+        /// The run.
         run: i32,
         /// Failed delivery attempts, including this one.
         attempts: i32,
@@ -34,20 +34,20 @@ pub enum Event {
         /// Minimum wait before the next attempt, if the receiver asked for one.
         retry_after: Option<Duration>,
     },
-    /// No result came within the timeout and the grace.
+    /// No result arrived within the timeout and the grace period.
     Overdue,
     /// Its action has expired: a command that was not delivered is not delivered any more.
     Expired,
     /// Its agent found it expired and did not start it.
     FoundExpired {
-        /// Which run.
+        /// The run.
         run: i32,
         /// When its action expires.
         expires_at: Timestamp,
     },
     /// A user cancelled its action.
     Cancelled,
-    /// Its agent is gone for good.
+    /// Its agent was removed.
     Undeliverable {
         /// Why.
         error: String,
@@ -57,17 +57,17 @@ pub enum Event {
 /// How a run ended.
 #[derive(Clone, Debug, PartialEq)]
 pub struct RunEnd {
-    /// Which run.
+    /// The run.
     pub run: i32,
-    /// How.
+    /// Its final state.
     pub status: CommandState,
     /// Failed delivery attempts before the successful one.
     pub attempts: i32,
     /// When the agent acknowledged it.
     pub sent_at: Option<Timestamp>,
-    /// By the agent's clock.
+    /// Start of the run, by the agent's clock.
     pub started_at: Option<Timestamp>,
-    /// By the store's clock: when the result arrived.
+    /// Arrival of the result, by the store's clock.
     pub finished_at: Timestamp,
     /// The results as JSON, a list.
     pub results: Option<String>,

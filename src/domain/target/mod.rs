@@ -1,9 +1,9 @@
 //! Target expressions: which agents an action is for.
 //!
-//! Users write a boolean SQL expression. [`Target::parse`] reads it with a real SQL parser into this typed tree, and
-//! what the tree can't hold is an error with its place; text never reaches a database, and stores bind every value as
-//! a parameter. [`Target::evaluate`] is the meaning of the tree, to which the stores' SQL is held by tests.
-//! `Display` writes a canonical text that parses to the same tree.
+//! Users write a boolean SQL expression. [`Target::parse`] reads it with an SQL parser into a typed tree; what the tree
+//! cannot hold is an error with its place. The text never reaches a database, and the stores bind every value as a
+//! parameter. [`Target::evaluate`] defines the meaning of the tree; tests compare the stores' SQL with it. `Display` writes
+//! a canonical text that parses to the same tree.
 
 mod columns;
 mod convert;
