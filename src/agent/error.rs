@@ -21,7 +21,7 @@ pub enum AgentError {
         /// The cause.
         source: io::Error,
     },
-    /// A check-in that is not repeated ([`Agent::run_once`]) failed.
+    /// A check-in that is not repeated ([`Agent::run_once`](super::Agent::run_once)) failed.
     #[error("check-in: {0}")]
     CheckIn(String),
     /// The server refuses the agent: its name is taken, or its enroll token is not valid.

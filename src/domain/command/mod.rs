@@ -1,6 +1,6 @@
 //! The life of a command: its states, and the one function that decides what an event changes.
 //!
-//! Both stores call [`decide`] while they hold the rows of a command, so they cannot differ in what a late result, a
+//! Both stores call [`decide()`] while they hold the rows of a command, so they cannot differ in what a late result, a
 //! second run or a cancel does. It is pure: it takes what the store [knows](Known) and what [happened](Event), and
 //! returns what to [write](Change).
 

@@ -13,7 +13,7 @@
 //! - **Nothing is lost at the end.** After [`stop`](DelayQueue::stop) the queue takes nothing in. Entries that are due
 //!   before the deadline still leave; [`into_rest`](DelayQueue::into_rest) returns all others, in order.
 //!
-//! An insert searches among runs (see [`order`]). A cancel or reschedule is one look-up in a hash table, whatever the
+//! An insert searches among runs (see `order`). A cancel or reschedule is one look-up in a hash table, whatever the
 //! length of the queue: the item that it leaves in the order is skipped at its turn, or swept out when there are too many.
 //! An entry takes about 70 bytes beyond its key and value.
 
