@@ -3,7 +3,7 @@
 //! `cargo run --example delay_queue`
 #![allow(clippy::print_stdout, reason = "it shows what happens")]
 
-use odoshi::domain::delay::{DelayQueue, Refused, WhenFull};
+use odoshi::domain::delay::{DelayQueue, InsertError, WhenFull};
 use std::time::{Duration, Instant};
 
 fn main() {
@@ -19,9 +19,9 @@ fn main() {
     ) {
         Ok(None) => println!("{name}: due at {due} s"),
         Ok(Some(back)) => println!("{name}: due at {due} s; {} comes back, it has time until {} s", back.key, back.due),
-        Err(Refused::Full(_)) => println!("{name}: no room, and all others are nearer"),
-        Err(Refused::Known(_)) => println!("{name} is there already"),
-        Err(Refused::Stopped(_)) => println!("{name}: nothing is taken in any more"),
+        Err(InsertError::Full(_)) => println!("{name}: no room, and all others are nearer"),
+        Err(InsertError::Known(_)) => println!("{name} is there already"),
+        Err(InsertError::Stopped(_)) => println!("{name}: nothing is taken in any more"),
     };
     add(&mut queue, "holiday", 1_000_000, 0, "pack");
     add(&mut queue, "tea", 2, 0, "take the bag out");

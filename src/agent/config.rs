@@ -24,7 +24,7 @@ pub struct AgentConfig {
     pub token_file: Option<PathBuf>,
     /// Where the agent keeps its token and its journal. One agent, one folder.
     pub state_dir: PathBuf,
-    /// How many commands run at a time, and how many unfinished ones the server hands over. At most 10,000.
+    /// How many commands run at a time, and how many unfinished ones the server delivers. At most 10,000.
     pub capacity: u32,
     /// What `exec` may run.
     pub exec: ExecConfig,

@@ -3,7 +3,7 @@
 use super::config::{AgentConfig, BackoffConfig};
 use super::enroll::{Credentials, EnrollError};
 use super::error::AgentError;
-use super::session::{Desk, End, Session};
+use super::session::{End, Session, SessionDeps};
 use super::stop_signal::told_to;
 use crate::domain::protocol::{MAX_FRAME, close};
 use rustls::pki_types::ServerName;
@@ -22,7 +22,7 @@ use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 /// How long connecting may take, with its handshake.
-const CONNECT_WITHIN: Duration = Duration::from_secs(30);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
 /// After a close that says "reconnect at once": so that a node's agents don't all come in the same instant.
 const AT_ONCE: Duration = Duration::from_millis(200);
 /// A session that held this long counts as a good one, and the backoff begins anew after it.
@@ -77,7 +77,7 @@ fn random_between(from: Duration, to: Duration) -> Duration {
 /// The connection's side of an agent.
 pub(super) struct Connection {
     config: AgentConfig,
-    desk: Desk,
+    deps: SessionDeps,
     credentials: Credentials,
     /// Labels and facts were taken by the server since this process began.
     enrolled: bool,
@@ -85,9 +85,9 @@ pub(super) struct Connection {
 }
 
 impl Connection {
-    pub(super) fn new(config: AgentConfig, desk: Desk, credentials: Credentials) -> Self {
+    pub(super) fn new(config: AgentConfig, deps: SessionDeps, credentials: Credentials) -> Self {
         let backoff = Backoff { config: config.backoff, failures: 0 };
-        Self { config, desk, credentials, enrolled: false, backoff }
+        Self { config, deps, credentials, enrolled: false, backoff }
     }
 
     /// Works until `stop` says true. An error is one that only people can mend.
@@ -118,7 +118,7 @@ impl Connection {
             return Ok(Err(pause));
         }
         let agent = self.config.name.as_str();
-        Ok(match timeout(CONNECT_WITHIN, self.connect()).await {
+        Ok(match timeout(CONNECT_TIMEOUT, self.connect()).await {
             Ok(Ok(socket)) => {
                 self.credentials.used(&self.config.state_dir).await?;
                 Ok(socket)
@@ -149,7 +149,7 @@ impl Connection {
         let agent = self.config.name.as_str();
         let began = Instant::now();
         log::debug!(agent; "connected");
-        let mut session = Session::new(socket, self.desk.clone());
+        let mut session = Session::new(socket, self.deps.clone());
         let (mut stop, mut late) = (stop.clone(), stop.clone());
         let end = tokio::select! {
             end = session.run(&mut stop) => end,

@@ -18,7 +18,7 @@ use uuid::Uuid;
 /// The version that agents report.
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// How long the server may take to answer.
-const ANSWER_WITHIN: Duration = Duration::from_secs(30);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much of an error's text is shown.
 const MAX_DETAIL: usize = 1024;
 
@@ -174,7 +174,7 @@ async fn enroll(config: &AgentConfig, token: &str, nonce: Option<&str>) -> Resul
 pub(super) fn client(config: &AgentConfig) -> Result<reqwest::Client, EnrollError> {
     let tls = crate::tls::client_config(&config.server, "ca_file", config.ca_file.as_deref());
     let client = reqwest::Client::builder()
-        .timeout(ANSWER_WITHIN)
+        .timeout(ANSWER_TIMEOUT)
         .pool_max_idle_per_host(0)
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()

@@ -10,7 +10,7 @@ use super::once;
 use super::outbox::Outbox;
 use super::runner::{Input, Runner};
 use super::server_clock::ServerClock;
-use super::session::Desk;
+use super::session::SessionDeps;
 use crate::domain::time::Timestamp;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -47,14 +47,14 @@ impl Agent {
     /// # Errors
     /// Only errors that somebody has to fix: an unusable state folder, a token or a name that the server refuses.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
-        let Parts { config, runner, inbox, desk, credentials } = self.open().await?;
+        let Parts { config, runner, inbox, deps, credentials } = self.open().await?;
         let name = config.name.clone();
 
         // The runner stops first, so that the session can still report how the runs ended; then the session stops.
         let (stop_runs, runs_stop) = watch::channel(false);
         let (stop_session, session_stop) = watch::channel(false);
         let mut runner = Box::pin(runner.run(inbox, runs_stop));
-        let mut connection = Box::pin(Connection::new(config, desk, credentials).run(session_stop));
+        let mut connection = Box::pin(Connection::new(config, deps, credentials).run(session_stop));
         let mut shutdown = std::pin::pin!(shutdown);
         let mut stopping = false;
         let mut running = true;
@@ -90,11 +90,11 @@ impl Agent {
     /// end. In the last case the runs are killed, the journal has all commands that were fetched, and the next check-in
     /// reports them.
     pub async fn run_once(self, shutdown: impl Future<Output = ()>) -> Result<usize, AgentError> {
-        let Parts { config, runner, inbox, desk, credentials } = self.open().await?;
+        let Parts { config, runner, inbox, deps, credentials } = self.open().await?;
         let (stop_runs, runs_stop) = watch::channel(false);
         let mut runner = Box::pin(runner.run(inbox, runs_stop));
         let stopped = tokio::select! {
-            done = Box::pin(once::check_in(&config, &desk, credentials)) => return done,
+            done = Box::pin(once::check_in(&config, &deps, credentials)) => return done,
             () = &mut runner => return Err(AgentError::CheckIn("the agent stopped".into())),
             () = shutdown => AgentError::CheckIn("stopped by a signal before it was done".into()),
         };
@@ -117,8 +117,8 @@ impl Agent {
         let journal = SharedJournal::new(journal);
         let (inputs, inbox) = mpsc::channel(INPUTS);
         let runner = Runner::new(config.capacity, modules, journal.clone(), recovered, outbox.clone(), clock.clone());
-        let desk = Desk { capacity: config.capacity, journal, outbox, clock, inputs };
-        Ok(Parts { config, runner, inbox, desk, credentials })
+        let deps = SessionDeps { capacity: config.capacity, journal, outbox, clock, inputs };
+        Ok(Parts { config, runner, inbox, deps, credentials })
     }
 }
 
@@ -127,7 +127,7 @@ struct Parts {
     config: AgentConfig,
     runner: Runner,
     inbox: mpsc::Receiver<Input>,
-    desk: Desk,
+    deps: SessionDeps,
     credentials: Credentials,
 }
 

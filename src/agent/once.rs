@@ -6,7 +6,7 @@ use super::enroll::{self, Credentials, EnrollError};
 use super::error::AgentError;
 use super::outbox::{Fault, expired};
 use super::runner::Input;
-use super::session::{Desk, RESULT_BYTES, RESULTS_PER_FRAME, take_first};
+use super::session::{RESULT_BYTES, RESULTS_PER_FRAME, SessionDeps, take_first};
 use crate::domain::protocol::{Command, MAX_FRAME, RunRef, Stored};
 use crate::domain::time::Timestamp;
 use serde::Deserialize;
@@ -25,14 +25,14 @@ struct Http<'a> {
     client: reqwest::Client,
     base: &'a str,
     token: String,
-    desk: &'a Desk,
+    deps: &'a SessionDeps,
     stored: usize,
 }
 
 /// Reports, takes, runs, reports, until nothing is due. Gives the number of results that the server took.
 pub(super) async fn check_in(
     config: &AgentConfig,
-    desk: &Desk,
+    deps: &SessionDeps,
     mut credentials: Credentials,
 ) -> Result<usize, AgentError> {
     match credentials.enroll(config).await? {
@@ -43,7 +43,7 @@ pub(super) async fn check_in(
     let client = enroll::client(config).map_err(|error| failed(&error))?;
     let base = config.server.trim_end_matches('/');
     let token = credentials.token.clone();
-    let done = Http { client, base, token, desk, stored: 0 }.run().await?;
+    let done = Http { client, base, token, deps, stored: 0 }.run().await?;
     // All of it was answered, and so the token is good.
     credentials.used(&config.state_dir).await?;
     Ok(done)
@@ -51,15 +51,15 @@ pub(super) async fn check_in(
 
 impl Http<'_> {
     async fn run(mut self) -> Result<usize, AgentError> {
-        let unstored = self.desk.journal.with(|journal| Ok(journal.unstored())).await?;
-        self.desk.outbox.post(|letters| letters.results.extend(unstored));
+        let unstored = self.deps.journal.with(|journal| Ok(journal.unstored())).await?;
+        self.deps.outbox.post(|pending| pending.results.extend(unstored));
         self.report().await?;
         let mut seen = HashSet::new();
         loop {
-            let url = format!("{}/v1/agent/commands?limit={}", self.base, self.desk.capacity.min(1000));
+            let url = format!("{}/v1/agent/commands?limit={}", self.base, self.deps.capacity.min(1000));
             let due: Due = self.answer(self.client.get(url)).await?;
             // From here on the runner knows what has expired of what the journal held, and runs the rest.
-            self.desk.clock.set(due.server_time);
+            self.deps.clock.set(due.server_time);
             // One that comes again is one that the agent has its reasons not to run.
             let fresh: Vec<_> = due.commands.into_iter().filter(|command| seen.insert(command.run_ref())).collect();
             let is_last = fresh.is_empty();
@@ -80,7 +80,7 @@ impl Http<'_> {
         loop {
             tokio::select! {
                 _ = &mut settled => break,
-                () = self.desk.outbox.news() => self.report().await?,
+                () = self.deps.outbox.news() => self.report().await?,
             }
         }
         self.report().await?;
@@ -94,10 +94,10 @@ impl Http<'_> {
     async fn report(&mut self) -> Result<(), AgentError> {
         loop {
             let (received, late, results, fault) = {
-                let mut letters = self.desk.outbox.open();
-                let received: Vec<RunRef> = std::mem::take(&mut letters.received).into_iter().collect();
-                let late = std::mem::take(&mut letters.expired);
-                (received, late, take_first(&mut letters.results, RESULTS_PER_FRAME), letters.fault.take())
+                let mut pending = self.deps.outbox.open();
+                let received: Vec<RunRef> = std::mem::take(&mut pending.received).into_iter().collect();
+                let late = std::mem::take(&mut pending.expired);
+                (received, late, take_first(&mut pending.results, RESULTS_PER_FRAME), pending.fault.take())
             };
             if let Some(Fault::Journal(error)) = fault {
                 return Err(AgentError::CheckIn(error));
@@ -115,14 +115,14 @@ impl Http<'_> {
                 return Ok(());
             }
             let (results, rest) = self
-                .desk
+                .deps
                 .journal
                 .with(move |journal| {
                     let (read, done) = journal.results(&results, RESULT_BYTES)?;
                     Ok((read, results[done..].to_vec()))
                 })
                 .await?;
-            self.desk.outbox.open().results.extend(rest);
+            self.deps.outbox.open().results.extend(rest);
             let body = serde_json::to_string(&Results { results }).map_err(|error| failed(&error))?;
             debug_assert!(body.len() <= MAX_FRAME, "the journal gave at most RESULT_BYTES");
             let stored: Stored = self.post("results", body).await?;
@@ -132,7 +132,7 @@ impl Http<'_> {
     }
 
     async fn input(&self, input: Input) -> Result<(), AgentError> {
-        self.desk.inputs.send(input).await.map_err(|error| failed(&error))
+        self.deps.inputs.send(input).await.map_err(|error| failed(&error))
     }
 
     async fn post<T: DeserializeOwned>(&self, what: &str, body: String) -> Result<T, AgentError> {

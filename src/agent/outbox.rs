@@ -21,7 +21,7 @@ pub(super) enum Fault {
 
 /// What waits to be sent.
 #[derive(Debug, Default)]
-pub(super) struct Letters {
+pub(super) struct Pending {
     /// Commands that are in the journal.
     pub(super) received: BTreeSet<RunRef>,
     /// Runs whose results are in the journal.
@@ -42,21 +42,21 @@ pub(super) fn expired(RunRef { action, run }: RunRef) -> RunResult {
 /// What waits to be sent, shared by the runner and the connection.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
-    letters: Mutex<Letters>,
+    pending: Mutex<Pending>,
     news: Notify,
 }
 
 impl Outbox {
-    /// Adds letters and wakes the connection.
-    pub(super) fn post(&self, put: impl FnOnce(&mut Letters)) {
+    /// Adds pending and wakes the connection.
+    pub(super) fn post(&self, put: impl FnOnce(&mut Pending)) {
         put(&mut self.open());
         self.news.notify_one();
     }
 
-    /// Locks the letters, to read and take them.
-    pub(super) fn open(&self) -> MutexGuard<'_, Letters> {
-        // No change of the letters can panic half-way.
-        self.letters.lock().unwrap_or_else(PoisonError::into_inner)
+    /// Locks the pending, to read and take them.
+    pub(super) fn open(&self) -> MutexGuard<'_, Pending> {
+        // No change of the pending can panic half-way.
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Waits until something was added.

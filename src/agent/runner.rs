@@ -45,7 +45,7 @@ const RETRY: Duration = Duration::from_secs(1);
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
 /// Higher priority first, then the earlier one.
-type Place = (Reverse<i32>, u64);
+type QueueKey = (Reverse<i32>, u64);
 
 struct Queued {
     command: Command,
@@ -80,7 +80,7 @@ pub(super) struct Runner {
     sequence: u64,
     /// What the journal held, until the server's clock is known: nobody knows before what has expired.
     held: Vec<Waiting>,
-    waiting: BTreeMap<Place, Queued>,
+    waiting: BTreeMap<QueueKey, Queued>,
     running: HashMap<RunRef, Running>,
     tasks: JoinSet<RunResult>,
     /// Ended, and not in the journal yet.
@@ -206,7 +206,7 @@ impl Runner {
     fn arrive(&mut self, command: Command) {
         let run = command.run_ref();
         if self.running.contains_key(&run) || self.ended.iter().any(|ended| ended.result.run_ref() == run) {
-            return self.outbox.post(|letters| _ = letters.received.insert(run));
+            return self.outbox.post(|pending| _ = pending.received.insert(run));
         }
         if self.waiting.values().any(|queued| queued.command.run_ref() == run) {
             // If it isn't safe yet, this turn makes it so and says it.
@@ -215,7 +215,7 @@ impl Runner {
         let (state, newest) = self.journal.peek(|journal| (journal.state(run), journal.newest_run(command.action)));
         match state {
             Some(State::Done | State::Stored) => {
-                return self.outbox.post(|letters| _ = letters.results.insert(run));
+                return self.outbox.post(|pending| _ = pending.results.insert(run));
             }
             // Cancelled while it waited.
             Some(State::Forgotten) => return,
@@ -227,11 +227,11 @@ impl Runner {
         let Some(now) = self.clock.now() else { return };
         if command.expires_at <= now {
             log::info!(action:% = run.action, run = run.run, now:%; "a command had expired when it came");
-            return self.outbox.post(|letters| _ = letters.expired.insert(run));
+            return self.outbox.post(|pending| _ = pending.expired.insert(run));
         }
         let unfinished = self.waiting.len() + self.running.len() + self.ended.len();
         if unfinished >= SLACK * self.capacity {
-            return self.outbox.post(|letters| letters.fault = Some(Fault::TooMany));
+            return self.outbox.post(|pending| pending.fault = Some(Fault::TooMany));
         }
         // The arrival of run 2 kills run 1.
         self.supersede(command.action, command.run);
@@ -247,7 +247,7 @@ impl Runner {
 
     fn outbox_if_kept(&self, run: RunRef) {
         if self.waiting.values().any(|queued| queued.kept && queued.command.run_ref() == run) {
-            self.outbox.post(|letters| _ = letters.received.insert(run));
+            self.outbox.post(|pending| _ = pending.received.insert(run));
         }
     }
 
@@ -365,12 +365,12 @@ impl Runner {
         }
         self.forgotten.clear();
         let (waiting, ended) = (&mut self.waiting, &mut self.ended);
-        self.outbox.post(|letters| {
+        self.outbox.post(|pending| {
             for queued in waiting.values_mut().filter(|queued| !queued.kept) {
                 queued.kept = true;
-                letters.received.insert(queued.command.run_ref());
+                pending.received.insert(queued.command.run_ref());
             }
-            letters.results.extend(ended.drain(..).map(|ended| ended.result.run_ref()));
+            pending.results.extend(ended.drain(..).map(|ended| ended.result.run_ref()));
         });
         for place in starting {
             if let Some(queued) = self.waiting.remove(&place) {
@@ -380,7 +380,7 @@ impl Runner {
     }
 
     /// Sorts out what waited too long, and says which start now.
-    fn choose(&mut self) -> Vec<Place> {
+    fn choose(&mut self) -> Vec<QueueKey> {
         let (now, server_now) = (Instant::now(), self.clock.now().unwrap_or_default());
         for queued in self.take_waiting(|queued| queued.command.expires_at <= server_now) {
             self.end_unstarted(&queued.command, RunStatus::Expired, "expired");
@@ -395,7 +395,7 @@ impl Runner {
         places.take(free).map(|(place, _)| *place).collect()
     }
 
-    fn records(&self, starting: &[Place]) -> Vec<Record> {
+    fn records(&self, starting: &[QueueKey]) -> Vec<Record> {
         let mut arrived: Vec<_> = self.waiting.iter().filter(|(_, queued)| !queued.kept).collect();
         // The journal keeps the order of arrival.
         arrived.sort_by_key(|((_, sequence), _)| *sequence);
@@ -434,6 +434,6 @@ impl Runner {
     fn journal_failed(&mut self, error: &str) {
         log::error!(error; "the journal can't be written; nothing is acknowledged until it can");
         self.retry_at = Some(Instant::now() + RETRY);
-        self.outbox.post(|letters| letters.fault = Some(Fault::Journal(error.to_owned())));
+        self.outbox.post(|pending| pending.fault = Some(Fault::Journal(error.to_owned())));
     }
 }

@@ -7,7 +7,7 @@ use super::runner::Input;
 use super::server_clock::ServerClock;
 use super::stop_signal::told_to;
 use crate::domain::protocol::{
-    AgentFrame, ErrorFrame, HELLO_WITHIN, Hello, MAX_FRAME, PING_EVERY, Rejected, RunRef, SILENCE, ServerFrame, close,
+    AgentFrame, ErrorFrame, HELLO_TIMEOUT, Hello, MAX_FRAME, PING_EVERY, Rejected, RunRef, SILENCE, ServerFrame, close,
 };
 use futures_util::{SinkExt, StreamExt};
 use std::collections::HashSet;
@@ -27,7 +27,7 @@ pub(super) const RESULTS_PER_FRAME: usize = 500;
 /// What the journal's lines of one results frame may take together. A line is a bit longer than its result.
 pub(super) const RESULT_BYTES: u64 = (MAX_FRAME - 1024) as u64;
 /// How long the server's side of a close is waited for.
-const CLOSE_WITHIN: std::time::Duration = std::time::Duration::from_secs(2);
+const CLOSE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
 /// RFC 6455: the endpoint met a condition that keeps it from going on.
 const INTERNAL_ERROR: u16 = 1011;
 
@@ -49,7 +49,7 @@ pub(super) enum End {
 
 /// What a session works with.
 #[derive(Clone)]
-pub(super) struct Desk {
+pub(super) struct SessionDeps {
     pub(super) capacity: u32,
     pub(super) journal: SharedJournal,
     pub(super) outbox: Arc<Outbox>,
@@ -60,7 +60,7 @@ pub(super) struct Desk {
 /// One connection.
 pub(super) struct Session<S> {
     socket: WebSocketStream<S>,
-    desk: Desk,
+    deps: SessionDeps,
     welcomed: bool,
     /// Runs that were answered as expired when they came.
     expired: HashSet<RunRef>,
@@ -68,8 +68,8 @@ pub(super) struct Session<S> {
 }
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
-    pub(super) fn new(socket: WebSocketStream<S>, desk: Desk) -> Self {
-        Self { socket, desk, welcomed: false, expired: HashSet::new(), heard: Instant::now() }
+    pub(super) fn new(socket: WebSocketStream<S>, deps: SessionDeps) -> Self {
+        Self { socket, deps, welcomed: false, expired: HashSet::new(), heard: Instant::now() }
     }
 
     /// Whether the server said `welcome`.
@@ -88,9 +88,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         self.hello().await?;
         let mut pings = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let outbox = self.desk.outbox.clone();
+        let outbox = self.deps.outbox.clone();
         loop {
-            let silent_at = self.heard + if self.welcomed { SILENCE } else { HELLO_WITHIN };
+            let silent_at = self.heard + if self.welcomed { SILENCE } else { HELLO_TIMEOUT };
             tokio::select! {
                 message = self.socket.next() => {
                     self.heard = Instant::now();
@@ -122,16 +122,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     async fn hello(&mut self) -> Result<(), End> {
         {
             // What an earlier connection left: `running` says it, or the server asks again.
-            let mut letters = self.desk.outbox.open();
-            letters.received.clear();
-            letters.results.clear();
-            letters.expired.clear();
-            letters.fault = None;
+            let mut pending = self.deps.outbox.open();
+            pending.received.clear();
+            pending.results.clear();
+            pending.expired.clear();
+            pending.fault = None;
         }
-        let journal = &self.desk.journal;
+        let journal = &self.deps.journal;
         let mut running = journal.with(|journal| Ok(journal.unfinished())).await.map_err(broken)?;
         running.truncate(REFS_PER_FRAME);
-        let hello = Hello { version: VERSION.into(), facts: facts().clone(), capacity: self.desk.capacity, running };
+        let hello = Hello { version: VERSION.into(), facts: facts().clone(), capacity: self.deps.capacity, running };
         self.send_frame(&AgentFrame::Hello(hello)).await
     }
 
@@ -140,7 +140,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             Message::Text(text) => text,
             Message::Close(frame) => {
                 // Answers it; the server then ends the connection.
-                let _ = timeout(CLOSE_WITHIN, self.socket.close(None)).await;
+                let _ = timeout(CLOSE_TIMEOUT, self.socket.close(None)).await;
                 let (code, reason) =
                     frame.map_or((1005, String::new()), |frame| (frame.code.into(), frame.reason.to_string()));
                 return Err(End::Closed { code, reason });
@@ -156,10 +156,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             Err(error) => return Err(self.refuse("malformed", &error.to_string(), close::MALFORMED).await),
             Ok(None | Some(ServerFrame::MetadataStored { .. })) => return Ok(()),
             Ok(Some(ServerFrame::Welcome(welcome))) => {
-                self.desk.clock.set(welcome.server_time);
+                self.deps.clock.set(welcome.server_time);
                 self.welcomed = true;
-                let unstored = self.desk.journal.with(|journal| Ok(journal.unstored())).await.map_err(broken)?;
-                self.desk.outbox.post(|letters| letters.results.extend(unstored));
+                let unstored = self.deps.journal.with(|journal| Ok(journal.unstored())).await.map_err(broken)?;
+                self.deps.outbox.post(|pending| pending.results.extend(unstored));
                 return Ok(());
             }
             Ok(Some(ServerFrame::Error(error))) => {
@@ -177,16 +177,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 let about = |rejected: &Rejected| RunRef { action: rejected.action, run: rejected.run };
                 let rejected = stored.rejected.iter().find(|rejected| self.expired.contains(&about(rejected)));
                 wrong_time = rejected.map(|rejected| rejected.reason.clone());
-                let mut letters = self.desk.outbox.open();
+                let mut pending = self.deps.outbox.open();
                 for run in &stored.commands {
-                    letters.results.remove(run);
+                    pending.results.remove(run);
                 }
                 Input::Stored(stored)
             }
         };
         // While the runner is busy nothing more is read: the pressure goes back to the server.
         // A runner that is gone means that the agent stops; the session will be told.
-        let _ = self.desk.inputs.send(input).await;
+        let _ = self.deps.inputs.send(input).await;
         match wrong_time {
             // One of the two clocks was set since `welcome`. The next connection begins with the time.
             Some(reason) => {
@@ -201,8 +201,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     async fn flush(&mut self) -> Result<(), End> {
         loop {
             let (received, fault) = {
-                let mut letters = self.desk.outbox.open();
-                (take_first(&mut letters.received, REFS_PER_FRAME), letters.fault.take())
+                let mut pending = self.deps.outbox.open();
+                (take_first(&mut pending.received, REFS_PER_FRAME), pending.fault.take())
             };
             if !received.is_empty() {
                 self.send_frame(&AgentFrame::Received { commands: received }).await?;
@@ -212,32 +212,32 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     return Err(self.refuse("journal", &error, INTERNAL_ERROR).await);
                 }
                 Some(Fault::TooMany) => {
-                    let error = format!("too many unfinished commands for a capacity of {}", self.desk.capacity);
+                    let error = format!("too many unfinished commands for a capacity of {}", self.deps.capacity);
                     return Err(self.refuse("too_many_commands", &error, close::DONE).await);
                 }
                 None => {}
             }
             self.send_results().await?;
-            let letters = self.desk.outbox.open();
-            let is_empty = letters.received.is_empty() && letters.results.is_empty() && letters.expired.is_empty();
-            if is_empty && letters.fault.is_none() {
+            let pending = self.deps.outbox.open();
+            let is_empty = pending.received.is_empty() && pending.results.is_empty() && pending.expired.is_empty();
+            if is_empty && pending.fault.is_none() {
                 return Ok(());
             }
         }
     }
 
     async fn send_results(&mut self) -> Result<(), End> {
-        let late = take_first(&mut self.desk.outbox.open().expired, RESULTS_PER_FRAME);
+        let late = take_first(&mut self.deps.outbox.open().expired, RESULTS_PER_FRAME);
         if !late.is_empty() {
             self.expired.extend(&late);
             let results = late.into_iter().map(expired).collect();
             self.send_frame(&AgentFrame::Results { results }).await?;
         }
-        let runs = take_first(&mut self.desk.outbox.open().results, RESULTS_PER_FRAME);
+        let runs = take_first(&mut self.deps.outbox.open().results, RESULTS_PER_FRAME);
         if runs.is_empty() {
             return Ok(());
         }
-        let read = self.desk.journal.with(move |journal| {
+        let read = self.deps.journal.with(move |journal| {
             let (results, done) = journal.results(&runs, RESULT_BYTES)?;
             Ok((results, runs[done..].to_vec()))
         });
@@ -245,7 +245,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             Ok(read) => read,
             Err(error) => return Err(self.refuse("journal", &error.to_string(), INTERNAL_ERROR).await),
         };
-        self.desk.outbox.open().results.extend(rest);
+        self.deps.outbox.open().results.extend(rest);
         if results.is_empty() { Ok(()) } else { self.send_frame(&AgentFrame::Results { results }).await }
     }
 
@@ -263,7 +263,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     /// Says what is wrong, and closes.
     async fn refuse(&mut self, code: &str, message: &str, close: u16) -> End {
         let frame = AgentFrame::Error(ErrorFrame { code: code.into(), message: message.into() });
-        if timeout(CLOSE_WITHIN, self.socket.send(Message::text(frame.to_text()))).await.is_ok() {
+        if timeout(CLOSE_TIMEOUT, self.socket.send(Message::text(frame.to_text()))).await.is_ok() {
             self.close(close, code).await;
         }
         End::Broken(format!("{code}: {message}"))
@@ -275,7 +275,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             let _ = self.socket.close(Some(frame)).await;
             while let Some(Ok(_)) = self.socket.next().await {}
         };
-        let _ = timeout(CLOSE_WITHIN, closing).await;
+        let _ = timeout(CLOSE_TIMEOUT, closing).await;
     }
 }
 

@@ -5,7 +5,7 @@
 
 use super::client::{Client, read_token};
 use super::outcome::Outcome;
-use super::place::Place;
+use super::scratch_store::ScratchStore;
 use crate::Odoshi;
 use crate::agent::modules::exec::Exec;
 use crate::agent::modules::{Call, Outcome as CallOutcome};
@@ -29,9 +29,9 @@ use uuid::Uuid;
 /// A demo that takes longer has gone wrong.
 const PATIENCE: Duration = Duration::from_secs(300);
 /// How long the agents may take to say goodbye.
-const GOODBYE_WITHIN: Duration = Duration::from_secs(10);
+const GOODBYE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often progress is looked at.
-const LOOK: Duration = Duration::from_millis(20);
+const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Open files per agent: its socket, the server's end of it, its journal, and the lock of its folder. (The lock is a file of
 /// its own, since compaction replaces the journal by a new file.)
@@ -66,7 +66,7 @@ pub(super) fn run(args: Args) -> Outcome {
     let programs = most_programs(files);
     let outcome = actix_rt::System::new().block_on(async {
         let mut signals = StopSignals::listen()?;
-        let place = Place::at(args.store.as_deref()).await?;
+        let place = ScratchStore::at(args.store.as_deref()).await?;
         let outcome = tokio::select! {
             outcome = show(&args, programs, place.url(), folder.path()) => outcome,
             () = signals.next() => {
@@ -218,7 +218,7 @@ impl Fleet {
         self.stop.send_replace(true);
         // They say goodbye to the server, which is still there; whoever doesn't in time is cut off.
         let runtime = self.runtime.take();
-        tokio::task::spawn_blocking(move || runtime.map(|runtime| runtime.shutdown_timeout(GOODBYE_WITHIN))).await?;
+        tokio::task::spawn_blocking(move || runtime.map(|runtime| runtime.shutdown_timeout(GOODBYE_TIMEOUT))).await?;
         Ok(())
     }
 }
@@ -244,7 +244,7 @@ async fn all_connected(running: &Running, count: u32) -> Result<(), String> {
         if started.elapsed() > PATIENCE {
             return Err(format!("only {here} of {count} agents are connected"));
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 
@@ -279,7 +279,7 @@ async fn follow(client: &Client, spool: &Path, mut document: Value) -> Result<Ro
         if started.elapsed() > PATIENCE {
             return Err(format!("{name}: not done after {} s", PATIENCE.as_secs()).into());
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
         let failed = spool.join("failed").join(format!("{file}.error"));
         if failed.exists() {
             return Err(std::fs::read_to_string(failed)?.into());

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 /// How often it looks.
-const LOOK: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// How long a server that can't be reached is waited for: it may be started anew.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// A table shows so many commands; the rest is for programs.
@@ -77,7 +77,7 @@ async fn until_over(client: &Client, id: &str) -> Result<Value, ClientError> {
             }
             Err(error) => return Err(error),
         }
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
     }
 }
 

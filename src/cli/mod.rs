@@ -16,9 +16,9 @@ mod limits;
 mod migrate;
 mod nodes;
 mod outcome;
-mod place;
 mod preview;
 mod run;
+mod scratch_store;
 mod serve;
 mod token;
 

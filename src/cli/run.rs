@@ -23,7 +23,7 @@ pub(super) struct Args {
     /// Not before this long from now
     #[arg(long, value_name = "D")]
     delay: Option<String>,
-    /// For this long; then what was not handed over expires
+    /// For this long; then what was not delivered expires
     #[arg(long, value_name = "D")]
     expires_after: Option<String>,
     /// How long a run may take

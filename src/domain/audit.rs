@@ -33,7 +33,7 @@ impl From<&Token> for Author {
 
 /// What was done, to be written by whoever does it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Deed<'a> {
+pub struct AuditEvent<'a> {
     /// `action.create`, `action.cancel`, `action.pause`, `action.resume`, `agent.create`, `agent.change`, `agent.remove`,
     /// `token.create` or `token.revoke`.
     pub did: &'static str,

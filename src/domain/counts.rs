@@ -11,7 +11,7 @@ pub struct Counts {
     pub total: i64,
     /// Whether `total` is final.
     pub resolved: bool,
-    /// Not handed over, or between two runs.
+    /// Not delivered, or between two runs.
     pub pending: i64,
     /// Handed over, without a result.
     pub sent: i64,
@@ -21,9 +21,9 @@ pub struct Counts {
     pub failed: i64,
     /// Without a result in time.
     pub timed_out: i64,
-    /// Never handed over.
+    /// Never delivered.
     pub undeliverable: i64,
-    /// Not handed over in time.
+    /// Not delivered in time.
     pub expired: i64,
     /// Ended by a user.
     pub cancelled: i64,

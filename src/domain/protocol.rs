@@ -17,7 +17,7 @@ pub const PING_EVERY: std::time::Duration = std::time::Duration::from_secs(20);
 /// After how much silence either side closes.
 pub const SILENCE: std::time::Duration = std::time::Duration::from_secs(60);
 /// How long the server waits for `hello`.
-pub const HELLO_WITHIN: std::time::Duration = std::time::Duration::from_secs(10);
+pub const HELLO_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
 /// How many unfinished commands an agent takes at a time when its `hello` doesn't say.
 pub const DEFAULT_CAPACITY: u32 = 16;
 
@@ -100,7 +100,7 @@ pub struct Command {
     pub action: Uuid,
     /// Which run this is; an agent runs (action, run) once.
     pub run: i32,
-    /// Which hand-over of this run this is, from 1.
+    /// Which delivery attempt of this run this is, from 1.
     pub attempt: i32,
     /// The action's name.
     pub name: String,

@@ -76,7 +76,7 @@ async fn submit(api: &Api, document: &[u8], key: Option<String>, by: Author) -> 
     action.author = by;
     let id = action.id;
     match api.node.store.action_insert(vec![action]).await?.pop() {
-        Some(Accepted::Stored { id, fresh, .. }) => {
+        Some(Accepted::Stored { id, is_new, .. }) => {
             api.node.signals.actions_submitted();
             let known = if fresh { None } else { api.node.store.action_view(id).await? };
             let status = known.map_or(ActionState::Scheduled, |view| view.status);
@@ -218,7 +218,7 @@ pub(super) async fn cancel(request: HttpRequest, id: web::Path<Uuid>, api: web::
     Ok(HttpResponse::Ok().json(Action::from(view)))
 }
 
-/// Pauses an action: nothing of it is handed over until it is resumed; all else goes on. Idempotent.
+/// Pauses an action: nothing of it is delivered until it is resumed; all else goes on. Idempotent.
 #[utoipa::path(post, path = "/v1/actions/{id}/pause", tag = "actions",
     params(("id" = Uuid, Path, description = "The action's id")),
     responses((status = 200, body = Action, description = "The action")),

@@ -19,7 +19,7 @@ use utoipa::{IntoParams, ToSchema};
 /// The longest wait that a caller gets.
 const LONGEST_WAIT: Duration = Duration::from_secs(60);
 /// How often a waiting call looks without being told.
-const LOOK: Duration = Duration::from_secs(5);
+const POLL_INTERVAL: Duration = Duration::from_secs(5);
 /// The least time between two looks.
 const REST: Duration = Duration::from_millis(50);
 
@@ -94,8 +94,8 @@ pub(super) async fn commands(
         }
         waited = true;
         // A millisecond more: the store's time is cut to milliseconds.
-        let due = next.map_or(LOOK, |next| next.since(now) + Duration::from_millis(1));
-        tokio::time::timeout(due.min(LOOK).min(left), waiting.woken()).await.ok();
+        let due = next.map_or(POLL_INTERVAL, |next| next.since(now) + Duration::from_millis(1));
+        tokio::time::timeout(due.min(POLL_INTERVAL).min(left), waiting.woken()).await.ok();
         tokio::time::sleep(REST.min(left)).await;
     }
 }

@@ -22,7 +22,7 @@ use uuid::Uuid;
 /// The least time between two events.
 const AT_MOST_EVERY: Duration = Duration::from_millis(100);
 /// How often it looks without being told.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// How often it says something in any case, so that a client that is gone is noticed.
 const ALIVE: Duration = Duration::from_secs(15);
 
@@ -104,7 +104,7 @@ impl Watch {
                 return (web::Bytes::from_static(b": the server is stopping\n\n"), true);
             }
             tokio::time::sleep_until(self.at + AT_MOST_EVERY).await;
-            tokio::time::timeout(LOOK, self.commits.changed()).await.ok();
+            tokio::time::timeout(POLL_INTERVAL, self.commits.changed()).await.ok();
             match self.api.node.store.action_view(self.id).await {
                 Ok(Some(view)) => {
                     let progress = Progress::of(&view);
@@ -114,7 +114,7 @@ impl Watch {
                 Ok(None) => return (web::Bytes::from_static(b": the action is no longer kept\n\n"), true),
                 Err(error) => {
                     log::warn!(error = error.to_string().as_str(); "a stream of events waits for the store");
-                    tokio::time::sleep(LOOK).await;
+                    tokio::time::sleep(POLL_INTERVAL).await;
                 }
             }
             if self.next.is_none() && self.at.elapsed() >= ALIVE {

@@ -14,7 +14,7 @@ use utoipa::ToSchema;
 /// How long it counts what was found of commands that nobody serves.
 const UNSERVED_FOR: Duration = Duration::from_secs(10);
 /// Readiness waits no longer for it.
-const UNSERVED_WITHIN: Duration = Duration::from_secs(2);
+const UNSERVED_TIMEOUT: Duration = Duration::from_secs(2);
 /// Counted no further.
 const UNSERVED_LIMIT: usize = 100_000;
 
@@ -52,7 +52,7 @@ impl Unserved {
         {
             return unserved.clone();
         }
-        let asked = tokio::time::timeout(UNSERVED_WITHIN, store.command_unserved(UNSERVED_LIMIT)).await;
+        let asked = tokio::time::timeout(UNSERVED_TIMEOUT, store.command_unserved(UNSERVED_LIMIT)).await;
         let unserved: BTreeMap<_, _> = match asked {
             Ok(Ok(unserved)) => unserved.into_iter().collect(),
             // What it was before says more than nothing; whether the store answers is asked by itself.

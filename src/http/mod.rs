@@ -39,9 +39,9 @@ use std::time::{Duration, Instant};
 /// Threads that serve HTTP and the agents' connections.
 const WORKERS: usize = 2;
 /// How long a client may take for its request's head.
-const HEAD_WITHIN: Duration = Duration::from_secs(10);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long it may take for its body.
-const BODY_WITHIN: Duration = Duration::from_secs(60);
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What handlers work with.
 #[derive(Clone)]
@@ -124,7 +124,7 @@ pub fn serve(api: Api, listening: Listening, connections: usize, refusals: usize
     .backlog(4096)
     .max_connections((connections + refusals).div_ceil(WORKERS))
     .on_connect(move |_, data| accepted.accepted(data))
-    .client_request_timeout(HEAD_WITHIN)
+    .client_request_timeout(HEAD_TIMEOUT)
     .keep_alive(Duration::from_secs(30))
     // Frames are small and are to go at once: otherwise one waits until the agent's machine has said that it has the one before,
     // which it does 40 ms later.

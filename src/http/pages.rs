@@ -1,6 +1,6 @@
 //! Pages, and bodies that are JSON.
 
-use super::{ApiError, ApiResult, BODY_WITHIN};
+use super::{ApiError, ApiResult, BODY_TIMEOUT};
 use crate::domain::problem::{Problem, ProblemKind, check_is_object};
 use crate::domain::text::has_nul;
 use actix_web::web;
@@ -55,7 +55,7 @@ pub(super) async fn body(mut payload: web::Payload, max: usize) -> ApiResult<web
         }
         Ok(body)
     };
-    tokio::time::timeout(BODY_WITHIN, read)
+    tokio::time::timeout(BODY_TIMEOUT, read)
         .await
         .unwrap_or_else(|_| Err(ApiError::bad_request("the body did not come within 60 seconds")))
 }

@@ -13,7 +13,7 @@ use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
 /// How often the files are looked at.
-const LOOK: Duration = Duration::from_secs(2);
+const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
 /// What presents the newest certificate.
 #[derive(Debug)]
@@ -61,7 +61,7 @@ impl Certificates {
 
 async fn follow(newest: Arc<Newest>, cert: PathBuf, key: PathBuf, mut seen: Stamps) {
     loop {
-        tokio::time::sleep(LOOK).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
         let now = stamps(&cert, &key);
         if now == seen {
             continue;

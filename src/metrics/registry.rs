@@ -237,7 +237,7 @@ impl Metrics {
     }
 
     /// A command is handed on so long after it was due.
-    pub fn handed_on(&self, late: Duration) {
+    pub fn dispatched(&self, late: Duration) {
         self.0.delay_lateness.observe(late.as_secs_f64());
     }
 

@@ -73,7 +73,7 @@ impl Running {
     /// Serves until a signal or a fault, then drains.
     ///
     /// # Errors
-    /// When the store can't be used, another node took over, an actor fell too often, or draining took too long.
+    /// When the store can't be used, another node took over, an actor crashed too often, or draining took too long.
     pub async fn run(mut self) -> Result<(), AppError> {
         let mut signals = StopSignals::listen().map_err(io_error("signals"))?;
         let (store, supervision) = (self.node.store.clone(), self.supervision.clone());

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 use uuid::Uuid;
 
 /// How long a start waits for another process to let go of the SQLite file.
-const LOCK_WITHIN: Duration = Duration::from_secs(5);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// The first wait for a store that is away.
 const WAIT_MIN: Duration = Duration::from_millis(250);
 /// The longest one.
@@ -93,7 +93,7 @@ async fn lock_beside(database: &Path) -> Result<File, AppError> {
         match file.try_lock() {
             Ok(()) => return Ok(file),
             // A process that was just killed may not be quite gone.
-            Err(TryLockError::WouldBlock) if started.elapsed() < LOCK_WITHIN => {
+            Err(TryLockError::WouldBlock) if started.elapsed() < LOCK_TIMEOUT => {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
             Err(TryLockError::WouldBlock) => return Err(AppError::InUse(database.to_owned())),

@@ -89,14 +89,14 @@ pub fn run_end(delivery: &Delivery, status: CommandState, at: Timestamp) -> RunE
 
 /// The report that `event` happened to a delivered command.
 pub fn report(delivery: &Delivery, event: Event) -> Report {
-    let fresh = delivery.due.run == 1 && !delivery.due.open;
-    Report { fresh, ..report_of(&delivery.action, delivery.due.agent_no, event) }
+    let skip_lookup = delivery.due.run == 1 && !delivery.due.open;
+    Report { skip_lookup, ..report_of(&delivery.action, delivery.due.agent_no, event) }
 }
 
 /// The report that `event` happened to the command of `action` for an agent, of which more may be written than its reporter
 /// knows.
 pub fn report_of(action: &Action, agent_no: i64, event: Event) -> Report {
-    Report { action_no: action.no, agent_no, policy: action.policy, event, fresh: false }
+    Report { action_no: action.no, agent_no, policy: action.policy, event, skip_lookup: false }
 }
 
 /// The report that a command can't be delivered now.

@@ -31,7 +31,7 @@ pub(super) struct Changes {
 
 impl Changes {
     /// Of reports about commands of which nothing is written but that there are.
-    pub(super) fn of_untouched(reports: &[Report], now: Timestamp) -> Self {
+    pub(super) fn of_undispatched(reports: &[Report], now: Timestamp) -> Self {
         let mut changes = Self::default();
         for report in reports {
             let known = Known { exists: true, ..Known::default() };
@@ -99,5 +99,5 @@ pub(super) fn ends_first_run(report: &Report) -> bool {
         CommandState::Cancelled => false,
         _ => report.policy.max_runs == 1,
     };
-    report.fresh && matches!(&report.event, Event::Result(end) if end.run == 1 && last_run(end))
+    report.skip_lookup && matches!(&report.event, Event::Result(end) if end.run == 1 && last_run(end))
 }

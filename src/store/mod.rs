@@ -28,8 +28,8 @@ pub mod sqlite;
 
 pub use error::{SqlState, StoreError};
 pub use models::{
-    Accepted, ActionView, AgentPatch, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent,
-    NodeView, OpenAction, Report, Resolution, Revoked, Unfinished, UntouchedPage,
+    Accepted, ActionView, AgentPatch, AgentView, CommandPage, CommandView, Due, DueCursor, Enrolled, Inserted,
+    NewAgent, NodeView, OpenAction, Report, Resolution, Revoked, UndispatchedPage, Unfinished,
 };
 pub use sessions::{Opened, SessionHeld, SessionOpening, SessionState};
 
@@ -151,7 +151,7 @@ pub trait Store: Send + Sync + 'static {
     async fn command_insert(&self, pages: Vec<CommandPage>) -> StoreResult<Vec<Inserted>>;
 
     /// Commands of an action beyond the agent key `after` that have neither outcome nor open row.
-    async fn command_untouched(&self, action_no: i64, after: i64, limit: usize) -> StoreResult<UntouchedPage>;
+    async fn command_undispatched(&self, action_no: i64, after: i64, limit: usize) -> StoreResult<UndispatchedPage>;
 
     /// What an agent has to do that is due before `horizon`: what is due now before the rest, then highest priority first,
     /// then earliest due. Without what it has (`sent`), and of open actions only.
@@ -161,8 +161,12 @@ pub trait Store: Send + Sync + 'static {
     /// this node: it has a session here, or its transport is not a stream and it is for this node to send: its action's
     /// owner does, or, if that has no sender for the transport, the first of the nodes that have one. In order of
     /// (due time, action, agent).
-    async fn command_due(&self, after: DuePlace, horizon: Timestamp, limit: usize)
-    -> StoreResult<Vec<(Due, Arc<str>)>>;
+    async fn command_due(
+        &self,
+        after: DueCursor,
+        horizon: Timestamp,
+        limit: usize,
+    ) -> StoreResult<Vec<(Due, Arc<str>)>>;
 
     /// Those of these agents that have open rows `waiting` or `retry` that are due, of actions that go on.
     async fn agent_with_due(&self, agent_nos: &[i64]) -> StoreResult<Vec<i64>>;

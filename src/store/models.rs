@@ -23,7 +23,7 @@ pub enum Accepted {
         /// The store's key.
         no: i64,
         /// Whether this call wrote it.
-        fresh: bool,
+        is_new: bool,
     },
     /// Another action has this id.
     Conflict,
@@ -36,9 +36,9 @@ pub enum Accepted {
 pub struct OpenAction {
     /// The store's key.
     pub no: i64,
-    /// Not handed over before this.
+    /// Not delivered before this.
     pub valid_from: Timestamp,
-    /// Not handed over from this on.
+    /// Not delivered from this on.
     pub expires_at: Timestamp,
     /// Agents may join it until it expires.
     pub live: bool,
@@ -99,7 +99,7 @@ pub enum Inserted {
     Moved,
 }
 
-/// A command that is to be handed over.
+/// A command that is to be delivered.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Due {
     /// The action's key.
@@ -108,7 +108,7 @@ pub struct Due {
     pub agent_no: i64,
     /// Which run.
     pub run: i32,
-    /// Failed hand-overs of this run so far.
+    /// Failed delivery attempts of this run so far.
     pub attempts: i32,
     /// When.
     pub due_at: Timestamp,
@@ -119,11 +119,11 @@ pub struct Due {
 }
 
 /// A place in the order in which open rows fall due: (due time, action, agent).
-pub type DuePlace = (Timestamp, i64, i64);
+pub type DueCursor = (Timestamp, i64, i64);
 
 /// A page of an action's commands that have neither outcome nor open row.
 #[derive(Clone, Debug, Default)]
-pub struct UntouchedPage {
+pub struct UndispatchedPage {
     /// (agent, transport, due time), in key order.
     pub commands: Vec<(i64, Arc<str>, Timestamp)>,
     /// The agent key up to which the page looked; `None`: there is nothing more now.
@@ -181,7 +181,7 @@ pub struct CommandView {
     pub agent: String,
     /// Derived.
     pub status: CommandState,
-    /// Failed hand-overs of the last run, and the one that worked.
+    /// Failed delivery attempts of the last run, and the one that worked.
     pub attempts: i32,
     /// Runs that were begun.
     pub runs: i32,

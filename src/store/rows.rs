@@ -262,7 +262,7 @@ pub(super) struct UntouchedRow {
     pub(super) untouched: bool,
 }
 
-/// A command that is to be handed over.
+/// A command that is to be delivered.
 #[derive(QueryableByName)]
 pub(super) struct DueRow {
     #[diesel(sql_type = BigInt)]

@@ -13,12 +13,12 @@ pub async fn the_same_id_with_the_same_content_is_one_action(backend: &mut impl 
     let store = backend.store();
     let document = json!({"id": Uuid::now_v7(), "valid_from": "2030-01-01T00:00:00Z"});
     let first = store.action_insert(vec![action(store, document.clone())]).await.unwrap();
-    let [Accepted::Stored { id, no, fresh: true }] = first[..] else { panic!("{first:?}") };
+    let [Accepted::Stored { id, no, is_new: true }] = first[..] else { panic!("{first:?}") };
     let again = vec![action(store, document.clone()), action(store, json!({})), action(store, document)];
     let answers = store.action_insert(again).await.unwrap();
-    let same = Accepted::Stored { id, no, fresh: false };
+    let same = Accepted::Stored { id, no, is_new: false };
     assert_eq!([&answers[0], &answers[2]], [&same, &same]);
-    assert!(matches!(answers[1], Accepted::Stored { fresh: true, no: other, .. } if other != no));
+    assert!(matches!(answers[1], Accepted::Stored { is_new: true, no: other, .. } if other != no));
     assert_eq!(store.action_list(None, None, 10).await.unwrap().len(), 2);
     assert_eq!(store.action_no(id).await.unwrap(), Some(no));
 }
@@ -28,7 +28,7 @@ pub async fn the_same_id_with_other_content_is_a_conflict(backend: &mut impl Bac
     let id = Uuid::now_v7();
     let [one, other] = ["one", "other"].map(|name| action(store, json!({"id": id, "name": name})));
     let answers = store.action_insert(vec![one, other.clone()]).await.unwrap();
-    assert!(matches!(answers[..], [Accepted::Stored { fresh: true, .. }, Accepted::Conflict]), "{answers:?}");
+    assert!(matches!(answers[..], [Accepted::Stored { is_new: true, .. }, Accepted::Conflict]), "{answers:?}");
     assert_eq!(store.action_insert(vec![other]).await.unwrap(), [Accepted::Conflict]);
     assert_eq!(store.action_view(id).await.unwrap().unwrap().name, "one");
 }
@@ -60,9 +60,9 @@ pub async fn pages_are_written_once_and_in_turn(backend: &mut impl Backend) {
     let first = page(taken.no, 0, &fleet[..2], false);
     let second = page(taken.no, fleet[1], &fleet[2..], true);
     assert_eq!(store.command_insert(vec![first.clone()]).await.unwrap(), [Inserted::Written]);
-    assert_eq!(store.command_insert(vec![first.clone()]).await.unwrap(), [Inserted::Moved]);
+    assert_eq!(store.command_insert(vec![first.clone()]).await.unwrap(), [Inserted::StalePage]);
     assert_eq!(store.command_insert(vec![second.clone()]).await.unwrap(), [Inserted::Written]);
-    assert_eq!(store.command_insert(vec![first, second]).await.unwrap(), [Inserted::Moved, Inserted::Moved]);
+    assert_eq!(store.command_insert(vec![first, second]).await.unwrap(), [Inserted::StalePage, Inserted::StalePage]);
     let view = store.action_view(taken.id).await.unwrap().unwrap();
     assert_eq!((view.counts.total, view.counts.pending, view.counts.resolved), (5, 5, true));
     assert_eq!(backend.group_by(taken.no).await.total, 5);
@@ -74,10 +74,10 @@ pub async fn a_page_of_another_time_writes_nothing(backend: &mut impl Backend) {
     let taken = accept(store, json!({})).await;
     for (after, unwritten) in [(fleet[0], &fleet[1..]), (fleet[3] + 7, &fleet[..1]), (-1, &fleet[..1])] {
         let answer = store.command_insert(vec![page(taken.no, after, unwritten, true)]).await.unwrap();
-        assert_eq!(answer, [Inserted::Moved]);
+        assert_eq!(answer, [Inserted::StalePage]);
     }
     let nobody = page(taken.no + 1, 0, &fleet, true);
-    assert_eq!(store.command_insert(vec![nobody]).await.unwrap(), [Inserted::Moved]);
+    assert_eq!(store.command_insert(vec![nobody]).await.unwrap(), [Inserted::StalePage]);
     let view = store.action_view(taken.id).await.unwrap().unwrap();
     assert_eq!((view.counts.total, view.counts.resolved), (0, false));
     assert_eq!(backend.group_by(taken.no).await.total, 0);
@@ -116,7 +116,7 @@ pub async fn nothing_is_resolved_after_a_cancel(backend: &mut impl Backend) {
         let view = store.action_cancel(taken.id, &me()).await.unwrap().unwrap();
         assert_eq!((view.status, view.counts.total, view.counts.resolved), (ActionState::Cancelled, 1, true));
         let late = page(taken.no, fleet[0], &fleet[1..], true);
-        assert_eq!(store.command_insert(vec![late]).await.unwrap(), [Inserted::Moved]);
+        assert_eq!(store.command_insert(vec![late]).await.unwrap(), [Inserted::StalePage]);
     }
     assert!(store.action_get(taken.no).await.unwrap().unwrap().is_cancelled());
     assert!(store.action_list_unresolved(in_secs(store, 60), 10).await.unwrap().is_empty());
@@ -140,7 +140,7 @@ pub async fn nothing_is_resolved_after_an_action_expired(backend: &mut impl Back
     assert!(store.action_expire(taken.no).await.unwrap());
     assert!(!store.action_expire(taken.no).await.unwrap());
     let late = page(taken.no, fleet[0], &fleet[1..], true);
-    assert_eq!(store.command_insert(vec![late]).await.unwrap(), [Inserted::Moved]);
+    assert_eq!(store.command_insert(vec![late]).await.unwrap(), [Inserted::StalePage]);
     let view = store.action_view(taken.id).await.unwrap().unwrap();
     assert_eq!((view.status, view.counts.total, view.counts.resolved), (ActionState::Expired, 1, true));
     assert!(store.action_complete(vec![taken.no]).await.unwrap().is_empty());

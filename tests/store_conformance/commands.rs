@@ -25,7 +25,7 @@ pub async fn untouched_commands_are_paged_in_key_order_with_their_due_times(back
     let mut found = Vec::new();
     let mut after = 0;
     loop {
-        let page = store.command_untouched(taken.no, after, 2).await.unwrap();
+        let page = store.command_undispatched(taken.no, after, 2).await.unwrap();
         assert!(page.commands.len() <= 2);
         found.extend(page.commands);
         let Some(through) = page.through else { break };

@@ -84,7 +84,7 @@ pub async fn a_command_shows_what_was_done_about_it(backend: &mut impl Backend) 
     let store = backend.store();
     let action = store.action_get(taken.no).await.unwrap().unwrap();
     let views = taken.list(store).await;
-    // State, hand-overs of the run, runs begun; whether there is sent_at, finished_at, results; the error.
+    // State, delivery attempts of the run, runs begun; whether there is sent_at, finished_at, results; the error.
     let expected = [
         (Pending, 0, 0, false, false, false, None),
         (Sent, 2, 1, true, false, false, None),

@@ -117,7 +117,7 @@ impl Command {
         self.outcomes.is_empty() && self.known.open.is_none()
     }
 
-    /// Hand-overs of the run that is or was the last, and runs begun.
+    /// Delivery attempts of the run that is or was the last, and runs begun.
     fn attempts_and_runs(&self) -> (i32, i32) {
         let (run, failed, worked) = match (self.outcomes.last(), self.known.open) {
             (Some(Outcome { end, is_final: true }), _) => {
@@ -158,7 +158,7 @@ impl<B: Backend> Life<'_, B> {
                 let through = page.through;
                 let inserted = self.store().command_insert(vec![page]).await.unwrap();
                 let writes = *joins && !self.over;
-                prop_assert_eq!(inserted, [if writes { Inserted::Written } else { Inserted::Moved }]);
+                prop_assert_eq!(inserted, [if writes { Inserted::Written } else { Inserted::StalePage }]);
                 if writes {
                     self.through = through;
                     self.over = *last;
@@ -223,7 +223,7 @@ impl<B: Backend> Life<'_, B> {
             What::Cancelled => Event::Cancelled,
             What::Undeliverable => Event::Undeliverable { error: "gone".into() },
         };
-        Report { fresh: *fresh, ..self.taken.report(no, event) }
+        Report { skip_lookup: *fresh, ..self.taken.report(no, event) }
     }
 
     async fn record(&mut self, items: &[(usize, What, bool)]) -> Result<(), TestCaseError> {
@@ -289,7 +289,7 @@ impl<B: Backend> Life<'_, B> {
         prop_assert_eq!(unfinished(Unfinished::All).await, keys(&|command| !is_final(command)));
         let pending = keys(&|command| !is_final(command) && !sent(command));
         prop_assert_eq!(unfinished(Unfinished::Pending).await, pending.clone());
-        let untouched = store.command_untouched(no, 0, 100).await.unwrap().commands;
+        let untouched = store.command_undispatched(no, 0, 100).await.unwrap().commands;
         let untouched: Vec<i64> = untouched.into_iter().map(|(no, ..)| no).collect();
         prop_assert_eq!(untouched, keys(&Command::untouched));
 

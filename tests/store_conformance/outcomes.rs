@@ -87,7 +87,7 @@ pub async fn a_result_of_another_agent_is_rejected(backend: &mut impl Backend) {
     // One that is wrong doesn't keep the others from being stored, even if its reporter says that nobody needs to look.
     let result = Event::Result(Box::new(end(1, Succeeded, store.now())));
     let batch: Vec<Report> =
-        fleet.iter().map(|agent| Report { fresh: true, ..taken.report(*agent, result.clone()) }).collect();
+        fleet.iter().map(|agent| Report { skip_lookup: true, ..taken.report(*agent, result.clone()) }).collect();
     let answers = store.outcome_record(&batch).await.unwrap();
     assert!(answers[0] == Answer::Stored && answers[1] == Answer::Stored && rejected(&answers[2]), "{answers:?}");
     assert_eq!(counts(backend, taken.id).await.succeeded, 2);
@@ -134,7 +134,7 @@ pub async fn a_run_that_a_cancel_killed_is_cancelled_whoever_is_first(backend: &
     let taken = resolved(store, json!({"max_runs": 3}), &fleet).await;
     // Nobody has cancelled it yet, also where the reporter says that nobody needs to look.
     let said = Event::Result(Box::new(end(1, Cancelled, store.now())));
-    let report = Report { fresh: true, ..taken.report(fleet[3], said) };
+    let report = Report { skip_lookup: true, ..taken.report(fleet[3], said) };
     let answer = store.outcome_record(&[report]).await.unwrap().remove(0);
     assert!(matches!(answer, Answer::Again { run: 2, .. }), "{answer:?}");
     store.action_cancel(taken.id, &crate::support::me()).await.unwrap();
@@ -156,7 +156,7 @@ pub async fn a_run_that_a_cancel_killed_is_cancelled_whoever_is_first(backend: &
     let one = resolved(store, json!({}), &fleet[..1]).await;
     store.action_cancel(one.id, &crate::support::me()).await.unwrap();
     let said = Event::Result(Box::new(end(1, Cancelled, store.now())));
-    store.outcome_record(&[Report { fresh: true, ..one.report(fleet[0], said) }]).await.unwrap();
+    store.outcome_record(&[Report { skip_lookup: true, ..one.report(fleet[0], said) }]).await.unwrap();
     assert_eq!(one.list(store).await[0].status, Cancelled);
 }
 
@@ -213,7 +213,7 @@ pub async fn a_report_that_was_wrongly_fresh_is_looked_at(backend: &mut impl Bac
     taken.tell(store, fleet[3], Event::Cancelled).await;
     let fresh = |agent: i64| {
         let end = RunEnd { sent_at: None, ..end(1, Succeeded, store.now()) };
-        Report { fresh: true, ..taken.report(agent, Event::Result(Box::new(end))) }
+        Report { skip_lookup: true, ..taken.report(agent, Event::Result(Box::new(end))) }
     };
     // Each by itself, so that none is looked at for another's sake.
     for agent in &fleet[..5] {
@@ -278,7 +278,7 @@ pub async fn one_batch_may_be_about_thousands_of_actions(backend: &mut impl Back
     let policy = store.action_get(nos[0]).await.unwrap().unwrap().policy;
     for (agent, fresh) in [(fleet[0], true), (fleet[1], false)] {
         let event = || Event::Result(Box::new(end(1, Succeeded, store.now())));
-        let report = |no: &i64| Report { action_no: *no, agent_no: agent, policy, event: event(), fresh };
+        let report = |no: &i64| Report { action_no: *no, agent_no: agent, policy, event: event(), skip_lookup: fresh };
         let reports: Vec<Report> = nos.iter().map(report).collect();
         assert_eq!(store.outcome_record(&reports).await.unwrap(), vec![Answer::Stored; ACTIONS]);
     }
@@ -300,7 +300,7 @@ pub async fn what_a_result_says_comes_back_to_the_letter(backend: &mut impl Back
             sent_at: Some(Timestamp(-5)),
             ..end(1, Failed, store.now())
         };
-        let report = Report { fresh, ..taken.report(agent, Event::Result(Box::new(end))) };
+        let report = Report { skip_lookup: fresh, ..taken.report(agent, Event::Result(Box::new(end))) };
         assert_eq!(store.outcome_record(&[report]).await.unwrap(), [Answer::Stored]);
     }
     for view in taken.list(store).await {

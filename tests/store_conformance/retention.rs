@@ -61,7 +61,7 @@ pub async fn what_is_kept_no_longer_goes_in_small_batches_and_is_out_of_sight_at
     let again = crate::support::action(store, json!({"id": old.id}));
     assert!(matches!(
         store.action_insert(vec![again]).await.unwrap()[..],
-        [odoshi::store::Accepted::Stored { fresh: true, .. }]
+        [odoshi::store::Accepted::Stored { is_new: true, .. }]
     ));
 }
 

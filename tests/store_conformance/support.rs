@@ -79,7 +79,7 @@ pub struct Taken {
 pub async fn accept(store: &dyn Store, changes: Value) -> Taken {
     let new = action(store, changes);
     let accepted = store.action_insert(vec![new]).await.unwrap();
-    let [Accepted::Stored { id, no, fresh: true }] = accepted[..] else { panic!("{accepted:?}") };
+    let [Accepted::Stored { id, no, is_new: true }] = accepted[..] else { panic!("{accepted:?}") };
     let policy = store.action_get(no).await.unwrap().unwrap().policy;
     Taken { id, no, policy }
 }
@@ -121,7 +121,7 @@ pub fn end(run: i32, status: CommandState, now: Timestamp) -> RunEnd {
 impl Taken {
     /// Something happened to the command of this agent.
     pub fn report(&self, agent_no: i64, event: Event) -> Report {
-        Report { action_no: self.no, agent_no, policy: self.policy, event, fresh: false }
+        Report { action_no: self.no, agent_no, policy: self.policy, event, skip_lookup: false }
     }
 
     /// Tells the store one thing.
@@ -140,12 +140,12 @@ impl Taken {
         self.tell(store, agent_no, Event::Sent { run, attempts, at: store.now() }).await
     }
 
-    /// It can't be handed over, and is due now.
+    /// It can't be delivered, and is due now.
     pub async fn hold(&self, store: &dyn Store, agent_no: i64) -> Answer {
         self.tell(store, agent_no, Event::Hold { due_at: store.now() }).await
     }
 
-    /// A hand-over failed.
+    /// A delivery attempt failed.
     pub async fn fails(&self, store: &dyn Store, agent_no: i64, run: i32, attempts: i32) -> Answer {
         let error = "nobody there".to_owned();
         self.tell(store, agent_no, Event::AttemptFailed { run, attempts, error, retry_after: None }).await

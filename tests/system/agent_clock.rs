@@ -147,7 +147,7 @@ pub async fn an_agent_says_that_a_command_has_expired_and_is_believed_when_it_ha
         tokio::select! {
             biased;
             mut commands = agent.commands() => break (id, commands.remove(0)),
-            // On a machine that is busy it may have expired before it was handed over.
+            // On a machine that is busy it may have expired before it was delivered.
             _ = until_over(&server, &id) => lasts *= 4,
         }
     };
@@ -159,7 +159,7 @@ pub async fn an_agent_says_that_a_command_has_expired_and_is_believed_when_it_ha
     let view = server.until_status(&id, "completed").await;
     assert_eq!(view["counts"]["expired"], 1, "{view}");
 
-    // One whose clock is wrong is not believed: the command is handed over again, and no attempt has failed.
+    // One whose clock is wrong is not believed: the command is delivered again, and no attempt has failed.
     let id = server.submit(document(json!({ "max_deliveries": 1 }))).await;
     let command = agent.commands().await.remove(0);
     let said = Instant::now();

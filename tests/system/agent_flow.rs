@@ -74,7 +74,7 @@ pub async fn an_agent_never_has_more_than_its_capacity_and_the_urgent_goes_first
     assert_eq!(order, [100, 99, 5, 5, 0, 0, -1, -100]);
 }
 
-pub async fn what_an_agent_says_it_runs_is_not_handed_over_again(on: On) {
+pub async fn what_an_agent_says_it_runs_is_not_delivered_again(on: On) {
     let (server, token) = server_with(on, "back").await;
     let mut agent = WireAgent::hello(&server.url, &token, 16).await;
     let running = server.submit(document(json!({}))).await;
@@ -202,7 +202,7 @@ pub async fn a_command_for_an_agent_that_stays_away_expires_after_the_grace(on: 
     assert_eq!((&view["counts"]["total"], &view["counts"]["expired"]), (&json!(1), &json!(1)));
     let mut agent = WireAgent::hello(&server.url, &token, 16).await;
     let next = server.submit(document(json!({}))).await;
-    assert_eq!(one(&mut agent).await["action"], *next, "never handed over after its expiry");
+    assert_eq!(one(&mut agent).await["action"], *next, "never delivered after its expiry");
 }
 
 pub async fn who_takes_a_command_and_never_answers_has_timed_out_and_gets_the_next_one(on: On) {
@@ -219,7 +219,7 @@ pub async fn who_takes_a_command_and_never_answers_has_timed_out_and_gets_the_ne
     assert_eq!(one(&mut agent).await["action"], *next, "its room is free again");
 }
 
-pub async fn without_received_a_hand_over_has_failed_and_is_tried_again_up_to_max_deliveries(on: On) {
+pub async fn without_received_a_delivery_has_failed_and_is_tried_again_up_to_max_deliveries(on: On) {
     let (server, token) = server_with(on, "forgetful").await;
     let mut agent = WireAgent::hello(&server.url, &token, 2).await;
     let once = server.submit(document(json!({ "max_deliveries": 1 }))).await;
@@ -320,7 +320,7 @@ async fn gets_something(agent: &mut WireAgent) -> bool {
     tokio::time::timeout(Duration::from_millis(1_500), agent.commands()).await.is_ok()
 }
 
-pub async fn a_paused_action_hands_nothing_over_until_it_is_resumed(on: On) {
+pub async fn a_paused_action_delivers_nothing_until_it_is_resumed(on: On) {
     let mut server = Server::start(on.options()).await;
     let here = server.enroll("here", json!({})).await;
     let away = server.enroll("away", json!({})).await;

@@ -59,7 +59,7 @@ async fn a_base_backup_is_restored_and_nothing_runs_twice() {
     .await
     .unwrap();
     server.move_to(copy);
-    // What an agent had in its hands at that moment is not handed over again: nobody can know that it wasn't run.
+    // What an agent had in its hands at that moment is not delivered again: nobody can know that it wasn't run.
     let held = server
         .sql()
         .number(&format!("SELECT count(*) AS n FROM open_commands WHERE state = {}", OpenState::Sent as i16));

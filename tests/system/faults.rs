@@ -85,7 +85,7 @@ async fn whole_is_kept_while_it_panics(on: On, actor: &str, points: &str, wanted
     let mut actions = Vec::new();
     for wave in 0.. {
         let crashed = crashes(&server, actor).await;
-        assert!(wave < WAVES, "{actor}: after {wave} waves it fell {crashed} times");
+        assert!(wave < WAVES, "{actor}: after {wave} waves it crashed {crashed} times");
         if wave >= LEAST_WAVES && crashed >= wanted {
             break;
         }

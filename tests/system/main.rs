@@ -78,16 +78,16 @@ on_both! {
     }
     agent_flow {
         an_agent_never_has_more_than_its_capacity_and_the_urgent_goes_first
-        what_an_agent_says_it_runs_is_not_handed_over_again
+        what_an_agent_says_it_runs_is_not_delivered_again
         a_failed_run_is_followed_by_another_up_to_max_runs
         a_cancel_reaches_the_agent_and_is_final
         a_run_that_a_cancel_killed_is_cancelled_and_not_run_again
         a_cancelled_result_counts_only_when_the_action_was_cancelled
         a_command_for_an_agent_that_stays_away_expires_after_the_grace
         who_takes_a_command_and_never_answers_has_timed_out_and_gets_the_next_one
-        without_received_a_hand_over_has_failed_and_is_tried_again_up_to_max_deliveries
+        without_received_a_delivery_has_failed_and_is_tried_again_up_to_max_deliveries
         agents_that_stop_reading_cost_little_and_are_dropped_and_get_their_commands_later
-        a_paused_action_hands_nothing_over_until_it_is_resumed
+        a_paused_action_delivers_nothing_until_it_is_resumed
         a_retry_is_a_new_action_over_those_that_failed
     }
     agent_clock {

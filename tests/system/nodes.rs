@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 /// How many servers.
 pub const NODES: usize = 3;
 /// A node that isn't told looks by itself after 10 s.
-const TOLD_WITHIN: Duration = Duration::from_secs(5);
+const TOLD_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A check-in that nobody wakes polls after 5 s.
 const POLLED_AFTER: Duration = Duration::from_secs(4);
@@ -86,7 +86,7 @@ impl Cluster {
             soonest = soonest.min(self.all_run(&id, begun).await);
             let view = self.until_completed((node + 1) % NODES, &id).await;
             assert_eq!(view["counts"]["succeeded"], NODES);
-            if soonest < TOLD_WITHIN {
+            if soonest < TOLD_TIMEOUT {
                 break;
             }
         }
@@ -100,7 +100,7 @@ async fn an_action_reaches_the_agents_of_all_nodes_whichever_took_it() {
     for node in 0..NODES {
         let took = cluster.soonest_run(node).await;
         println!("an action taken by node {node} was with the agents of all nodes after {took:?}");
-        assert!(took < TOLD_WITHIN, "nobody was told: {took:?}");
+        assert!(took < TOLD_TIMEOUT, "nobody was told: {took:?}");
     }
     let mut sql = cluster.servers[0].sql();
     assert_eq!(sql.number("SELECT count(*) AS n FROM open_commands"), 0, "nobody was written down as away");
@@ -148,7 +148,7 @@ async fn an_agent_that_has_moved_is_no_longer_connected_where_it_was() {
     }
     cluster.until_completed(2, &id).await;
     let took = cluster.soonest_run(2).await;
-    assert!(took < TOLD_WITHIN, "{took:?}");
+    assert!(took < TOLD_TIMEOUT, "{took:?}");
 }
 
 #[actix_rt::test]

@@ -205,12 +205,12 @@ pub async fn two_hundred_thousand_commands_go_out_in_their_time_over_a_kill(on: 
     for line in &lines {
         first.entry(line[1]).or_insert(*line);
     }
-    assert_eq!(first.len(), COMMANDS, "each was handed over");
+    assert_eq!(first.len(), COMMANDS, "each was delivered");
     let dues: BTreeSet<i64> = first.values().map(|line| line[2]).collect();
     assert!(dues.last().unwrap() - dues.first().unwrap() >= 19_000, "they were spread over the time");
     println!("before the kill: {}", lateness(first.values().copied().filter(|line| line[3] <= killed_at)));
     println!("after it: {}", lateness(first.values().copied().filter(|line| line[3] > killed_at)));
-    println!("{} were handed over twice", lines.len() - COMMANDS);
+    println!("{} were delivered twice", lines.len() - COMMANDS);
 }
 
 pub async fn what_is_urgent_displaces_what_has_time_and_nothing_is_lost(on: On) {

@@ -1,6 +1,6 @@
 //! The journal's file and index: records are appended, looked up and read back.
 
-use super::entry::{Entry, Place, State};
+use super::entry::{Entry, KeySlot, State};
 use super::error::JournalError;
 use super::files::io_error;
 use super::record::Record;
@@ -87,7 +87,7 @@ impl Journal {
             let start = text.len() as u64;
             serde_json::to_writer(&mut text, record).map_err(|error| io_error("write", &self.path)(error.into()))?;
             text.push(b'\n');
-            places.push(Place { offset: self.len + start, len: text.len() as u64 - start });
+            places.push(KeySlot { offset: self.len + start, len: text.len() as u64 - start });
         }
         let sync = !records.iter().all(|record| matches!(record, Record::Stored { .. } | Record::Spawned { .. }));
         let written = self.file.write_all_at(&text, self.len);
@@ -157,7 +157,7 @@ impl Journal {
         Ok((results, runs.len()))
     }
 
-    pub(super) fn read(&self, place: Place) -> Result<Vec<u8>, JournalError> {
+    pub(super) fn read(&self, place: KeySlot) -> Result<Vec<u8>, JournalError> {
         let len = usize::try_from(place.len).unwrap_or(usize::MAX);
         let mut line = vec![0; len];
         self.file.read_exact_at(&mut line, place.offset).map_err(io_error("read", &self.path))?;
@@ -165,7 +165,7 @@ impl Journal {
     }
 
     /// Applies a record that is in the file to the index.
-    pub(super) fn apply(&mut self, record: &Record, place: Place) {
+    pub(super) fn apply(&mut self, record: &Record, place: KeySlot) {
         let run = record.run_ref();
         let before = self.index.get(&run).map_or(0, Entry::live);
         match record {

@@ -25,7 +25,7 @@ pub enum State {
 
 /// A line's place in the file, its newline included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Place {
+pub(super) struct KeySlot {
     pub(super) offset: u64,
     pub(super) len: u64,
 }
@@ -37,7 +37,7 @@ pub(super) struct Entry {
     pub(super) expires_at: Timestamp,
     /// The lines that a compaction copies: `received`; or `started` and the last `spawned`; or only `result`; or only
     /// `forgotten`.
-    pub(super) lines: [Option<Place>; 2],
+    pub(super) lines: [Option<KeySlot>; 2],
 }
 
 impl Entry {

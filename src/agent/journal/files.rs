@@ -8,7 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 /// How long to wait for the folder's lock.
-const LOCK_WITHIN: Duration = Duration::from_secs(2);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Locks the folder. Waits for a moment if the lock is held: an agent that was just killed may not have exited, or a child of
 /// it may be about to become another program.
@@ -20,7 +20,7 @@ pub(super) fn lock(dir: &Path) -> Result<File, JournalError> {
     loop {
         match lock.try_lock() {
             Ok(()) => return Ok(lock),
-            Err(fs::TryLockError::WouldBlock) if started.elapsed() < LOCK_WITHIN => {
+            Err(fs::TryLockError::WouldBlock) if started.elapsed() < LOCK_TIMEOUT => {
                 std::thread::sleep(Duration::from_millis(50));
             }
             Err(fs::TryLockError::WouldBlock) => return Err(JournalError::Locked(dir.to_path_buf())),

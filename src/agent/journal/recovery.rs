@@ -1,7 +1,7 @@
 //! Opening the journal: reads what an earlier process left, and ends the runs that it was in.
 
 use super::append_log::Journal;
-use super::entry::{Place, State};
+use super::entry::{KeySlot, State};
 use super::error::JournalError;
 use super::files::{io_error, lock, options, sync_dir};
 use super::record::Record;
@@ -16,7 +16,7 @@ use std::path::Path;
 use std::time::Duration;
 
 /// How long the processes of interrupted runs may take to die.
-const REMAINS_WITHIN: Duration = Duration::from_secs(5);
+const REMAINS_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// A command that was received and not started before the agent stopped.
 #[derive(Clone, Debug)]
@@ -78,7 +78,7 @@ impl Journal {
                 break;
             }
             number += 1;
-            let place = Place { offset, len: read };
+            let place = KeySlot { offset, len: read };
             offset += read;
             let record = match serde_json::from_slice::<Record>(&line) {
                 Ok(record) => record,
@@ -159,7 +159,7 @@ fn kill_remains(trees: &[Tree]) {
     if trees.is_empty() {
         return;
     }
-    let left = processes::kill(trees, REMAINS_WITHIN);
+    let left = processes::kill(trees, REMAINS_TIMEOUT);
     if !left.is_empty() {
         log::error!(pids:? = left; "processes of interrupted runs could not be killed");
     }

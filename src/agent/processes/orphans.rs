@@ -13,7 +13,7 @@ use std::time::Duration;
 use tokio::signal::unix::{SignalKind, signal};
 
 /// How long ends of processes are gathered before the next look.
-const GATHER: Duration = Duration::from_secs(1);
+const DEBOUNCE: Duration = Duration::from_secs(1);
 
 /// Reaps orphans for as long as it is polled; ends at once in a process that gets none.
 pub(crate) async fn reap() {
@@ -30,7 +30,7 @@ pub(crate) async fn reap() {
             log::error!(error:%; "looking for orphaned processes panicked");
         }
         ended.recv().await;
-        tokio::time::sleep(GATHER).await;
+        tokio::time::sleep(DEBOUNCE).await;
     }
 }
 

@@ -10,7 +10,7 @@ use std::time::Duration;
 use uuid::Uuid;
 
 /// How long killed processes may take to disappear. A process that hangs in the kernel is not waited for any longer.
-const GONE_WITHIN: Duration = Duration::from_secs(2);
+const GONE_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// What is known of the processes of one run. Clones share it.
 #[derive(Clone, Debug)]
@@ -61,7 +61,7 @@ impl Trace {
         if !tree.has_programs() {
             return;
         }
-        let left = tokio::task::spawn_blocking(move || kill::kill(&[tree], GONE_WITHIN)).await.unwrap_or_default();
+        let left = tokio::task::spawn_blocking(move || kill::kill(&[tree], GONE_TIMEOUT)).await.unwrap_or_default();
         if !left.is_empty() {
             log::warn!(action:% = self.run.action, run = self.run.run, pids:? = left; "some processes of a run did not die");
         }

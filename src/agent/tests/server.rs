@@ -12,7 +12,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
-/// A plain HTTP request's head, in small letters, and its body.
+/// A plain HTTP request's head, in small pending, and its body.
 pub(super) type Asked = (String, serde_json::Value);
 
 /// How the request for the stream begins.

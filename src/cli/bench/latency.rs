@@ -3,7 +3,7 @@
 use super::raw;
 use crate::Odoshi;
 use crate::cli::client::read_token;
-use crate::cli::place::Place;
+use crate::cli::scratch_store::ScratchStore;
 use crate::config::Config;
 use crate::domain::agent::{Enrollment, STREAM, Secret};
 use crate::domain::audit::Author;
@@ -37,7 +37,7 @@ pub(in crate::cli) struct Args {
 }
 
 pub(super) async fn run(args: &Args, folder: &Path) -> Result<(), Box<dyn Error>> {
-    let place = Place::at(args.store.as_deref()).await?;
+    let place = ScratchStore::at(args.store.as_deref()).await?;
     let measured = measure(args, &place, folder).await;
     place.leave().await?;
     print(measured?);
@@ -55,7 +55,7 @@ struct Times {
     bare: Vec<Duration>,
 }
 
-async fn measure(args: &Args, place: &Place, folder: &Path) -> Result<Times, Box<dyn Error>> {
+async fn measure(args: &Args, place: &ScratchStore, folder: &Path) -> Result<Times, Box<dyn Error>> {
     let mut flags = vec![
         ("data_dir".to_owned(), folder.join("server").display().to_string()),
         ("http.listen".to_owned(), "127.0.0.1:0".to_owned()),
@@ -93,8 +93,8 @@ async fn measure(args: &Args, place: &Place, folder: &Path) -> Result<Times, Box
         }
         let samples = args.samples / TURNS;
         times.bare.extend(match place {
-            Place::Schema(scratch) => raw::postgres::pairs(scratch, samples, PAUSE).await?,
-            Place::File(_) => {
+            ScratchStore::Schema(scratch) => raw::postgres::pairs(scratch, samples, PAUSE).await?,
+            ScratchStore::File(_) => {
                 let database = folder.join(format!("bare-{turn}.db"));
                 let raw = tokio::task::spawn_blocking(move || raw::sqlite::pairs(&database, samples, PAUSE));
                 raw.await?.map_err(|error| error as Box<dyn Error>)?

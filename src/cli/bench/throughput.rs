@@ -2,7 +2,7 @@
 
 use super::{fleet, raw};
 use crate::cli::outcome::Outcome;
-use crate::cli::place::Place;
+use crate::cli::scratch_store::ScratchStore;
 use comfy_table::Table;
 use std::error::Error;
 use std::path::Path;
@@ -37,7 +37,7 @@ struct Times {
 /// Measures and prints. `life` is the whole life of the commands, not only their creation.
 pub(super) fn run(args: &Args, life: bool, folder: &Path) -> Outcome {
     let times = actix_rt::System::new().block_on(async {
-        let place = Place::at(args.store.as_deref()).await?;
+        let place = ScratchStore::at(args.store.as_deref()).await?;
         let times = measure(args, life, &place, folder).await;
         place.leave().await?;
         times
@@ -46,13 +46,13 @@ pub(super) fn run(args: &Args, life: bool, folder: &Path) -> Outcome {
     Ok(ExitCode::SUCCESS)
 }
 
-async fn measure(args: &Args, life: bool, place: &Place, folder: &Path) -> Result<Times, Box<dyn Error>> {
+async fn measure(args: &Args, life: bool, place: &ScratchStore, folder: &Path) -> Result<Times, Box<dyn Error>> {
     let mut times = Times::default();
     let fleet = fleet::Fleet::start(folder, place.url(), args.agents).await?;
     // In turns, so that all are measured in the same state of the machine.
     for round in 0..args.rounds {
         times.ours.push(fleet.round(life).await?);
-        if let (true, Place::Schema(scratch)) = (args.held_transaction, place) {
+        if let (true, ScratchStore::Schema(scratch)) = (args.held_transaction, place) {
             let mut other = scratch.connect().await?;
             let begin = "SET idle_in_transaction_session_timeout = 0; BEGIN ISOLATION LEVEL REPEATABLE READ; \
                          SELECT pg_current_xact_id()";
@@ -62,8 +62,8 @@ async fn measure(args: &Args, life: bool, place: &Place, folder: &Path) -> Resul
         }
         let (agents, batch) = (args.agents, fleet.batch());
         times.bare.push(match place {
-            Place::Schema(scratch) => raw::postgres::round(scratch, agents, batch, life).await?,
-            Place::File(_) => {
+            ScratchStore::Schema(scratch) => raw::postgres::round(scratch, agents, batch, life).await?,
+            ScratchStore::File(_) => {
                 let database = folder.join(format!("bare-{round}.db"));
                 let raw = tokio::task::spawn_blocking(move || raw::sqlite::round(&database, agents, batch, life));
                 raw.await?.map_err(|error| error as Box<dyn Error>)?

@@ -35,7 +35,7 @@ struct Rows {
     known: Known,
     outcomes: Vec<Outcome>,
     late: BTreeMap<i32, RunEnd>,
-    /// What its agent had already came back: nothing was said about the hand-overs before.
+    /// What its agent had already came back: nothing was said about the delivery attempts before.
     came_back: bool,
 }
 
@@ -214,7 +214,7 @@ fn what_does_not_exist_is_rejected() {
 }
 
 #[test]
-fn the_last_failed_hand_over_is_the_one_at_the_limit() {
+fn the_last_failed_delivery_is_the_one_at_the_limit() {
     let policy = policy(1, Some(3));
     let mut rows = Rows::new();
     for attempts in 1..3 {
@@ -320,7 +320,7 @@ fn a_cancelled_result_of_what_nobody_cancelled_has_failed() {
 }
 
 #[test]
-fn a_cancelled_command_is_not_handed_over_again() {
+fn a_cancelled_command_is_not_delivered_again() {
     let mut rows = of_a_cancelled_action();
     assert_eq!(rows.step(failed_attempt(1, 1), &policy(1, None), START, 0.0), Answer::Stored);
     assert_eq!(rows.known.state(), CommandState::Cancelled);

@@ -22,4 +22,4 @@ mod queue;
 #[cfg(test)]
 mod tests;
 
-pub use queue::{DelayQueue, Entry, Refused, WhenFull};
+pub use queue::{DelayQueue, Entry, InsertError, WhenFull};

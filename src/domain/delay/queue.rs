@@ -32,7 +32,7 @@ pub struct Entry<K, V, T = Timestamp> {
 
 /// Why an entry was not taken in; the value is given back.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refused<V> {
+pub enum InsertError<V> {
     /// There is no room, and nothing in it that is farther.
     Full(V),
     /// There is an entry for this key.
@@ -50,7 +50,7 @@ pub(super) struct Slot<K, V> {
 }
 
 /// Where a key is: a part of its hash, and its slot.
-type Place = (u32, u32);
+type IndexSlot = (u32, u32);
 
 /// A queue in order of due time, with at most one entry for a key; see the [module](super).
 #[derive(Debug)]
@@ -58,7 +58,7 @@ pub struct DelayQueue<K, V, T = Timestamp> {
     pub(super) order: Order<T>,
     pub(super) slots: Vec<Slot<K, V>>,
     free: Vec<u32>,
-    keys: HashTable<Place>,
+    keys: HashTable<IndexSlot>,
     hasher: hashbrown::DefaultHashBuilder,
     sequence: u64,
     capacity: usize,
@@ -111,17 +111,25 @@ impl<K: Eq + Hash, V, T: Copy + Ord> DelayQueue<K, V, T> {
     ///
     /// # Errors
     /// Gives `value` back when there is no room for it, when there is an entry for `key`, and after a stop.
-    pub fn insert(&mut self, key: K, due: T, priority: i32, value: V) -> Result<Option<Entry<K, V, T>>, Refused<V>> {
+    pub fn insert(
+        &mut self,
+        key: K,
+        due: T,
+        priority: i32,
+        value: V,
+    ) -> Result<Option<Entry<K, V, T>>, InsertError<V>> {
         if self.stopped.is_some() {
-            return Err(Refused::Stopped(value));
+            return Err(InsertError::Stopped(value));
         }
         if self.room() == 0 {
             return self.insert_if_nearer(key, due, priority, value);
         }
         let (hash, short) = self.hash(&key);
         let slots = &self.slots;
-        let same = |place: &Place| place.0 == short && slots[place.1 as usize].is(&key);
-        let KeyEntry::Vacant(vacant) = self.keys.entry(hash, same, rehash) else { return Err(Refused::Known(value)) };
+        let same = |place: &IndexSlot| place.0 == short && slots[place.1 as usize].is(&key);
+        let KeyEntry::Vacant(vacant) = self.keys.entry(hash, same, rehash) else {
+            return Err(InsertError::Known(value));
+        };
         let item = Item { due, sequence: self.sequence, rank: !priority, slot: 0 };
         let taken = Slot { sequence: item.sequence, rank: item.rank, entry: Some((key, value)) };
         let slot = match self.free.pop() {
@@ -147,18 +155,18 @@ impl<K: Eq + Hash, V, T: Copy + Ord> DelayQueue<K, V, T> {
         due: T,
         priority: i32,
         value: V,
-    ) -> Result<Option<Entry<K, V, T>>, Refused<V>> {
+    ) -> Result<Option<Entry<K, V, T>>, InsertError<V>> {
         if self.contains(&key) {
-            return Err(Refused::Known(value));
+            return Err(InsertError::Known(value));
         }
         if self.when_full == WhenFull::Refuse {
-            return Err(Refused::Full(value));
+            return Err(InsertError::Full(value));
         }
-        let Some(farthest) = self.pop_farthest() else { return Err(Refused::Full(value)) };
+        let Some(farthest) = self.pop_farthest() else { return Err(InsertError::Full(value)) };
         let item = Item { due, sequence: self.sequence, rank: !priority, slot: 0 };
         if item > farthest {
             self.order.push(farthest);
-            return Err(Refused::Full(value));
+            return Err(InsertError::Full(value));
         }
         let displaced = self.take(farthest);
         self.insert(key, due, priority, value)?;
@@ -223,7 +231,7 @@ impl<K: Eq + Hash, V, T: Copy + Ord> DelayQueue<K, V, T> {
         self.paused = true;
     }
 
-    /// Goes on; what fell due meanwhile leaves first, in order.
+    /// Goes on; what crashed due meanwhile leaves first, in order.
     pub fn resume(&mut self) {
         self.paused = false;
     }
@@ -251,7 +259,7 @@ impl<K: Eq + Hash, V, T: Copy + Ord> DelayQueue<K, V, T> {
 
     fn find(&self, key: &K) -> Option<u32> {
         let (hash, short) = self.hash(key);
-        let same = |place: &Place| place.0 == short && self.slots[place.1 as usize].is(key);
+        let same = |place: &IndexSlot| place.0 == short && self.slots[place.1 as usize].is(key);
         self.keys.find(hash, same).map(|place| place.1)
     }
 
@@ -325,7 +333,7 @@ impl<K: Eq, V> Slot<K, V> {
 }
 
 /// The hash by which a table finds a place, from the part that is kept: growing looks at no slot.
-fn rehash(place: &Place) -> u64 {
+fn rehash(place: &IndexSlot) -> u64 {
     // The table looks at the lowest bits and the highest.
     u64::from(place.0).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }

@@ -82,12 +82,12 @@ impl Model {
         due: i64,
         priority: i32,
         value: u64,
-    ) -> Result<Option<Entry<u32, u64, i64>>, Refused<u64>> {
+    ) -> Result<Option<Entry<u32, u64, i64>>, InsertError<u64>> {
         if self.stopped.is_some() {
-            return Err(Refused::Stopped(value));
+            return Err(InsertError::Stopped(value));
         }
         if self.entries.iter().any(|entry| entry.1 == key) {
-            return Err(Refused::Known(value));
+            return Err(InsertError::Known(value));
         }
         let mut displaced = None;
         let new = (due, -priority, self.arrival + 1);
@@ -98,7 +98,7 @@ impl Model {
                     self.entries.retain(|entry| *entry != farthest);
                     displaced = Some(left(farthest));
                 }
-                _ => return Err(Refused::Full(value)),
+                _ => return Err(InsertError::Full(value)),
             }
         }
         self.arrive();
@@ -154,12 +154,13 @@ fn compare(steps: Vec<Step>, capacity: usize, when_full: WhenFull) -> Result<(),
     };
     for step in steps {
         let mut out: Vec<u64> = Vec::new();
-        let mut took_in = |got: Result<Option<Entry<u32, u64, i64>>, Refused<u64>>, value: u64, out: &mut Vec<u64>| {
-            if let Ok(displaced) = got {
-                inside.insert(value);
-                out.extend(displaced.map(|entry| entry.value));
-            }
-        };
+        let mut took_in =
+            |got: Result<Option<Entry<u32, u64, i64>>, InsertError<u64>>, value: u64, out: &mut Vec<u64>| {
+                if let Ok(displaced) = got {
+                    inside.insert(value);
+                    out.extend(displaced.map(|entry| entry.value));
+                }
+            };
         match step {
             Step::Insert { key, due, priority } => {
                 let (got, value) = insert(&mut queue, &mut model, u32::from(key), due, priority)?;
@@ -257,7 +258,7 @@ fn a_hundred_thousand_leave_in_order_whatever_comes_meanwhile() {
                 }
             }
             Err(refused) => {
-                assert_eq!(refused, Refused::Full(n));
+                assert_eq!(refused, InsertError::Full(n));
                 assert!(model.last_key_value().is_some_and(|(last, _)| *last < (due, n)), "it was nearer");
             }
         }

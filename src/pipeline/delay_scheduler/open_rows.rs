@@ -2,24 +2,24 @@
 
 use super::cursor::Back;
 use crate::domain::time::Timestamp;
-use crate::store::{Due, DuePlace};
+use crate::store::{Due, DueCursor};
 
 /// Before all open rows.
-const FIRST: DuePlace = (Timestamp(i64::MIN), 0, 0);
+const FIRST: DueCursor = (Timestamp(i64::MIN), 0, 0);
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct OpenRows {
     /// Those up to here have been read.
-    through: DuePlace,
+    through: DueCursor,
     /// The rest didn't all fit: not before this.
     not_before: Timestamp,
     /// What comes then is due no sooner.
     next_due: Timestamp,
     /// What was displaced, or is new, comes after this.
-    back: Back<DuePlace>,
+    back: Back<DueCursor>,
     /// Where the slow second reading of what is due is, while there is one.
-    second: Option<DuePlace>,
+    second: Option<DueCursor>,
     /// There is to be one more after it.
     once_more: bool,
 }
@@ -37,7 +37,7 @@ impl OpenRows {
     }
 
     /// After what the reading goes on, and when that is due, if now is the time: those due up to `ahead` are to have been read.
-    pub fn next(&mut self, now: Timestamp, ahead: Timestamp) -> Option<(DuePlace, Timestamp)> {
+    pub fn next(&mut self, now: Timestamp, ahead: Timestamp) -> Option<(DueCursor, Timestamp)> {
         if let Some(place) = self.back.take_due(now) {
             self.through = self.through.min(place);
             self.not_before = now;
@@ -47,17 +47,17 @@ impl OpenRows {
     }
 
     /// This one is taken in.
-    pub fn taken(&mut self, place: DuePlace) {
+    pub fn taken(&mut self, place: DueCursor) {
         self.through = place;
     }
 
     /// This one found no room: it is read again then.
-    pub fn refused(&mut self, place: DuePlace, when: Timestamp) {
+    pub fn refused(&mut self, place: DueCursor, when: Timestamp) {
         (self.not_before, self.next_due) = (when, place.0);
     }
 
     /// All up to here are taken in.
-    pub fn read_through(&mut self, place: DuePlace) {
+    pub fn read_through(&mut self, place: DueCursor) {
         (self.through, self.next_due) = (place, place.0);
     }
 
@@ -74,12 +74,12 @@ impl OpenRows {
     }
 
     /// After what the second reading goes on, while there is one.
-    pub fn second(&self) -> Option<DuePlace> {
+    pub fn second(&self) -> Option<DueCursor> {
         self.second
     }
 
     /// The second reading has come to this one; `None`: to the end.
-    pub fn second_read_through(&mut self, place: Option<DuePlace>) {
+    pub fn second_read_through(&mut self, place: Option<DueCursor>) {
         self.second = place;
         if place.is_none() && std::mem::take(&mut self.once_more) {
             self.second = Some(FIRST);

@@ -4,7 +4,7 @@ use super::audit;
 use super::counts::SUMS;
 use super::sql::sql;
 use crate::domain::action::{Action, ActionState, Membership, NewAction};
-use crate::domain::audit::{Author, Deed};
+use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::rows::{ActionRow, ActionViewRow, Key, OpenActionRow, Sums, corrupt, in_state, sql_limit};
@@ -70,9 +70,9 @@ async fn insert_one(
     .await
     .optional()?;
     if let Some(Key { key: no }) = inserted {
-        let deed = Deed { did: "action.create", subject: &new.id.to_string(), detail: &new.name };
-        audit::insert(conn, &new.author, deed, now).await?;
-        return Ok(Accepted::Stored { id: new.id, no, fresh: true });
+        let event = AuditEvent { did: "action.create", subject: &new.id.to_string(), detail: &new.name };
+        audit::insert(conn, &new.author, event, now).await?;
+        return Ok(Accepted::Stored { id: new.id, no, is_new: true });
     }
     let by_key = sql("SELECT no, id, digest FROM actions WHERE idempotency_key = ?")
         .bind(new.idempotency_key.clone())
@@ -82,14 +82,14 @@ async fn insert_one(
     if let Some(known) = by_key {
         let id = Uuid::parse_str(&known.id).map_err(corrupt)?;
         let same = known.digest == new.digest;
-        return Ok(if same { Accepted::Stored { id, no: known.no, fresh: false } } else { Accepted::KeyMismatch });
+        return Ok(if same { Accepted::Stored { id, no: known.no, is_new: false } } else { Accepted::KeyMismatch });
     }
     let known = sql("SELECT no, id, digest FROM actions WHERE id = ?")
         .bind(new.id.to_string())
         .get_result::<Known>(conn)
         .await?;
     let same = known.digest == new.digest;
-    Ok(if same { Accepted::Stored { id: new.id, no: known.no, fresh: false } } else { Accepted::Conflict })
+    Ok(if same { Accepted::Stored { id: new.id, no: known.no, is_new: false } } else { Accepted::Conflict })
 }
 
 pub(super) async fn view(conn: &mut AsyncPgConnection, id: Uuid) -> QueryResult<Option<ActionView>> {
@@ -236,7 +236,7 @@ pub(super) async fn cancel(
             .execute(conn)
             .await?;
     if changed > 0 {
-        audit::insert(conn, by, Deed { did: "action.cancel", subject: &id.to_string(), detail: "" }, now).await?;
+        audit::insert(conn, by, AuditEvent { did: "action.cancel", subject: &id.to_string(), detail: "" }, now).await?;
     }
     view(conn, id).await
 }
@@ -256,7 +256,7 @@ pub(super) async fn pause(
         .await?;
     if changed > 0 {
         let did = if paused { "action.pause" } else { "action.resume" };
-        audit::insert(conn, by, Deed { did, subject: &id.to_string(), detail: "" }, now).await?;
+        audit::insert(conn, by, AuditEvent { did, subject: &id.to_string(), detail: "" }, now).await?;
     }
     view(conn, id).await
 }

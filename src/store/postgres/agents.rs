@@ -3,7 +3,7 @@
 use super::audit;
 use super::sql::sql;
 use crate::domain::agent::{AgentRef, Enrollment, Role};
-use crate::domain::audit::{Author, Deed};
+use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::rows::{AgentViewRow, Key, Transports, agent_view, corrupt, sql_limit};
@@ -74,8 +74,8 @@ pub(super) async fn enroll(
         .execute(conn)
         .await?;
     let did = if new.is_some() { "agent.create" } else { "agent.enroll_again" };
-    let deed = Deed { did, subject: &name, detail: &agent.transport };
-    audit::insert(conn, by, deed, now).await?;
+    let event = AuditEvent { did, subject: &name, detail: &agent.transport };
+    audit::insert(conn, by, event, now).await?;
     let (transport, address) = (agent.transport.clone(), agent.address.clone());
     Ok(Enrolled::New(AgentRef { no, name, transport, address, disabled: false }))
 }
@@ -292,7 +292,7 @@ pub(super) async fn update(
     .bind(no)
     .execute(conn)
     .await?;
-    audit::insert(conn, by, Deed { did: "agent.change", subject: name, detail: &patch.told() }, now).await?;
+    audit::insert(conn, by, AuditEvent { did: "agent.change", subject: name, detail: &patch.told() }, now).await?;
     Ok(view(conn, name, now).await?.map(|view| (no, view)))
 }
 
@@ -309,7 +309,7 @@ pub(super) async fn remove(
         .await
         .optional()?;
     let Some(Key { key: no }) = removed else { return Ok(None) };
-    audit::insert(conn, by, Deed { did: "agent.remove", subject: name, detail: "" }, now).await?;
+    audit::insert(conn, by, AuditEvent { did: "agent.remove", subject: name, detail: "" }, now).await?;
     let revoke = sql("UPDATE tokens SET revoked_at = ? WHERE agent_no = ? AND revoked_at IS NULL");
     revoke.bind(now.0).bind(no).execute(conn).await?;
     sql("DELETE FROM agent_sessions WHERE agent_no = ?").bind(no).execute(conn).await?;

@@ -1,7 +1,7 @@
 //! The audit log.
 
 use super::sql::sql;
-use crate::domain::audit::{AuditEntry, Author, Deed};
+use crate::domain::audit::{AuditEntry, AuditEvent, Author};
 use crate::domain::time::Timestamp;
 use crate::store::rows::{AuditRow, sql_limit};
 use diesel::prelude::*;
@@ -10,7 +10,7 @@ use diesel_async::{AsyncPgConnection, RunQueryDsl};
 pub(super) async fn insert(
     conn: &mut AsyncPgConnection,
     by: &Author,
-    deed: Deed<'_>,
+    event: AuditEvent<'_>,
     now: Timestamp,
 ) -> QueryResult<()> {
     sql("INSERT INTO audit (at, token_id, name, role, did, subject, detail) VALUES (?, ?, ?, ?, ?, ?, ?)")
@@ -18,9 +18,9 @@ pub(super) async fn insert(
         .bind(by.token.map(|token| token.to_string()))
         .bind(by.name.as_str())
         .bind(by.role)
-        .bind(deed.did)
-        .bind(deed.subject)
-        .bind(deed.detail)
+        .bind(event.did)
+        .bind(event.subject)
+        .bind(event.detail)
         .execute(conn)
         .await
         .map(|_| ())

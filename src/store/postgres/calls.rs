@@ -2,7 +2,7 @@
 
 use super::commands::Duplicates;
 use super::sql::sql;
-use super::{MIGRATION_WITHIN, PING_WITHIN, PostgresStore, State};
+use super::{MIGRATION_TIMEOUT, PING_TIMEOUT, PostgresStore, State};
 use super::{
     actions, agents, audit, check_encoding, commands, elders, error, hints, live, migrate, node, not_connected,
     outcomes, sessions, tokens, transaction,
@@ -18,9 +18,9 @@ use crate::store::CHECK_IN_WRITTEN;
 use crate::store::rows::{NODES, NodeRow};
 use crate::store::sessions::checked;
 use crate::store::{
-    Accepted, ActionView, AgentPatch, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent,
-    NodeView, OpenAction, Opened, Report, Resolution, Revoked, SessionHeld, SessionOpening, SessionState, Store,
-    StoreError, StoreResult, Unfinished, UntouchedPage,
+    Accepted, ActionView, AgentPatch, AgentView, CommandPage, CommandView, Due, DueCursor, Enrolled, Inserted,
+    NewAgent, NodeView, OpenAction, Opened, Report, Resolution, Revoked, SessionHeld, SessionOpening, SessionState,
+    Store, StoreError, StoreResult, UndispatchedPage, Unfinished,
 };
 use async_trait::async_trait;
 use diesel::result::{DatabaseErrorKind, Error};
@@ -69,7 +69,7 @@ impl Store for PostgresStore {
             .await?
         };
         match self.run(migrate(conn)).await {
-            Err(error) if self.failing_since.get_or_init(Instant::now).elapsed() < MIGRATION_WITHIN => {
+            Err(error) if self.failing_since.get_or_init(Instant::now).elapsed() < MIGRATION_TIMEOUT => {
                 return Err(StoreError::Unavailable(error.to_string()));
             }
             migrated => migrated?,
@@ -93,9 +93,9 @@ impl Store for PostgresStore {
 
     async fn ping(&self) -> StoreResult<()> {
         let answer = self.read("ping", body!([] conn => conn.batch_execute("SELECT 1")));
-        match tokio::time::timeout(PING_WITHIN, answer).await {
+        match tokio::time::timeout(PING_TIMEOUT, answer).await {
             Ok(answer) => answer,
-            Err(_) => Err(StoreError::Unavailable(format!("ping: no answer within {} s", PING_WITHIN.as_secs()))),
+            Err(_) => Err(StoreError::Unavailable(format!("ping: no answer within {} s", PING_TIMEOUT.as_secs()))),
         }
     }
 
@@ -266,8 +266,8 @@ impl Store for PostgresStore {
         Ok(Vec::new())
     }
 
-    async fn command_untouched(&self, action_no: i64, after: i64, limit: usize) -> StoreResult<UntouchedPage> {
-        self.read("command_untouched", body!([] conn => commands::untouched(conn, action_no, after, limit))).await
+    async fn command_undispatched(&self, action_no: i64, after: i64, limit: usize) -> StoreResult<UndispatchedPage> {
+        self.read("command_undispatched", body!([] conn => commands::undispatched(conn, action_no, after, limit))).await
     }
 
     async fn command_backlog(&self, agent_no: i64, horizon: Timestamp, limit: usize) -> StoreResult<Vec<Due>> {
@@ -277,7 +277,7 @@ impl Store for PostgresStore {
 
     async fn command_due(
         &self,
-        after: DuePlace,
+        after: DueCursor,
         horizon: Timestamp,
         limit: usize,
     ) -> StoreResult<Vec<(Due, Arc<str>)>> {

@@ -6,7 +6,7 @@ use crate::domain::command::{CommandState, OpenState};
 use crate::domain::time::Timestamp;
 use crate::store::changes::Deltas;
 use crate::store::rows::{CommandKey, CommandViewRow, DueRow, Key, Named, Transports, UntouchedRow, sql_limit};
-use crate::store::{CommandPage, CommandView, Due, DuePlace, Inserted, Unfinished, UntouchedPage};
+use crate::store::{CommandPage, CommandView, Due, DueCursor, Inserted, UndispatchedPage, Unfinished};
 use diesel::prelude::*;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
 use std::collections::BTreeMap;
@@ -38,7 +38,7 @@ pub(super) async fn insert(
     lane: &str,
     duplicates: Duplicates,
 ) -> QueryResult<Vec<Inserted>> {
-    let mut inserted = vec![Inserted::Moved; pages.len()];
+    let mut inserted = vec![Inserted::StalePage; pages.len()];
     // Pages of different actions are moved on in one statement, those of one action one after the other.
     let mut rounds: Vec<BTreeMap<i64, usize>> = Vec::new();
     for (index, page) in pages.iter().enumerate() {
@@ -168,7 +168,7 @@ pub(super) async fn untouched(
     action_no: i64,
     after: i64,
     limit: usize,
-) -> QueryResult<UntouchedPage> {
+) -> QueryResult<UndispatchedPage> {
     let rows: Vec<UntouchedRow> = sql(format!(
         "SELECT c.agent_no, g.transport, coalesce(c.due_at, a.valid_from) AS due_at, {UNTOUCHED} AS untouched \
          FROM (SELECT * FROM commands WHERE action_no = ? AND agent_no > ? ORDER BY agent_no LIMIT ?) c \
@@ -187,7 +187,7 @@ pub(super) async fn untouched(
         .filter(|row| row.untouched)
         .map(|row| (row.agent_no, transports.share(row.transport), Timestamp(row.due_at)))
         .collect();
-    Ok(UntouchedPage { commands, through })
+    Ok(UndispatchedPage { commands, through })
 }
 
 pub(super) async fn backlog(
@@ -266,7 +266,7 @@ pub(super) async fn unserved(
 
 pub(super) async fn due(
     conn: &mut AsyncPgConnection,
-    (after, after_action, after_agent): DuePlace,
+    (after, after_action, after_agent): DueCursor,
     horizon: Timestamp,
     here: &str,
     limit: usize,

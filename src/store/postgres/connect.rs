@@ -14,11 +14,11 @@ use tokio_postgres::config::SslMode;
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 /// How long a connect may take.
-const CONNECT_WITHIN: Duration = Duration::from_secs(5);
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long one statement may take; counting a million agents takes a few seconds.
-pub(super) const STATEMENT_WITHIN: Duration = Duration::from_secs(30);
+pub(super) const STATEMENT_TIMEOUT: Duration = Duration::from_secs(30);
 /// How long one waits for a row that somebody else has locked.
-const LOCK_WITHIN: Duration = Duration::from_secs(5);
+const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Opens connections. Shows no password.
 #[derive(Clone)]
@@ -69,7 +69,7 @@ impl Connector {
         let dead_after = settings.node.dead_after.0;
         config
             .application_name(config.get_application_name().unwrap_or("odoshi").to_owned())
-            .connect_timeout(CONNECT_WITHIN)
+            .connect_timeout(CONNECT_TIMEOUT)
             .keepalives_idle(Duration::from_secs(5))
             .keepalives_interval(Duration::from_secs(1))
             .keepalives_retries(4)
@@ -123,8 +123,8 @@ fn setup(dead_after: Duration) -> String {
          SET enable_sort = off; SET jit = off; \
          SET max_parallel_workers_per_gather = 0; \
          SELECT set_config('synchronous_commit', 'on', false) WHERE current_setting('synchronous_commit') = 'off'",
-        STATEMENT_WITHIN.as_millis(),
-        LOCK_WITHIN.as_millis(),
+        STATEMENT_TIMEOUT.as_millis(),
+        LOCK_TIMEOUT.as_millis(),
         (dead_after * 4 / 5).as_millis(),
     )
 }

@@ -10,7 +10,7 @@ use std::sync::Weak;
 use std::time::Duration;
 
 /// How often it looks, at most and at least.
-const LOOK: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+const POLL_INTERVAL: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
 #[derive(QueryableByName)]
 struct Elder {
@@ -42,7 +42,7 @@ async fn oldest(conn: &mut AsyncPgConnection, most: Duration) -> QueryResult<Opt
 pub(super) async fn watch(inner: Weak<Inner>, most: Duration) {
     let mut told = None;
     loop {
-        tokio::time::sleep((most / 2).clamp(LOOK.0, LOOK.1)).await;
+        tokio::time::sleep((most / 2).clamp(POLL_INTERVAL.0, POLL_INTERVAL.1)).await;
         let Some(inner) = inner.upgrade() else { return };
         if inner.gate("elders").is_err() {
             continue;

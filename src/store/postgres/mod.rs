@@ -63,10 +63,10 @@ const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 /// How long a call waits for a connection before the store counts as busy.
 const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(5);
 /// How long the store may take to say that it is there.
-const PING_WITHIN: Duration = Duration::from_secs(2);
+const PING_TIMEOUT: Duration = Duration::from_secs(2);
 /// For so long the tables may fail to be brought up to date before that counts as final: the database may have gone meanwhile,
 /// or somebody (a dump) may be reading what is to be changed.
-const MIGRATION_WITHIN: Duration = Duration::from_secs(60);
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long a migration waits for a table that somebody uses, which keeps all others waiting behind it, older nodes with their
 /// heartbeats among them. It is tried again.
 const MIGRATION_WAITS: Duration = Duration::from_secs(1);
@@ -252,7 +252,7 @@ impl PostgresStore {
     ) -> StoreResult<T> {
         let Some(runtime) = &self.runtime else { return Err(StoreError::Unavailable("it is closed".into())) };
         let done = runtime.spawn(task).await;
-        done.unwrap_or_else(|error| Err(StoreError::Unavailable(format!("a call of the store fell: {error}"))))
+        done.unwrap_or_else(|error| Err(StoreError::Unavailable(format!("a call of the store crashed: {error}"))))
     }
 
     async fn read<T: Send + 'static>(&self, during: &'static str, body: Body<T>) -> StoreResult<T> {

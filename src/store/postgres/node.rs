@@ -32,11 +32,11 @@ pub(super) const NOW: &str = "floor(extract(epoch FROM clock_timestamp()) * 1000
 /// Every how many heartbeats what nobody owns is looked for.
 const ADOPT_EVERY: u32 = 5;
 /// How long the answer to a heartbeat may take before the database counts as away.
-const ANSWER_WITHIN: Duration = Duration::from_secs(3);
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// How long a start waits for the server to notice that the process before it is gone.
-const GONE_WITHIN: Duration = Duration::from_secs(2);
+const GONE_TIMEOUT: Duration = Duration::from_secs(2);
 /// What a node needs to connect again, beside the time until its next heartbeat.
-const CONNECTS_WITHIN: Duration = Duration::from_millis(500);
+const CONNECTS_TIMEOUT: Duration = Duration::from_millis(500);
 /// The longest that a start watches the process before it. Where heartbeats are so rare, a namesake is like any other node.
 const WATCHED_FOR: Duration = Duration::from_secs(5);
 
@@ -77,7 +77,7 @@ pub(super) async fn start(
         .bind(incarnation)
         .execute(conn)
         .await?;
-    take_over_from_namesakes(conn, incarnation, name, every + CONNECTS_WITHIN).await?;
+    take_over_from_namesakes(conn, incarnation, name, every + CONNECTS_TIMEOUT).await?;
     adopt(conn, incarnation).await?;
     Ok(())
 }
@@ -109,7 +109,7 @@ async fn take_over_from_namesakes(
                 dead.push((incarnation, heartbeat));
             } else {
                 // A lock that is held for longer is a living process's.
-                watched |= is_quiet && (!is_locked || started.elapsed() < GONE_WITHIN);
+                watched |= is_quiet && (!is_locked || started.elapsed() < GONE_TIMEOUT);
             }
         }
         take_over(conn, incarnation, dead).await?;
@@ -263,7 +263,7 @@ pub(super) async fn heartbeats(inner: Weak<Inner>, own: OwnConnection, every: Du
 
         let (was_connected, asked) = (own.is_some(), Instant::now());
         let mut beaten = beat_in_time(&mut own, &inner).await;
-        if beaten.is_err() && was_connected && asked.elapsed() < ANSWER_WITHIN {
+        if beaten.is_err() && was_connected && asked.elapsed() < ANSWER_TIMEOUT {
             // The connection broke, and the database may be there: a node shouldn't be without its lock for long.
             own = None;
             beaten = beat_in_time(&mut own, &inner).await;
@@ -315,8 +315,8 @@ async fn bury(inner: &Inner, dead: Vec<Beat>, adopts: bool) -> Result<(), String
 }
 
 async fn beat_in_time(own: &mut Option<OwnConnection>, inner: &Inner) -> Result<bool, String> {
-    let beaten = tokio::time::timeout(ANSWER_WITHIN, beat(own, inner)).await;
-    beaten.unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER_WITHIN.as_secs())))
+    let beaten = tokio::time::timeout(ANSWER_TIMEOUT, beat(own, inner)).await;
+    beaten.unwrap_or_else(|_| Err(format!("no answer within {} s", ANSWER_TIMEOUT.as_secs())))
 }
 
 /// One heartbeat, and a look at those of the others; false when there is no such node any more.

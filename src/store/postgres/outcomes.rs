@@ -30,7 +30,7 @@ pub(super) async fn record_fresh(
     if !are_untouched(conn, reports).await? {
         return Ok(None);
     }
-    let changes = Changes::of_untouched(reports, now);
+    let changes = Changes::of_undispatched(reports, now);
     insert_outcomes(conn, changes.outcomes).await?;
     count(conn, &changes.deltas, lane).await?;
     Ok(Some(changes.answers))

@@ -2,7 +2,7 @@
 
 use super::sql::sql;
 use crate::domain::agent::{Role, Token};
-use crate::domain::audit::{Author, Deed};
+use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::time::Timestamp;
 use crate::store::Revoked;
 use crate::store::rows::{Key, TokenRow, sql_limit};
@@ -27,8 +27,8 @@ pub(super) async fn insert(conn: &mut AsyncPgConnection, token: &Token, hash: Ve
         .execute(conn)
         .await?;
     let (id, detail) = (token.id.to_string(), format!("{}: {}", token.role.as_str(), token.name));
-    let deed = Deed { did: "token.create", subject: &id, detail: &detail };
-    super::audit::insert(conn, by, deed, token.created_at).await
+    let event = AuditEvent { did: "token.create", subject: &id, detail: &detail };
+    super::audit::insert(conn, by, event, token.created_at).await
 }
 
 pub(super) async fn find(conn: &mut AsyncPgConnection, hash: Vec<u8>, now: Timestamp) -> QueryResult<Option<Token>> {
@@ -77,7 +77,7 @@ pub(super) async fn revoke(
     let id = id.to_string();
     let revoke = sql("UPDATE tokens SET revoked_at = ? WHERE id = ? AND revoked_at IS NULL");
     if revoke.bind(now.0).bind(id.as_str()).execute(conn).await? > 0 {
-        super::audit::insert(conn, by, Deed { did: "token.revoke", subject: &id, detail: "" }, now).await?;
+        super::audit::insert(conn, by, AuditEvent { did: "token.revoke", subject: &id, detail: "" }, now).await?;
         return Ok(Revoked::Done);
     }
     let known = sql("SELECT 1::bigint AS key FROM tokens WHERE id = ?").bind(id.as_str());

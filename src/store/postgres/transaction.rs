@@ -29,14 +29,14 @@ use futures_util::future::BoxFuture;
 use rand::RngExt;
 use std::time::{Duration, Instant};
 
-/// How long a whole call may take: a connection that fell silent says nothing, not even that it is gone.
-const CALL_WITHIN: Duration = Duration::from_secs(40);
+/// How long a whole call may take: a connection that crashed silent says nothing, not even that it is gone.
+const CALL_TIMEOUT: Duration = Duration::from_secs(40);
 /// How often a call is tried that may well succeed the next time.
 const TRIES: u32 = 4;
 /// Tries begin no later than this after the first one.
-const TRY_WITHIN: Duration = Duration::from_secs(5);
+const TRY_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the fate of a commit is looked for.
-const FATE_WITHIN: Duration = Duration::from_secs(10);
+const FATE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What a call does on its connection; it may be done several times.
 pub(super) type Body<T> = Box<dyn for<'c> Fn(&'c mut AsyncPgConnection) -> BoxFuture<'c, QueryResult<T>> + Send + Sync>;
@@ -102,11 +102,11 @@ impl Inner {
                     }
                 }
             };
-            let tried = match tokio::time::timeout(CALL_WITHIN, work).await {
+            let tried = match tokio::time::timeout(CALL_TIMEOUT, work).await {
                 Ok(tried) => tried,
                 Err(_) => {
                     self.discard(conn);
-                    let within = CALL_WITHIN.as_secs();
+                    let within = CALL_TIMEOUT.as_secs();
                     return Err(StoreError::Unavailable(format!("{during}: no answer within {within} s")));
                 }
             };
@@ -129,7 +129,7 @@ impl Inner {
                 }
             };
             self.gate(during)?;
-            if !may_pass(&error, code) || tries >= TRIES || started.elapsed() > TRY_WITHIN {
+            if !may_pass(&error, code) || tries >= TRIES || started.elapsed() > TRY_TIMEOUT {
                 return Err(sort(during, error, code));
             }
             log::debug!(during, error = error.to_string().as_str(); "a transaction is tried again");
@@ -199,12 +199,12 @@ impl Inner {
                 }
                 answer.map(|row| row.fate).map_err(|error| error.to_string())
             };
-            let fate = tokio::time::timeout(FATE_WITHIN, fate).await.unwrap_or_else(|_| Err("no answer".into()));
+            let fate = tokio::time::timeout(FATE_TIMEOUT, fate).await.unwrap_or_else(|_| Err("no answer".into()));
             match fate.as_ref().map(Option::as_deref) {
                 Ok(Some("committed")) => return Ok(true),
                 Ok(Some("aborted" | "another run")) => return Ok(false),
                 // The server hasn't noticed yet that its client is gone.
-                _ if started.elapsed() < FATE_WITHIN => tokio::time::sleep(Duration::from_millis(50)).await,
+                _ if started.elapsed() < FATE_TIMEOUT => tokio::time::sleep(Duration::from_millis(50)).await,
                 unknown => {
                     let what = format!("{during}: whether a transaction was committed can't be told: {unknown:?}");
                     return Err(StoreError::Unavailable(what));

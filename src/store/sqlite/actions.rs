@@ -7,7 +7,7 @@ use super::audit;
 use super::counts::sums;
 use super::json;
 use crate::domain::action::{Action, ActionState, Membership, NewAction};
-use crate::domain::audit::{Author, Deed};
+use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use diesel::prelude::*;
@@ -34,7 +34,7 @@ fn insert_one(conn: &mut SqliteConnection, new: &NewAction, owner: &str, now: Ti
         match known {
             Some((no, id, digest)) if digest == new.digest => {
                 let id = Uuid::parse_str(&id).map_err(corrupt)?;
-                return Ok(Accepted::Stored { id, no, fresh: false });
+                return Ok(Accepted::Stored { id, no, is_new: false });
             }
             Some(_) => return Ok(Accepted::KeyMismatch),
             None => {}
@@ -66,16 +66,16 @@ fn insert_one(conn: &mut SqliteConnection, new: &NewAction, owner: &str, now: Ti
         .get_result::<i64>(conn)
         .optional()?;
     if let Some(no) = inserted {
-        let deed = Deed { did: "action.create", subject: &new.id.to_string(), detail: &new.name };
-        audit::insert(conn, &new.author, deed, now)?;
-        return Ok(Accepted::Stored { id: new.id, no, fresh: true });
+        let event = AuditEvent { did: "action.create", subject: &new.id.to_string(), detail: &new.name };
+        audit::insert(conn, &new.author, event, now)?;
+        return Ok(Accepted::Stored { id: new.id, no, is_new: true });
     }
     let (no, digest) = actions::table
         .filter(actions::id.eq(new.id.to_string()))
         .select((actions::no, actions::digest))
         .first::<(i64, Vec<u8>)>(conn)?;
     let same = digest == new.digest;
-    Ok(if same { Accepted::Stored { id: new.id, no, fresh: false } } else { Accepted::Conflict })
+    Ok(if same { Accepted::Stored { id: new.id, no, is_new: false } } else { Accepted::Conflict })
 }
 
 fn with_sums(conn: &mut SqliteConnection, row: ActionViewRow) -> QueryResult<ActionView> {
@@ -183,7 +183,7 @@ pub(super) fn cancel(
         .set((actions::cancelled.eq(true), actions::resolved.eq(true)))
         .execute(conn)?;
     if changed > 0 {
-        audit::insert(conn, by, Deed { did: "action.cancel", subject: &id.to_string(), detail: "" }, now)?;
+        audit::insert(conn, by, AuditEvent { did: "action.cancel", subject: &id.to_string(), detail: "" }, now)?;
     }
     view(conn, id)
 }
@@ -200,7 +200,7 @@ pub(super) fn pause(
     let changed = diesel::update(other.filter(goes_on)).set(actions::paused.eq(paused)).execute(conn)?;
     if changed > 0 {
         let did = if paused { "action.pause" } else { "action.resume" };
-        audit::insert(conn, by, Deed { did, subject: &id.to_string(), detail: "" }, now)?;
+        audit::insert(conn, by, AuditEvent { did, subject: &id.to_string(), detail: "" }, now)?;
     }
     view(conn, id)
 }

@@ -5,7 +5,7 @@ use super::super::schema::{agents, nodes, tokens};
 use super::super::{AgentPatch, AgentView, Enrolled, NewAgent, filter};
 use super::{audit, json};
 use crate::domain::agent::{AgentRef, Enrollment, Role};
-use crate::domain::audit::{Author, Deed};
+use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use diesel::prelude::*;
@@ -90,8 +90,8 @@ pub(super) fn enroll(
         ))
         .execute(conn)?;
     let did = if new.is_some() { "agent.create" } else { "agent.enroll_again" };
-    let deed = Deed { did, subject: &agent.enrollment.name, detail: &agent.transport };
-    audit::insert(conn, by, deed, now)?;
+    let event = AuditEvent { did, subject: &agent.enrollment.name, detail: &agent.transport };
+    audit::insert(conn, by, event, now)?;
     Ok(Enrolled::New(AgentRef {
         no,
         name: agent.enrollment.name.clone(),
@@ -280,7 +280,7 @@ pub(super) fn update(
     if let Some(disabled) = patch.disabled {
         diesel::update(agents::table.find(no)).set(agents::disabled.eq(disabled)).execute(conn)?;
     }
-    audit::insert(conn, by, Deed { did: "agent.change", subject: name, detail: &patch.told() }, now)?;
+    audit::insert(conn, by, AuditEvent { did: "agent.change", subject: name, detail: &patch.told() }, now)?;
     Ok(view(conn, name, now)?.map(|view| (no, view)))
 }
 
@@ -291,7 +291,7 @@ pub(super) fn remove(conn: &mut SqliteConnection, name: &str, by: &Author, now: 
         .get_result::<i64>(conn)
         .optional()?;
     let Some(no) = removed else { return Ok(None) };
-    audit::insert(conn, by, Deed { did: "agent.remove", subject: name, detail: "" }, now)?;
+    audit::insert(conn, by, AuditEvent { did: "agent.remove", subject: name, detail: "" }, now)?;
     diesel::update(tokens::table.filter(tokens::agent_no.eq(no)).filter(tokens::revoked_at.is_null()))
         .set(tokens::revoked_at.eq(now.0))
         .execute(conn)?;

@@ -1,21 +1,26 @@
 //! The audit log.
 
 use super::super::rows::{AuditRow, sql_limit};
-use crate::domain::audit::{AuditEntry, Author, Deed};
+use crate::domain::audit::{AuditEntry, AuditEvent, Author};
 use crate::domain::time::Timestamp;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Nullable, Text};
 
-pub(super) fn insert(conn: &mut SqliteConnection, by: &Author, deed: Deed<'_>, now: Timestamp) -> QueryResult<()> {
+pub(super) fn insert(
+    conn: &mut SqliteConnection,
+    by: &Author,
+    event: AuditEvent<'_>,
+    now: Timestamp,
+) -> QueryResult<()> {
     sql_query("INSERT INTO audit (at, token_id, name, role, did, subject, detail) VALUES (?, ?, ?, ?, ?, ?, ?)")
         .bind::<BigInt, _>(now.0)
         .bind::<Nullable<Text>, _>(by.token.map(|token| token.to_string()))
         .bind::<Text, _>(&by.name)
         .bind::<Text, _>(by.role)
-        .bind::<Text, _>(deed.did)
-        .bind::<Text, _>(deed.subject)
-        .bind::<Text, _>(deed.detail)
+        .bind::<Text, _>(event.did)
+        .bind::<Text, _>(event.subject)
+        .bind::<Text, _>(event.detail)
         .execute(conn)
         .map(|_| ())
 }

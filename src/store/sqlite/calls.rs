@@ -11,9 +11,9 @@ use crate::domain::time::Timestamp;
 use crate::store::CHECK_IN_WRITTEN;
 use crate::store::rows::{NODES, NodeRow};
 use crate::store::{
-    Accepted, ActionView, AgentPatch, AgentView, CommandPage, CommandView, Due, DuePlace, Enrolled, Inserted, NewAgent,
-    NodeView, OpenAction, Opened, Report, Resolution, Revoked, SessionHeld, SessionOpening, SessionState, Store,
-    StoreError, StoreResult, Unfinished, UntouchedPage,
+    Accepted, ActionView, AgentPatch, AgentView, CommandPage, CommandView, Due, DueCursor, Enrolled, Inserted,
+    NewAgent, NodeView, OpenAction, Opened, Report, Resolution, Revoked, SessionHeld, SessionOpening, SessionState,
+    Store, StoreError, StoreResult, UndispatchedPage, Unfinished,
 };
 use async_trait::async_trait;
 use diesel::RunQueryDsl;
@@ -162,8 +162,8 @@ impl Store for SqliteStore {
         self.write("command_insert", move |conn| commands::insert(conn, &pages, &lane)).await
     }
 
-    async fn command_untouched(&self, action_no: i64, after: i64, limit: usize) -> StoreResult<UntouchedPage> {
-        self.read("command_untouched", move |conn| commands::untouched(conn, action_no, after, limit)).await
+    async fn command_undispatched(&self, action_no: i64, after: i64, limit: usize) -> StoreResult<UndispatchedPage> {
+        self.read("command_undispatched", move |conn| commands::undispatched(conn, action_no, after, limit)).await
     }
 
     async fn command_backlog(&self, agent_no: i64, horizon: Timestamp, limit: usize) -> StoreResult<Vec<Due>> {
@@ -173,7 +173,7 @@ impl Store for SqliteStore {
 
     async fn command_due(
         &self,
-        after: DuePlace,
+        after: DueCursor,
         horizon: Timestamp,
         limit: usize,
     ) -> StoreResult<Vec<(Due, Arc<str>)>> {

@@ -2,7 +2,7 @@
 
 use super::super::changes::Deltas;
 use super::super::rows::{CommandKey, CommandViewRow, DueRow, Key, Named, Transports, UntouchedRow, sql_limit};
-use super::super::{CommandPage, CommandView, Due, DuePlace, Inserted, Unfinished, UntouchedPage};
+use super::super::{CommandPage, CommandView, Due, DueCursor, Inserted, UndispatchedPage, Unfinished};
 use super::json;
 use crate::domain::command::{CommandState, OpenState};
 use crate::domain::time::Timestamp;
@@ -36,7 +36,7 @@ fn insert_page(conn: &mut SqliteConnection, page: &CommandPage, deltas: &mut Del
     .set((actions::resolved_through.eq(page.through), actions::resolved.eq(page.last)))
     .execute(conn)?;
     if moved == 0 {
-        return Ok(Inserted::Moved);
+        return Ok(Inserted::StalePage);
     }
     let written = if page.commands.iter().all(|(_, due)| due.is_none()) {
         let agents: Vec<i64> = page.commands.iter().map(|(agent, _)| *agent).collect();
@@ -101,7 +101,7 @@ pub(super) fn untouched(
     action_no: i64,
     after: i64,
     limit: usize,
-) -> QueryResult<UntouchedPage> {
+) -> QueryResult<UndispatchedPage> {
     let rows = sql_query(format!(
         "SELECT c.agent_no, g.transport, coalesce(c.due_at, a.valid_from) AS due_at, {UNTOUCHED} AS untouched \
          FROM commands c CROSS JOIN actions a ON a.no = c.action_no CROSS JOIN agents g ON g.no = c.agent_no \
@@ -118,7 +118,7 @@ pub(super) fn untouched(
         .filter(|row| row.untouched)
         .map(|row| (row.agent_no, transports.share(row.transport), Timestamp(row.due_at)))
         .collect();
-    Ok(UntouchedPage { commands, through })
+    Ok(UndispatchedPage { commands, through })
 }
 
 pub(super) fn backlog(
@@ -188,7 +188,7 @@ pub(super) fn unserved(conn: &mut SqliteConnection, now: Timestamp, limit: usize
 
 pub(super) fn due(
     conn: &mut SqliteConnection,
-    (after, after_action, after_agent): DuePlace,
+    (after, after_action, after_agent): DueCursor,
     horizon: Timestamp,
     here: &str,
     limit: usize,

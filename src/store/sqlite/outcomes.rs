@@ -21,7 +21,7 @@ pub(super) fn record(
     if reports.iter().all(ends_first_run) && are_untouched(conn, reports)? {
         // Each of these is the end of a command of which nothing was written: insert without looking. A key that is
         // there already fails it, and then the batch is looked at closely.
-        let changes = Changes::of_untouched(reports, now);
+        let changes = Changes::of_undispatched(reports, now);
         // In a savepoint: what was inserted before the row that is there already must go again.
         match conn.transaction(|conn| insert_outcomes(conn, &changes)) {
             Ok(()) => {
@@ -176,7 +176,7 @@ mod tests {
         store.command_insert(vec![page]).await.expect("a command");
 
         let policy = Policy { timeout: Duration::from_secs(60), max_runs: 1, max_deliveries: None };
-        let report = |event, fresh| Report { action_no: 1, agent_no: 1, policy, event, fresh };
+        let report = |event, fresh| Report { action_no: 1, agent_no: 1, policy, event, skip_lookup: fresh };
         let sent = Event::Sent { run: 1, attempts: 0, at: store.now() };
         store.outcome_record(&[report(sent, false)]).await.expect("an open row");
         let end = RunEnd {

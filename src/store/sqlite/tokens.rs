@@ -3,7 +3,7 @@
 use super::super::rows::{TokenRow, sql_limit};
 use super::super::schema::tokens::dsl;
 use crate::domain::agent::{Role, Token};
-use crate::domain::audit::{Author, Deed};
+use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::time::Timestamp;
 use crate::store::Revoked;
 use diesel::prelude::*;
@@ -12,7 +12,7 @@ use uuid::Uuid;
 pub(super) fn insert(conn: &mut SqliteConnection, token: &Token, hash: Vec<u8>, by: &Author) -> QueryResult<()> {
     diesel::insert_into(dsl::tokens).values(TokenRow::new(token, hash)).execute(conn)?;
     let (id, detail) = (token.id.to_string(), format!("{}: {}", token.role.as_str(), token.name));
-    super::audit::insert(conn, by, Deed { did: "token.create", subject: &id, detail: &detail }, token.created_at)
+    super::audit::insert(conn, by, AuditEvent { did: "token.create", subject: &id, detail: &detail }, token.created_at)
 }
 
 pub(super) fn find(conn: &mut SqliteConnection, hash: &[u8], now: Timestamp) -> QueryResult<Option<Token>> {
@@ -53,7 +53,7 @@ pub(super) fn revoke(conn: &mut SqliteConnection, id: Uuid, by: &Author, now: Ti
         return Ok(Revoked::LastAdmin);
     }
     diesel::update(dsl::tokens.filter(dsl::id.eq(id.to_string()))).set(dsl::revoked_at.eq(now.0)).execute(conn)?;
-    super::audit::insert(conn, by, Deed { did: "token.revoke", subject: &id.to_string(), detail: "" }, now)?;
+    super::audit::insert(conn, by, AuditEvent { did: "token.revoke", subject: &id.to_string(), detail: "" }, now)?;
     Ok(Revoked::Done)
 }
 

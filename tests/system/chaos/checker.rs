@@ -109,7 +109,7 @@ impl Evidence {
             must("counted commands", stored.counted, stored.commands);
             must("counted as succeeded", stored.counted_succeeded, stored.succeeded);
             if !self.over_a_step_back.contains(id) {
-                must("handed over too early or too late", stored.untimely, 0);
+                must("delivered too early or too late", stored.untimely, 0);
             }
         }
         for id in self.stored.keys().filter(|id| !self.accepted.contains(id)) {

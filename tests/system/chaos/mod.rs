@@ -72,7 +72,7 @@ struct Nodes {
     admin: String,
     enroll: String,
     /// Actions that were on their way while the database's clock went back: an agent may have said that it has one at an
-    /// earlier time than the one at which it was handed over.
+    /// earlier time than the one at which it was delivered.
     over_a_step_back: RefCell<BTreeSet<String>>,
 }
 

@@ -221,7 +221,7 @@ pub async fn kill_9_at_any_moment_loses_nothing_and_repeats_nothing(on: On) {
         all_dropped.elapsed()
     );
 
-    assert_eq!(hit.len(), PHASES.len(), "no kill fell into some phase: {hit:?}");
+    assert_eq!(hit.len(), PHASES.len(), "no kill crashed into some phase: {hit:?}");
     let promised = producer.promised.take();
     assert_eq!(promised.len(), producer.dropped.get());
     assert_eq!(actions.keys().collect::<HashSet<_>>(), promised.iter().collect::<HashSet<_>>());

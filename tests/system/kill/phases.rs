@@ -30,7 +30,7 @@ impl Phases {
                 *batch += 1;
             } else if line.contains("batch written") && value("actor=") != "sessions" {
                 *batch = batch.saturating_sub(1);
-            } else if line.contains("handing commands over") {
+            } else if line.contains("delivering commands") {
                 *with_agent.entry(value("agent=")).or_default() += value("commands=").parse::<usize>().unwrap_or(0);
             } else if line.contains("recording results") {
                 with_agent.remove(value("agent="));

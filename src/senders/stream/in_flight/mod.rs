@@ -1,7 +1,7 @@
 //! What is in flight to one connected agent, and what waits for it: the plain part of a session, without a runtime.
 //!
 //! A command is *queued* until the agent has room, then *flying* until its result is stored. At most `capacity` fly at a
-//! time. What a session holds for longer than [`WINDOW`] gets an open row, so that the store knows where it is; most
+//! time. What a session holds for longer than [`OPEN_ROW_AFTER`] gets an open row, so that the store knows where it is; most
 //! commands are over before that, and cost their two inserts and nothing else.
 
 use crate::domain::action::{Action, GRACE};
@@ -19,15 +19,15 @@ use std::time::{Duration, Instant};
 mod tests;
 
 /// How long a command may be in a session without an open row.
-pub const WINDOW: Duration = Duration::from_secs(1);
-/// How long after handing over `received` must come.
-pub const RECEIVED_WITHIN: Duration = Duration::from_secs(30);
+pub const OPEN_ROW_AFTER: Duration = Duration::from_secs(1);
+/// How long after delivering `received` must come.
+pub const RECEIVED_TIMEOUT: Duration = Duration::from_secs(30);
 /// How many commands wait for room; more stay in the store.
 pub const QUEUE: usize = 256;
 /// What was read from the store is offered within this time, or goes to the agent once more, which costs no more than that.
 const STALE: Duration = Duration::from_secs(5);
 /// How long what was early stays in the store at most before it is looked at again: the database's clock may be set.
-const LOOK_AGAIN: Duration = Duration::from_secs(30);
+const RECHECK_INTERVAL: Duration = Duration::from_secs(30);
 /// The most unfinished commands that an agent may take, whatever it says.
 pub const MAX_CAPACITY: usize = 1_000;
 /// Bytes of operations that may be on their way to an agent: an agent that doesn't read them has them in this process's
@@ -49,10 +49,10 @@ struct Flying {
     due_at: Timestamp,
     attempts: i32,
     /// Nothing is written about it, as far as this session knows.
-    fresh: bool,
+    skip_lookup: bool,
     /// Its open row is written, or on its way.
     recorded: bool,
-    handed_at: Instant,
+    delivered_at: Instant,
     received_at: Option<Timestamp>,
     /// Its result is on its way to the store.
     ended: bool,
@@ -166,15 +166,15 @@ impl InFlight {
         self.flying.retain(|_, flying| flying.action.no != no);
     }
 
-    /// What is to be recorded of commands that [`hand_over`](Self::hand_over) put back.
+    /// What is to be recorded of commands that [`deliver`](Self::deliver) put back.
     pub fn take_put_back(&mut self) -> Vec<Report> {
         std::mem::take(&mut self.put_back)
     }
 
-    /// The commands to hand over now, while the agent has room. What was cancelled or has expired is dropped: the
+    /// The commands to deliver now, while the agent has room. What was cancelled or has expired is dropped: the
     /// housekeeper closes it. What is paused goes back to the store, and so does what is early, however it came here: the
     /// database's clock may have been set back.
-    pub fn hand_over(&mut self, now: Timestamp, clock: Instant) -> Vec<Command> {
+    pub fn deliver(&mut self, now: Timestamp, clock: Instant) -> Vec<Command> {
         let mut commands = Vec::new();
         if self.queue.is_empty() {
             return commands;
@@ -191,7 +191,7 @@ impl InFlight {
             if not_before > now && !delivery.action.is_cancelled() {
                 self.runs.remove(&delivery.action.no);
                 self.put_back.extend((!delivery.due.open).then(|| hold_report(&delivery)));
-                let wait = (not_before.since(now) + Duration::from_millis(1)).min(LOOK_AGAIN);
+                let wait = (not_before.since(now) + Duration::from_millis(1)).min(RECHECK_INTERVAL);
                 self.early_until = Some(self.early_until.map_or(clock + wait, |until| until.min(clock + wait)));
                 continue;
             }
@@ -203,11 +203,11 @@ impl InFlight {
             let Delivery { due, action } = delivery;
 
             let flying = Flying {
-                fresh: due.run == 1 && !due.open,
+                skip_lookup: due.run == 1 && !due.open,
                 due_at: due.due_at,
                 attempts: due.attempts,
                 recorded: false,
-                handed_at: clock,
+                delivered_at: clock,
                 received_at: None,
                 ended: false,
                 given_up: false,
@@ -242,11 +242,11 @@ impl InFlight {
         self.runs.insert(action.no, run);
         let run = RunRef { action: action.id, run };
         let mut flying = Flying {
-            fresh: false,
+            skip_lookup: false,
             due_at: action.valid_from,
             attempts: 0,
             recorded: false,
-            handed_at: clock,
+            delivered_at: clock,
             received_at: Some(now),
             ended: false,
             given_up: false,
@@ -257,13 +257,21 @@ impl InFlight {
         self.flying.insert(run, flying);
     }
 
-    /// The report for a result of a run that this session handed over.
+    /// The report for a result of a run that this session delivered.
     pub fn ended(&mut self, result: &RunResult, now: Timestamp) -> Option<Report> {
         let flying = self.flying.get_mut(&result.run_ref())?;
         flying.ended = true;
         flying.received_at.get_or_insert(now);
-        let fresh = flying.fresh && !flying.recorded;
-        Some(result_report(&flying.action, self.agent_no, result, flying.attempts, flying.received_at, fresh, now))
+        let skip_lookup = flying.skip_lookup && !flying.recorded;
+        Some(result_report(
+            &flying.action,
+            self.agent_no,
+            result,
+            flying.attempts,
+            flying.received_at,
+            skip_lookup,
+            now,
+        ))
     }
 
     /// Whatever was recorded about this run, it is not this session's concern any more.
@@ -275,7 +283,7 @@ impl InFlight {
         }
     }
 
-    /// What happened to this run is stored: if that was a hand-over that came to nothing, it takes up no room any more.
+    /// What happened to this run is stored: if that was a delivery attempt that came to nothing, it takes up no room any more.
     pub fn settled(&mut self, run: RunRef) {
         if self.flying.get(&run).is_some_and(|flying| flying.given_up) {
             self.forget(run);
@@ -288,7 +296,7 @@ impl InFlight {
             || self.queue.values().any(|queued| queued.delivery.action.id == action)
     }
 
-    /// The store says that this run is over: it isn't to be handed over again, whatever was read before.
+    /// The store says that this run is over: it isn't to be delivered again, whatever was read before.
     pub fn finish(&mut self, run: RunRef, now: Instant) {
         self.turn_over(now);
         if let Some(flying) = self.flying.get(&run) {
@@ -328,11 +336,12 @@ impl InFlight {
         let flying = self.flying.values().filter(|flying| !flying.ended).filter_map(|flying| {
             match (flying.received_at, flying.recorded) {
                 (Some(_), true) => flying.until,
-                (None, true) => Some(flying.handed_at + RECEIVED_WITHIN),
-                (_, false) => Some(flying.handed_at + WINDOW),
+                (None, true) => Some(flying.delivered_at + RECEIVED_TIMEOUT),
+                (_, false) => Some(flying.delivered_at + OPEN_ROW_AFTER),
             }
         });
-        let queued = self.queue.values().filter(|queued| !queued.delivery.due.open).map(|queued| queued.since + WINDOW);
+        let queued =
+            self.queue.values().filter(|queued| !queued.delivery.due.open).map(|queued| queued.since + OPEN_ROW_AFTER);
         flying.chain(queued).chain(self.early_until).min()
     }
 
@@ -344,11 +353,11 @@ impl InFlight {
         let over: Vec<RunRef> = self.flying.iter().filter(|(_, flying)| over(flying)).map(|(run, _)| *run).collect();
         over.into_iter().for_each(|run| self.forget(run));
         for (run, flying) in &mut self.flying {
-            let age = clock.saturating_duration_since(flying.handed_at);
+            let age = clock.saturating_duration_since(flying.delivered_at);
             if flying.ended {
                 continue;
             }
-            if flying.received_at.is_none() && age >= RECEIVED_WITHIN {
+            if flying.received_at.is_none() && age >= RECEIVED_TIMEOUT {
                 flying.ended = true;
                 flying.given_up = true;
                 let event = Event::AttemptFailed {
@@ -358,7 +367,7 @@ impl InFlight {
                     retry_after: None,
                 };
                 reports.push((Some(*run), report_of(&flying.action, self.agent_no, event)));
-            } else if !flying.recorded && age >= WINDOW {
+            } else if !flying.recorded && age >= OPEN_ROW_AFTER {
                 // Received later than the window: its row is written anew then.
                 flying.recorded = true;
                 let event = match flying.received_at {
@@ -370,7 +379,7 @@ impl InFlight {
             }
         }
         for queued in self.queue.values_mut() {
-            if !queued.delivery.due.open && clock.saturating_duration_since(queued.since) >= WINDOW {
+            if !queued.delivery.due.open && clock.saturating_duration_since(queued.since) >= OPEN_ROW_AFTER {
                 queued.delivery.due.open = true;
                 reports.push((None, hold_report(&queued.delivery)));
             }
@@ -414,7 +423,7 @@ pub fn result_report(
     result: &RunResult,
     attempts: i32,
     sent_at: Option<Timestamp>,
-    fresh: bool,
+    skip_lookup: bool,
     now: Timestamp,
 ) -> Report {
     if result.status == RunStatus::Expired {
@@ -437,5 +446,5 @@ pub fn result_report(
         error,
     };
     let event = Event::Result(Box::new(end));
-    Report { fresh, ..report_of(action, agent_no, event) }
+    Report { skip_lookup, ..report_of(action, agent_no, event) }
 }

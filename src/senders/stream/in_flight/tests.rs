@@ -31,38 +31,40 @@ fn what_goes_first_displaces_what_goes_last_from_a_full_queue() {
 }
 
 #[test]
-fn what_has_just_ended_is_not_handed_over_again() {
+fn what_has_just_ended_is_not_delivered_again() {
     let (mut in_flight, now) = (InFlight::new(1, 1), Instant::now());
     in_flight.offer(delivery(1, 0), false, now);
-    let command = in_flight.hand_over(Timestamp(1), now).remove(0);
+    let command = in_flight.deliver(Timestamp(1), now).remove(0);
     in_flight.finish(command.run_ref(), now);
     assert!(matches!(in_flight.offer(delivery(1, 0), false, now), Offered::Known), "a read that began before");
-    assert!(in_flight.hand_over(Timestamp(1), now).is_empty());
+    assert!(in_flight.deliver(Timestamp(1), now).is_empty());
     in_flight.offer(delivery(1, 0), false, now + STALE);
-    assert!(in_flight.hand_over(Timestamp(1), now).is_empty(), "at least for so long");
+    assert!(in_flight.deliver(Timestamp(1), now).is_empty(), "at least for so long");
 }
 
 #[test]
 fn what_is_early_is_put_back_and_read_again_when_it_is_due() {
     let (mut in_flight, clock) = (InFlight::new(1, 8), Instant::now());
-    let mut fresh = delivery(2_000, 0);
-    fresh.due.open = false;
-    in_flight.offer(fresh, false, clock);
+    let mut skip_lookup = delivery(2_000, 0);
+    skip_lookup.due.open = false;
+    in_flight.offer(skip_lookup, false, clock);
     in_flight.offer(delivery(9_000, 0), false, clock);
     in_flight.offer(delivery(1, 0), false, clock);
     // Its row says that it is due, and its action isn't valid.
     let mut invalid = delivery(5, 0);
     Arc::get_mut(&mut invalid.action).expect("nobody else has it").valid_from = Timestamp(8_000);
     in_flight.offer(invalid, false, clock);
-    let handed: Vec<_> = in_flight.hand_over(Timestamp(1_000), clock);
+    let handed: Vec<_> = in_flight.deliver(Timestamp(1_000), clock);
     assert_eq!((handed.len(), in_flight.flying(), in_flight.queued()), (1, 1, 0), "one of them is due");
-    let [Report { event: Event::Hold { due_at }, .. }] = &in_flight.take_put_back()[..] else { panic!("one is fresh") };
+    let [Report { event: Event::Hold { due_at }, .. }] = &in_flight.take_put_back()[..] else {
+        panic!("one is skip_lookup")
+    };
     assert_eq!(*due_at, Timestamp(2_000));
     let due = clock + Duration::from_millis(1_001);
     assert!(in_flight.next_deadline() <= Some(due) && !in_flight.take_early(clock));
     assert!(in_flight.take_early(due) && !in_flight.take_early(due), "once");
     in_flight.offer(delivery(2_000, 0), false, due);
-    assert_eq!(in_flight.hand_over(Timestamp(2_001), due).len(), 1, "it wasn't forgotten as known");
+    assert_eq!(in_flight.deliver(Timestamp(2_001), due).len(), 1, "it wasn't forgotten as known");
 }
 
 #[test]

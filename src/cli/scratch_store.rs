@@ -4,14 +4,14 @@ use crate::store::postgres::Scratch;
 use crate::store::{StoreResult, sqlite_path};
 
 /// See the module.
-pub(super) enum Place {
+pub(super) enum ScratchStore {
     /// A file in the temporary folder, or one that the user named.
     File(Option<String>),
     /// A schema of its own in a database.
     Schema(Box<Scratch>),
 }
 
-impl Place {
+impl ScratchStore {
     /// At this URL, or in the temporary folder.
     pub(super) async fn at(url: Option<&str>) -> StoreResult<Self> {
         match url {
