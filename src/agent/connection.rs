@@ -1,10 +1,10 @@
 //! Keeps a connection to the server, for ever: enrolls, connects, talks ([`Session`]), waits, connects again.
 
-use super::AgentError;
 use super::config::{AgentConfig, BackoffConfig};
 use super::enroll::{Credentials, EnrollError};
+use super::error::AgentError;
 use super::session::{End, Session, SessionDeps};
-use super::told_to;
+use super::stop_signal::told_to;
 use crate::domain::protocol::{MAX_FRAME, close};
 use rustls::pki_types::ServerName;
 use std::io;

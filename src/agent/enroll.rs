@@ -1,7 +1,8 @@
 //! How an agent gets its own token and keeps it, and what it says of itself.
 
-use super::AgentError;
 use super::config::{AgentConfig, Secret};
+use super::error::AgentError;
+use super::fit::cut_text;
 use super::journal::sync_dir;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
@@ -14,6 +15,8 @@ use std::time::Duration;
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 use uuid::Uuid;
 
+/// The version that agents report.
+pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// How long the server may take to answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// How much of an error's text is shown.
@@ -142,7 +145,7 @@ async fn enroll(config: &AgentConfig, token: &str, nonce: Option<&str>) -> Resul
     let not_now = |error: reqwest::Error| EnrollError::NotNow(causes(&error));
     let client = client(config)?;
     let url = format!("{}/v1/agent/enroll", config.server.trim_end_matches('/'));
-    let body = json!({"name": config.name, "labels": config.labels, "facts": facts(), "version": super::VERSION});
+    let body = json!({"name": config.name, "labels": config.labels, "facts": facts(), "version": VERSION});
     let mut call = client.post(url).bearer_auth(token).json(&body);
     if let Some(nonce) = nonce {
         call = call.header("Idempotency-Key", nonce);
@@ -191,7 +194,7 @@ pub(super) fn detail(body: &str) -> String {
         Ok(Problem { detail: Some(text), .. } | Problem { title: Some(text), .. }) => text,
         _ => body.to_owned(),
     };
-    super::fit::cut_text(text, MAX_DETAIL)
+    cut_text(text, MAX_DETAIL)
 }
 
 /// An error with its causes; reqwest's own sentence leaves them out.

@@ -1,9 +1,9 @@
 //! One check-in over plain HTTP, for an agent that isn't always connected. Runner, journal and outbox are the same as
 //! with a [`Session`](super::session::Session); only the way to the server is another.
 
-use super::AgentError;
 use super::config::AgentConfig;
 use super::enroll::{self, Credentials, EnrollError};
+use super::error::AgentError;
 use super::outbox::{Fault, expired};
 use super::runner::Input;
 use super::session::{RESULT_BYTES, RESULTS_PER_FRAME, SessionDeps, take_first};

@@ -6,12 +6,13 @@
 //! is in the next. When the journal can't be written nothing is acknowledged: commands that came are let go
 //! (the server delivers them again), results stay in memory and keep their slots, the connection is closed.
 
-use super::journal::{Record, Recovered, State, Waiting};
+use super::journal::{Record, Recovered, SharedJournal, State, Waiting};
 use super::modules::{Modules, Stop, StopReason};
-use super::outbox::{Fault, Outbox, ServerClock, SharedJournal};
+use super::outbox::{Fault, Outbox};
 use super::processes::Trace;
 use super::run::{only_module, run, without_output};
-use super::told_to;
+use super::server_clock::ServerClock;
+use super::stop_signal::told_to;
 use crate::domain::protocol::{Command, RunRef, RunResult, RunStatus, Stored};
 use crate::domain::time::Timestamp;
 use std::cmp::Reverse;

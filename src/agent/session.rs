@@ -1,9 +1,11 @@
 //! One connection, from `hello` to its close: server → session → runner, and outbox → session → server.
 
-use super::journal::JournalError;
-use super::outbox::{Fault, Outbox, ServerClock, SharedJournal, expired};
+use super::enroll::{VERSION, facts};
+use super::journal::{JournalError, SharedJournal};
+use super::outbox::{Fault, Outbox, expired};
 use super::runner::Input;
-use super::told_to;
+use super::server_clock::ServerClock;
+use super::stop_signal::told_to;
 use crate::domain::protocol::{
     AgentFrame, ErrorFrame, HELLO_TIMEOUT, Hello, MAX_FRAME, PING_EVERY, Rejected, RunRef, SILENCE, ServerFrame, close,
 };
@@ -129,12 +131,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let journal = &self.deps.journal;
         let mut running = journal.with(|journal| Ok(journal.unfinished())).await.map_err(broken)?;
         running.truncate(REFS_PER_FRAME);
-        let hello = Hello {
-            version: super::VERSION.into(),
-            facts: super::enroll::facts().clone(),
-            capacity: self.deps.capacity,
-            running,
-        };
+        let hello = Hello { version: VERSION.into(), facts: facts().clone(), capacity: self.deps.capacity, running };
         self.send_frame(&AgentFrame::Hello(hello)).await
     }
 

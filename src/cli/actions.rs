@@ -1,8 +1,8 @@
 //! `odoshi actions`.
 
-use super::Outcome;
 use super::client::{Client, ServerArgs, encoded};
 use super::follow::{follow, interrupts, show};
+use super::outcome::Outcome;
 use super::output::{Format, print};
 use reqwest::Method;
 use std::process::ExitCode;

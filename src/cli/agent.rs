@@ -1,6 +1,6 @@
 //! `odoshi agent`.
 
-use super::Outcome;
+use super::outcome::Outcome;
 use crate::agent::processes::{cgroup, orphans};
 use crate::agent::{Agent, AgentConfig};
 use crate::os_signals::StopSignals;

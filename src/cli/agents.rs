@@ -1,7 +1,7 @@
 //! `odoshi agents`.
 
-use super::Outcome;
 use super::client::{Client, ServerArgs};
+use super::outcome::{Outcome, Usage};
 use super::output::{Format, print};
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -93,7 +93,7 @@ pub(super) fn run(command: Command) -> Outcome {
                 let mut patch = serde_json::Map::new();
                 for label in labels {
                     let Some((key, value)) = label.split_once('=') else {
-                        return Err(super::run::Usage(format!("{label:?} is not KEY=VALUE")).into());
+                        return Err(Usage(format!("{label:?} is not KEY=VALUE")).into());
                     };
                     patch.insert(key.to_owned(), if value.is_empty() { Value::Null } else { value.into() });
                 }

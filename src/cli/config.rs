@@ -1,6 +1,6 @@
 //! `odoshi config`.
 
-use super::Outcome;
+use super::outcome::Outcome;
 use crate::config::Config;
 use crate::node;
 use std::path::PathBuf;

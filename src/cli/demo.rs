@@ -3,8 +3,8 @@
 //! The agents are the reference agent, each with a journal and a WebSocket of its own over loopback; they share this
 //! process to be light, and nothing else. The actions go through the spool as any program's would.
 
-use super::Outcome;
 use super::client::{Client, read_token};
+use super::outcome::Outcome;
 use super::scratch_store::ScratchStore;
 use crate::Odoshi;
 use crate::agent::modules::exec::Exec;
@@ -12,6 +12,7 @@ use crate::agent::modules::{Call, Outcome as CallOutcome};
 use crate::agent::{Agent, AgentConfig, ExecConfig, Module, Secret};
 use crate::config::Config;
 use crate::domain::time::Timestamp;
+use crate::error_chain::ErrorChain;
 use crate::node::Running;
 use crate::os_signals::StopSignals;
 use async_trait::async_trait;
@@ -207,7 +208,7 @@ impl Fleet {
                     stopped.wait_for(|stop| *stop).await.ok();
                 };
                 if let Err(error) = agent.run(until).await {
-                    log::error!(error = error.to_string().as_str(); "a demo agent has stopped");
+                    log::error!(error:% = error.chain(); "a demo agent has stopped");
                 }
             });
         }

@@ -1,7 +1,7 @@
 //! Follows an action to its end, and shows what came of it.
 
-use super::Outcome;
 use super::client::{Client, ClientError};
+use super::outcome::Outcome;
 use super::output::{Format, print};
 use crate::domain::time::Timestamp;
 use indicatif::{ProgressBar, ProgressStyle};

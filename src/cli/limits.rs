@@ -1,5 +1,6 @@
 //! What the operating system allows this process.
 
+use crate::error_chain::ErrorChain;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
 /// Allows as many open files as the system lets an ordinary process have (each connection is one), and returns how many.
@@ -7,7 +8,7 @@ pub fn raise_open_files() -> u64 {
     let (soft, hard) = match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok(limits) => limits,
         Err(error) => {
-            log::warn!(error = error.to_string().as_str(); "the limit of open files is not known");
+            log::warn!(error:% = error.chain(); "the limit of open files is not known");
             return u64::MAX;
         }
     };
@@ -17,7 +18,7 @@ pub fn raise_open_files() -> u64 {
     match setrlimit(Resource::RLIMIT_NOFILE, hard, hard) {
         Ok(()) => hard,
         Err(error) => {
-            log::warn!(error = error.to_string().as_str(), limit = soft; "the limit of open files could not be raised");
+            log::warn!(error:% = error.chain(), limit = soft; "the limit of open files could not be raised");
             soft
         }
     }

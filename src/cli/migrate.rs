@@ -1,6 +1,6 @@
 //! `odoshi migrate`.
 
-use super::Outcome;
+use super::outcome::Outcome;
 use crate::config::Config;
 use crate::store;
 use std::path::PathBuf;

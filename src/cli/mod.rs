@@ -1,124 +1,25 @@
 //! The command line: one file per subcommand. Results go to stdout, everything else to stderr.
 
-/// Prints a line. A reader that has seen enough (`odoshi actions list | head`) ends the program, quietly.
-macro_rules! say {
-    ($($what:tt)*) => { $crate::cli::output::say(format_args!($($what)*)) };
-}
+#[macro_use]
+mod output;
 
 mod actions;
 mod agent;
 mod agents;
 mod bench;
 mod client;
+mod commands;
 mod config;
 mod demo;
 mod follow;
 mod limits;
 mod migrate;
 mod nodes;
-mod output;
+mod outcome;
 mod preview;
 mod run;
 mod scratch_store;
 mod serve;
 mod token;
 
-use crate::error_chain::chain_of;
-use clap::{CommandFactory, Parser, Subcommand};
-use std::process::ExitCode;
-
-/// A durable dispatcher for fleets: one action in, one command per agent out, exact results back.
-#[derive(Debug, Parser)]
-#[command(version, max_term_width = 110)]
-struct Cli {
-    #[command(subcommand)]
-    command: Command,
-}
-
-#[derive(Debug, Subcommand)]
-enum Command {
-    /// Everything at once in a temporary folder: a server, real agents, actions through the spool
-    Demo(demo::Args),
-    /// Run a server
-    Serve(serve::Args),
-    /// Run the reference agent
-    Agent(agent::Args),
-    /// Submit an action, follow it to its end, and show what came of it
-    Run(run::Args),
-    /// How many agents a target picks, and some of them
-    Preview(preview::Args),
-    /// List, show, follow and steer actions
-    #[command(subcommand)]
-    Actions(actions::Command),
-    /// List and show agents
-    #[command(subcommand)]
-    Agents(agents::Command),
-    /// The servers that share the store, and who is alive
-    Nodes(nodes::Args),
-    /// Make, list and revoke tokens
-    #[command(subcommand)]
-    Token(token::Command),
-    /// Show or check the settings
-    #[command(subcommand)]
-    Config(config::Command),
-    /// Bring the store's tables up to date, and exit
-    Migrate(migrate::Args),
-    /// Measure this machine, beside something raw in the same run
-    #[command(subcommand)]
-    Bench(bench::Command),
-    /// Print a completion script for a shell
-    Completions {
-        /// Which shell
-        shell: clap_complete::Shell,
-    },
-}
-
-/// What a subcommand ends with: an exit code, or an error to be told.
-type Outcome = Result<ExitCode, Box<dyn std::error::Error>>;
-
-/// Runs the command line; answers the process's exit code.
-pub fn main() -> ExitCode {
-    let cli = Cli::parse();
-    let quiet = !matches!(cli.command, Command::Serve(_) | Command::Agent(_));
-    // What people look at is on the screen, and a demo's server's routine isn't.
-    let default = if quiet { "warn" } else { "info,actix_server=warn" };
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default))
-        .format_timestamp_millis()
-        .init();
-    let outcome = match cli.command {
-        Command::Demo(args) => demo::run(args),
-        Command::Serve(args) => serve::run(args),
-        Command::Agent(args) => agent::run(args),
-        Command::Run(args) => run::run(args),
-        Command::Preview(args) => preview::run(args),
-        Command::Actions(command) => actions::run(command),
-        Command::Agents(command) => agents::run(command),
-        Command::Nodes(args) => nodes::run(args),
-        Command::Token(command) => token::run(command),
-        Command::Config(command) => config::run(command),
-        Command::Migrate(args) => migrate::run(args),
-        Command::Bench(command) => bench::run(command),
-        Command::Completions { shell } => {
-            let mut script = Vec::new();
-            clap_complete::generate(shell, &mut Cli::command(), "odoshi", &mut script);
-            output::say(format_args!("{}", String::from_utf8_lossy(&script).trim_end()));
-            Ok(ExitCode::SUCCESS)
-        }
-    };
-    if output::reader_has_gone(outcome.as_ref().err().map(|error| &**error)) {
-        return ExitCode::from(output::CLOSED);
-    }
-    outcome.unwrap_or_else(|error| {
-        eprintln!("odoshi: {}", chain_of(&*error));
-        ExitCode::from(exit_code(&*error))
-    })
-}
-
-/// 2: how it was called; 3: the server can't be reached; 1: anything else.
-fn exit_code(error: &(dyn std::error::Error + 'static)) -> u8 {
-    match error.downcast_ref::<client::ClientError>() {
-        Some(client::ClientError::Unreachable { .. }) => 3,
-        _ if error.is::<run::Usage>() => 2,
-        _ => 1,
-    }
-}
+pub use commands::main;

@@ -1,7 +1,7 @@
 //! `odoshi nodes`.
 
-use super::Outcome;
 use super::client::{Client, ServerArgs};
+use super::outcome::Outcome;
 use super::output::{Format, print};
 use serde_json::Value;
 use std::process::ExitCode;

@@ -6,7 +6,12 @@ use serde_json::Value;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-/// The format of what is printed.
+/// Prints a line. When the reader is gone (`odoshi actions list | head`), the program ends without an error message.
+macro_rules! say {
+    ($($what:tt)*) => { $crate::cli::output::say(format_args!($($what)*)) };
+}
+
+/// The format of the output.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub(super) enum Format {
     /// Columns, for people
@@ -20,13 +25,13 @@ pub(super) enum Format {
     Csv,
 }
 
-/// What a program ends with whose reader has gone, as if SIGPIPE had ended it.
+/// The exit code of a program whose reader is gone, as if SIGPIPE had ended it.
 pub(super) const CLOSED: u8 = 141;
 
 /// Set when a line found no reader.
 static READER_HAS_GONE: AtomicBool = AtomicBool::new(false);
 
-/// Prints a line; see the macro of this name.
+/// Prints a line; use the macro of the same name.
 pub(super) fn say(line: std::fmt::Arguments<'_>) {
     let mut out = std::io::stdout().lock();
     if let Err(error) = writeln!(out, "{line}").and_then(|()| out.flush()) {
@@ -37,7 +42,7 @@ pub(super) fn say(line: std::fmt::Arguments<'_>) {
     }
 }
 
-/// Whether a line found no reader, or what went wrong is that there is none.
+/// Whether the reader is gone: a line could not be printed, or `error` has that cause.
 pub(super) fn reader_has_gone(error: Option<&(dyn std::error::Error + 'static)>) -> bool {
     if READER_HAS_GONE.load(Ordering::Relaxed) {
         return true;
@@ -53,13 +58,13 @@ pub(super) fn reader_has_gone(error: Option<&(dyn std::error::Error + 'static)>)
     false
 }
 
-/// Prints items, of which each column is a path of keys separated by dots.
+/// Prints items. A column is a path of keys, separated by dots.
 pub(super) fn print(items: &[Value], columns: &[&str], format: Format) -> Result<(), Box<dyn std::error::Error>> {
     let mut out = std::io::stdout().lock();
     match format {
         Format::Table => {
             let mut table = Table::new();
-            // On a terminal a row is as wide as that, and long cells have several lines.
+            // On a terminal, rows fit its width and long cells wrap.
             table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
             table.set_header(columns.iter().map(|column| column.rsplit('.').next().unwrap_or(column).to_uppercase()));
             for item in items {
@@ -85,7 +90,7 @@ pub(super) fn print(items: &[Value], columns: &[&str], format: Format) -> Result
     Ok(())
 }
 
-/// A time without what nobody reads: `2026-01-01 12:00:00`, still in UTC.
+/// Shortens a time to `2026-01-01 12:00:00`, in UTC; leaves other texts as they are.
 fn for_people(cell: String) -> String {
     match Timestamp::parse(&cell) {
         Ok(_) => cell.chars().take(19).map(|c| if c == 'T' { ' ' } else { c }).collect(),

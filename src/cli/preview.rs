@@ -1,7 +1,7 @@
 //! `odoshi preview`.
 
-use super::Outcome;
 use super::client::{Client, ServerArgs};
+use super::outcome::Outcome;
 use reqwest::Method;
 use serde_json::json;
 use std::process::ExitCode;

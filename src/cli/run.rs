@@ -1,8 +1,8 @@
 //! `odoshi run`.
 
-use super::Outcome;
 use super::client::{Client, ServerArgs};
 use super::follow::{follow, interrupts};
+use super::outcome::{Outcome, Usage};
 use super::output::Format;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -41,11 +41,6 @@ pub(super) struct Args {
     #[arg(last = true, value_name = "ARGV")]
     argv: Vec<String>,
 }
-
-/// A call that can't be meant.
-#[derive(Debug, thiserror::Error)]
-#[error("{0}")]
-pub(super) struct Usage(pub(super) String);
 
 pub(super) fn run(args: Args) -> Outcome {
     let document = document(&args)?;

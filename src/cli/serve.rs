@@ -1,6 +1,6 @@
 //! `odoshi serve`.
 
-use super::Outcome;
+use super::outcome::Outcome;
 use crate::Odoshi;
 use crate::config::Config;
 use std::path::PathBuf;

@@ -1,7 +1,7 @@
 //! `odoshi token`.
 
-use super::Outcome;
 use super::client::{Client, ServerArgs};
+use super::outcome::Outcome;
 use crate::config::Config;
 use crate::node::reset_admin_token;
 use comfy_table::Table;

@@ -1,8 +1,7 @@
-//! Settings: what an operator may choose, with the defaults.
+//! Settings and their defaults.
 //!
-//! One file per section, each a small struct that the macro `section!` makes from one list of keys, docs and
-//! defaults. The sample file `config/odoshi.toml` and the check for unknown keys are made from the same list, so that
-//! they can't come apart. [`Config::load`] merges file < environment (`ODOSHI__SECTION__KEY`) < command-line flags.
+//! One file per section. The macro `section!` makes the section's struct from one list of keys, docs and defaults. The
+//! sample file `config/odoshi.toml` and the check for unknown keys are made from the same list, so they always agree. [`Config::load`] merges file < environment (`ODOSHI__SECTION__KEY`) < command-line flags.
 
 mod delay;
 mod error;
@@ -13,6 +12,7 @@ mod node;
 mod render;
 mod resolver;
 mod retention;
+mod root;
 mod sender;
 mod service_url;
 mod setting;
@@ -20,6 +20,8 @@ mod size;
 mod spool;
 mod store;
 mod supervision;
+#[cfg(test)]
+mod tests;
 
 pub use delay::Delay;
 pub use error::{ConfigError, Fault};
@@ -28,6 +30,7 @@ pub use metadata::Metadata;
 pub use node::Node;
 pub use resolver::Resolver;
 pub use retention::Retention;
+pub use root::Config;
 pub use sender::{Amqp, Nats, Sender, Smtp, Webhook};
 pub use service_url::ServiceUrl;
 pub use setting::{Key, Kind};
@@ -35,85 +38,3 @@ pub use size::ByteSize;
 pub use spool::Spool;
 pub use store::{Batch, Store};
 pub use supervision::Supervision;
-
-use crate::domain::time::Span;
-use error::Checks;
-use setting::section;
-use std::path::PathBuf;
-
-section! {
-    /// Settings of the Odoshi server.
-    ///
-    /// Each key can also be given as an environment variable: ODOSHI__HTTP__LISTEN, ODOSHI__STORE__BATCH__MAX_ITEMS.
-    /// Durations are a number and a unit: 20ms, 30s, 5m, 2h, 7d, or several in a row. Sizes: 512KiB, 4MiB, 1GiB.
-    pub struct Config {
-        /// Where the server keeps what is its own: the SQLite database, the spool and the first admin token.
-        data_dir: PathBuf = "odoshi-data".into();
-        /// How long a stop waits for what is under way before it gives back the rest to the store.
-        shutdown_timeout: Span = Span::secs(30);
-        /// The HTTP API, and the agents' connections.
-        http: Http = Http::default();
-        /// The database.
-        store: Store = Store::default();
-        /// The folder that takes actions as files.
-        spool: Spool = Spool::default();
-        /// Finding the agents of an action.
-        resolver: Resolver = Resolver::default();
-        /// Commands that wait in memory for their time.
-        delay: Delay = Delay::default();
-        /// What delivers commands to agents.
-        sender: Sender = Sender::default();
-        /// The newest values that agents report.
-        metadata: Metadata = Metadata::default();
-        /// This process among those that share the store.
-        node: Node = Node::default();
-        /// What happens when a part of the server fails.
-        supervision: Supervision = Supervision::default();
-        /// How long things are kept.
-        retention: Retention = Retention::default();
-    }
-}
-
-impl Config {
-    /// Finds all values that can't be, each with its key.
-    pub fn validate(&self) -> Result<(), ConfigError> {
-        let mut checks = Checks::default();
-        checks.that("data_dir", !self.data_dir.as_os_str().is_empty(), "must not be empty");
-        checks.at_most("shutdown_timeout", self.shutdown_timeout, Span::days(1));
-        self.http.validate(&mut checks);
-        self.store.validate(&mut checks);
-        self.spool.validate(&mut checks);
-        self.resolver.validate(&mut checks);
-        self.delay.validate(&mut checks);
-        self.sender.validate(&mut checks);
-        self.metadata.validate(&mut checks);
-        self.node.validate(&mut checks);
-        self.supervision.validate(&mut checks);
-        self.retention.validate(&mut checks);
-        checks.into_result()
-    }
-
-    /// The database: `store.url`, or `odoshi.db` in `data_dir`.
-    pub fn store_url(&self) -> ServiceUrl {
-        self.store
-            .url
-            .clone()
-            .unwrap_or_else(|| ServiceUrl::new(format!("sqlite://{}", self.data_dir.join("odoshi.db").display())))
-    }
-
-    /// The spool: `spool.dir`, or `spool` in `data_dir`.
-    pub fn spool_dir(&self) -> PathBuf {
-        self.spool.dir.clone().unwrap_or_else(|| self.data_dir.join("spool"))
-    }
-
-    /// This node's name: `node.name`, or the host's name, or `localhost` when the host has none.
-    pub fn node_name(&self) -> String {
-        self.node.name.clone().unwrap_or_else(|| {
-            let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());
-            host.filter(|name| !name.is_empty()).unwrap_or_else(|| "localhost".into())
-        })
-    }
-}
-
-#[cfg(test)]
-mod tests;

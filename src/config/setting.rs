@@ -1,4 +1,4 @@
-//! How a section is written down once, and becomes a struct, its defaults, and the list of its keys.
+//! The macro that turns one list into a section's struct, its defaults, and its keys.
 
 use super::{ByteSize, ServiceUrl};
 use crate::domain::time::Span;
@@ -104,12 +104,3 @@ macro_rules! section {
     };
 }
 pub(super) use section;
-
-impl super::Config {
-    /// All keys, sections before what is in them, in the order of the sample.
-    pub fn keys() -> Vec<Key> {
-        let mut keys = Vec::new();
-        <Self as Setting>::inner_keys("", &mut keys);
-        keys
-    }
-}

@@ -1,7 +1,9 @@
 use super::*;
+use crate::domain::time::Span;
 use std::collections::BTreeSet;
 use std::ffi::OsString;
 use std::io::Write;
+use std::path::PathBuf;
 
 fn load(file: &str, environment: &[(&str, &str)], flags: &[(&str, &str)]) -> Result<Config, ConfigError> {
     let mut on_disk = tempfile::NamedTempFile::new().expect("a temporary file");

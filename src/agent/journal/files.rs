@@ -1,17 +1,17 @@
 //! The journal's folder: its lock, and how files in it are opened and made safe.
 
-use super::JournalError;
+use super::error::JournalError;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-/// How long the folder's lock is waited for.
+/// How long to wait for the folder's lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Locks the folder. Blocks for a moment, as all of the journal does: an agent that was just killed may not be quite gone, or
-/// a child of it that is about to become another program.
+/// Locks the folder. Waits for a moment if the lock is held: an agent that was just killed may not have exited, or a child of
+/// it may be about to become another program.
 #[allow(clippy::disallowed_methods, reason = "the journal is used where blocking is allowed")]
 pub(super) fn lock(dir: &Path) -> Result<File, JournalError> {
     let path = dir.join("lock");
@@ -40,7 +40,7 @@ pub(super) fn io_error(what: &'static str, path: &Path) -> impl Fn(io::Error) ->
     move |source| JournalError::Io { what, path: path.clone(), source }
 }
 
-/// Makes a file's new name safe.
+/// Makes a new name in the folder durable.
 pub(in crate::agent) fn sync_dir(dir: &Path) -> Result<(), JournalError> {
     let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
     File::open(dir).and_then(|file| file.sync_all()).map_err(io_error("sync", dir))

@@ -1,8 +1,17 @@
+use super::append_log::{COMPACT_ABOVE, PURGE_EVERY};
+use super::entry::KEEP;
 use super::*;
+use crate::agent::processes::Tree;
 use crate::agent::run::without_output;
-use crate::domain::protocol::Operations;
+use crate::domain::protocol::{Command, Operations, RunRef, RunResult, RunStatus};
+use crate::domain::time::Timestamp;
 use proptest::prelude::*;
-use std::fs::OpenOptions;
+use std::collections::BTreeMap;
+use std::fs::{File, OpenOptions};
+use std::io::Write;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::time::Duration;
 use tempfile::TempDir;
 use uuid::Uuid;
 

@@ -4,8 +4,8 @@
 //! zombie stays until its parent waits for it. The agent's own programs are waited for by the runtime, so they are
 //! left alone: they are known by their pids ([`super::spawner`]).
 
+use super::procfs::{self, Process};
 use super::spawner;
-use super::tree::{self, Process};
 use nix::sys::prctl::get_child_subreaper;
 use nix::sys::wait::{WaitPidFlag, waitpid};
 use nix::unistd::{Pid, getpid};
@@ -41,7 +41,7 @@ fn reap_now() {
     let is_orphan = |process: &Process| {
         process.is_zombie && process.parent == me && own.as_ref().is_none_or(|own| !own.contains(&process.pid))
     };
-    for orphan in tree::all().iter().filter(|process| is_orphan(process)) {
+    for orphan in procfs::all().iter().filter(|process| is_orphan(process)) {
         // An error means that it was reaped meanwhile.
         let _ = waitpid(Pid::from_raw(orphan.pid), Some(WaitPidFlag::WNOHANG));
     }

@@ -3,7 +3,9 @@
 //! `PR_SET_PDEATHSIG` fires when the *thread* that started a program ends. The threads of a runtime end: blocking ones
 //! when they are idle, workers with the runtime. So one thread that lives as long as this process starts all programs.
 
-use super::{Group, Trace, Tree, tree};
+use super::kill::kill;
+use super::trace::Trace;
+use super::tree::{Group, Tree};
 use nix::sys::prctl::set_pdeathsig;
 use nix::sys::signal::{Signal, killpg};
 use nix::unistd::{Pid, getpid, getppid, write};
@@ -167,7 +169,7 @@ impl Drop for Program {
         if self.pid.is_some() {
             self.kill_group();
             // Blocks for a moment; it happens where a run's future is dropped, not when a run is stopped.
-            tree::kill(std::slice::from_ref(&self.tree), Duration::ZERO);
+            kill(std::slice::from_ref(&self.tree), Duration::ZERO);
             self.forget();
         }
     }

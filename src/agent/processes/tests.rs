@@ -1,5 +1,7 @@
 use super::cgroup;
-use super::tree::{Group, Process, Tree, kill, members_of};
+use super::kill::{kill, members_of};
+use super::procfs::Process;
+use super::tree::{Group, MARK, Tree};
 use nix::sys::signal::Signal;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::process::{Child, Command, Stdio};
@@ -71,8 +73,8 @@ fn sleeper(environment: &[(&str, &str)]) -> Child {
 fn processes_are_found_by_mark_and_by_group_and_no_others_are_killed() {
     let tree = Tree::new(Uuid::new_v4());
     let mark = tree.mark.to_string();
-    let mut marked = sleeper(&[("A", "b"), (super::MARK, &mark)]);
-    let mut other = sleeper(&[(super::MARK, &Uuid::new_v4().to_string()), ("X", &format!("{}={mark}", super::MARK))]);
+    let mut marked = sleeper(&[("A", "b"), (MARK, &mark)]);
+    let mut other = sleeper(&[(MARK, &Uuid::new_v4().to_string()), ("X", &format!("{MARK}={mark}"))]);
     let mut grouped = sleeper(&[]);
     let pid = i32::try_from(grouped.id()).expect("a pid");
     let group = Group::led_by(pid).expect("a group");

@@ -1,9 +1,10 @@
 use super::*;
 use crate::agent::config::AgentConfig;
-use crate::agent::journal::{Journal, State};
+use crate::agent::journal::{Journal, SharedJournal, State};
 use crate::agent::modules::Modules;
-use crate::agent::outbox::{Fault, Outbox, ServerClock, SharedJournal};
+use crate::agent::outbox::{Fault, Outbox};
 use crate::agent::runner::{Input, Runner};
+use crate::agent::server_clock::ServerClock;
 use crate::domain::protocol::{RunResult, RunStatus, Stored};
 use std::path::Path;
 use std::sync::atomic::AtomicI64;

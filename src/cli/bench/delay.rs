@@ -3,7 +3,7 @@
 //! Each is measured in a process of its own, so that each takes its memory from the system; one after the other in each
 //! round, so that all see the same machine. The queues hold numbers; what a number and its key take is not counted.
 
-use super::Outcome;
+use crate::cli::outcome::Outcome;
 use crate::domain::delay::{DelayQueue, WhenFull};
 use clap::ValueEnum;
 use comfy_table::Table;

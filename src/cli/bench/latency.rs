@@ -1,8 +1,9 @@
 //! An idle server: from `POST /v1/actions` to a connected agent having the command, over HTTP and a WebSocket on loopback.
 
-use super::super::scratch_store::ScratchStore;
 use super::raw;
 use crate::Odoshi;
+use crate::cli::client::read_token;
+use crate::cli::scratch_store::ScratchStore;
 use crate::config::Config;
 use crate::domain::agent::{Enrollment, STREAM, Secret};
 use crate::domain::audit::Author;
@@ -26,7 +27,7 @@ const TURNS: u32 = 10;
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug, clap::Args)]
-pub(in super::super) struct Args {
+pub(in crate::cli) struct Args {
     /// Actions, one after the other
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(10..=100_000))]
     samples: u32,
@@ -69,7 +70,7 @@ async fn measure(args: &Args, place: &ScratchStore, folder: &Path) -> Result<Tim
     if enrolled == Enrolled::Taken {
         return Err("the store is not empty".into());
     }
-    let admin = super::super::client::read_token(&folder.join("server/admin.token"))?;
+    let admin = read_token(&folder.join("server/admin.token"))?;
     let address = running.address();
     let mut agent = BenchAgent::connect(&address.to_string(), &token).await?;
     let url = format!("http://{address}/v1/actions");

@@ -1,6 +1,10 @@
 //! Reading documents, and due times.
 
 use super::*;
+use crate::domain::problem::Problem;
+use crate::domain::time::{Span, Timestamp};
+use std::time::Duration;
+use uuid::Uuid;
 
 const NOW: Timestamp = Timestamp(1_767_225_600_000);
 

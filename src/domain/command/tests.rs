@@ -1,6 +1,10 @@
+use super::decide::{BACKOFF_MAX, BACKOFF_MIN};
 use super::*;
+use crate::domain::action::{GRACE, Policy};
+use crate::domain::time::Timestamp;
 use proptest::prelude::*;
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 const START: Timestamp = Timestamp(1_750_000_000_000);
 

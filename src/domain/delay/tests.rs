@@ -1,5 +1,6 @@
 //! The queue, held to a plain list.
 
+use super::queue::SWEEP;
 use super::*;
 use proptest::prelude::*;
 

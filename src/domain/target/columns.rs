@@ -1,8 +1,8 @@
 //! The names of columns, in all the ways of writing them, MIG's among them.
 
-use super::Column;
-use super::convert::{Result, literal, place, what_it_is};
-use super::parse::at;
+use super::error::{Result, at};
+use super::expression::Column;
+use super::sql_tree::{folded, literal, place, what_it_is};
 use sqlparser::ast::{BinaryOperator, Expr, Ident, Value as Literal};
 use sqlparser::tokenizer::Location;
 
@@ -103,11 +103,6 @@ fn single(name: &str, mut path: Vec<String>, here: Location) -> Result<String> {
         (None, _) => Err(at(here, format!("{name} needs a key: {name}.KEY"))),
         (Some(_), false) => Err(at(here, format!("{name} has one key; one with dots is written {name}.\"a.b\""))),
     }
-}
-
-/// As SQL does: what is not in double quotes is the same in upper and lower case.
-pub(super) fn folded(name: &Ident) -> String {
-    if name.quote_style.is_some() { name.value.clone() } else { name.value.to_ascii_lowercase() }
 }
 
 fn is_arrow(op: &BinaryOperator) -> bool {

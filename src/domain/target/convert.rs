@@ -1,13 +1,13 @@
-//! The SQL parser's tree to ours; whatever has no place in ours is an error.
+//! Converts the SQL parser's tree into a [`Target`]. What a target cannot express is an error.
 
-use super::columns::{column, folded};
-use super::parse::at;
-use super::{Column, CompareOp, Moment, Target, TargetError, Value};
+use super::columns::column;
+use super::error::{Result, at};
+use super::expression::{Column, CompareOp, Moment, Target, Value};
+use super::sql_tree::{arguments, is_call_of, literal, place, what_it_is};
 use crate::domain::command::CommandState;
 use crate::domain::time::{Span, Timestamp};
 use sqlparser::ast::{
-    BinaryOperator, Expr, Function, FunctionArg, FunctionArgExpr, FunctionArguments, InTarget, Interval, Spanned,
-    UnaryOperator, Value as Literal,
+    BinaryOperator, Expr, FunctionArg, FunctionArgExpr, InTarget, Interval, UnaryOperator, Value as Literal,
 };
 use sqlparser::tokenizer::Location;
 use uuid::Uuid;
@@ -16,49 +16,6 @@ use uuid::Uuid;
 const MAX_LIST: usize = 10_000;
 /// How far from now a moment may be: 100 years.
 const MAX_OFFSET: Span = Span::days(36_525);
-
-pub(super) type Result<T> = std::result::Result<T, TargetError>;
-
-/// Where an expression begins, or the nearest place around it that is known.
-///
-/// It is where its leftmost part begins. The parser's own `span()` walks the whole tree by recursion, with kilobytes of
-/// stack for each link of a chain as long as the text.
-pub(super) fn place(expr: &Expr, around: Location) -> Location {
-    let mut leftmost = expr;
-    let start = loop {
-        leftmost = match leftmost {
-            Expr::BinaryOp { left, .. } | Expr::AnyOp { left, .. } | Expr::AllOp { left, .. } => left,
-            Expr::Nested(inner)
-            | Expr::IsNull(inner)
-            | Expr::IsNotNull(inner)
-            | Expr::IsTrue(inner)
-            | Expr::IsNotTrue(inner)
-            | Expr::IsFalse(inner)
-            | Expr::IsNotFalse(inner)
-            | Expr::IsDistinctFrom(inner, _)
-            | Expr::IsNotDistinctFrom(inner, _) => inner,
-            Expr::UnaryOp { expr, .. }
-            | Expr::In { expr, .. }
-            | Expr::Between { expr, .. }
-            | Expr::Like { expr, .. }
-            | Expr::ILike { expr, .. }
-            | Expr::SimilarTo { expr, .. }
-            | Expr::Cast { expr, .. }
-            | Expr::Collate { expr, .. } => expr,
-            Expr::CompoundFieldAccess { root, .. } => root,
-            Expr::AtTimeZone { timestamp, .. } => timestamp,
-            Expr::Interval(interval) => &interval.value,
-            Expr::Identifier(name) => break name.span.start,
-            Expr::CompoundIdentifier(names) => break names.first().map_or(around, |name| name.span.start),
-            Expr::Value(literal) => break literal.span.start,
-            Expr::TypedString(typed) => break typed.value.span.start,
-            Expr::Function(call) => break call.name.span().start,
-            Expr::Case { case_token, .. } => break case_token.0.span.start,
-            _ => break around,
-        }
-    };
-    if start.line == 0 { around } else { start }
-}
 
 /// A condition. Recursion is as deep as parentheses and NOT are nested, which the parser limits; chains of AND and OR
 /// are walked in a loop.
@@ -181,13 +138,6 @@ fn like(expr: &Expr, pattern: &Expr, ignore_case: bool, negated: bool, around: L
         return Err(at(here, r"the pattern ends with a \ that escapes nothing; write \\ for a backslash"));
     }
     Ok(Target::Like { column, pattern, ignore_case, negated })
-}
-
-pub(super) fn literal(expr: &Expr) -> Option<&Literal> {
-    match expr {
-        Expr::Value(literal) => Some(&literal.value),
-        _ => None,
-    }
 }
 
 /// Whether it is rather a value than a column, to know which side of a comparison is which.
@@ -338,43 +288,4 @@ fn state(expr: &Expr, around: Location) -> Result<CommandState> {
         let all = CommandState::ALL.map(CommandState::as_str).join("', '");
         at(place(expr, around), format!("a command's state is needed here, one of '{all}'"))
     })
-}
-
-/// Whether it is a plain call of this function, without any of SQL's ornaments.
-fn is_call_of(call: &Function, name: &str) -> bool {
-    let [part] = call.name.0.as_slice() else { return false };
-    part.as_ident().is_some_and(|ident| folded(ident) == name)
-        && !call.uses_odbc_syntax
-        && matches!(call.parameters, FunctionArguments::None)
-        && call.filter.is_none()
-        && call.null_treatment.is_none()
-        && call.over.is_none()
-        && call.within_group.is_empty()
-}
-
-fn arguments(call: &Function) -> Option<&[FunctionArg]> {
-    match &call.args {
-        FunctionArguments::List(list) if list.duplicate_treatment.is_none() && list.clauses.is_empty() => {
-            Some(&list.args)
-        }
-        _ => None,
-    }
-}
-
-pub(super) fn what_it_is(expr: &Expr) -> String {
-    match expr {
-        Expr::Function(call) => format!("the function {}", call.name),
-        Expr::Subquery(_) | Expr::Exists { .. } => "a subquery".into(),
-        Expr::In { target: InTarget::List(_), .. } => "this form of IN".into(),
-        Expr::In { .. } => "IN with a subquery or table".into(),
-        Expr::Cast { .. } | Expr::Convert { .. } | Expr::TypedString(_) => "a cast".into(),
-        Expr::Case { .. } => "CASE".into(),
-        Expr::Like { .. } | Expr::ILike { .. } => "LIKE with ANY or ESCAPE".into(),
-        Expr::SimilarTo { .. } | Expr::RLike { .. } => "a regular expression".into(),
-        Expr::Value(_) => format!("the value {expr}"),
-        Expr::BinaryOp { op, .. } => format!("the operator {op}"),
-        Expr::UnaryOp { op, .. } => format!("the operator {op}"),
-        Expr::Interval(_) => "an interval".into(),
-        _ => "this kind of expression".into(),
-    }
 }

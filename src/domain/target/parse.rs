@@ -1,7 +1,8 @@
 //! Text to target: limits, the SQL parser, and the places of its errors.
 
 use super::convert::target;
-use super::{Target, TargetError};
+use super::error::{TargetError, at};
+use super::expression::Target;
 use sqlparser::dialect::PostgreSqlDialect;
 use sqlparser::parser::{Parser, ParserError};
 use sqlparser::tokenizer::{Location, Token, TokenWithSpan, Tokenizer, Whitespace};
@@ -60,11 +61,6 @@ fn parse(text: &str) -> Result<Target, TargetError> {
         return Err(at(next.span.start, message));
     }
     target(&expression, first)
-}
-
-/// An error at a place of the text.
-pub(super) fn at(place: Location, message: impl Into<String>) -> TargetError {
-    TargetError { line: place.line.max(1), column: place.column.max(1), message: message.into() }
 }
 
 /// The parser writes the place into its message, unless it is the end of the text.

@@ -1,6 +1,5 @@
 //! Moves that never overwrite, and names that are free.
 
-use super::TRIES;
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, TryLockError};
 use std::io::{self, ErrorKind};
@@ -8,6 +7,8 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
+/// How often a move is tried while other processes take the names.
+pub(super) const TRIES: usize = 1_000;
 /// The longest file name of Linux' file systems, in bytes.
 const MAX_NAME: usize = 255;
 /// What stands beside a file in `failed/`.

@@ -1,9 +1,16 @@
 use super::*;
+use crate::domain::problem::{Problem, ProblemKind};
 use nix::unistd::{Gid, Uid, chown, mkfifo};
-use std::os::unix::ffi::OsStringExt;
+use std::collections::HashSet;
+use std::ffi::{OsStr, OsString};
+use std::fs::{self, File};
+use std::io::{ErrorKind, Write};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command};
+use std::time::{Duration, SystemTime};
 use tempfile::TempDir;
 
 const MAX: u64 = 100;

@@ -5,7 +5,7 @@
 //! - `exec.allow` names the programs. An absolute path allows just that path, a bare name is looked up in the *agent's*
 //!   `PATH`. What an allowed program does with its arguments isn't looked at: allowing `sh` allows everything.
 //! - `exec.env` names the variables that an action may set. Without it an action could make an allowed program run
-//!   other code ([`environment`]).
+//!   other code (see `environment`).
 //! - `exec.cwd` names the folders in which a program may be started, since programs read settings and code from there.
 //!
 //! With `exec.allow = ["*"]` none of these restricts an action.

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 /// How long it takes to insert `count` commands, and with `life` as many outcomes, in transactions of `batch` rows, over one
 /// connection.
-pub(in super::super) async fn round(
+pub(in crate::cli::bench) async fn round(
     scratch: &Scratch,
     count: u32,
     batch: usize,
@@ -47,7 +47,7 @@ pub(in super::super) async fn round(
 }
 
 /// How long two transactions of one row each take, `samples` times, with a pause between.
-pub(in super::super) async fn pairs(
+pub(in crate::cli::bench) async fn pairs(
     scratch: &Scratch,
     samples: u32,
     pause: Duration,

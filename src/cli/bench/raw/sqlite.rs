@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
 /// How long it takes to insert `count` commands, and with `life` as many outcomes, in transactions of `batch` rows.
-pub(in super::super) fn round(database: &Path, count: u32, batch: usize, life: bool) -> Result<Duration, Failure> {
+pub(in crate::cli::bench) fn round(database: &Path, count: u32, batch: usize, life: bool) -> Result<Duration, Failure> {
     let mut conn = SqliteConnection::establish(&database.display().to_string())?;
     conn.batch_execute(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4096; \
@@ -49,7 +49,7 @@ fn insert(conn: &mut SqliteConnection, statement: &str, rows: &str) -> QueryResu
 
 /// How long two transactions of one row each take, `samples` times, with a pause between.
 #[allow(clippy::disallowed_methods, reason = "it has a thread of its own")]
-pub(in super::super) fn pairs(database: &Path, samples: u32, pause: Duration) -> Result<Vec<Duration>, Failure> {
+pub(in crate::cli::bench) fn pairs(database: &Path, samples: u32, pause: Duration) -> Result<Vec<Duration>, Failure> {
     let mut conn = SqliteConnection::establish(&database.display().to_string())?;
     conn.batch_execute(
         "PRAGMA journal_mode = WAL; PRAGMA synchronous = FULL; PRAGMA wal_autocheckpoint = 4096; \

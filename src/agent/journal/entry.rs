@@ -1,0 +1,54 @@
+//! The index: what is known of one run, and where its lines are.
+
+use crate::domain::time::Timestamp;
+use std::time::Duration;
+
+/// How long an entry stays after its command's expiry: repeats may still arrive.
+pub(super) const KEEP: Duration = Duration::from_secs(86_400);
+/// Approximate length of a `stored` line, in bytes.
+const STORED_LINE: u64 = 80;
+
+/// The state of a run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum State {
+    /// It waits.
+    Received,
+    /// It runs.
+    Started,
+    /// It has ended; the server does not have the result yet.
+    Done,
+    /// The server has the result.
+    Stored,
+    /// It will not run and has no result.
+    Forgotten,
+}
+
+/// A line's place in the file, its newline included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct KeySlot {
+    pub(super) offset: u64,
+    pub(super) len: u64,
+}
+
+/// What the index knows of a run.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) state: State,
+    pub(super) expires_at: Timestamp,
+    /// The lines that a compaction copies: `received`; or `started` and the last `spawned`; or only `result`; or only
+    /// `forgotten`.
+    pub(super) lines: [Option<KeySlot>; 2],
+}
+
+impl Entry {
+    /// How many bytes a compaction keeps.
+    pub(super) fn live(&self) -> u64 {
+        let stored = if self.state == State::Stored { STORED_LINE } else { 0 };
+        self.lines.iter().flatten().map(|place| place.len).sum::<u64>() + stored
+    }
+
+    /// Whether the entry can be dropped.
+    pub(super) fn is_over(&self, now: Timestamp) -> bool {
+        matches!(self.state, State::Stored | State::Forgotten) && self.expires_at.plus(KEEP) < now
+    }
+}

@@ -1,0 +1,145 @@
+//! An agent from start to stop: the parts are connected here, and stopped in order.
+
+use super::config::{AgentConfig, Secret};
+use super::connection::Connection;
+use super::enroll::Credentials;
+use super::error::AgentError;
+use super::journal::{Journal, JournalError, Recovered, SharedJournal};
+use super::modules::{Module, Modules};
+use super::once;
+use super::outbox::Outbox;
+use super::runner::{Input, Runner};
+use super::server_clock::ServerClock;
+use super::session::SessionDeps;
+use crate::domain::time::Timestamp;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+
+/// Frames that may wait for the runner. Each is a batch already.
+const INPUTS: usize = 2;
+
+/// An agent that is set up but not started.
+#[derive(Debug)]
+pub struct Agent {
+    config: AgentConfig,
+    modules: Modules,
+}
+
+impl Agent {
+    /// Checks the configuration. Touches neither disk nor network.
+    pub fn new(config: AgentConfig) -> Result<Self, AgentError> {
+        config.validate().map_err(AgentError::Config)?;
+        let modules = Modules::new(&config);
+        Ok(Self { config, modules })
+    }
+
+    /// Adds a module, or replaces the one of that name.
+    #[must_use]
+    pub fn with_module(mut self, name: &str, module: impl Module + 'static) -> Self {
+        self.modules = self.modules.with(name, module);
+        self
+    }
+
+    /// Works until `shutdown` completes. Then the runs are killed and reported as `interrupted`; waiting commands stay in
+    /// the journal for the next start.
+    ///
+    /// # Errors
+    /// Only errors that somebody has to fix: an unusable state folder, a token or a name that the server refuses.
+    pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
+        let Parts { config, runner, inbox, deps, credentials } = self.open().await?;
+        let name = config.name.clone();
+
+        // The runner stops first, so that the session can still report how the runs ended; then the session stops.
+        let (stop_runs, runs_stop) = watch::channel(false);
+        let (stop_session, session_stop) = watch::channel(false);
+        let mut runner = Box::pin(runner.run(inbox, runs_stop));
+        let mut connection = Box::pin(Connection::new(config, deps, credentials).run(session_stop));
+        let mut shutdown = std::pin::pin!(shutdown);
+        let mut stopping = false;
+        let mut running = true;
+        loop {
+            tokio::select! {
+                () = &mut shutdown, if !stopping => {
+                    stopping = true;
+                    stop_runs.send_replace(true);
+                }
+                () = &mut runner, if running => {
+                    running = false;
+                    stop_session.send_replace(true);
+                }
+                ended = &mut connection => {
+                    // It was stopped, or the server refuses the agent. Runs don't outlive the connection.
+                    stop_runs.send_replace(true);
+                    if running {
+                        runner.await;
+                    }
+                    log::debug!(agent = name.as_str(); "the agent has stopped");
+                    return ended;
+                }
+            }
+        }
+    }
+
+    /// Checks in over plain HTTP: reports results of earlier runs, fetches the commands that are due, runs them and
+    /// reports their results, until no command is due. Returns how many results the server has stored. For agents that a
+    /// timer starts.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run), and network errors, because nothing is retried, and the completion of `shutdown` before the
+    /// end. In the last case the runs are killed, the journal has all commands that were fetched, and the next check-in
+    /// reports them.
+    pub async fn run_once(self, shutdown: impl Future<Output = ()>) -> Result<usize, AgentError> {
+        let Parts { config, runner, inbox, deps, credentials } = self.open().await?;
+        let (stop_runs, runs_stop) = watch::channel(false);
+        let mut runner = Box::pin(runner.run(inbox, runs_stop));
+        let stopped = tokio::select! {
+            done = Box::pin(once::check_in(&config, &deps, credentials)) => return done,
+            () = &mut runner => return Err(AgentError::CheckIn("the agent stopped".into())),
+            () = shutdown => AgentError::CheckIn("stopped by a signal before it was done".into()),
+        };
+        stop_runs.send_replace(true);
+        runner.await;
+        Err(stopped)
+    }
+
+    /// Opens the files of the agent and connects its parts.
+    async fn open(self) -> Result<Parts, AgentError> {
+        let Self { config, modules } = self;
+        let (dir, source) = (config.state_dir.clone(), (config.token.clone(), config.token_file.clone()));
+        let (journal, recovered, credentials) = tokio::task::spawn_blocking(move || open(&dir, source.0, source.1))
+            .await
+            .unwrap_or(Err(AgentError::Journal(JournalError::ShuttingDown)))?;
+        let (waiting, interrupted) = (recovered.waiting.len(), recovered.interrupted);
+        log::debug!(agent = config.name.as_str(), waiting, interrupted; "the agent starts");
+
+        let (outbox, clock) = (Arc::new(Outbox::default()), Arc::new(ServerClock::default()));
+        let journal = SharedJournal::new(journal);
+        let (inputs, inbox) = mpsc::channel(INPUTS);
+        let runner = Runner::new(config.capacity, modules, journal.clone(), recovered, outbox.clone(), clock.clone());
+        let deps = SessionDeps { capacity: config.capacity, journal, outbox, clock, inputs };
+        Ok(Parts { config, runner, inbox, deps, credentials })
+    }
+}
+
+/// The parts of an agent, connected with each other.
+struct Parts {
+    config: AgentConfig,
+    runner: Runner,
+    inbox: mpsc::Receiver<Input>,
+    deps: SessionDeps,
+    credentials: Credentials,
+}
+
+/// Opens the journal, which locks the folder, and reads the token. Blocks.
+fn open(
+    dir: &Path,
+    token: Option<Secret>,
+    token_file: Option<PathBuf>,
+) -> Result<(Journal, Recovered, Credentials), AgentError> {
+    let (journal, recovered) = Journal::open(dir, Timestamp::of_this_machine())?;
+    match Credentials::read(dir, token, token_file)? {
+        Some(credentials) => Ok((journal, recovered, credentials)),
+        None => Err(AgentError::Config("token: needed to enroll, as state_dir holds no token yet".into())),
+    }
+}

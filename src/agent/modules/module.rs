@@ -1,0 +1,69 @@
+//! What a module is: one call per operation, with one outcome.
+
+use super::stop::{Stop, StopReason};
+use crate::agent::processes::Trace;
+use async_trait::async_trait;
+use serde::Serialize;
+use serde_json::value::{RawValue, to_raw_value};
+
+/// One operation, as its module gets it.
+#[derive(Debug)]
+pub struct Call {
+    /// The parameters from the action; any JSON.
+    pub parameters: Option<Box<RawValue>>,
+    /// When to stop. The call of a module that does not stop is dropped a few seconds later.
+    pub stop: Stop,
+    /// Where the processes of this run are recorded.
+    pub(in crate::agent) trace: Trace,
+}
+
+/// The outcome of an operation.
+#[derive(Debug, Default)]
+pub struct Outcome {
+    /// Whether it succeeded.
+    pub ok: bool,
+    /// Any JSON.
+    pub output: Option<Box<RawValue>>,
+    /// Why it failed.
+    pub error: Option<String>,
+    /// Whether output was cut off.
+    pub truncated: bool,
+    /// Set when the operation was stopped before its end. The run ends with it.
+    pub stopped: Option<StopReason>,
+}
+
+impl Outcome {
+    /// A success.
+    pub fn done(output: Option<Box<RawValue>>) -> Self {
+        Self { ok: true, output, ..Self::default() }
+    }
+
+    /// A failure.
+    pub fn failed(error: impl Into<String>) -> Self {
+        Self { error: Some(error.into()), ..Self::default() }
+    }
+
+    /// An operation that was stopped.
+    pub fn stopped(reason: StopReason) -> Self {
+        Self { error: Some(reason.to_string()), stopped: Some(reason), ..Self::default() }
+    }
+
+    /// Sets the output.
+    pub(super) fn output<T: Serialize>(mut self, output: &T) -> Self {
+        match to_raw_value(output) {
+            Ok(output) => self.output = Some(output),
+            Err(error) => {
+                self.ok = false;
+                self.error = Some(format!("the output is not JSON: {error}"));
+            }
+        }
+        self
+    }
+}
+
+/// Something that an agent can do.
+#[async_trait]
+pub trait Module: Send + Sync {
+    /// Carries out one operation. Wrong parameters are a failed outcome like any other.
+    async fn call(&self, call: Call) -> Outcome;
+}

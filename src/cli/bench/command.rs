@@ -1,0 +1,32 @@
+//! The benchmarks.
+
+use super::{delay, latency, throughput};
+use crate::cli::outcome::Outcome;
+use std::process::ExitCode;
+
+#[derive(Debug, clap::Subcommand)]
+pub(in crate::cli) enum Command {
+    /// From an accepted action until all its commands are stored
+    Create(throughput::Args),
+    /// A command's whole life: stored, delivered, its result stored
+    Life(throughput::Args),
+    /// An idle server: from POST /v1/actions until a connected agent has the command
+    Latency(latency::Args),
+    /// The delay queue, beside other implementations
+    Delay(delay::Args),
+}
+
+pub(in crate::cli) fn run(command: Command) -> Outcome {
+    let folder = tempfile::Builder::new().prefix("odoshi-bench-").tempdir()?;
+    let ended = match command {
+        Command::Delay(args) => return delay::run(&args),
+        Command::Create(args) => throughput::run(&args, false, folder.path())?,
+        Command::Life(args) => throughput::run(&args, true, folder.path())?,
+        Command::Latency(args) => {
+            actix_rt::System::new().block_on(latency::run(&args, folder.path()))?;
+            ExitCode::SUCCESS
+        }
+    };
+    folder.close()?;
+    Ok(ended)
+}
