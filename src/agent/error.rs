@@ -14,7 +14,7 @@ pub enum AgentError {
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// A token cannot be read or written.
-    #[error("the token in {path}: {source}")]
+    #[error("the token in {path}")]
     Token {
         /// The file.
         path: PathBuf,

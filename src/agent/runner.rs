@@ -15,6 +15,7 @@ use super::server_clock::ServerClock;
 use super::stop_signal::told_to;
 use crate::domain::protocol::{Command, RunRef, RunResult, RunStatus, Stored};
 use crate::domain::time::Timestamp;
+use crate::error_chain::ErrorChain;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -342,7 +343,7 @@ impl Runner {
             })
             .await;
         if let Err(error) = written {
-            self.journal_failed(&error.to_string());
+            self.journal_failed(&error.chain().to_string());
         }
     }
 
@@ -361,7 +362,7 @@ impl Runner {
         let now = self.clock.now().unwrap_or_default();
         if let Err(error) = self.journal.with(move |journal| journal.commit(&records, now)).await {
             self.waiting.retain(|_, queued| queued.kept);
-            return self.journal_failed(&error.to_string());
+            return self.journal_failed(&error.chain().to_string());
         }
         self.forgotten.clear();
         let (waiting, ended) = (&mut self.waiting, &mut self.ended);

@@ -9,6 +9,7 @@ use super::stop_signal::told_to;
 use crate::domain::protocol::{
     AgentFrame, ErrorFrame, HELLO_TIMEOUT, Hello, MAX_FRAME, PING_EVERY, Rejected, RunRef, SILENCE, ServerFrame, close,
 };
+use crate::error_chain::ErrorChain;
 use futures_util::{SinkExt, StreamExt};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -243,7 +244,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         });
         let (results, rest) = match read.await {
             Ok(read) => read,
-            Err(error) => return Err(self.refuse("journal", &error.to_string(), INTERNAL_ERROR).await),
+            Err(error) => return Err(self.refuse("journal", &error.chain().to_string(), INTERNAL_ERROR).await),
         };
         self.deps.outbox.open().results.extend(rest);
         if results.is_empty() { Ok(()) } else { self.send_frame(&AgentFrame::Results { results }).await }

@@ -24,7 +24,7 @@ pub(super) struct ServerArgs {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
     /// There is no answer.
-    #[error("the server {server} cannot be reached: {source}")]
+    #[error("the server {server} cannot be reached")]
     Unreachable {
         /// Which.
         server: String,
@@ -41,7 +41,7 @@ pub(super) enum ClientError {
         status: StatusCode,
     },
     /// What was to be printed can't be.
-    #[error("the output cannot be written: {0}")]
+    #[error("the output cannot be written")]
     Output(#[source] std::io::Error),
     /// TLS can't be spoken.
     #[error("{0}")]
@@ -50,7 +50,7 @@ pub(super) enum ClientError {
     #[error("no token: give --token-file, or set ODOSHI_TOKEN")]
     NoToken,
     /// The token file can't be read.
-    #[error("{path}: {source}")]
+    #[error("{path}")]
     TokenFile {
         /// Which.
         path: PathBuf,

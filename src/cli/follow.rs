@@ -4,6 +4,7 @@ use super::client::{Client, ClientError};
 use super::outcome::Outcome;
 use super::output::{Format, print};
 use crate::domain::time::Timestamp;
+use crate::error_chain::ErrorChain;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use std::process::ExitCode;
@@ -73,7 +74,7 @@ async fn until_over(client: &Client, id: &str) -> Result<Value, ClientError> {
                 }
             }
             Err(error) if may_pass(&error) && away.get_or_insert_with(Instant::now).elapsed() < PATIENCE => {
-                bar.set_message(format!("waiting: {error}"));
+                bar.set_message(format!("waiting: {}", error.chain()));
             }
             Err(error) => return Err(error),
         }

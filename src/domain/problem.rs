@@ -53,22 +53,20 @@ pub enum ProblemKind {
 impl ProblemKind {
     const fn parts(self) -> (&'static str, &'static str, u16) {
         match self {
-            Self::MalformedJson => ("malformed-json", "The body is not JSON", 400),
-            Self::InvalidDocument => ("invalid-document", "The document is not valid", 422),
-            Self::BadRequest => ("bad-request", "The request is not valid", 400),
-            Self::TooLarge => ("too-large", "The body is too large", 413),
-            Self::Unauthorized => ("unauthorized", "A valid token is needed", 401),
-            Self::Forbidden => ("forbidden", "The token does not allow this", 403),
-            Self::NotFound => ("not-found", "There is no such thing", 404),
-            Self::MethodNotAllowed => ("method-not-allowed", "This method is not for this path", 405),
-            Self::Conflict => ("conflict", "It is taken by something else", 409),
-            Self::IdempotencyMismatch => {
-                ("idempotency-mismatch", "The Idempotency-Key was used for something else", 422)
-            }
-            Self::TooManyRequests => ("too-many-requests", "Too much for one token", 429),
-            Self::Unavailable => ("unavailable", "Not possible at the moment", 503),
-            Self::Internal => ("internal", "The server failed", 500),
-            Self::Unreadable => ("unreadable", "The file cannot be read", 422),
+            Self::MalformedJson => ("malformed-json", "Malformed JSON", 400),
+            Self::InvalidDocument => ("invalid-document", "Invalid document", 422),
+            Self::BadRequest => ("bad-request", "Bad request", 400),
+            Self::TooLarge => ("too-large", "Body too large", 413),
+            Self::Unauthorized => ("unauthorized", "Authentication required", 401),
+            Self::Forbidden => ("forbidden", "Insufficient role", 403),
+            Self::NotFound => ("not-found", "Not found", 404),
+            Self::MethodNotAllowed => ("method-not-allowed", "Method not allowed", 405),
+            Self::Conflict => ("conflict", "Name or id already in use", 409),
+            Self::IdempotencyMismatch => ("idempotency-mismatch", "Idempotency-Key already used", 422),
+            Self::TooManyRequests => ("too-many-requests", "Too many requests", 429),
+            Self::Unavailable => ("unavailable", "Service unavailable", 503),
+            Self::Internal => ("internal", "Internal server error", 500),
+            Self::Unreadable => ("unreadable", "Unreadable file", 422),
         }
     }
 

@@ -20,15 +20,15 @@ pub struct ApiError {
 /// What a status means in general.
 pub(super) fn title_of(status: u16) -> &'static str {
     match status {
-        400 => "A parameter, a header or the JSON can't be read",
-        401 => "No token, or not a valid one",
-        403 => "The token's role doesn't allow this",
+        400 => "Bad request: a parameter, a header or the JSON can't be read",
+        401 => "Authentication required",
+        403 => "Insufficient role",
         404 => "Not found",
-        413 => "The body is too large",
-        422 => "The document is not valid; the detail names the place",
-        429 => "Too much for one token; Retry-After says when to go on",
-        503 => "No room or no store at the moment; Retry-After says when to go on",
-        _ => "A problem",
+        413 => "Body too large",
+        422 => "Invalid document; the detail names the place",
+        429 => "Too many requests for one token; see Retry-After",
+        503 => "Service unavailable; see Retry-After",
+        _ => "Error",
     }
 }
 

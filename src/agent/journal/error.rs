@@ -7,7 +7,7 @@ use std::path::PathBuf;
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
     /// The operating system reports an error.
-    #[error("can't {what} {path}: {source}")]
+    #[error("can't {what} {path}")]
     Io {
         /// The operation.
         what: &'static str,

@@ -8,6 +8,7 @@ use super::store::PostgresStore;
 use super::transaction::body;
 use super::{heartbeat, hints, long_transactions, nodes};
 use crate::domain::time::Timestamp;
+use crate::error_chain::ErrorChain;
 use crate::store::{Store, StoreError, StoreResult};
 use async_trait::async_trait;
 use diesel_async::SimpleAsyncConnection;
@@ -44,7 +45,7 @@ impl Store for PostgresStore {
         };
         match self.run(migrate(conn)).await {
             Err(error) if self.failing_since.get_or_init(Instant::now).elapsed() < MIGRATION_TIMEOUT => {
-                return Err(StoreError::Unavailable(error.to_string()));
+                return Err(StoreError::Unavailable(error.chain().to_string()));
             }
             migrated => migrated?,
         }
