@@ -141,7 +141,7 @@ fn event() -> impl Strategy<Value = Event> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 2_000, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig::with_cases(if std::env::var_os("ODOSHI_TEST_LONG").is_some() { 5_000 } else { 500 }))]
 
     #[test]
     fn whatever_happens_the_rows_make_sense(

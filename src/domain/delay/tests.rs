@@ -217,8 +217,14 @@ fn compare(steps: Vec<Step>, capacity: usize, when_full: WhenFull) -> Result<(),
     Ok(())
 }
 
+/// Ten times as many with `scripts/test --long`.
+fn cases(default: u32) -> ProptestConfig {
+    let long = std::env::var_os("ODOSHI_TEST_LONG").is_some();
+    ProptestConfig::with_cases(if long { 10 * default } else { default })
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(10_000))]
+    #![proptest_config(cases(1_000))]
     #[test]
     fn it_behaves_like_a_sorted_list_with_little_room(steps in proptest::collection::vec(step(), 0..60), displace: bool) {
         compare(steps, CAPACITY, if displace { WhenFull::Displace } else { WhenFull::Refuse })?;
@@ -226,7 +232,7 @@ proptest! {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(1_000))]
+    #![proptest_config(cases(100))]
     #[test]
     fn it_behaves_like_a_sorted_list_with_much_room(
         steps in proptest::collection::vec(step(), 0..60),
