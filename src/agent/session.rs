@@ -244,7 +244,10 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         });
         let (results, rest) = match read.await {
             Ok(read) => read,
-            Err(error) => return Err(self.refuse("journal", &error.chain().to_string(), INTERNAL_ERROR).await),
+            Err(error) => {
+                let text = error.chain().to_string();
+                return Err(self.refuse("journal", &text, INTERNAL_ERROR).await);
+            }
         };
         self.deps.outbox.open().results.extend(rest);
         if results.is_empty() { Ok(()) } else { self.send_frame(&AgentFrame::Results { results }).await }

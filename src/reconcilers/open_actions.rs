@@ -29,8 +29,10 @@ impl ReadOpenActions {
     /// Marks the action in memory as the store says.
     async fn mark(&self, action: &OpenAction) -> StoreResult<()> {
         let actions = &self.node.actions;
-        if action.cancelled && actions.is_cancelled(action.no) == Some(false) {
-            self.node.signals.cancel_found(action.no);
+        if action.cancelled
+            && let Some(id) = actions.not_cancelled(action.no)
+        {
+            self.node.signals.cancel_found(action.no, id);
         }
         // The list may be older than what is in memory: one that differs is read again.
         if actions.is_paused(action.no).is_some_and(|marked| marked != action.paused)

@@ -71,9 +71,9 @@ impl ActionCache {
         }
     }
 
-    /// Whether an action that is in memory is marked as cancelled.
-    pub fn is_cancelled(&self, no: i64) -> Option<bool> {
-        self.in_memory(no).map(|action| action.is_cancelled())
+    /// The public id of an action that is in memory and not marked as cancelled.
+    pub fn not_cancelled(&self, no: i64) -> Option<Uuid> {
+        self.in_memory(no).filter(|action| !action.is_cancelled()).map(|action| action.id)
     }
 
     /// Whether an action that is in memory is marked as paused.

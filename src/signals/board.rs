@@ -250,8 +250,8 @@ impl Signals {
     }
 
     /// The store says that an action is cancelled, which this process did not know.
-    pub fn cancel_found(&self, no: i64) {
-        self.0.actions.cancel(no);
+    pub fn cancel_found(&self, no: i64, id: Uuid) {
+        self.cancelled_here(no, id);
     }
 
     /// The store says that an action is paused, or not, which this process did not know.

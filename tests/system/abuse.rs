@@ -57,6 +57,33 @@ pub async fn bodies_that_are_none_get_a_problem_that_names_the_place(on: On) {
     assert_eq!(server.readyz().await.unwrap().0, 200);
 }
 
+/// The roles are in the document, and a route without its check would answer something else.
+async fn every_documented_route_needs_its_role(server: &Server, callers: &[(&str, &String)]) {
+    let allows = |role: &str, needed: &str| match needed {
+        "viewer" => ["viewer", "operator", "admin"].contains(&role),
+        "operator" => ["operator", "admin"].contains(&role),
+        _ => role == needed,
+    };
+    let (_, document) = server.call("GET", "/openapi.json", None).await;
+    let mut guarded = 0;
+    for (path, operations) in document["paths"].as_object().unwrap() {
+        let url = path.replace("{id}", "00000000-0000-7000-8000-000000000000").replace("{name}", "nobody");
+        for (method, operation) in operations.as_object().unwrap() {
+            let Some(needed) = operation["security"][0]["token"][0].as_str() else { continue };
+            guarded += 1;
+            let method = method.to_uppercase();
+            let call = reqwest::Client::new().request(method.parse().unwrap(), format!("{}{url}", server.url));
+            let status = call.body("{}").send().await.unwrap().status();
+            assert_eq!(status, 401, "{method} {path} without a token");
+            for (role, token) in callers {
+                let (status, answer) = server.call_as(token, &method, &url, Some(json!({}))).await;
+                assert_eq!(status == 403, !allows(role, needed), "{method} {path} as {role}: {status} {answer}");
+            }
+        }
+    }
+    assert!(guarded > 20, "{guarded} routes");
+}
+
 pub async fn who_may_not_do_something_is_told_so(on: On) {
     let server = Server::start(on.options()).await;
     let make = async |role: &str| {
@@ -87,6 +114,7 @@ pub async fn who_may_not_do_something_is_told_so(on: On) {
     }
     let answer = reqwest::Client::new().put(format!("{}/v1/actions", server.url)).send().await.unwrap();
     assert_eq!((answer.status().as_u16(), &answer.headers()["Allow"]), (405, &"GET, POST".parse().unwrap()));
+    every_documented_route_needs_its_role(&server, &[("viewer", &viewer), ("operator", &operator)]).await;
     // An agent asks for what is another's.
     let (own, other) = (server.enroll("own", json!({})).await, server.enroll("other", json!({})).await);
     let id =
