@@ -1,6 +1,7 @@
 //! Three pools of connections, so that one kind of caller can't take them from another.
 //!
-//! The pipeline's pool has the size that the settings give; the others come on top. What a user
+//! The pipeline's pool has the size that the settings give; the others come on top. The sessions'
+//! pool is as large: when a node dies, all of its agents come to the others at once. What a user
 //! asks may be slow, and many may ask at once: that must not hold up delivery, nor the sessions of
 //! agents.
 
@@ -39,12 +40,11 @@ impl Pools {
     /// # Errors
     /// When there can be no such pool.
     pub(super) fn new(connector: &Connector, size: usize) -> Result<Self, String> {
-        let beside = (size / 4).max(2);
         let people = connector.clone().with_statement_timeout(PEOPLE_TIMEOUT);
         Ok(Self {
             pipeline: pool(connector.clone(), size.max(1))?,
-            sessions: pool(connector.clone(), beside)?,
-            people: pool(people, beside)?,
+            sessions: pool(connector.clone(), size.max(1))?,
+            people: pool(people, (size / 4).max(2))?,
         })
     }
 
