@@ -11,7 +11,7 @@ use super::messages::{PeerNews, Publish};
 use crate::domain::hint::Hint;
 use crate::metrics::Metrics;
 use crate::runtime::Drain;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, StoreResult};
 use actix::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -64,33 +64,44 @@ impl PeerNotifier {
         }
         crate::fault_point!("peers");
         self.busy = true;
-        let commands = std::mem::take(&mut self.commands).into_iter();
-        let commands = commands.map(|(action_no, after)| Hint::Commands { action_no, after });
-        let hints: Vec<Hint> = commands.chain(std::mem::take(&mut self.others)).collect();
+        let hints = self.take();
         let store = self.store.clone();
         let sent = async move {
             let sent = store.hint_send(&hints).await;
             (sent, hints)
         };
         ctx.spawn(sent.into_actor(self).map(|(sent, hints), peers, ctx| {
-            let wait = match sent {
-                Ok(true) => {
-                    peers.metrics.hints_sent();
-                    MIN_INTERVAL
-                }
-                Ok(false) => MIN_INTERVAL,
-                Err(error) => {
-                    log::debug!(error = error.to_string().as_str(); "hints to other nodes wait");
-                    peers.metrics.hints_failed();
-                    hints.into_iter().for_each(|hint| peers.add(hint));
-                    RETRY_INTERVAL
-                }
-            };
+            let wait = peers.after(sent, hints);
             ctx.run_later(wait, |peers, ctx| {
                 peers.busy = false;
                 peers.send(ctx);
             });
         }));
+    }
+
+    /// Everything that waits, as one message.
+    fn take(&mut self) -> Vec<Hint> {
+        let commands = std::mem::take(&mut self.commands).into_iter();
+        let commands = commands.map(|(action_no, after)| Hint::Commands { action_no, after });
+        commands.chain(std::mem::take(&mut self.others)).collect()
+    }
+
+    /// These hints were sent, or not, and then they are kept. Answers how long nothing is sent.
+    fn after(&mut self, sent: StoreResult<bool>, hints: Vec<Hint>) -> Duration {
+        match sent {
+            Ok(is_heard) => {
+                if is_heard {
+                    self.metrics.hints_sent();
+                }
+                MIN_INTERVAL
+            }
+            Err(error) => {
+                log::debug!(error = error.to_string().as_str(); "hints to other nodes wait");
+                self.metrics.hints_failed();
+                hints.into_iter().for_each(|hint| self.add(hint));
+                RETRY_INTERVAL
+            }
+        }
     }
 
     /// Passes on what other nodes tell, for ever.
