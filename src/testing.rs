@@ -37,6 +37,8 @@ use uuid::Uuid;
 
 /// How long a test waits for something that comes within milliseconds on an idle machine.
 const PATIENCE: Duration = Duration::from_secs(30);
+/// Messages that one listener of the board has room for.
+pub const MAILBOX: usize = 100;
 /// A database's error that may pass, as [`TestNode::break_inserts`] wants it.
 pub const AWAY: &str = "disk I/O error";
 /// One that doesn't pass.
@@ -138,7 +140,10 @@ struct Listeners(Vec<Addr<Listener>>);
 
 impl Listeners {
     fn add(&mut self, name: &'static str) -> Addr<Listener> {
-        let listener = Listener { name, heard: Vec::new() }.start();
+        let listener = Listener::create(|ctx: &mut Context<Listener>| {
+            ctx.set_mailbox_capacity(MAILBOX);
+            Listener { name, heard: Vec::new() }
+        });
         self.0.push(listener.clone());
         listener
     }
@@ -412,7 +417,7 @@ pub fn end(run: i32, status: CommandState, now: Timestamp) -> RunEnd {
     }
 }
 
-/// A sender that passes on what it is given, and panics when it is told of an agent with the key `fatal`.
+/// A sender that passes on what it is given, and crashes once when that is for an agent with the key `fatal`.
 pub struct TestSender {
     pub delivered: mpsc::UnboundedSender<Delivery>,
     pub fatal: Option<i64>,
@@ -431,14 +436,19 @@ impl Actor for TestSender {
     type Context = Context<Self>;
 }
 
-impl Supervised for TestSender {}
+impl Supervised for TestSender {
+    fn restarting(&mut self, _: &mut Self::Context) {
+        self.fatal = None;
+    }
+}
 
 impl Handler<Deliver> for TestSender {
     type Result = ();
 
     fn handle(&mut self, Deliver(deliveries): Deliver, _: &mut Self::Context) {
+        let is_fatal = deliveries.iter().any(|delivery| Some(delivery.due.agent_no) == self.fatal);
+        assert!(!is_fatal, "a fatal delivery");
         for delivery in deliveries {
-            assert!(Some(delivery.due.agent_no) != self.fatal, "a fatal delivery");
             self.delivered.send(delivery).ok();
         }
     }
