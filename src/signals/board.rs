@@ -207,8 +207,10 @@ impl Signals {
             self.publish(vec![Hint::Waiting]);
         }
         self.due_soon(again);
-        changed.dedup();
-        self.actions_changed(changed);
+        if !changed.is_empty() {
+            changed.dedup();
+            self.actions_changed(changed);
+        }
     }
 
     fn actions_changed(&self, nos: impl IntoIterator<Item = i64>) {
@@ -385,7 +387,7 @@ mod tests {
         (|s| s.due_soon(vec![due(1, 2)]), &["scheduler: rescheduled [(1, 2, 1)]"], false),
         (|s| s.due_soon(vec![]), &[], false),
         (|s| s.commands_unserved(), &["peers: [Open]"], false),
-        (|s| s.outcomes_recorded(&[], &[]), &["complete: wake"], true),
+        (|s| s.outcomes_recorded(&[], &[]), &[], true),
         (|s| s.action_cancelled(1, ID),
             &["scheduler: cancelled [1]", "sender 1: cancelled [1]", "sender 2: cancelled [1]",
               "open_actions: wake", "complete: wake", "peers: [Action(1)]"], true),
@@ -468,7 +470,7 @@ mod tests {
         let poll = node.node.signals.long_pollers().wait(1);
         let again = Answer::Again { run: 2, attempts: 0, due_at: node.store.now() };
         let heard = recorded(&node, vec![(Event::Overdue, Ok(again))]).await;
-        assert_eq!(heard, ["scheduler: rescheduled [(9, 1, 2)]", "complete: wake", "peers: [Waiting]"]);
+        assert_eq!(heard, ["scheduler: rescheduled [(9, 1, 2)]", "peers: [Waiting]"]);
         poll.woken().await;
     }
 
@@ -482,11 +484,11 @@ mod tests {
     }
 
     #[actix_rt::test]
-    async fn reports_that_change_nothing_leave_no_changed_action() {
+    async fn reports_that_change_nothing_wake_nobody() {
         let node = TestNode::new().await;
         let answers = [Answer::Decided, Answer::Rejected("no".into())];
         let reports = answers.into_iter().map(|answer| (Event::Cancelled, Ok(answer)));
-        recorded(&node, reports.collect()).await;
+        assert!(recorded(&node, reports.collect()).await.is_empty());
         assert_eq!(node.node.signals.changed_actions().take(), Dirty::Keys([].into()));
     }
 
