@@ -50,8 +50,8 @@ pub(super) struct Cursor {
     pub hinted: bool,
     /// What lies beyond this agent key was displaced, passed over or lost.
     pub back: Back<i64>,
-    /// `dispatched_through` when it was looked at last.
-    pub dispatched: i64,
+    /// `dispatched_through` when it was compared last; `None`: it was not compared yet.
+    pub dispatched: Option<i64>,
     /// This node writes down whose agents are away, and sends what isn't a stream.
     pub owned: bool,
     /// The last reading of the open actions that had begun when the cursor was made: up to that one none has to know it.
@@ -62,7 +62,7 @@ impl Cursor {
     /// At this agent key, with nothing to be read.
     pub fn new(at: i64, owned: bool, reading: u64) -> Self {
         let (next_due, back) = (Timestamp(i64::MIN), Back::default());
-        Self { at, behind: None, next_due, hinted: false, back, dispatched: at, owned, reading }
+        Self { at, behind: None, next_due, hinted: false, back, dispatched: None, owned, reading }
     }
 
     /// Goes back to an agent key, at this time, for something that is due no sooner than `due`.

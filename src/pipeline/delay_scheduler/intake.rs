@@ -322,11 +322,11 @@ impl DelayScheduler {
             let waits = action.valid_from > now || cursor.behind.is_some_and(|when| when <= now);
             // What was another node's is this one's now.
             let is_taken_over = !std::mem::replace(&mut cursor.owned, action.owned) && action.owned;
-            let is_stuck = !waits && dispatched < action.resolved_through && cursor.dispatched == dispatched;
+            let is_stuck = !waits && dispatched < action.resolved_through && cursor.dispatched == Some(dispatched);
             if is_taken_over || is_stuck {
                 cursor.go_back(dispatched, now, action.valid_from);
             }
-            cursor.dispatched = dispatched;
+            cursor.dispatched = Some(dispatched);
         }
         if self.comparisons.is_multiple_of(SECOND_READING) {
             self.open_rows.read_again();
