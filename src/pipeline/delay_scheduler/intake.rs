@@ -1,4 +1,5 @@
-//! How commands come into the scheduler: from the command store's hints, and from the store.
+//! How commands come into the scheduler: from the command store's hints, and from the store. Tested through the actor
+//! in `tests.rs`.
 
 use super::cursor::Cursor;
 use super::{DelayScheduler, HOLDS_AT_A_TIME};

@@ -24,6 +24,8 @@
 mod cursor;
 mod intake;
 mod open_rows;
+#[cfg(test)]
+mod tests;
 
 use super::messages::{Committed, Dispatch};
 use super::sender_router::SenderRouter;
