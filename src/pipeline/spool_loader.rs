@@ -360,9 +360,7 @@ mod tests {
     #[actix_rt::test]
     async fn a_file_with_an_id_that_is_taken_by_other_content_fails() {
         let mut fixture = fixture(10).await;
-        let with_id = |name| {
-            document(name).replace('{', "{").replacen('{', r#"{"id":"0b8a3c52-6f8e-4f61-9f4e-2f1f3d1b7a10","#, 1)
-        };
+        let with_id = |name| document(name).replacen('{', r#"{"id":"0b8a3c52-6f8e-4f61-9f4e-2f1f3d1b7a10","#, 1);
         fixture.put("a.json", &with_id("a"));
         fixture.loader.run_once().await.unwrap();
         fixture.put("b.json", &with_id("a"));

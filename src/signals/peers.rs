@@ -305,10 +305,10 @@ mod tests {
         assert!(heard(&node, &hint).await.is_empty());
         let patch = |disabled| AgentPatch { disabled: Some(disabled), ..AgentPatch::default() };
         node.store.agent_update("agent-00000", &patch(true), &me()).await.unwrap();
-        assert_eq!(heard(&node, &hint).await, [disabled.clone()]);
+        assert_eq!(heard(&node, &hint).await.concat(), disabled);
         node.store.agent_update("agent-00000", &patch(false), &me()).await.unwrap();
         node.store.agent_remove("agent-00000", &me()).await.unwrap();
-        assert_eq!(heard(&node, &hint).await, [disabled]);
+        assert_eq!(heard(&node, &hint).await.concat(), disabled);
     }
 
     #[actix_rt::test]
