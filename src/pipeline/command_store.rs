@@ -109,7 +109,7 @@ mod tests {
         let action = node.submit(json!({})).await;
         let pages = pages(&node);
         let answers = pages.put(vec![page(&action, agents[0], &agents[1..], false)]).await.unwrap();
-        assert!(matches!(answers[..], [Ok(Inserted::Moved)]));
+        assert!(matches!(answers[..], [Ok(Inserted::StalePage)]));
         assert!(node.states(&action).await.is_empty());
         let answers = pages.put(vec![page(&action, 0, &[], true)]).await.unwrap();
         assert!(matches!(answers[..], [Ok(Inserted::Written)]));

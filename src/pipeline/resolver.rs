@@ -2,7 +2,7 @@
 //!
 //! A reconciler: it reads from the store which actions are to be resolved, and how far each is. A few actions are resolved
 //! at a time, each with a few pages on their way to the command store, which answers after the commit: these credits bound
-//! what is in memory. A page that the store refuses ([`Inserted::Moved`]) ends the work on that action; the next round
+//! what is in memory. A page that the store refuses ([`Inserted::StalePage`]) ends the work on that action; the next round
 //! reads where it is.
 //!
 //! Crash: the actions in hand are unresolved in the store, and the restart continues at their last commit.
@@ -265,7 +265,7 @@ async fn resolve(work: &Resolving, begun: Begun) -> StoreResult<bool> {
         match answer.map(|mut answers| answers.pop()) {
             Ok(Some(Ok(Inserted::Written))) => {}
             // Cancelled, or the command store crashed with a page of ours: read where the action is.
-            Ok(Some(Ok(Inserted::Moved)) | None) | Err(Interrupted) => return Ok(false),
+            Ok(Some(Ok(Inserted::StalePage)) | None) | Err(Interrupted) => return Ok(false),
             Ok(Some(Err(error))) => {
                 log::error!(action:% = action.id, error = error.to_string().as_str(); "a page of commands was refused");
                 return Ok(false);
@@ -433,7 +433,7 @@ mod tests {
         let action = fixture.node.submit(json!({"spread": "500s"})).await;
         fixture.begin().await;
         fixture.ends().await;
-        let commands = fixture.node.store.command_untouched(action.no, 0, 9).await.unwrap().commands;
+        let commands = fixture.node.store.command_undispatched(action.no, 0, 9).await.unwrap().commands;
         let offsets = commands.iter().map(|(.., due_at)| due_at.since(action.valid_from).as_secs());
         assert_eq!(offsets.collect::<Vec<_>>(), [0, 100, 200, 300, 400]);
     }

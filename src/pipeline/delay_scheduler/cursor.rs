@@ -4,7 +4,7 @@ use crate::domain::time::Timestamp;
 use std::collections::BTreeMap;
 
 /// With so many actions the order of reading is made anew for each read; with more it is made for [`AGENDA`] of them.
-const FEW: usize = 1_000;
+const FULL_PLAN_LIMIT: usize = 1_000;
 const AGENDA: usize = 64;
 
 /// Where a reading goes back to, and when. Apart from where it is, which a read that is under way moves on.
@@ -100,7 +100,7 @@ impl Cursors {
         while self.agenda.last().is_some_and(|no| !waiting(no)) {
             self.agenda.pop();
         }
-        if self.agenda.is_empty() || self.by_action.len() <= FEW {
+        if self.agenda.is_empty() || self.by_action.len() <= FULL_PLAN_LIMIT {
             self.plan(now);
         }
         let no = *self.agenda.last()?;
@@ -201,7 +201,7 @@ mod tests {
 
     #[test]
     fn many_actions_are_all_read_in_the_order_of_their_due_times() {
-        let due: Vec<(i64, i64)> = (1..=2 * FEW as i64).map(|no| (no, no * 7_919 % 100_003)).collect();
+        let due: Vec<(i64, i64)> = (1..=2 * FULL_PLAN_LIMIT as i64).map(|no| (no, no * 7_919 % 100_003)).collect();
         let mut cursors = cursors(&due);
         let mut read = Vec::new();
         while let Some((no, due)) = cursors.nearest(at(0)) {

@@ -8,7 +8,7 @@ use crate::domain::agent::STREAM;
 use crate::domain::time::Timestamp;
 use crate::pipeline::messages::Committed;
 use crate::signals::Snapshot;
-use crate::store::{Due, DuePlace, StoreError, UntouchedPage};
+use crate::store::{Due, DueCursor, StoreError, UndispatchedPage};
 use actix::prelude::*;
 use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
@@ -19,11 +19,11 @@ const SECOND_READING: u32 = 6;
 /// How long what doesn't fit waits for room, if it has time.
 const FOR_ROOM: Duration = Duration::from_secs(5);
 /// So much before its time it is read again. More than [`READ_AHEAD`]: nothing else may wake the scheduler.
-const AHEAD: Duration = Duration::from_secs(3);
+const READ_AHEAD: Duration = Duration::from_secs(3);
 /// How long nothing is read that is no nearer than what has just been refused.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
 /// Rows per read, where room is short: one that is nearer than the farthest may be among them.
-const LITTLE: usize = 1_000;
+const MIN_PAGE: usize = 1_000;
 /// How long a paused action is left alone; it is looked at at once when it goes on.
 const PAUSED: Duration = Duration::from_secs(60);
 /// Rows per read.
@@ -34,13 +34,13 @@ enum Next {
     /// The commands of an action from its cursor on.
     Commands(i64, i64),
     /// Open rows from this place on, due up to this time; `true`: the second reading.
-    Open(DuePlace, Timestamp, bool),
+    Open(DueCursor, Timestamp, bool),
 }
 
 /// What a read brought.
 enum Page {
-    Commands(i64, Option<Arc<Action>>, UntouchedPage),
-    Open(Vec<(Arc<Action>, Arc<str>, Due)>, Option<DuePlace>, Timestamp, bool),
+    Commands(i64, Option<Arc<Action>>, UndispatchedPage),
+    Open(Vec<(Arc<Action>, Arc<str>, Due)>, Option<DueCursor>, Timestamp, bool),
 }
 
 impl DelayScheduler {
@@ -117,7 +117,7 @@ impl DelayScheduler {
     /// When a command that finds no room is to be looked at again; if it is due, that is as soon as there is some.
     fn when_there_is_room(&self, due_at: Timestamp) -> Timestamp {
         let now = self.node.store.now();
-        due_at.minus(AHEAD).min(now.plus(FOR_ROOM)).max(now)
+        due_at.minus(READ_AHEAD).min(now.plus(FOR_ROOM)).max(now)
     }
 
     /// Whether what is due no sooner than `next_due` would only be refused. (Looked at now and then all the same.)
@@ -184,7 +184,7 @@ impl DelayScheduler {
         let Some(next) = self.next_read() else { return };
         self.reading = true;
         let (store, book) = (self.node.store.clone(), self.node.actions.clone());
-        let limit = PAGE.min(self.queue.room().max(LITTLE));
+        let limit = PAGE.min(self.queue.room().max(MIN_PAGE));
         let read = async move {
             match next {
                 Next::Commands(no, after) => {
@@ -195,7 +195,7 @@ impl DelayScheduler {
                         }
                         action => action?,
                     };
-                    Ok(Page::Commands(no, action, store.command_untouched(no, after, limit).await?))
+                    Ok(Page::Commands(no, action, store.command_undispatched(no, after, limit).await?))
                 }
                 Next::Open(after, until, second) => {
                     let rows = store.command_due(after, until, limit).await?;

@@ -32,7 +32,7 @@ use super::sender_router::SenderRouter;
 use crate::context::Node;
 use crate::domain::action::Action;
 use crate::domain::command::Event;
-use crate::domain::delay::{DelayQueue, Refused, WhenFull};
+use crate::domain::delay::{DelayQueue, InsertError, WhenFull};
 use crate::domain::time::Timestamp;
 use crate::runtime::Drain;
 use crate::senders::{Delivery, Recorder, report_of};
@@ -152,12 +152,12 @@ impl DelayScheduler {
         }
         let entry = Entry { action: action.clone(), transport: transport.clone(), due };
         match self.queue.insert(key, at, action.priority, entry) {
-            Ok(None) | Err(Refused::Known(_) | Refused::Stopped(_)) => true,
+            Ok(None) | Err(InsertError::Known(_) | InsertError::Stopped(_)) => true,
             Ok(Some(displaced)) => {
                 self.give_back(&displaced.value.due);
                 true
             }
-            Err(Refused::Full(_)) => {
+            Err(InsertError::Full(_)) => {
                 self.refused = Some((self.node.store.now(), at));
                 false
             }
@@ -185,15 +185,15 @@ impl DelayScheduler {
             let goes_on = |action: &Action| !action.is_cancelled() && !action.is_paused() && action.expires_at > now;
             due.retain(|entry| goes_on(&entry.value.action));
             let entries: Vec<Entry> = due.into_iter().map(|entry| entry.value).collect();
-            entries.iter().for_each(|entry| self.node.metrics.handed_on(now.since(entry.due.due_at)));
-            self.hand_over(entries, ctx);
+            entries.iter().for_each(|entry| self.node.metrics.dispatched(now.since(entry.due.due_at)));
+            self.send_chunk(entries, ctx);
         }
         self.node.metrics.delay_entries(self.queue.len(), self.queue.next_due());
         self.set_timer(ctx);
         self.finish_drain();
     }
 
-    fn hand_over(&mut self, entries: Vec<Entry>, ctx: &mut Context<Self>) {
+    fn send_chunk(&mut self, entries: Vec<Entry>, ctx: &mut Context<Self>) {
         if entries.is_empty() {
             return;
         }
@@ -210,7 +210,7 @@ impl DelayScheduler {
             scheduler.chunks -= 1;
             scheduler.answered.extend(entries.iter().map(|entry| (entry.due.action_no, entry.due.agent_no)));
             scheduler.forget_answered();
-            // All of it, if the router itself fell.
+            // All of it, if the router itself crashed.
             let back = answer.unwrap_or_else(|_| {
                 entries
                     .into_iter()
@@ -426,7 +426,7 @@ impl Handler<Drain> for DelayScheduler {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
-        // What is not handed over stays pending in the store.
+        // What is not delivered stays pending in the store.
         self.stopped = true;
         self.queue.stop(self.node.store.now());
         log::info!(commands = self.queue.len(); "commands that wait for their time stay in the store");

@@ -2,24 +2,24 @@
 
 use super::cursor::Back;
 use crate::domain::time::Timestamp;
-use crate::store::{Due, DuePlace};
+use crate::store::{Due, DueCursor};
 
 /// Before all open rows.
-const FIRST: DuePlace = (Timestamp(i64::MIN), 0, 0);
+const FIRST: DueCursor = (Timestamp(i64::MIN), 0, 0);
 
 /// See the module.
 #[derive(Debug)]
 pub(super) struct OpenRows {
     /// Those up to here have been read.
-    through: DuePlace,
+    through: DueCursor,
     /// The rest didn't all fit: not before this.
     not_before: Timestamp,
     /// What comes then is due no sooner.
     next_due: Timestamp,
     /// What was displaced, or is new, comes after this.
-    back: Back<DuePlace>,
+    back: Back<DueCursor>,
     /// Where the slow second reading of what is due is, while there is one.
-    second: Option<DuePlace>,
+    second: Option<DueCursor>,
     /// There is to be one more after it.
     once_more: bool,
 }
@@ -37,7 +37,7 @@ impl OpenRows {
     }
 
     /// After what the reading goes on, and when that is due, if now is the time: those due up to `ahead` are to have been read.
-    pub fn next(&mut self, now: Timestamp, ahead: Timestamp) -> Option<(DuePlace, Timestamp)> {
+    pub fn next(&mut self, now: Timestamp, ahead: Timestamp) -> Option<(DueCursor, Timestamp)> {
         if let Some(place) = self.back.take_due(now) {
             self.through = self.through.min(place);
             self.not_before = now;
@@ -47,17 +47,17 @@ impl OpenRows {
     }
 
     /// This one is taken in.
-    pub fn taken(&mut self, place: DuePlace) {
+    pub fn taken(&mut self, place: DueCursor) {
         self.through = place;
     }
 
     /// This one found no room: it is read again then.
-    pub fn refused(&mut self, place: DuePlace, when: Timestamp) {
+    pub fn refused(&mut self, place: DueCursor, when: Timestamp) {
         (self.not_before, self.next_due) = (when, place.0);
     }
 
     /// All up to here are taken in.
-    pub fn read_through(&mut self, place: DuePlace) {
+    pub fn read_through(&mut self, place: DueCursor) {
         (self.through, self.next_due) = (place, place.0);
     }
 
@@ -74,12 +74,12 @@ impl OpenRows {
     }
 
     /// After what the second reading goes on, while there is one.
-    pub fn second(&self) -> Option<DuePlace> {
+    pub fn second(&self) -> Option<DueCursor> {
         self.second
     }
 
     /// The second reading has come to this one; `None`: to the end.
-    pub fn second_read_through(&mut self, place: Option<DuePlace>) {
+    pub fn second_read_through(&mut self, place: Option<DueCursor>) {
         self.second = place;
         if place.is_none() && std::mem::take(&mut self.once_more) {
             self.second = Some(FIRST);
@@ -92,7 +92,7 @@ mod tests {
     use super::*;
 
     const NOW: Timestamp = Timestamp(1_000);
-    const AHEAD: Timestamp = Timestamp(1_030);
+    const READ_AHEAD: Timestamp = Timestamp(1_030);
 
     fn at(time: i64) -> Timestamp {
         Timestamp(time)
@@ -103,7 +103,7 @@ mod tests {
     }
 
     /// All up to here are read.
-    fn read_through(place: DuePlace) -> OpenRows {
+    fn read_through(place: DueCursor) -> OpenRows {
         let mut rows = OpenRows::new();
         rows.read_through(place);
         rows
@@ -112,11 +112,11 @@ mod tests {
     #[test]
     fn the_reading_begins_at_the_first_row_and_goes_on_after_the_last_one_taken() {
         let mut rows = OpenRows::new();
-        assert_eq!(rows.next(NOW, AHEAD), Some((FIRST, FIRST.0)));
+        assert_eq!(rows.next(NOW, READ_AHEAD), Some((FIRST, FIRST.0)));
         rows.taken((at(900), 1, 5));
-        assert_eq!(rows.next(NOW, AHEAD).map(|(place, _)| place), Some((at(900), 1, 5)));
+        assert_eq!(rows.next(NOW, READ_AHEAD).map(|(place, _)| place), Some((at(900), 1, 5)));
         rows.read_through((at(1_060), i64::MAX, i64::MAX));
-        assert_eq!(rows.next(NOW, AHEAD), None, "it is far enough ahead");
+        assert_eq!(rows.next(NOW, READ_AHEAD), None, "it is far enough ahead");
         assert!(rows.next(at(1_031), at(1_061)).is_some(), "until time has passed");
     }
 
@@ -125,7 +125,7 @@ mod tests {
         let mut rows = OpenRows::new();
         rows.taken((at(900), 1, 5));
         rows.refused((at(950), 1, 6), at(1_200));
-        assert_eq!(rows.next(NOW, AHEAD), None);
+        assert_eq!(rows.next(NOW, READ_AHEAD), None);
         assert_eq!(rows.next(at(1_200), at(1_230)), Some(((at(900), 1, 5), at(950))));
     }
 
@@ -134,12 +134,12 @@ mod tests {
         let mut rows = read_through((at(1_060), i64::MAX, i64::MAX));
         rows.go_back(&due(1_050, 7), at(1_010));
         rows.go_back(&due(1_020, 3), at(1_015));
-        assert_eq!(rows.next(at(1_009), AHEAD), None);
+        assert_eq!(rows.next(at(1_009), READ_AHEAD), None);
         // Just before the first of them.
-        assert_eq!(rows.next(at(1_010), AHEAD), Some(((at(1_020), 1, 2), at(1_020))));
+        assert_eq!(rows.next(at(1_010), READ_AHEAD), Some(((at(1_020), 1, 2), at(1_020))));
         let mut behind = read_through((at(900), 1, 5));
         behind.go_back(&due(950, 7), NOW);
-        assert_eq!(behind.next(NOW, AHEAD).map(|(place, _)| place), Some((at(900), 1, 5)), "it never skips");
+        assert_eq!(behind.next(NOW, READ_AHEAD).map(|(place, _)| place), Some((at(900), 1, 5)), "it never skips");
     }
 
     #[test]
@@ -147,7 +147,7 @@ mod tests {
         let mut rows = OpenRows::new();
         rows.refused((at(950), 1, 6), at(1_200));
         rows.go_back(&due(940, 7), NOW);
-        assert_eq!(rows.next(NOW, AHEAD), Some((FIRST, at(940))));
+        assert_eq!(rows.next(NOW, READ_AHEAD), Some((FIRST, at(940))));
     }
 
     #[test]

@@ -324,5 +324,5 @@ async fn after_a_drain_nothing_is_delivered() {
     fixture.node.pass(Duration::from_secs(30));
     fixture.wake().await;
     fixture.nothing_more().await;
-    assert_eq!(fixture.node.store.command_untouched(action.no, 0, 9).await.unwrap().commands.len(), 1);
+    assert_eq!(fixture.node.store.command_undispatched(action.no, 0, 9).await.unwrap().commands.len(), 1);
 }

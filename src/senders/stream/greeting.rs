@@ -3,7 +3,7 @@
 use super::deps::SessionDeps;
 use super::messages::{Connect, Connected, NotConnected};
 use crate::domain::agent::{AgentRef, facts_fit};
-use crate::domain::protocol::{AgentFrame, HELLO_WITHIN, Hello, close};
+use crate::domain::protocol::{AgentFrame, HELLO_TIMEOUT, Hello, close};
 use crate::domain::text::{replace_nul, replace_nul_in};
 use crate::store::StoreError;
 use actix_ws::{AggregatedMessage, AggregatedMessageStream};
@@ -48,7 +48,7 @@ pub(super) async fn greet(
     token: Uuid,
     stream: &mut AggregatedMessageStream,
 ) -> Result<(Hello, Connected), End> {
-    let mut hello = match tokio::time::timeout(HELLO_WITHIN, stream.recv()).await {
+    let mut hello = match tokio::time::timeout(HELLO_TIMEOUT, stream.recv()).await {
         Err(_) => return Err(End::error(close::TOO_SLOW, "no-hello", "no hello within 10 seconds")),
         Ok(Some(Ok(AggregatedMessage::Text(text)))) => match AgentFrame::parse(&text) {
             Ok(Some(AgentFrame::Hello(hello))) => hello,

@@ -51,7 +51,7 @@ pub(super) async fn backlog(
     Ok((deliveries, more))
 }
 
-/// Records results, also those of runs that this session didn't hand over, and says what the agent is to be told.
+/// Records results, also those of runs that this session didn't deliver, and says what the agent is to be told.
 pub(crate) async fn store_results(
     actions: &ActionCache,
     context: &SenderContext,

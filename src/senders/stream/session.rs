@@ -92,11 +92,11 @@ impl Session {
         if hello.running.is_empty() {
             self.read_backlog();
         } else {
-            // What the agent has already is taken in first, lest it be handed over again.
+            // What the agent has already is taken in first, lest it be delivered again.
             self.adopt(hello.running);
         }
         loop {
-            self.hand_over();
+            self.deliver();
             if self.connected.more.load(Ordering::Acquire) && self.in_flight.queued() < QUEUE / 4 {
                 self.read_backlog();
             }
@@ -137,12 +137,12 @@ impl Session {
         self.outbox.push_back(frame.to_text());
     }
 
-    fn hand_over(&mut self) {
+    fn deliver(&mut self) {
         // The next commands are chosen when the socket has taken the ones before: priorities may have changed.
         if !self.outbox.is_empty() {
             return;
         }
-        let commands = self.in_flight.hand_over(self.deps.node.store.now(), Instant::now());
+        let commands = self.in_flight.deliver(self.deps.node.store.now(), Instant::now());
         let put_back = self.in_flight.take_put_back();
         self.record_reports(put_back.into_iter().map(|report| (None, report)).collect());
 
@@ -150,7 +150,7 @@ impl Session {
             return;
         }
         crate::fault_point!("session");
-        log::trace!(agent = self.agent.no, commands = commands.len(); "handing commands over");
+        log::trace!(agent = self.agent.no, commands = commands.len(); "delivering commands");
         let size = |command: &Command| command.operations.get().len() + command.name.len() + 256;
         let mut frame: Vec<Command> = Vec::new();
         let mut weight = 0;

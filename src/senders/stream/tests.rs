@@ -164,7 +164,7 @@ async fn an_agent_gets_its_backlog_and_its_result_is_stored_before_it_is_told_so
 }
 
 #[actix_rt::test]
-async fn a_command_from_the_scheduler_is_handed_over_once() {
+async fn a_command_from_the_scheduler_is_delivered_once() {
     let fixture = start().await;
     let mut agent = fixture.greeted(0, json!({})).await;
     let action = fixture.node.resolved(json!({}), &fixture.agents).await;

@@ -31,38 +31,38 @@ fn what_goes_first_displaces_what_goes_last_from_a_full_queue() {
 }
 
 #[test]
-fn what_has_just_ended_is_not_handed_over_again() {
+fn what_has_just_ended_is_not_delivered_again() {
     let (mut in_flight, now) = (InFlight::new(1, 1), Instant::now());
     in_flight.offer(delivery(1, 0), false, now);
-    let command = in_flight.hand_over(Timestamp(1), now).remove(0);
+    let command = in_flight.deliver(Timestamp(1), now).remove(0);
     in_flight.finish(command.run_ref(), now);
     assert!(matches!(in_flight.offer(delivery(1, 0), false, now), Offered::Known), "a read that began before");
-    assert!(in_flight.hand_over(Timestamp(1), now).is_empty());
+    assert!(in_flight.deliver(Timestamp(1), now).is_empty());
     in_flight.offer(delivery(1, 0), false, now + STALE);
-    assert!(in_flight.hand_over(Timestamp(1), now).is_empty(), "at least for so long");
+    assert!(in_flight.deliver(Timestamp(1), now).is_empty(), "at least for so long");
 }
 
 #[test]
 fn what_is_early_is_put_back_and_read_again_when_it_is_due() {
     let (mut in_flight, clock) = (InFlight::new(1, 8), Instant::now());
-    let mut fresh = delivery(2_000, 0);
-    fresh.due.open = false;
-    in_flight.offer(fresh, false, clock);
+    let mut skip_lookup = delivery(2_000, 0);
+    skip_lookup.due.open = false;
+    in_flight.offer(skip_lookup, false, clock);
     in_flight.offer(delivery(9_000, 0), false, clock);
     in_flight.offer(delivery(1, 0), false, clock);
     // Its row says that it is due, and its action isn't valid.
     let mut invalid = delivery(5, 0);
     Arc::get_mut(&mut invalid.action).expect("nobody else has it").valid_from = Timestamp(8_000);
     in_flight.offer(invalid, false, clock);
-    let handed: Vec<_> = in_flight.hand_over(Timestamp(1_000), clock);
+    let handed: Vec<_> = in_flight.deliver(Timestamp(1_000), clock);
     assert_eq!((handed.len(), in_flight.flying(), in_flight.queued()), (1, 1, 0), "one of them is due");
-    let [Report { event: Event::Hold { due_at }, .. }] = &in_flight.take_put_back()[..] else { panic!("one is fresh") };
+    let [Report { event: Event::Hold { due_at }, .. }] = &in_flight.take_put_back()[..] else { panic!("one is skip_lookup") };
     assert_eq!(*due_at, Timestamp(2_000));
     let due = clock + Duration::from_millis(1_001);
     assert!(in_flight.next_deadline() <= Some(due) && !in_flight.take_early(clock));
     assert!(in_flight.take_early(due) && !in_flight.take_early(due), "once");
     in_flight.offer(delivery(2_000, 0), false, due);
-    assert_eq!(in_flight.hand_over(Timestamp(2_001), due).len(), 1, "it wasn't forgotten as known");
+    assert_eq!(in_flight.deliver(Timestamp(2_001), due).len(), 1, "it wasn't forgotten as known");
 }
 
 #[test]
@@ -76,7 +76,7 @@ fn while_the_store_has_more_only_what_goes_before_the_last_one_is_taken() {
 }
 
 /// One that nothing is written about.
-fn fresh(no: i64) -> Delivery {
+fn skip_lookup(no: i64) -> Delivery {
     let mut delivery = delivery(no, 0);
     delivery.due.open = false;
     delivery
@@ -85,7 +85,7 @@ fn fresh(no: i64) -> Delivery {
 /// Hands over a command of each of these actions; answers their runs.
 fn flying(in_flight: &mut InFlight, deliveries: Vec<Delivery>, clock: Instant) -> Vec<RunRef> {
     deliveries.into_iter().for_each(|delivery| drop(in_flight.offer(delivery, false, clock)));
-    in_flight.hand_over(Timestamp(1_000), clock).iter().map(Command::run_ref).collect()
+    in_flight.deliver(Timestamp(1_000), clock).iter().map(Command::run_ref).collect()
 }
 
 /// The events of reports, in the order of their actions, in words.
@@ -115,11 +115,11 @@ fn no_more_fly_than_the_agent_has_room_for_and_the_highest_priority_goes_first()
     for (no, priority) in [(1, 0), (2, 5), (3, 9)] {
         in_flight.offer(delivery(no, priority), false, clock);
     }
-    let commands = in_flight.hand_over(Timestamp(1_000), clock);
+    let commands = in_flight.deliver(Timestamp(1_000), clock);
     assert_eq!(commands.iter().map(|command| command.priority).collect::<Vec<_>>(), [9, 5]);
-    assert!(in_flight.hand_over(Timestamp(1_000), clock).is_empty());
+    assert!(in_flight.deliver(Timestamp(1_000), clock).is_empty());
     in_flight.finish(commands[0].run_ref(), clock);
-    assert_eq!(in_flight.hand_over(Timestamp(1_000), clock).len(), 1);
+    assert_eq!(in_flight.deliver(Timestamp(1_000), clock).len(), 1);
     assert_eq!(InFlight::new(1, u32::MAX).capacity, MAX_CAPACITY, "whatever it says");
 }
 
@@ -133,33 +133,33 @@ fn bytes_that_the_agent_has_not_received_are_bounded() {
         action.operations = crate::domain::protocol::Operations::from_json(operations).expect("JSON");
         in_flight.offer(large, false, clock);
     }
-    let commands = in_flight.hand_over(Timestamp(1_000), clock);
+    let commands = in_flight.deliver(Timestamp(1_000), clock);
     assert_eq!(commands.len(), 2);
     assert!(in_flight.received(commands[0].run_ref(), Timestamp(1_000), clock));
-    assert_eq!(in_flight.hand_over(Timestamp(1_000), clock).len(), 1);
+    assert_eq!(in_flight.deliver(Timestamp(1_000), clock).len(), 1);
 }
 
 #[test]
 fn what_is_here_for_longer_than_the_window_gets_an_open_row_once() {
     let (mut in_flight, clock) = (InFlight::new(1, 2), Instant::now());
-    let runs = flying(&mut in_flight, vec![fresh(1), fresh(2), fresh(3), delivery(4, 0)], clock);
+    let runs = flying(&mut in_flight, vec![skip_lookup(1), skip_lookup(2), skip_lookup(3), delivery(4, 0)], clock);
     assert_eq!((runs.len(), in_flight.queued()), (2, 2));
     in_flight.received(runs[0], Timestamp(1_000), clock);
-    assert_eq!(in_flight.next_deadline(), Some(clock + WINDOW));
-    assert!(at_clock(&mut in_flight, clock + WINDOW - Duration::from_millis(1)).is_empty());
+    assert_eq!(in_flight.next_deadline(), Some(clock + OPEN_ROW_AFTER));
+    assert!(at_clock(&mut in_flight, clock + OPEN_ROW_AFTER - Duration::from_millis(1)).is_empty());
     let expected = [(1, "sent"), (2, "hold"), (3, "hold")];
-    assert_eq!(at_clock(&mut in_flight, clock + WINDOW), expected, "the fourth has a row");
-    assert!(at_clock(&mut in_flight, clock + WINDOW).is_empty());
+    assert_eq!(at_clock(&mut in_flight, clock + OPEN_ROW_AFTER), expected, "the fourth has a row");
+    assert!(at_clock(&mut in_flight, clock + OPEN_ROW_AFTER).is_empty());
 }
 
 #[test]
 fn received_after_the_window_is_written_then_and_not_before() {
     let (mut in_flight, clock) = (InFlight::new(1, 2), Instant::now());
-    let run = flying(&mut in_flight, vec![fresh(1)], clock)[0];
+    let run = flying(&mut in_flight, vec![skip_lookup(1)], clock)[0];
     assert!(in_flight.late_received(run).is_none());
-    at_clock(&mut in_flight, clock + WINDOW);
+    at_clock(&mut in_flight, clock + OPEN_ROW_AFTER);
     assert!(in_flight.late_received(run).is_none(), "it was not received");
-    in_flight.received(run, Timestamp(2_500), clock + WINDOW);
+    in_flight.received(run, Timestamp(2_500), clock + OPEN_ROW_AFTER);
     let report = in_flight.late_received(run).expect("its row says waiting");
     assert_eq!(report.event, Event::Sent { run: 1, attempts: 0, at: Timestamp(2_500) });
     let unknown = RunRef { run: 9, ..run };
@@ -170,25 +170,25 @@ fn received_after_the_window_is_written_then_and_not_before() {
 fn an_attempt_has_failed_when_received_does_not_come_and_takes_up_room_until_that_is_stored() {
     let (mut in_flight, clock) = (InFlight::new(1, 1), Instant::now());
     let run = flying(&mut in_flight, vec![delivery(1, 0), delivery(2, 0)], clock)[0];
-    at_clock(&mut in_flight, clock + WINDOW);
-    let late = clock + RECEIVED_WITHIN;
+    at_clock(&mut in_flight, clock + OPEN_ROW_AFTER);
+    let late = clock + RECEIVED_TIMEOUT;
     assert_eq!(in_flight.next_deadline(), Some(late));
     let reports = in_flight.look_at_clock(late);
     let [(Some(about), Report { event: Event::AttemptFailed { attempts: 1, .. }, .. })] = &reports[..] else {
         panic!("{reports:?}")
     };
     assert_eq!(*about, run);
-    assert!(in_flight.look_at_clock(late).is_empty() && in_flight.hand_over(Timestamp(1_000), late).is_empty());
+    assert!(in_flight.look_at_clock(late).is_empty() && in_flight.deliver(Timestamp(1_000), late).is_empty());
     in_flight.settled(run);
-    assert_eq!(in_flight.hand_over(Timestamp(1_000), late).len(), 1);
+    assert_eq!(in_flight.deliver(Timestamp(1_000), late).len(), 1);
 }
 
 #[test]
 fn nobody_waits_for_a_result_after_the_timeout_and_the_grace() {
     let (mut in_flight, clock) = (InFlight::new(1, 1), Instant::now());
-    let run = flying(&mut in_flight, vec![fresh(1)], clock)[0];
+    let run = flying(&mut in_flight, vec![skip_lookup(1)], clock)[0];
     in_flight.received(run, Timestamp(1_000), clock);
-    at_clock(&mut in_flight, clock + WINDOW);
+    at_clock(&mut in_flight, clock + OPEN_ROW_AFTER);
     let over = clock + Duration::from_secs(300) + GRACE + Duration::from_secs(1);
     assert_eq!(in_flight.next_deadline(), Some(over));
     at_clock(&mut in_flight, over - Duration::from_millis(1));
@@ -200,12 +200,12 @@ fn nobody_waits_for_a_result_after_the_timeout_and_the_grace() {
 #[test]
 fn a_result_is_fresh_while_nothing_is_written_about_its_command() {
     let (mut in_flight, clock) = (InFlight::new(1, 3), Instant::now());
-    let runs = flying(&mut in_flight, vec![fresh(1), fresh(2), delivery(3, 0)], clock);
+    let runs = flying(&mut in_flight, vec![skip_lookup(1), skip_lookup(2), delivery(3, 0)], clock);
     let is_fresh = |in_flight: &mut InFlight, run: RunRef| {
-        in_flight.ended(&result(run, RunStatus::Succeeded), Timestamp(1_500)).expect("it flies").fresh
+        in_flight.ended(&result(run, RunStatus::Succeeded), Timestamp(1_500)).expect("it flies").skip_lookup
     };
     assert!(is_fresh(&mut in_flight, runs[0]) && !is_fresh(&mut in_flight, runs[2]));
-    at_clock(&mut in_flight, clock + WINDOW);
+    at_clock(&mut in_flight, clock + OPEN_ROW_AFTER);
     assert!(!is_fresh(&mut in_flight, runs[1]), "its row was written");
     let unknown = RunRef { run: 2, ..runs[0] };
     assert!(in_flight.ended(&result(unknown, RunStatus::Succeeded), Timestamp(1_500)).is_none());
@@ -214,7 +214,7 @@ fn a_result_is_fresh_while_nothing_is_written_about_its_command() {
 #[test]
 fn a_cancel_removes_what_waits_and_names_what_the_agent_has_unless_it_has_ended() {
     let (mut in_flight, clock) = (InFlight::new(1, 2), Instant::now());
-    let runs = flying(&mut in_flight, vec![fresh(1), fresh(2), fresh(3), fresh(4)], clock);
+    let runs = flying(&mut in_flight, vec![skip_lookup(1), skip_lookup(2), skip_lookup(3), skip_lookup(4)], clock);
     in_flight.ended(&result(runs[1], RunStatus::Succeeded), Timestamp(1_500));
     assert_eq!(in_flight.cancel(&[1, 2, 3]), [runs[0].action]);
     assert_eq!((in_flight.flying(), in_flight.queued()), (1, 1), "a result is on its way, and the fourth waits");
@@ -222,9 +222,9 @@ fn a_cancel_removes_what_waits_and_names_what_the_agent_has_unless_it_has_ended(
 }
 
 #[test]
-fn what_was_cancelled_or_has_expired_meanwhile_is_not_handed_over() {
+fn what_was_cancelled_or_has_expired_meanwhile_is_not_delivered() {
     let (mut in_flight, clock) = (InFlight::new(1, 9), Instant::now());
-    let (cancelled, mut expired, paused) = (fresh(1), fresh(2), fresh(3));
+    let (cancelled, mut expired, paused) = (skip_lookup(1), skip_lookup(2), skip_lookup(3));
     cancelled.action.set_cancelled();
     Arc::get_mut(&mut expired.action).expect("nobody else has it").expires_at = Timestamp(1_000);
     paused.action.set_paused(true);
@@ -236,7 +236,7 @@ fn what_was_cancelled_or_has_expired_meanwhile_is_not_handed_over() {
 #[test]
 fn what_is_unfinished_when_the_connection_closes_is_left_to_the_store() {
     let (mut in_flight, clock) = (InFlight::new(1, 3), Instant::now());
-    let runs = flying(&mut in_flight, vec![fresh(1), fresh(2), fresh(3), fresh(4), delivery(5, 0)], clock);
+    let runs = flying(&mut in_flight, vec![skip_lookup(1), skip_lookup(2), skip_lookup(3), skip_lookup(4), delivery(5, 0)], clock);
     in_flight.received(runs[0], Timestamp(1_000), clock);
     in_flight.ended(&result(runs[2], RunStatus::Failed), Timestamp(1_500));
     let expected = [(1, "sent"), (2, "hold"), (4, "hold")];
@@ -282,5 +282,5 @@ fn a_report_says_which_operation_failed_and_an_expired_run_is_told_as_such() {
     assert_eq!(error(failed(None)), "exec: it failed without saying why");
     let report = result_report(&action, 1, &result(run, RunStatus::Expired), 0, None, true, Timestamp(5));
     assert_eq!(report.event, Event::FoundExpired { run: 1, expires_at: action.expires_at });
-    assert!(!report.fresh);
+    assert!(!report.skip_lookup);
 }
