@@ -21,6 +21,8 @@ pub mod senders;
 pub mod service;
 pub mod signals;
 pub mod store;
+#[cfg(test)]
+mod testing;
 mod tls;
 
 pub use node::Odoshi;

@@ -13,8 +13,8 @@ section! {
         url: Option<ServiceUrl> = None, example "sqlite://odoshi-data/odoshi.db";
         /// A file that holds the password for PostgreSQL, and nothing else. Without it: the URL's, or PGPASSWORD.
         password_file: Option<PathBuf> = None, example "/etc/odoshi/postgres.password";
-        /// How many connections the pipeline has at most. On PostgreSQL, agents' sessions and users get a quarter of it each on
-        /// top, at least 2: what users ask can't take a connection from delivery.
+        /// How many connections the pipeline has at most. On PostgreSQL, agents' sessions get as many on top, and users a quarter of it,
+        /// at least 2: what users ask can't take a connection from delivery.
         pool_size: usize = 8;
         /// A transaction in PostgreSQL, whoever's, that is open for longer is told of in the log: vacuum waits for it.
         warn_transaction: Span = Span::secs(300);

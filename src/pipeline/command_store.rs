@@ -64,3 +64,69 @@ impl Sink for CommandSink {
         self.node.signals.commands_written(written);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::Unstarted;
+    use crate::store::CommandPage;
+    use crate::testing::{REFUSED, TestNode, batcher};
+    use serde_json::json;
+
+    /// The delay scheduler is gone: what it gets is tested beside it.
+    fn pages(node: &TestNode) -> PageWriter {
+        let scheduler = Unstarted::<DelayScheduler>::default().address();
+        Writer::new(batcher(CommandSink { node: node.node.clone(), scheduler }))
+    }
+
+    fn page(action: &Arc<crate::domain::action::Action>, after: i64, agents: &[i64], last: bool) -> NewPage {
+        let rows = agents.iter().map(|agent_no| (*agent_no, None)).collect();
+        let through = agents.last().copied().unwrap_or(after);
+        let page = CommandPage { action_no: action.no, after, through, commands: rows, last };
+        let commands = agents.iter().map(|agent_no| (*agent_no, Arc::from("stream"), action.valid_from));
+        NewPage { action: action.clone(), page, commands: commands.collect() }
+    }
+
+    #[actix_rt::test]
+    async fn pages_of_an_action_are_written_in_order_and_other_nodes_are_told_where_they_begin() {
+        let node = TestNode::new().await;
+        let agents = node.agents(3).await;
+        let action = node.submit(json!({})).await;
+        let commits = node.node.signals.commits().subscribe();
+        let new = vec![page(&action, 0, &agents[..2], false), page(&action, agents[1], &agents[2..], true)];
+        let answers = pages(&node).put(new).await.unwrap();
+        assert!(matches!(answers[..], [Ok(Inserted::Written), Ok(Inserted::Written)]));
+        assert_eq!(node.states(&action).await.len(), 3);
+        assert!(commits.has_changed().unwrap());
+        let begin = |after| format!("Commands {{ action_no: {}, after: {after} }}", action.no);
+        assert_eq!(node.heard().await, [format!("peers: [{}, {}]", begin(0), begin(agents[1]))]);
+    }
+
+    #[actix_rt::test]
+    async fn a_page_that_does_not_join_on_and_an_empty_one_are_told_to_nobody() {
+        let node = TestNode::new().await;
+        let agents = node.agents(2).await;
+        let action = node.submit(json!({})).await;
+        let pages = pages(&node);
+        let answers = pages.put(vec![page(&action, agents[0], &agents[1..], false)]).await.unwrap();
+        assert!(matches!(answers[..], [Ok(Inserted::StalePage)]));
+        assert!(node.states(&action).await.is_empty());
+        let answers = pages.put(vec![page(&action, 0, &[], true)]).await.unwrap();
+        assert!(matches!(answers[..], [Ok(Inserted::Written)]));
+        assert!(node.open(&action).await.is_some_and(|open| open.resolved));
+        assert!(node.heard().await.is_empty());
+    }
+
+    #[actix_rt::test]
+    async fn a_page_that_the_store_refuses_stops_no_other() {
+        let node = TestNode::new().await;
+        let agents = node.agents(1).await;
+        let (bad, good) = (node.submit(json!({})).await, node.submit(json!({})).await);
+        node.break_inserts("commands", &format!("NEW.action_no = {}", bad.no), REFUSED);
+        let new = vec![page(&bad, 0, &agents, true), page(&good, 0, &agents, true)];
+        let answers = pages(&node).put(new).await.unwrap();
+        assert!(matches!(answers[..], [Err(_), Ok(Inserted::Written)]));
+        assert_eq!((node.states(&bad).await.len(), node.states(&good).await.len()), (0, 1));
+        assert_eq!(node.heard().await, [format!("peers: [Commands {{ action_no: {}, after: 0 }}]", good.no)]);
+    }
+}

@@ -1,4 +1,5 @@
-//! What the actors of the pipeline send each other, in the order in which data flows.
+//! What the actors of the pipeline send each other, in the order in which data flows. Types alone,
+//! so nothing to test.
 
 use crate::domain::action::Action;
 use crate::domain::time::Timestamp;

@@ -92,3 +92,84 @@ impl Handler<Dispatch> for SenderRouter {
         Box::pin(done.into_actor(self))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::action::Action;
+    use crate::testing::{TestNode, TestSender, delivery, supervision};
+    use serde_json::json;
+    use tokio::sync::mpsc::UnboundedReceiver;
+
+    struct Fixture {
+        node: TestNode,
+        router: Addr<SenderRouter>,
+        stream: UnboundedReceiver<Delivery>,
+        webhook: UnboundedReceiver<Delivery>,
+    }
+
+    /// Serves streams, by a sender that crashes for one agent, and webhooks.
+    async fn fixture(fatal: Option<i64>) -> Fixture {
+        let node = TestNode::new().await;
+        let ((to_stream, stream), (to_webhook, webhook)) = (TestSender::start(fatal), TestSender::start(None));
+        let routes = Routes::from([("stream".to_owned(), to_stream), ("webhook".to_owned(), to_webhook)]);
+        let router = SenderRouter::new(node.node.clone(), routes, node.recorder.clone());
+        let router = crate::runtime::Unstarted::default().start("sender_router", router, &supervision());
+        Fixture { node, router, stream, webhook }
+    }
+
+    /// Dispatches a command of `action` to each of these agents; answers whose came back.
+    async fn dispatch(router: &Addr<SenderRouter>, action: &Arc<Action>, to: &[(&str, i64)]) -> Vec<i64> {
+        let deliveries = to.iter().map(|(transport, agent)| (Arc::from(*transport), delivery(action, *agent)));
+        let back = router.send(Dispatch(deliveries.collect())).await.expect("it is answered");
+        back.into_iter().map(|(_, delivery)| delivery.due.agent_no).collect()
+    }
+
+    fn taken(deliveries: &mut UnboundedReceiver<Delivery>) -> Vec<i64> {
+        std::iter::from_fn(|| deliveries.try_recv().ok()).map(|delivery| delivery.due.agent_no).collect()
+    }
+
+    #[actix_rt::test]
+    async fn commands_go_to_the_sender_of_their_transport_in_order() {
+        let mut fixture = fixture(None).await;
+        let action = fixture.node.submit(json!({})).await;
+        let to = [("stream", 3), ("webhook", 2), ("stream", 1), ("webhook", 4)];
+        assert!(dispatch(&fixture.router, &action, &to).await.is_empty());
+        assert_eq!((taken(&mut fixture.stream), taken(&mut fixture.webhook)), (vec![3, 1], vec![2, 4]));
+    }
+
+    #[actix_rt::test]
+    async fn what_is_early_comes_back_and_the_rest_goes_out() {
+        let mut fixture = fixture(None).await;
+        let (now, later) = (fixture.node.submit(json!({})).await, fixture.node.submit(json!({"delay": "1h"})).await);
+        let deliveries = [(&now, 1), (&later, 2)];
+        let deliveries = deliveries.map(|(action, agent)| (Arc::from("stream"), delivery(action, agent)));
+        let back = fixture.router.send(Dispatch(deliveries.into())).await.expect("it is answered");
+        assert_eq!(back.iter().map(|(_, delivery)| delivery.due.agent_no).collect::<Vec<_>>(), [2]);
+        assert_eq!(taken(&mut fixture.stream), [1]);
+    }
+
+    #[actix_rt::test]
+    async fn commands_without_a_sender_get_a_waiting_row_and_other_nodes_are_told() {
+        let mut fixture = fixture(None).await;
+        let node = &fixture.node;
+        let agents = [node.agents_of("smtp", 1).await, node.agents(1).await].concat();
+        let action = node.resolved(json!({}), &agents).await;
+        let to = [("smtp", agents[0]), ("stream", agents[1])];
+        assert!(dispatch(&fixture.router, &action, &to).await.is_empty());
+        assert_eq!(node.store.agent_with_due(&agents).await.unwrap(), [agents[0]]);
+        assert!(node.has_heard("peers: [Open]").await);
+        assert_eq!(taken(&mut fixture.stream), [agents[1]]);
+    }
+
+    #[actix_rt::test]
+    async fn what_a_crashed_sender_had_comes_back_and_what_others_have_does_not() {
+        let mut fixture = fixture(Some(7)).await;
+        let action = fixture.node.submit(json!({})).await;
+        let to = [("stream", 6), ("webhook", 1), ("stream", 7)];
+        assert_eq!(dispatch(&fixture.router, &action, &to).await, [6, 7]);
+        assert_eq!(taken(&mut fixture.webhook), [1]);
+        assert!(dispatch(&fixture.router, &action, &to).await.is_empty());
+        assert_eq!(taken(&mut fixture.stream), [6, 7]);
+    }
+}

@@ -276,3 +276,174 @@ async fn on_disk<T: Send + 'static>(
         .await
         .unwrap_or_else(|error| Err(io::Error::other(error)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::domain::time::Span;
+    use crate::runtime::{Reconciler, Unstarted};
+    use crate::testing::{AWAY, REFUSED, TestNode, supervision, until};
+    use std::path::PathBuf;
+
+    struct Fixture {
+        node: TestNode,
+        spool: Spool,
+        loader: SpoolLoader,
+    }
+
+    async fn fixture(files_per_round: usize) -> Fixture {
+        let mut config = Config::default();
+        config.retention.spool_done = Span::secs(0);
+        let node = TestNode::with(config).await;
+        let spool = Spool::open(node.dir().join("spool"), 10_000).expect("it opens");
+        let loader = loader(&node, &spool, files_per_round);
+        Fixture { node, spool, loader }
+    }
+
+    /// One that nothing wakes.
+    fn loader(node: &TestNode, spool: &Spool, files_per_round: usize) -> SpoolLoader {
+        let waker = Waker::new(Unstarted::<Reconciler<SpoolLoader>>::default().address().recipient());
+        SpoolLoader::new(node.node.clone(), spool.reopened(), files_per_round, waker)
+    }
+
+    fn document(name: &str) -> String {
+        format!(r#"{{"name":"{name}","target":"TRUE","operations":[{{"module":"ping"}}]}}"#)
+    }
+
+    impl Fixture {
+        fn folder(&self, name: &str) -> PathBuf {
+            self.node.dir().join("spool").join(name)
+        }
+
+        fn put(&self, name: &str, content: &str) {
+            std::fs::write(self.folder("tmp").join(name), content).expect("written");
+            std::fs::rename(self.folder("tmp").join(name), self.folder("new").join(name)).expect("renamed");
+        }
+
+        fn names(&self, folder: &str) -> Vec<String> {
+            let entries = std::fs::read_dir(self.folder(folder)).expect("listed");
+            let mut names: Vec<_> =
+                entries.map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned()).collect();
+            names.sort();
+            names
+        }
+
+        async fn actions(&self) -> Vec<String> {
+            let mut actions = self.node.store.action_list(None, None, 99).await.unwrap();
+            actions.reverse();
+            actions.into_iter().map(|action| action.name).collect()
+        }
+    }
+
+    #[actix_rt::test]
+    async fn a_file_becomes_an_action_and_then_goes_to_done() {
+        let mut fixture = fixture(10).await;
+        fixture.put("a.json", &document("a"));
+        assert_eq!(fixture.loader.run_once().await.unwrap(), Pace::Wait);
+        assert_eq!((fixture.names("done"), fixture.names("new").len()), (vec!["a.json".to_owned()], 0));
+        assert_eq!(fixture.actions().await, ["a"]);
+        assert_eq!(fixture.node.heard().await, ["resolver: wake"]);
+        assert_eq!(fixture.node.store.audit_list(None, 9).await.unwrap()[0].name, "spool");
+    }
+
+    #[actix_rt::test]
+    async fn a_file_that_is_no_action_goes_to_failed_and_stops_no_other() {
+        let mut fixture = fixture(10).await;
+        fixture.put("a.json", "{");
+        fixture.put("b.json", &document("b"));
+        fixture.put("c.json", &document("").replace("TRUE", "nonsense ="));
+        assert_eq!(fixture.loader.run_once().await.unwrap(), Pace::Wait);
+        assert_eq!(fixture.names("failed"), ["a.json", "a.json.error", "c.json", "c.json.error"]);
+        assert_eq!((fixture.names("done"), fixture.actions().await), (vec!["b.json".to_owned()], vec!["b".to_owned()]));
+    }
+
+    #[actix_rt::test]
+    async fn a_file_with_an_id_that_is_taken_by_other_content_fails() {
+        let mut fixture = fixture(10).await;
+        let with_id = |name| document(name).replacen('{', r#"{"id":"0b8a3c52-6f8e-4f61-9f4e-2f1f3d1b7a10","#, 1);
+        fixture.put("a.json", &with_id("a"));
+        fixture.loader.run_once().await.unwrap();
+        fixture.put("b.json", &with_id("a"));
+        fixture.put("c.json", &with_id("other"));
+        fixture.loader.run_once().await.unwrap();
+        assert_eq!(fixture.names("done"), ["a.json", "b.json"], "the same again is the same action");
+        assert_eq!(fixture.names("failed"), ["c.json", "c.json.error"]);
+        assert_eq!(fixture.actions().await, ["a"]);
+    }
+
+    #[actix_rt::test]
+    async fn a_round_takes_so_many_files_and_the_next_follows_at_once() {
+        let mut fixture = fixture(2).await;
+        (0..3).for_each(|n| fixture.put(&format!("{n}.json"), &document(&n.to_string())));
+        assert_eq!(fixture.loader.run_once().await.unwrap(), Pace::Again);
+        assert_eq!(fixture.names("new").len(), 1);
+        assert_eq!(fixture.loader.run_once().await.unwrap(), Pace::Wait);
+        assert_eq!(fixture.actions().await.len(), 3);
+    }
+
+    #[actix_rt::test]
+    async fn files_go_back_while_the_store_is_away() {
+        let mut fixture = fixture(10).await;
+        (0..9).for_each(|n| fixture.put(&format!("{n}.json"), &document(&n.to_string())));
+        fixture.node.break_inserts("actions", "TRUE", AWAY);
+        for _ in 0..=GIVE_UP_AFTER {
+            assert!(fixture.loader.run_once().await.is_err());
+            assert_eq!((fixture.names("new").len(), fixture.names("cur").len()), (9, 0));
+        }
+        fixture.node.mend_inserts("actions");
+        fixture.loader.run_once().await.unwrap();
+        assert_eq!((fixture.names("done").len(), fixture.names("failed").len()), (9, 0), "none is given up");
+    }
+
+    #[actix_rt::test]
+    async fn a_file_that_fails_while_others_are_stored_is_given_up_after_some_rounds() {
+        let mut fixture = fixture(10).await;
+        fixture.put("bad.json", &document("bad"));
+        fixture.node.break_inserts("actions", "NEW.name = 'bad'", AWAY);
+        for round in 1..=GIVE_UP_AFTER {
+            assert_eq!(fixture.names("new"), ["bad.json"], "round {round}");
+            fixture.put(&format!("{round}.json"), &document("good"));
+            assert_eq!(fixture.loader.run_once().await.is_err(), round < GIVE_UP_AFTER);
+        }
+        assert_eq!(fixture.names("failed"), ["bad.json", "bad.json.error"]);
+        assert_eq!(fixture.names("done").len(), GIVE_UP_AFTER as usize);
+        assert!(fixture.loader.suspects.is_empty());
+    }
+
+    #[actix_rt::test]
+    async fn a_file_that_the_store_refuses_fails_at_once() {
+        let mut fixture = fixture(10).await;
+        fixture.put("bad.json", &document("bad"));
+        fixture.put("good.json", &document("good"));
+        fixture.node.break_inserts("actions", "NEW.name = 'bad'", REFUSED);
+        assert_eq!(fixture.loader.run_once().await.unwrap(), Pace::Wait);
+        assert_eq!((fixture.names("failed").len(), fixture.names("done")), (2, vec!["good.json".to_owned()]));
+    }
+
+    #[actix_rt::test]
+    async fn a_restart_takes_back_what_was_in_hand() {
+        let mut fixture = fixture(10).await;
+        fixture.put("a.json", &document("a"));
+        let mut crashed = fixture.spool.reopened();
+        assert_eq!(crashed.take(9).expect("taken").len(), 1);
+        drop(crashed);
+        assert_eq!(fixture.names("cur"), ["a.json"]);
+        fixture.loader.run_once().await.unwrap();
+        assert_eq!((fixture.names("done"), fixture.actions().await), (vec!["a.json".to_owned()], vec!["a".to_owned()]));
+    }
+
+    #[actix_rt::test]
+    async fn a_notification_causes_a_round() {
+        let fixture = fixture(10).await;
+        let unstarted = Unstarted::<Reconciler<SpoolLoader>>::default();
+        let waker = Waker::new(unstarted.address().recipient());
+        let (node, spool) = (fixture.node.node.clone(), fixture.spool.reopened());
+        let loader = move || SpoolLoader::new(node.clone(), spool.reopened(), 10, waker.clone());
+        let loader = Reconciler::new(fixture.node.node.metrics.progress().clone(), loader);
+        let loader = unstarted.start("spool_loader", loader, &supervision());
+        fixture.put("a.json", &document("a"));
+        until("it is done", async || fixture.names("done") == ["a.json"]).await;
+        loader.send(crate::runtime::Drain).await.expect("it is answered");
+    }
+}

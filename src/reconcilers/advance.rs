@@ -44,3 +44,44 @@ impl Reconcile for Advance {
         Ok(Pace::Wait)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::command::Event;
+    use crate::testing::TestNode;
+    use serde_json::json;
+
+    async fn run(node: &TestNode) {
+        assert_eq!(Advance::new(node.node.clone()).run_once().await.unwrap(), Pace::Wait);
+    }
+
+    #[actix_rt::test]
+    async fn it_moves_over_outcomes_and_open_rows_up_to_the_first_untouched_command() {
+        let node = TestNode::new().await;
+        let agents = node.agents(4).await;
+        let action = node.resolved(json!({}), &agents).await;
+        let through = async || node.open(&action).await.expect("it is open").dispatched_through;
+        node.succeed(&action, agents[0]).await;
+        node.tell(&action, agents[1], Event::Hold { due_at: node.store.now() }).await;
+        node.succeed(&action, agents[3]).await;
+        node.read_open_actions().await;
+        run(&node).await;
+        assert_eq!(through().await, agents[1]);
+        node.succeed(&action, agents[2]).await;
+        run(&node).await;
+        assert_eq!(through().await, agents[3]);
+    }
+
+    #[actix_rt::test]
+    async fn another_nodes_action_is_left_alone() {
+        let node = TestNode::new().await;
+        let agents = node.agents(1).await;
+        let action = node.resolved(json!({}), &agents).await;
+        node.succeed(&action, agents[0]).await;
+        node.read_open_actions().await;
+        node.pretend(action.no, |open| open.owned = false);
+        run(&node).await;
+        assert_eq!(node.open(&action).await.expect("it is open").dispatched_through, 0);
+    }
+}

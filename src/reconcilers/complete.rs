@@ -74,3 +74,88 @@ impl Reconcile for Complete {
         Ok(Pace::Wait)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::TestNode;
+    use serde_json::json;
+
+    async fn run(complete: &mut Complete) {
+        assert_eq!(complete.run_once().await.unwrap(), Pace::Wait);
+    }
+
+    #[actix_rt::test]
+    async fn an_action_ends_when_all_its_commands_are_final() {
+        let node = TestNode::new().await;
+        let agents = node.agents(2).await;
+        let (done, running) = (node.resolved(json!({}), &agents).await, node.resolved(json!({}), &agents).await);
+        for agent_no in &agents {
+            node.succeed(&done, *agent_no).await;
+        }
+        node.succeed(&running, agents[0]).await;
+        let mut complete = Complete::new(node.node.clone());
+        node.read_open_actions().await;
+        let commits = node.node.signals.commits().subscribe();
+        run(&mut complete).await;
+        assert!(node.open(&done).await.is_none());
+        assert!(node.open(&running).await.is_some());
+        assert!(commits.has_changed().unwrap(), "watchers are told");
+    }
+
+    #[actix_rt::test]
+    async fn a_live_action_ends_only_when_it_expires() {
+        let node = TestNode::new().await;
+        let agents = node.agents(1).await;
+        let live = json!({"membership": "live", "expires_after": "1h"});
+        let action = node.resolved(live, &agents).await;
+        node.succeed(&action, agents[0]).await;
+        let mut complete = Complete::new(node.node.clone());
+        node.read_open_actions().await;
+        node.node.signals.changed_actions().add([action.no]);
+        run(&mut complete).await;
+        assert!(node.open(&action).await.is_some(), "agents may still join");
+        node.pass(Duration::from_secs(3_601));
+        node.read_open_actions().await;
+        run(&mut complete).await;
+        assert!(node.open(&action).await.is_none());
+    }
+
+    #[actix_rt::test]
+    async fn another_nodes_action_ends_here_only_after_an_outcome_that_was_recorded_here() {
+        let node = TestNode::new().await;
+        let agents = node.agents(1).await;
+        let action = node.resolved(json!({}), &agents).await;
+        node.succeed(&action, agents[0]).await;
+        node.read_open_actions().await;
+        node.pretend(action.no, |open| open.owned = false);
+        let mut complete = Complete::new(node.node.clone());
+        run(&mut complete).await;
+        assert!(node.open(&action).await.is_some(), "its owner's list has it");
+        node.node.signals.changed_actions().add([action.no]);
+        run(&mut complete).await;
+        assert!(node.open(&action).await.is_none());
+    }
+
+    #[actix_rt::test]
+    async fn a_list_is_looked_at_once_unless_the_store_was_away() {
+        let node = TestNode::new().await;
+        let agents = node.agents(1).await;
+        let action = node.resolved(json!({}), &agents).await;
+        node.read_open_actions().await;
+        let mut complete = Complete::new(node.node.clone());
+        run(&mut complete).await;
+        node.succeed(&action, agents[0]).await;
+        node.pretend(action.no, |open| open.unfinished = 0);
+        run(&mut complete).await;
+        assert!(node.open(&action).await.is_some(), "the same reading was looked at before");
+        node.read_open_actions().await;
+        node.sql(
+            "CREATE TRIGGER broken BEFORE UPDATE OF ended_at ON actions BEGIN SELECT RAISE(ABORT, 'disk I/O error'); END",
+        );
+        assert!(complete.run_once().await.is_err());
+        node.sql("DROP TRIGGER broken");
+        run(&mut complete).await;
+        assert!(node.open(&action).await.is_none(), "after a failure it is looked at again");
+    }
+}

@@ -69,3 +69,97 @@ impl Reconcile for Expire {
         Ok(Pace::Wait)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::command::CommandState::{Cancelled, Expired, Pending, Sent, Succeeded};
+    use crate::testing::{REFUSED, TestNode, me};
+    use serde_json::json;
+
+    async fn run(node: &TestNode) {
+        node.read_open_actions().await;
+        let mut expire = Expire::new(node.node.clone(), node.recorder.clone());
+        assert_eq!(expire.run_once().await.unwrap(), Pace::Wait);
+    }
+
+    #[actix_rt::test]
+    async fn a_cancelled_action_has_every_unfinished_command_closed_once() {
+        let node = TestNode::new().await;
+        let agents = node.agents(3).await;
+        let action = node.resolved(json!({}), &agents).await;
+        node.succeed(&action, agents[0]).await;
+        node.sent(&action, agents[1]).await;
+        node.store.action_cancel(action.id, &me()).await.unwrap();
+        run(&node).await;
+        assert_eq!(node.states(&action).await, [Succeeded, Cancelled, Cancelled]);
+        run(&node).await;
+        let counts = node.store.action_view(action.id).await.unwrap().unwrap().counts;
+        assert_eq!((counts.total, counts.succeeded, counts.cancelled), (3, 1, 2), "they are counted once");
+    }
+
+    #[actix_rt::test]
+    async fn a_cancelled_action_of_more_than_a_page_is_closed_to_the_end() {
+        let node = TestNode::new().await;
+        let agents = node.agents(PAGE + 1).await;
+        let action = node.resolved(json!({}), &agents).await;
+        node.store.action_cancel(action.id, &me()).await.unwrap();
+        run(&node).await;
+        let counts = node.store.action_view(action.id).await.unwrap().unwrap().counts;
+        assert_eq!(counts.cancelled, agents.len() as i64);
+    }
+
+    #[actix_rt::test]
+    async fn pending_commands_expire_after_the_grace_and_what_is_with_its_agent_does_not() {
+        let node = TestNode::new().await;
+        let agents = node.agents(2).await;
+        let action = node.resolved(json!({"expires_after": "1h"}), &agents).await;
+        node.sent(&action, agents[0]).await;
+        run(&node).await;
+        assert_eq!(node.states(&action).await, [Sent, Pending]);
+        node.pass(Duration::from_secs(3_600));
+        run(&node).await;
+        assert_eq!(node.states(&action).await, [Sent, Pending], "what was sent in time is on its way");
+        node.pass(GRACE);
+        run(&node).await;
+        assert_eq!(node.states(&action).await, [Sent, Expired]);
+    }
+
+    #[actix_rt::test]
+    async fn an_action_that_expires_before_it_is_resolved_is_not_resolved_any_more() {
+        let node = TestNode::new().await;
+        let action = node.submit(json!({"expires_after": "1h"})).await;
+        run(&node).await;
+        assert!(node.open(&action).await.is_some_and(|open| !open.resolved && !open.expired));
+        node.pass(Duration::from_secs(3_601));
+        run(&node).await;
+        assert!(node.open(&action).await.is_some_and(|open| open.resolved && open.expired));
+    }
+
+    #[actix_rt::test]
+    async fn another_nodes_action_is_left_alone() {
+        let node = TestNode::new().await;
+        let agents = node.agents(1).await;
+        let action = node.resolved(json!({}), &agents).await;
+        node.store.action_cancel(action.id, &me()).await.unwrap();
+        node.read_open_actions().await;
+        node.pretend(action.no, |open| open.owned = false);
+        let mut expire = Expire::new(node.node.clone(), node.recorder.clone());
+        expire.run_once().await.unwrap();
+        assert_eq!(node.states(&action).await, [Pending]);
+    }
+
+    #[actix_rt::test]
+    async fn an_action_whose_outcomes_are_refused_stops_no_other() {
+        let node = TestNode::new().await;
+        let agents = node.agents(2).await;
+        let (bad, good) = (node.resolved(json!({}), &agents).await, node.resolved(json!({}), &agents).await);
+        for action in [&bad, &good] {
+            node.store.action_cancel(action.id, &me()).await.unwrap();
+        }
+        node.break_inserts("outcomes", &format!("NEW.action_no = {}", bad.no), REFUSED);
+        run(&node).await;
+        assert_eq!(node.states(&bad).await, [Pending, Pending]);
+        assert_eq!(node.states(&good).await, [Cancelled, Cancelled]);
+    }
+}

@@ -63,3 +63,62 @@ impl Reconcile for LeavingAgents {
         Ok(Pace::Wait)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::command::CommandState::{Pending, Succeeded, Undeliverable};
+    use crate::testing::{REFUSED, TestNode, me};
+    use serde_json::json;
+
+    async fn run(node: &TestNode) {
+        let mut leaving = LeavingAgents::new(node.node.clone(), node.recorder.clone());
+        assert_eq!(leaving.run_once().await.unwrap(), Pace::Wait);
+    }
+
+    #[actix_rt::test]
+    async fn the_unfinished_commands_of_a_removed_agent_become_undeliverable() {
+        let node = TestNode::new().await;
+        let agents = node.agents(2).await;
+        let (one, two) = (node.resolved(json!({}), &agents).await, node.resolved(json!({}), &agents).await);
+        node.succeed(&one, agents[0]).await;
+        run(&node).await;
+        assert_eq!(node.states(&two).await, [Pending, Pending]);
+        node.store.agent_remove("agent-00000", &me()).await.unwrap();
+        run(&node).await;
+        assert_eq!(node.states(&one).await, [Succeeded, Pending]);
+        assert_eq!(node.states(&two).await, [Undeliverable, Pending]);
+    }
+
+    #[actix_rt::test]
+    async fn commands_that_come_within_a_minute_of_the_removal_are_closed_as_well() {
+        let node = TestNode::new().await;
+        let agents = node.agents(1).await;
+        let action = node.submit(json!({})).await;
+        node.store.agent_remove("agent-00000", &me()).await.unwrap();
+        run(&node).await;
+        node.commands(&action, 0, &agents, true).await;
+        run(&node).await;
+        assert_eq!(node.states(&action).await, [Undeliverable]);
+        assert_eq!(node.store.agent_list_leaving(10).await.unwrap(), agents, "more may be on its way");
+        node.pass(LEAVING + Duration::from_secs(1));
+        run(&node).await;
+        assert!(node.store.agent_list_leaving(10).await.unwrap().is_empty());
+    }
+
+    #[actix_rt::test]
+    async fn an_agent_whose_outcomes_are_refused_keeps_leaving() {
+        let node = TestNode::new().await;
+        let agents = node.agents(1).await;
+        let action = node.resolved(json!({}), &agents).await;
+        node.store.agent_remove("agent-00000", &me()).await.unwrap();
+        node.pass(LEAVING + Duration::from_secs(1));
+        node.break_inserts("outcomes", "TRUE", REFUSED);
+        run(&node).await;
+        assert_eq!(node.store.agent_list_leaving(10).await.unwrap(), agents);
+        node.mend_inserts("outcomes");
+        run(&node).await;
+        assert_eq!(node.states(&action).await, [Undeliverable]);
+        assert!(node.store.agent_list_leaving(10).await.unwrap().is_empty());
+    }
+}

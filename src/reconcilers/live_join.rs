@@ -103,3 +103,135 @@ impl Reconcile for LiveJoin {
         Ok(Pace::Wait)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::action::Action;
+    use crate::testing::{AWAY, TestNode};
+    use serde_json::json;
+
+    /// A live action that was resolved when there was one agent.
+    async fn live(node: &TestNode) -> Arc<Action> {
+        let agents = node.agents(1).await;
+        let document = json!({"membership": "live", "target": "name <> 'agent-00002'", "expires_after": "1h"});
+        node.resolved(document, &agents).await
+    }
+
+    /// One that has just swept.
+    fn swept(node: &TestNode) -> LiveJoin {
+        LiveJoin { node: node.node.clone(), swept: Some(Instant::now()) }
+    }
+
+    async fn joined(node: &TestNode, action: &Action) -> usize {
+        node.states(action).await.len()
+    }
+
+    #[actix_rt::test]
+    async fn an_agent_that_has_changed_joins_if_it_matches() {
+        let node = TestNode::new().await;
+        let action = live(&node).await;
+        let agents = node.agents(2).await;
+        let mut join = swept(&node);
+        agents.iter().for_each(|agent_no| node.node.signals.agent_changed(*agent_no));
+        node.heard().await;
+        join.run_once().await.unwrap();
+        assert_eq!(joined(&node, &action).await, 2, "agent-00002 does not match");
+        let due = format!("scheduler: rescheduled [({}, {}, 1)]", action.no, agents[0]);
+        assert_eq!(node.heard().await, [due, "peers: [Open]".to_owned()]);
+        assert_eq!(node.node.signals.changed_agents().take(), Dirty::Keys([].into()), "they are taken");
+        node.node.signals.agent_changed(agents[0]);
+        node.heard().await;
+        join.run_once().await.unwrap();
+        assert_eq!(joined(&node, &action).await, 2, "it has joined before");
+        assert!(node.heard().await.is_empty());
+    }
+
+    #[actix_rt::test]
+    async fn an_agent_that_nobody_told_of_joins_by_the_sweep_which_is_due_once_a_minute() {
+        let node = TestNode::new().await;
+        let action = live(&node).await;
+        let mut join = LiveJoin::new(node.node.clone());
+        node.agents(1).await;
+        join.run_once().await.unwrap();
+        assert_eq!(joined(&node, &action).await, 2);
+        // The third one does not match.
+        node.agents(2).await;
+        join.run_once().await.unwrap();
+        assert_eq!(joined(&node, &action).await, 2, "it has swept just now");
+        join.swept = Instant::now().checked_sub(SWEEP_INTERVAL);
+        join.run_once().await.unwrap();
+        assert_eq!(joined(&node, &action).await, 3);
+    }
+
+    #[actix_rt::test]
+    async fn a_sweep_goes_beyond_the_first_page() {
+        let node = TestNode::new().await;
+        let action = live(&node).await;
+        node.agents(PAGE + 2).await;
+        LiveJoin::new(node.node.clone()).run_once().await.unwrap();
+        assert_eq!(joined(&node, &action).await, PAGE + 2);
+    }
+
+    #[actix_rt::test]
+    async fn a_sweep_leaves_another_nodes_action_alone() {
+        let node = TestNode::new().await;
+        let action = live(&node).await;
+        let agents = node.agents(1).await;
+        node.read_open_actions().await;
+        node.pretend(action.no, |open| open.owned = false);
+        let mut join = LiveJoin::new(node.node.clone());
+        join.run_once().await.unwrap();
+        assert_eq!(joined(&node, &action).await, 1);
+        node.node.signals.agent_changed(agents[0]);
+        join.run_once().await.unwrap();
+        assert_eq!(joined(&node, &action).await, 2, "the node that heard of the change lets it join");
+    }
+
+    #[actix_rt::test]
+    async fn more_changes_than_are_remembered_cause_a_look_at_the_whole_fleet() {
+        let node = TestNode::new().await;
+        let action = live(&node).await;
+        node.agents(1).await;
+        node.node.signals.changed_agents().add_everything();
+        swept(&node).run_once().await.unwrap();
+        assert_eq!(joined(&node, &action).await, 2);
+    }
+
+    #[actix_rt::test]
+    async fn changed_agents_are_remembered_while_the_store_is_away() {
+        let node = TestNode::new().await;
+        let action = live(&node).await;
+        let agents = node.agents(1).await;
+        let mut join = swept(&node);
+        node.node.signals.agent_changed(agents[0]);
+        node.break_inserts("commands", "TRUE", AWAY);
+        assert!(join.run_once().await.is_err());
+        node.mend_inserts("commands");
+        join.run_once().await.unwrap();
+        assert_eq!(joined(&node, &action).await, 2);
+    }
+
+    #[actix_rt::test]
+    async fn a_sweep_that_failed_is_due_again() {
+        let node = TestNode::new().await;
+        let action = live(&node).await;
+        node.agents(1).await;
+        let mut join = LiveJoin::new(node.node.clone());
+        node.break_inserts("commands", "TRUE", AWAY);
+        assert!(join.run_once().await.is_err());
+        node.mend_inserts("commands");
+        join.run_once().await.unwrap();
+        assert_eq!(joined(&node, &action).await, 2);
+    }
+
+    #[actix_rt::test]
+    async fn nobody_joins_an_action_that_has_expired() {
+        let node = TestNode::new().await;
+        let action = live(&node).await;
+        node.agents(1).await;
+        node.pass(Duration::from_secs(3_601));
+        LiveJoin::new(node.node.clone()).run_once().await.unwrap();
+        assert_eq!(joined(&node, &action).await, 1);
+    }
+}

@@ -71,3 +71,69 @@ impl Reconcile for ReadOpenActions {
         Ok(Pace::Wait)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{TestNode, me};
+    use serde_json::json;
+
+    #[actix_rt::test]
+    async fn the_open_actions_are_listed_and_whoever_begins_with_them_is_woken() {
+        let node = TestNode::new().await;
+        let agents = node.agents(1).await;
+        let (done, open) = (node.resolved(json!({}), &agents).await, node.submit(json!({})).await);
+        node.succeed(&done, agents[0]).await;
+        node.store.action_complete(vec![done.no]).await.unwrap();
+        node.read_open_actions().await;
+        let last = node.node.signals.open_actions().last();
+        assert_eq!(last.actions.iter().map(|action| action.no).collect::<Vec<_>>(), [open.no]);
+        assert_eq!(node.heard().await, ["scheduler: open actions 1", "after 1: wake", "after 2: wake"]);
+        node.read_open_actions().await;
+        assert_eq!(node.node.signals.open_actions().last().reading, 2);
+    }
+
+    #[actix_rt::test]
+    async fn a_list_of_more_than_a_page_is_read_to_the_end() {
+        let node = TestNode::new().await;
+        let new = std::iter::repeat_with(|| crate::testing::new_action(json!({}), node.store.now()));
+        node.store.action_insert(new.take(PAGE + 1).collect()).await.unwrap();
+        node.read_open_actions().await;
+        assert_eq!(node.node.signals.open_actions().last().actions.len(), PAGE + 1);
+    }
+
+    #[actix_rt::test]
+    async fn a_cancel_that_nobody_told_of_is_found() {
+        let node = TestNode::new().await;
+        let action = node.submit(json!({})).await;
+        node.store.action_cancel(action.id, &me()).await.unwrap();
+        assert!(!action.is_cancelled());
+        node.read_open_actions().await;
+        assert!(action.is_cancelled());
+    }
+
+    #[actix_rt::test]
+    async fn a_pause_and_a_resume_that_nobody_told_of_are_found() {
+        let node = TestNode::new().await;
+        let action = node.submit(json!({})).await;
+        node.store.action_pause(action.id, true, &me()).await.unwrap();
+        node.read_open_actions().await;
+        assert!(action.is_paused());
+        node.store.action_pause(action.id, false, &me()).await.unwrap();
+        node.heard().await;
+        node.read_open_actions().await;
+        assert!(!action.is_paused());
+        assert!(node.has_heard(&format!("scheduler: resumed [{}]", action.no)).await, "it is read again");
+    }
+
+    #[actix_rt::test]
+    async fn a_list_that_is_older_than_what_is_in_memory_changes_nothing() {
+        let node = TestNode::new().await;
+        let action = node.submit(json!({})).await;
+        let listed = node.open(&action).await.expect("it is open");
+        node.store.action_pause(action.id, true, &me()).await.unwrap();
+        node.node.signals.action_paused(action.no);
+        ReadOpenActions::new(node.node.clone()).mark(&listed).await.unwrap();
+        assert!(action.is_paused());
+    }
+}

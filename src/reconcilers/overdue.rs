@@ -55,3 +55,69 @@ impl Reconcile for Overdue {
         Ok(if has_more { Pace::Again } else { Pace::Wait })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::command::CommandState::{Pending, Sent, TimedOut};
+    use crate::testing::{REFUSED, TestNode};
+    use serde_json::json;
+
+    fn overdue(node: &TestNode) -> Overdue {
+        Overdue::new(node.node.clone(), node.recorder.clone())
+    }
+
+    #[actix_rt::test]
+    async fn a_result_is_given_up_after_the_timeout_and_a_grace() {
+        let node = TestNode::new().await;
+        let agents = node.agents(2).await;
+        let action = node.resolved(json!({"timeout": "60s"}), &agents).await;
+        node.sent(&action, agents[0]).await;
+        node.pass(Duration::from_secs(61));
+        assert_eq!(overdue(&node).run_once().await.unwrap(), Pace::Wait);
+        assert_eq!(node.states(&action).await, [Sent, Pending], "its agent may be saying so");
+        node.pass(crate::domain::action::GRACE);
+        assert_eq!(overdue(&node).run_once().await.unwrap(), Pace::Wait);
+        assert_eq!(node.states(&action).await, [TimedOut, Pending]);
+    }
+
+    #[actix_rt::test]
+    async fn a_command_with_another_run_is_due_again() {
+        let node = TestNode::new().await;
+        let agents = node.agents(1).await;
+        let action = node.resolved(json!({"timeout": "60s", "max_runs": 2}), &agents).await;
+        node.sent(&action, agents[0]).await;
+        node.pass(Duration::from_secs(71));
+        overdue(&node).run_once().await.unwrap();
+        assert_eq!(node.states(&action).await, [Pending]);
+        let retry = format!("scheduler: rescheduled [({}, {}, 2)]", action.no, agents[0]);
+        assert!(node.has_heard(&retry).await);
+    }
+
+    #[actix_rt::test]
+    async fn a_full_page_is_followed_by_another_round_at_once() {
+        let node = TestNode::new().await;
+        let agents = node.agents(PAGE + 1).await;
+        let action = node.resolved(json!({"timeout": "60s"}), &agents).await;
+        let sent =
+            |agent_no: &i64| report_of(&action, *agent_no, Event::Sent { run: 1, attempts: 0, at: node.store.now() });
+        node.store.outcome_record(&agents.iter().map(sent).collect::<Vec<_>>()).await.unwrap();
+        node.pass(Duration::from_secs(71));
+        assert_eq!(overdue(&node).run_once().await.unwrap(), Pace::Again);
+        assert_eq!(overdue(&node).run_once().await.unwrap(), Pace::Wait);
+        let counts = node.store.action_view(action.id).await.unwrap().unwrap().counts;
+        assert_eq!(counts.timed_out, agents.len() as i64);
+    }
+
+    #[actix_rt::test]
+    async fn a_page_of_which_the_store_takes_nothing_waits_for_the_poll() {
+        let node = TestNode::new().await;
+        let agents = node.agents(1).await;
+        let action = node.resolved(json!({"timeout": "60s"}), &agents).await;
+        node.sent(&action, agents[0]).await;
+        node.pass(Duration::from_secs(71));
+        node.break_inserts("outcomes", "TRUE", REFUSED);
+        assert_eq!(overdue(&node).run_once().await.unwrap(), Pace::Wait);
+        assert_eq!(node.states(&action).await, [Sent]);
+    }
+}

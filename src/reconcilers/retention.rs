@@ -81,3 +81,85 @@ impl Reconcile for Retention {
         Ok(Pace::Wait)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::Config;
+    use crate::domain::action::Action;
+    use crate::domain::time::Span;
+    use crate::testing::TestNode;
+    use serde_json::json;
+
+    /// Keeps actions for an hour, and the audit log for two.
+    async fn node() -> TestNode {
+        let mut config = Config::default();
+        (config.retention.actions, config.retention.audit) = (Span::secs(3_600), Span::secs(7_200));
+        TestNode::with(config).await
+    }
+
+    async fn ended(node: &TestNode, agents: &[i64]) -> Arc<Action> {
+        let action = node.resolved(json!({}), agents).await;
+        for agent_no in agents {
+            node.succeed(&action, *agent_no).await;
+        }
+        assert_eq!(node.store.action_complete(vec![action.no]).await.unwrap(), [action.no]);
+        action
+    }
+
+    async fn run(retention: &mut Retention) {
+        assert_eq!(retention.run_once().await.unwrap(), Pace::Wait);
+    }
+
+    #[actix_rt::test]
+    async fn an_action_is_deleted_when_it_ended_longer_ago_than_it_is_kept() {
+        let node = node().await;
+        let agents = node.agents(2).await;
+        let (old, open) = (ended(&node, &agents).await, node.resolved(json!({}), &agents).await);
+        node.pass(Duration::from_secs(1_800));
+        let recent = ended(&node, &agents).await;
+        let mut retention = Retention::new(node.node.clone());
+        run(&mut retention).await;
+        assert!(node.store.action_view(old.id).await.unwrap().is_some());
+        node.pass(Duration::from_secs(1_801));
+        run(&mut retention).await;
+        assert!(node.store.action_view(old.id).await.unwrap().is_none());
+        assert!(node.store.action_view(recent.id).await.unwrap().is_some());
+        assert!(node.store.action_view(open.id).await.unwrap().is_some());
+        assert!(node.store.command_unfinished(old.no, crate::store::Unfinished::All, 0, 9).await.unwrap().is_empty());
+    }
+
+    #[actix_rt::test]
+    async fn entries_of_the_audit_log_are_deleted_after_their_time() {
+        let node = node().await;
+        node.submit(json!({})).await;
+        let mut retention = Retention::new(node.node.clone());
+        node.pass(Duration::from_secs(7_000));
+        run(&mut retention).await;
+        assert_eq!(node.store.audit_list(None, 9).await.unwrap().len(), 1);
+        node.pass(Duration::from_secs(201));
+        run(&mut retention).await;
+        assert!(node.store.audit_list(None, 9).await.unwrap().is_empty());
+    }
+
+    #[actix_rt::test]
+    async fn rows_whose_action_is_gone_are_found_once_a_day() {
+        let node = node().await;
+        let agents = node.agents(1).await;
+        let orphan = format!("INSERT INTO commands (action_no, agent_no) VALUES (999, {})", agents[0]);
+        let left =
+            async || node.store.command_unfinished(999, crate::store::Unfinished::All, 0, 9).await.unwrap().len();
+        node.sql(&orphan);
+        let mut retention = Retention::new(node.node.clone());
+        run(&mut retention).await;
+        assert_eq!(left().await, 0);
+        node.sql(&orphan);
+        run(&mut retention).await;
+        assert_eq!(left().await, 1, "it has looked just now");
+        retention.swept = Instant::now().checked_sub(SWEEP_INTERVAL);
+        if retention.swept.is_some() {
+            run(&mut retention).await;
+            assert_eq!(left().await, 0);
+        }
+    }
+}

@@ -72,3 +72,24 @@ fn start<R: Reconcile>(
     let (progress, node) = (node.metrics.progress().clone(), node.clone());
     unstarted.start(R::NAME, Reconciler::new(progress, move || make(node.clone())), supervision).recipient()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{TestNode, supervision};
+
+    #[actix_rt::test]
+    async fn all_reconcilers_run_and_are_drained() {
+        let node = TestNode::new().await;
+        let supervision = supervision();
+        let drains = Reconcilers::default().start(&node.node, &node.recorder, &supervision);
+        let names: Vec<&str> = supervision.reports().iter().map(|actor| actor.name).collect();
+        let all =
+            ["open_actions", "complete", "advance", "expire", "overdue", "leaving_agents", "live_join", "retention"];
+        assert_eq!(names, all);
+        for drain in &drains {
+            drain.send(Drain).await.expect("it is answered");
+        }
+        assert_eq!(drains.len(), all.len());
+    }
+}

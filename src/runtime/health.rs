@@ -153,3 +153,58 @@ impl ActorHealth {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn supervision() -> Supervision {
+        Supervision::new(SupervisionConfig::default())
+    }
+
+    #[test]
+    fn actors_are_reported_with_their_states_in_the_order_of_their_start() {
+        let supervision = supervision();
+        let (one, two) = (supervision.register("one"), supervision.register("two"));
+        let minute = Duration::from_secs(60);
+        assert_eq!((one.crashed("first", minute), one.crashed(&"x".repeat(900), minute)), (1, 2));
+        two.set_stopped();
+        let reports = supervision.clone().reports();
+        let states: Vec<_> = reports.iter().map(|actor| (actor.name, actor.state.as_str(), actor.restarts)).collect();
+        assert_eq!(states, [("one", "restarting", 2), ("two", "stopped", 0)]);
+        assert_eq!(reports[0].last_cause.as_ref().map(String::len), Some(500), "errors may quote what was written");
+        one.set_running();
+        assert_eq!(supervision.reports()[0].state, "running");
+    }
+
+    #[test]
+    fn crashes_of_long_ago_do_not_count() {
+        let health = supervision().register("one");
+        assert_eq!(health.crashed("a", Duration::from_secs(60)), 1);
+        let before = Instant::now();
+        while before.elapsed() < Duration::from_millis(2) {}
+        assert_eq!(health.crashed("b", Duration::from_millis(1)), 1);
+        assert_eq!(health.report().restarts, 2, "they are shown all the same");
+    }
+
+    #[tokio::test]
+    async fn the_first_actor_that_escalates_is_named_to_all_that_wait() {
+        let supervision = supervision();
+        let waits = supervision.clone();
+        let waiting = tokio::spawn(async move { waits.escalated().await });
+        tokio::task::yield_now().await;
+        supervision.escalate("first");
+        supervision.escalate("second");
+        assert_eq!(waiting.await.expect("it has not panicked"), "first");
+        assert_eq!(supervision.escalated().await, "first", "also to one that asks later");
+    }
+
+    #[test]
+    fn draining_is_shared() {
+        let supervision = supervision();
+        let seen = supervision.clone();
+        assert!(!seen.is_draining());
+        supervision.set_draining();
+        assert!(seen.is_draining());
+    }
+}

@@ -27,3 +27,46 @@ impl Waker {
         self.0.try_send(Wake).ok();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Counts its wake-ups.
+    struct Sleeper(u32);
+
+    impl Actor for Sleeper {
+        type Context = Context<Self>;
+    }
+
+    impl Handler<Wake> for Sleeper {
+        type Result = ();
+
+        fn handle(&mut self, _: Wake, _: &mut Self::Context) {
+            self.0 += 1;
+        }
+    }
+
+    #[derive(Message)]
+    #[rtype(result = "u32")]
+    struct Wakes;
+
+    impl Handler<Wakes> for Sleeper {
+        type Result = u32;
+
+        fn handle(&mut self, _: Wakes, _: &mut Self::Context) -> u32 {
+            self.0
+        }
+    }
+
+    #[actix_rt::test]
+    async fn a_waker_wakes_and_what_finds_no_room_is_not_needed() {
+        let sleeper = Sleeper(0).start();
+        let waker = Waker::new(sleeper.clone().recipient());
+        waker.wake();
+        assert_eq!(sleeper.send(Wakes).await.expect("it lives"), 1);
+        (0..10_000).for_each(|_| waker.wake());
+        let wakes = sleeper.send(Wakes).await.expect("it lives");
+        assert!((2..10_000).contains(&wakes), "{wakes}");
+    }
+}

@@ -228,6 +228,81 @@ mod tests {
         assert_eq!(supervision.reports()[0].state, "stopped");
     }
 
+    /// Stops at once, or panics when it is restarted.
+    #[derive(Default)]
+    struct Fragile {
+        stops: bool,
+        panics: u32,
+        starts: u32,
+    }
+
+    impl Actor for Fragile {
+        type Context = Context<Self>;
+
+        fn started(&mut self, ctx: &mut Self::Context) {
+            self.starts += 1;
+            if self.stops && self.starts == 1 {
+                ctx.stop();
+            }
+        }
+    }
+
+    impl Supervised for Fragile {
+        fn restarting(&mut self, _: &mut Self::Context) {
+            if self.panics > 0 {
+                self.panics -= 1;
+                panic!("it panics when it is restarted");
+            }
+        }
+    }
+
+    impl Handler<Add> for Fragile {
+        type Result = u32;
+
+        fn handle(&mut self, Add(number): Add, _: &mut Self::Context) -> u32 {
+            assert!(number != 13, "thirteen");
+            self.starts
+        }
+    }
+
+    #[actix_rt::test]
+    async fn an_actor_that_stops_by_itself_is_restarted() {
+        let supervision = supervision(10);
+        let fragile = Fragile { stops: true, ..Fragile::default() };
+        let fragile = Unstarted::new(16).start("fragile", fragile, &supervision);
+        assert_eq!(fragile.send(Add(1)).await.expect("handled after the restart"), 2);
+        assert_eq!(supervision.reports()[0].last_cause.as_deref(), Some("it stopped by itself"));
+    }
+
+    #[actix_rt::test]
+    async fn an_actor_that_stops_during_the_drain_stays_stopped() {
+        let supervision = supervision(10);
+        supervision.set_draining();
+        let fragile = Fragile { stops: true, ..Fragile::default() };
+        let fragile = Unstarted::new(16).start("fragile", fragile, &supervision);
+        assert!(fragile.send(Add(1)).await.is_err());
+        assert_eq!((supervision.reports()[0].state.as_str(), supervision.reports()[0].restarts), ("stopped", 0));
+    }
+
+    #[actix_rt::test]
+    async fn a_panic_during_a_restart_counts_as_another_crash() {
+        let supervision = supervision(10);
+        let fragile = Fragile { panics: 2, ..Fragile::default() };
+        let fragile = Unstarted::new(16).start("fragile", fragile, &supervision);
+        assert!(fragile.send(Add(13)).await.is_err());
+        assert_eq!(fragile.send(Add(1)).await.expect("handled after the third restart"), 2);
+        assert_eq!(supervision.reports()[0].restarts, 3);
+    }
+
+    #[actix_rt::test]
+    async fn messages_to_an_actor_that_is_not_started_wait_in_its_mailbox() {
+        let unstarted = Unstarted::<Counter>::default();
+        let early = unstarted.address().send(Add(5));
+        let supervision = supervision(10);
+        unstarted.start("counter", Counter::default(), &supervision);
+        assert_eq!(early.await.expect("it is handled"), 5);
+    }
+
     #[test]
     fn the_wait_doubles_up_to_its_cap() {
         let (min, max) = (Duration::from_millis(50), Duration::from_secs(10));

@@ -95,3 +95,57 @@ impl ActionCache {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::{TestNode, new_action};
+    use serde_json::json;
+
+    #[actix_rt::test]
+    async fn an_action_is_in_memory_once() {
+        let node = TestNode::new().await;
+        let no = node.submit(json!({})).await.no;
+        let cache = ActionCache::new(node.store.clone());
+        let (one, two) = futures_util::join!(cache.get(no), cache.get(no));
+        let (one, two) = (one.unwrap().expect("it is stored"), two.unwrap().expect("it is stored"));
+        assert!(Arc::ptr_eq(&one, &two), "also if two ask at the same time");
+        let by_id = cache.get_by_id(one.id).await.unwrap().expect("it is stored");
+        assert!(Arc::ptr_eq(&one, &by_id));
+    }
+
+    #[actix_rt::test]
+    async fn what_is_held_stays_the_same_after_it_was_evicted() {
+        let node = TestNode::new().await;
+        let action = node.submit(json!({})).await;
+        let cache = &node.node.actions;
+        cache.kept.clear();
+        assert!(Arc::ptr_eq(&action, &cache.get(action.no).await.unwrap().expect("it is held")));
+        cache.cancel(action.no);
+        assert!(action.is_cancelled());
+    }
+
+    #[actix_rt::test]
+    async fn marks_reach_those_in_memory_and_nothing_is_known_of_others() {
+        let node = TestNode::new().await;
+        let cache = &node.node.actions;
+        node.store.action_insert(vec![new_action(json!({}), node.store.now())]).await.unwrap();
+        cache.cancel(1);
+        cache.pause(1, true);
+        assert_eq!((cache.not_cancelled(1), cache.is_paused(1)), (None, None));
+        let action = cache.get(1).await.unwrap().expect("it is stored");
+        assert_eq!((cache.not_cancelled(1), cache.is_paused(1)), (Some(action.id), Some(false)));
+        cache.pause(1, true);
+        assert!(action.is_paused());
+        cache.pause(1, false);
+        cache.cancel(1);
+        assert_eq!((cache.not_cancelled(1), cache.is_paused(1)), (None, Some(false)));
+    }
+
+    #[actix_rt::test]
+    async fn an_unknown_action_is_none() {
+        let node = TestNode::new().await;
+        assert!(node.node.actions.get(7).await.unwrap().is_none());
+        assert!(node.node.actions.get_by_id(Uuid::from_u128(7)).await.unwrap().is_none());
+    }
+}

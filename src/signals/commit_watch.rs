@@ -27,3 +27,21 @@ impl CommitWatch {
         self.0.subscribe()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn many_commits_wake_a_watcher_once_and_each_of_its_clones() {
+        let commits = CommitWatch::default();
+        let (mut one, mut two) = (commits.subscribe(), commits.clone().subscribe());
+        assert!(!one.has_changed().expect("it is there"));
+        commits.notify();
+        commits.notify();
+        one.changed().await.expect("it is there");
+        two.changed().await.expect("it is there");
+        assert!(!one.has_changed().expect("it is there"), "both commits are seen");
+        assert!(!commits.subscribe().has_changed().expect("it is there"), "what was before is no news");
+    }
+}

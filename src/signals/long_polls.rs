@@ -86,4 +86,25 @@ mod tests {
         drop((one, two));
         assert!(pollers.with(|map| map.is_empty()));
     }
+
+    #[tokio::test]
+    async fn a_wake_that_comes_before_the_wait_is_not_lost() {
+        let pollers = LongPollers::default();
+        let poll = pollers.wait(1);
+        // It is looking at the store now.
+        pollers.wake([1].into_iter());
+        tokio::time::timeout(Duration::from_secs(30), poll.woken()).await.expect("it is woken");
+    }
+
+    #[tokio::test]
+    async fn an_agent_waits_for_as_long_as_one_of_its_calls_does() {
+        let pollers = LongPollers::default();
+        let (one, two) = (pollers.wait(1), pollers.wait(1));
+        drop(one);
+        assert_eq!(pollers.agents(), [1]);
+        pollers.wake([1].into_iter());
+        tokio::time::timeout(Duration::from_secs(30), two.woken()).await.expect("it is woken");
+        drop(two);
+        assert!(pollers.agents().is_empty());
+    }
 }

@@ -1,4 +1,4 @@
-//! What [`Signals`](super::Signals) sends to actors.
+//! What [`Signals`](super::Signals) sends to actors. Types alone, so nothing to test: the tests of `board.rs` send each.
 
 use super::open_actions::Snapshot;
 use crate::domain::hint::Hint;

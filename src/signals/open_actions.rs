@@ -47,3 +47,19 @@ impl OpenActions {
         self.0.last.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_complete_reading_is_seen_while_the_next_one_has_begun() {
+        let table = OpenActions::default();
+        assert_eq!((table.reading(), table.last().reading), (0, 0));
+        assert_eq!(table.clone().begin(), 1);
+        assert_eq!((table.reading(), table.last().reading), (1, 0), "it is not complete");
+        table.set(Snapshot { reading: 1, actions: Vec::new() });
+        assert_eq!(table.begin(), 2);
+        assert_eq!((table.reading(), table.last().reading), (2, 1));
+    }
+}

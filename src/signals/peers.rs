@@ -12,7 +12,7 @@ use crate::domain::hint::Hint;
 use crate::error_chain::ErrorChain;
 use crate::metrics::Metrics;
 use crate::runtime::Drain;
-use crate::store::{Store, StoreError};
+use crate::store::{Store, StoreError, StoreResult};
 use actix::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -65,33 +65,44 @@ impl PeerNotifier {
         }
         crate::fault_point!("peers");
         self.busy = true;
-        let commands = std::mem::take(&mut self.commands).into_iter();
-        let commands = commands.map(|(action_no, after)| Hint::Commands { action_no, after });
-        let hints: Vec<Hint> = commands.chain(std::mem::take(&mut self.others)).collect();
+        let hints = self.take();
         let store = self.store.clone();
         let sent = async move {
             let sent = store.hint_send(&hints).await;
             (sent, hints)
         };
         ctx.spawn(sent.into_actor(self).map(|(sent, hints), peers, ctx| {
-            let wait = match sent {
-                Ok(true) => {
-                    peers.metrics.hints_sent();
-                    MIN_INTERVAL
-                }
-                Ok(false) => MIN_INTERVAL,
-                Err(error) => {
-                    log::debug!(error:% = error.chain(); "hints to other nodes wait");
-                    peers.metrics.hints_failed();
-                    hints.into_iter().for_each(|hint| peers.add(hint));
-                    RETRY_INTERVAL
-                }
-            };
+            let wait = peers.after(sent, hints);
             ctx.run_later(wait, |peers, ctx| {
                 peers.busy = false;
                 peers.send(ctx);
             });
         }));
+    }
+
+    /// Everything that waits, as one message.
+    fn take(&mut self) -> Vec<Hint> {
+        let commands = std::mem::take(&mut self.commands).into_iter();
+        let commands = commands.map(|(action_no, after)| Hint::Commands { action_no, after });
+        commands.chain(std::mem::take(&mut self.others)).collect()
+    }
+
+    /// These hints were sent, or not, and then they are kept. Answers how long nothing is sent.
+    fn after(&mut self, sent: StoreResult<bool>, hints: Vec<Hint>) -> Duration {
+        match sent {
+            Ok(is_heard) => {
+                if is_heard {
+                    self.metrics.hints_sent();
+                }
+                MIN_INTERVAL
+            }
+            Err(error) => {
+                log::debug!(error:% = error.chain(); "hints to other nodes wait");
+                self.metrics.hints_failed();
+                hints.into_iter().for_each(|hint| self.add(hint));
+                RETRY_INTERVAL
+            }
+        }
     }
 
     /// Passes on what other nodes tell, for ever.
@@ -180,5 +191,147 @@ impl Handler<Drain> for PeerNotifier {
     fn handle(&mut self, _: Drain, _: &mut Self::Context) {
         // Other nodes poll.
         self.stopped = true;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::command::Event;
+    use crate::store::AgentPatch;
+    use crate::testing::{TestNode, me, supervision, until};
+    use serde_json::json;
+
+    fn notifier(node: &TestNode) -> PeerNotifier {
+        PeerNotifier::new(node.store.clone(), node.node.signals.clone(), node.node.metrics.clone())
+    }
+
+    fn commands(action_no: i64, after: i64) -> Hint {
+        Hint::Commands { action_no, after }
+    }
+
+    #[actix_rt::test]
+    async fn hints_are_gathered_and_the_commands_of_an_action_begin_at_the_first() {
+        let node = TestNode::new().await;
+        let mut peers = notifier(&node);
+        let hints = [commands(1, 50), Hint::Open, commands(1, 20), commands(1, 70), commands(2, 0), Hint::Open];
+        hints.into_iter().for_each(|hint| peers.add(hint));
+        assert_eq!(peers.take(), [commands(1, 20), commands(2, 0), Hint::Open]);
+        assert!(peers.take().is_empty());
+    }
+
+    #[actix_rt::test]
+    async fn more_hints_than_are_remembered_become_everything() {
+        let node = TestNode::new().await;
+        let mut peers = notifier(&node);
+        let last = MAX_PENDING as i64;
+        (1..=last).for_each(|no| peers.add(if no % 2 == 0 { commands(no, 0) } else { Hint::Action(no) }));
+        assert_eq!(peers.take().len(), MAX_PENDING);
+        (0..=last).for_each(|no| peers.add(if no % 2 == 0 { commands(no, 0) } else { Hint::Action(no) }));
+        assert_eq!(peers.take(), [Hint::Everything]);
+    }
+
+    #[actix_rt::test]
+    async fn hints_that_could_not_be_sent_are_kept_with_those_that_came_meanwhile() {
+        let node = TestNode::new().await;
+        let mut peers = notifier(&node);
+        peers.add(commands(1, 20));
+        let hints = peers.take();
+        peers.add(commands(1, 50));
+        peers.add(Hint::Open);
+        let wait = peers.after(Err(StoreError::Unavailable("it is away".into())), hints);
+        assert_eq!(wait, RETRY_INTERVAL);
+        let hints = peers.take();
+        assert_eq!(hints, [commands(1, 20), Hint::Open]);
+        assert_eq!(peers.after(Ok(true), hints), MIN_INTERVAL);
+        assert!(peers.take().is_empty());
+    }
+
+    #[actix_rt::test]
+    async fn after_a_drain_and_a_crash_nothing_is_sent() {
+        let node = TestNode::new().await;
+        let mut peers = notifier(&node);
+        peers.stopped = true;
+        peers.restarting(&mut Context::new());
+        assert!(peers.stopped);
+        let peers = crate::runtime::Unstarted::default().start("peers", peers, &supervision());
+        peers.send(Publish(vec![Hint::Open])).await.expect("it lives");
+        peers.send(Drain).await.expect("it is answered");
+    }
+
+    async fn heard(node: &TestNode, hints: &[Hint]) -> Vec<String> {
+        pass_on(&*node.store, &node.node.signals, hints.to_vec()).await;
+        node.heard().await
+    }
+
+    #[actix_rt::test]
+    async fn news_of_other_nodes_reach_the_scheduler_as_one_message() {
+        let node = TestNode::new().await;
+        let hints =
+            [commands(1, 5), Hint::Open, commands(2, 0), Hint::Backlog(3), Hint::Moved { agent_no: 4, epoch: 6 }];
+        let expected = [
+            "scheduler: PeerNews { commands: [(1, 5), (2, 0)], open: true, everything: false }",
+            "stream: backlog 3",
+            "stream: superseded [(4, 6)]",
+        ];
+        assert_eq!(heard(&node, &hints).await, expected);
+        let expected = ["scheduler: PeerNews { commands: [], open: false, everything: true }", "open_actions: wake"];
+        assert_eq!(heard(&node, &[Hint::Everything]).await, expected);
+    }
+
+    #[actix_rt::test]
+    async fn an_action_that_another_node_was_told_of_is_looked_up() {
+        let node = TestNode::new().await;
+        let action = node.submit(json!({})).await;
+        let hint = [Hint::Action(action.no)];
+        node.store.action_pause(action.id, true, &me()).await.unwrap();
+        assert!(heard(&node, &hint).await.is_empty());
+        assert!(action.is_paused());
+        node.store.action_pause(action.id, false, &me()).await.unwrap();
+        assert_eq!(heard(&node, &hint).await, ["scheduler: resumed [1]"]);
+        assert!(!action.is_paused());
+        node.store.action_cancel(action.id, &me()).await.unwrap();
+        let cancelled = heard(&node, &hint).await;
+        assert_eq!(cancelled[..2], ["scheduler: cancelled [1]", "sender 1: cancelled [1]"]);
+        assert!(action.is_cancelled());
+        assert!(heard(&node, &[Hint::Action(99)]).await.is_empty(), "there is none");
+    }
+
+    #[actix_rt::test]
+    async fn an_agent_is_disconnected_if_it_is_disabled_or_removed() {
+        let node = TestNode::new().await;
+        let agent_no = node.agents(1).await[0];
+        let hint = [Hint::Agent(agent_no)];
+        let disabled = format!("stream: disabled {agent_no}");
+        assert!(heard(&node, &hint).await.is_empty());
+        let patch = |disabled| AgentPatch { disabled: Some(disabled), ..AgentPatch::default() };
+        node.store.agent_update("agent-00000", &patch(true), &me()).await.unwrap();
+        assert_eq!(heard(&node, &hint).await.concat(), disabled);
+        node.store.agent_update("agent-00000", &patch(false), &me()).await.unwrap();
+        node.store.agent_remove("agent-00000", &me()).await.unwrap();
+        assert_eq!(heard(&node, &hint).await.concat(), disabled);
+    }
+
+    #[actix_rt::test]
+    async fn a_long_poll_is_woken_if_its_agent_has_something_that_is_due() {
+        let node = TestNode::new().await;
+        let agents = node.agents(2).await;
+        let action = node.resolved(json!({}), &agents).await;
+        node.tell(&action, agents[0], Event::Hold { due_at: node.store.now() }).await;
+        let pollers = node.node.signals.long_pollers();
+        let (with, without) = (pollers.wait(agents[0]), pollers.wait(agents[1]));
+        heard(&node, &[Hint::Waiting]).await;
+        tokio::time::timeout(Duration::from_secs(30), with.woken()).await.expect("it is woken");
+        assert!(tokio::time::timeout(Duration::from_millis(10), without.woken()).await.is_err());
+    }
+
+    #[actix_rt::test]
+    async fn what_cannot_be_looked_up_is_left_to_polling() {
+        let node = TestNode::new().await;
+        node.store.action_insert(vec![crate::testing::new_action(json!({}), node.store.now())]).await.unwrap();
+        node.sql("UPDATE actions SET operations = '['");
+        let heard = heard(&node, &[Hint::Action(1), Hint::Backlog(3)]).await;
+        assert_eq!(heard, ["stream: backlog 3"], "the rest is passed on");
+        until("the board is quiet", async || node.heard().await.is_empty()).await;
     }
 }

@@ -39,3 +39,24 @@ impl Presence {
         self.0.write().unwrap_or_else(PoisonError::into_inner).clear();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clones_share_the_set() {
+        let presence = Presence::default();
+        let seen = presence.clone();
+        assert!(seen.is_empty());
+        presence.insert(1);
+        presence.insert(2);
+        presence.insert(2);
+        assert_eq!((seen.len(), seen.contains(1), seen.contains(3)), (2, true, false));
+        presence.remove(1);
+        presence.remove(3);
+        assert_eq!((seen.len(), seen.contains(1), seen.contains(2)), (1, false, true));
+        presence.clear();
+        assert!(seen.is_empty());
+    }
+}

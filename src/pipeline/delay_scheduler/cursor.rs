@@ -50,8 +50,8 @@ pub(super) struct Cursor {
     pub hinted: bool,
     /// What lies beyond this agent key was displaced, passed over or lost.
     pub back: Back<i64>,
-    /// `dispatched_through` when it was looked at last.
-    pub dispatched: i64,
+    /// `dispatched_through` when it was compared last; `None`: it was not compared yet.
+    pub dispatched: Option<i64>,
     /// This node writes down whose agents are away, and sends what isn't a stream.
     pub owned: bool,
     /// The last reading of the open actions that had begun when the cursor was made: up to that one none has to know it.
@@ -62,7 +62,7 @@ impl Cursor {
     /// At this agent key, with nothing to be read.
     pub fn new(at: i64, owned: bool, reading: u64) -> Self {
         let (next_due, back) = (Timestamp(i64::MIN), Back::default());
-        Self { at, behind: None, next_due, hinted: false, back, dispatched: at, owned, reading }
+        Self { at, behind: None, next_due, hinted: false, back, dispatched: None, owned, reading }
     }
 
     /// Goes back to an agent key, at this time, for something that is due no sooner than `due`.
@@ -129,5 +129,112 @@ impl Cursors {
             cursor.behind = Some(now);
         }
         Some(cursor.at)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const START: Timestamp = Timestamp(i64::MIN);
+
+    fn at(time: i64) -> Timestamp {
+        Timestamp(time)
+    }
+
+    /// Cursors at key 10 of these actions, to be read at once; what comes next is due then.
+    fn cursors(due: &[(i64, i64)]) -> Cursors {
+        let mut cursors = Cursors::default();
+        for (no, due) in due {
+            let mut cursor = Cursor::new(10, true, 0);
+            cursor.wait(at(0), at(*due));
+            cursors.by_action.insert(*no, cursor);
+        }
+        cursors
+    }
+
+    fn cursor(cursors: &mut Cursors, no: i64) -> &mut Cursor {
+        cursors.by_action.get_mut(&no).expect("it is there")
+    }
+
+    #[test]
+    fn a_back_goes_to_the_lowest_place_at_the_earliest_time_once() {
+        let mut back = Back::default();
+        assert_eq!(back.take_due(at(i64::MAX)), None);
+        back.add(7, at(50));
+        back.add(3, at(90));
+        back.add(5, at(60));
+        assert_eq!(back.take_due(at(49)), None);
+        assert_eq!(back.take_due(at(50)), Some(3));
+        assert_eq!(back.take_due(at(90)), None);
+    }
+
+    #[test]
+    fn nothing_is_read_of_a_cursor_that_is_not_behind() {
+        let mut cursors = Cursors::default();
+        cursors.by_action.insert(1, Cursor::new(10, true, 0));
+        assert_eq!(cursors.nearest(at(100)), None);
+        cursor(&mut cursors, 1).behind = Some(at(100));
+        assert_eq!(cursors.nearest(at(99)), None);
+        assert_eq!(cursors.nearest(at(100)), Some((1, START)));
+    }
+
+    #[test]
+    fn the_action_whose_next_command_is_nearest_is_read_first() {
+        let mut cursors = cursors(&[(1, 300), (2, 100), (3, 200)]);
+        assert_eq!(cursors.nearest(at(0)), Some((2, at(100))));
+        cursor(&mut cursors, 2).behind = None;
+        assert_eq!(cursors.nearest(at(0)), Some((3, at(200))));
+    }
+
+    #[test]
+    fn actions_that_are_alike_take_turns() {
+        let mut cursors = cursors(&[(1, 100), (2, 100), (3, 100)]);
+        let mut read = Vec::new();
+        for _ in 0..7 {
+            let (no, _) = cursors.nearest(at(0)).expect("there is one");
+            assert_eq!(cursors.begin(no, at(0)), Some(10));
+            read.push(no);
+        }
+        assert_eq!(read, [1, 2, 3, 1, 2, 3, 1]);
+    }
+
+    #[test]
+    fn many_actions_are_all_read_in_the_order_of_their_due_times() {
+        let due: Vec<(i64, i64)> = (1..=2 * FULL_PLAN_LIMIT as i64).map(|no| (no, no * 7_919 % 100_003)).collect();
+        let mut cursors = cursors(&due);
+        let mut read = Vec::new();
+        while let Some((no, due)) = cursors.nearest(at(0)) {
+            cursors.begin(no, at(0));
+            cursor(&mut cursors, no).behind = None;
+            read.push(due);
+        }
+        assert_eq!(read.len(), due.len());
+        assert!(read.is_sorted());
+    }
+
+    #[test]
+    fn going_back_begins_the_reading_there_and_does_not_move_one_that_is_farther_back() {
+        let mut cursors = cursors(&[(1, 100)]);
+        cursor(&mut cursors, 1).behind = None;
+        cursor(&mut cursors, 1).go_back(4, at(50), at(20));
+        assert_eq!(cursors.nearest(at(49)), None);
+        assert_eq!(cursors.nearest(at(50)), Some((1, at(20))));
+        assert_eq!(cursors.begin(1, at(50)), Some(4));
+        assert_eq!(cursor(&mut cursors, 1).behind, Some(at(50)), "should the read fail, it begins there again");
+        cursor(&mut cursors, 1).go_back(8, at(60), at(20));
+        assert_eq!(cursors.begin(1, at(60)), Some(4));
+        assert_eq!(cursors.begin(2, at(60)), None, "there is none");
+    }
+
+    #[test]
+    fn what_lies_behind_is_not_forgotten_for_what_comes_later() {
+        let mut cursor = Cursor::new(10, true, 0);
+        cursor.go_back(4, at(50), at(20));
+        cursor.wait(at(70), at(500));
+        assert_eq!(cursor.next_due, at(20).min(START), "what is known is kept");
+        let mut cursor = Cursor::new(10, true, 0);
+        cursor.wait(at(70), at(500));
+        assert_eq!((cursor.behind, cursor.next_due), (Some(at(70)), at(500)));
     }
 }

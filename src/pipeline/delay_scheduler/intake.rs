@@ -1,4 +1,5 @@
-//! How commands come into the scheduler: from the command store's hints, and from the store.
+//! How commands come into the scheduler: from the command store's hints, and from the store. Tested through the actor
+//! in `tests.rs`.
 
 use super::cursor::Cursor;
 use super::{DelayScheduler, HOLDS_AT_A_TIME};
@@ -323,11 +324,11 @@ impl DelayScheduler {
             let waits = action.valid_from > now || cursor.behind.is_some_and(|when| when <= now);
             // What was another node's is this one's now.
             let is_taken_over = !std::mem::replace(&mut cursor.owned, action.owned) && action.owned;
-            let is_stuck = !waits && dispatched < action.resolved_through && cursor.dispatched == dispatched;
+            let is_stuck = !waits && dispatched < action.resolved_through && cursor.dispatched == Some(dispatched);
             if is_taken_over || is_stuck {
                 cursor.go_back(dispatched, now, action.valid_from);
             }
-            cursor.dispatched = dispatched;
+            cursor.dispatched = Some(dispatched);
         }
         if self.comparisons.is_multiple_of(SECOND_READING) {
             self.open_rows.read_again();

@@ -24,6 +24,8 @@
 mod cursor;
 mod intake;
 mod open_rows;
+#[cfg(test)]
+mod tests;
 
 use super::messages::{Committed, Dispatch};
 use super::sender_router::SenderRouter;
@@ -373,7 +375,7 @@ impl Handler<Resumed> for DelayScheduler {
         let now = self.node.store.now();
         for no in nos {
             if let Some(cursor) = self.cursors.by_action.get_mut(&no) {
-                cursor.go_back(cursor.dispatched, now, Timestamp(i64::MIN));
+                cursor.go_back(cursor.dispatched.unwrap_or(0), now, Timestamp(i64::MIN));
             }
         }
         // Those with an open row.
@@ -393,7 +395,7 @@ impl Handler<PeerNews> for DelayScheduler {
                 .cursors
                 .by_action
                 .entry(no)
-                .or_insert_with(|| Cursor { dispatched: 0, ..Cursor::new(after, false, reading) });
+                .or_insert_with(|| Cursor { dispatched: Some(0), ..Cursor::new(after, false, reading) });
             // While it is being read, it is read once more.
             cursor.hinted = true;
             cursor.behind.get_or_insert(now);

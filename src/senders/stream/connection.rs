@@ -1,4 +1,5 @@
 //! One connection of an agent, from its upgrade to its close: greets, has a [`Session`] serve it, and says goodbye.
+//! Tested with a socket in `tests.rs`.
 
 use super::deps::SessionDeps;
 use super::greeting::greet;

@@ -1,4 +1,4 @@
-//! What all sessions share.
+//! What all sessions share. Plain data, so nothing to test.
 
 use super::sender::StreamSender;
 use crate::context::Node;

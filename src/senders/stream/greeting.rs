@@ -1,4 +1,4 @@
-//! How a session begins, and why it ends.
+//! How a session begins, and why it ends. Tested with a socket in `tests.rs`.
 
 use super::deps::SessionDeps;
 use super::messages::{Connect, Connected, NotConnected};

@@ -1,4 +1,4 @@
-//! What sessions and the stream sender say to each other.
+//! What sessions and the stream sender say to each other. How a dropped connection signs off is tested with the sender.
 
 use crate::senders::contract::Delivery;
 use actix::prelude::*;

@@ -12,6 +12,8 @@ pub(crate) mod records;
 mod sender;
 mod session;
 mod sessions;
+#[cfg(test)]
+mod tests;
 
 pub use deps::SessionDeps;
 pub use messages::{Connect, Connected, Disconnect, NotConnected};

@@ -124,3 +124,95 @@ pub(crate) async fn record(context: &SenderContext, reports: Vec<Report>) -> Opt
 fn wait(attempt: u32) -> Duration {
     Duration::from_millis(50) * (1 << attempt.min(6))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::command::{CommandState, Event};
+    use crate::domain::protocol::RunStatus;
+    use crate::runtime::Unstarted;
+    use crate::senders::contract::report_of;
+    use crate::senders::stream::StreamSender;
+    use crate::testing::{REFUSED, TestNode, end};
+    use serde_json::json;
+
+    fn deps(node: &TestNode) -> SessionDeps {
+        let context = SenderContext::new(node.store.clone(), node.recorder.clone());
+        SessionDeps::new(node.node.clone(), context, Unstarted::<StreamSender>::default().address())
+    }
+
+    fn result(run: RunRef) -> RunResult {
+        let (action, run) = (run.action, run.run);
+        RunResult { action, run, status: RunStatus::Succeeded, results: vec![], started_at: None, finished_at: None }
+    }
+
+    #[actix_rt::test]
+    async fn a_backlog_is_what_is_due_and_what_is_due_soon_goes_to_the_scheduler() {
+        let node = TestNode::new().await;
+        let agents = node.agents(1).await;
+        let now = node.resolved(json!({}), &agents).await;
+        let soon = node.resolved(json!({"delay": "30s"}), &agents).await;
+        node.resolved(json!({"delay": "1h"}), &agents).await;
+        let (deliveries, more) = backlog(&deps(&node), agents[0], 10).await.unwrap();
+        assert_eq!(deliveries.iter().map(|delivery| delivery.action.no).collect::<Vec<_>>(), [now.no]);
+        assert!(!more);
+        assert_eq!(node.heard().await, [format!("scheduler: rescheduled [({}, {}, 1)]", soon.no, agents[0])]);
+    }
+
+    #[actix_rt::test]
+    async fn there_is_more_when_a_full_page_is_due_now() {
+        let node = TestNode::new().await;
+        let agents = node.agents(1).await;
+        for delay in ["0s", "0s", "30s"] {
+            node.resolved(json!({"delay": delay}), &agents).await;
+        }
+        let read = async |limit| backlog(&deps(&node), agents[0], limit).await.unwrap();
+        let (deliveries, more) = read(2).await;
+        assert_eq!((deliveries.len(), more), (2, true));
+        let (deliveries, more) = read(3).await;
+        assert_eq!((deliveries.len(), more), (2, false), "what is due soon comes after all that is due");
+    }
+
+    #[actix_rt::test]
+    async fn results_are_stored_or_rejected_each_for_itself() {
+        let node = TestNode::new().await;
+        let agents = node.agents(1).await;
+        let mut actions = Vec::new();
+        for _ in 0..4 {
+            actions.push(node.resolved(json!({}), &agents).await);
+        }
+        let run = |place: usize| RunRef { action: actions[place].id, run: 1 };
+        let report = |place: usize| {
+            let event = Event::Result(Box::new(end(1, CommandState::Succeeded, node.store.now())));
+            Ok(report_of(&actions[place], agents[0], event))
+        };
+        // The second one was decided before, the third is refused, the fourth has no second run.
+        node.succeed(&actions[1], agents[0]).await;
+        node.break_inserts("outcomes", &format!("NEW.action_no = {}", actions[2].no), REFUSED);
+        let (unknown, no_run) = (RunRef { action: Uuid::from_u128(9), run: 1 }, RunRef { run: 2, ..run(3) });
+        let results = vec![
+            (run(0), Err(result(run(0)))),
+            (run(1), report(1)),
+            (run(2), report(2)),
+            (no_run, Err(result(no_run))),
+            (unknown, Err(result(unknown))),
+        ];
+        let deps = deps(&node);
+        let now = node.store.now();
+        let stored =
+            store_results(&node.node.actions, &deps.context, agents[0], results, now).await.expect("it is there");
+        assert_eq!(stored.commands, [run(0), run(1)]);
+        let reasons: Vec<_> =
+            stored.rejected.iter().map(|rejected| (rejected.action, rejected.reason.as_str())).collect();
+        assert_eq!(reasons.len(), 3, "{reasons:?}");
+        assert_eq!(reasons[0], (unknown.action, "there is no such action"));
+        assert!(reasons[1].0 == actions[2].id && reasons[1].1.contains(REFUSED), "{reasons:?}");
+        assert_eq!(reasons[2], (actions[3].id, "run 2 is not due; run 1 is"));
+        assert_eq!(node.states(&actions[0]).await, [CommandState::Succeeded]);
+    }
+
+    #[test]
+    fn the_wait_doubles() {
+        assert_eq!([0, 1, 5, 6, 99].map(|attempt| wait(attempt).as_millis()), [50, 100, 1_600, 3_200, 3_200]);
+    }
+}

@@ -6,6 +6,8 @@
 //!
 //! Should the store's actors fall, records are tried again a few times; then the connection is closed with 1012, and the
 //! agent comes back with all that was not stored.
+//!
+//! It needs a socket to be tested: the tests beside this file (`tests.rs`) serve whole connections.
 
 use super::deps::SessionDeps;
 use super::greeting::End;

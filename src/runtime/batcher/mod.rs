@@ -4,15 +4,15 @@
 //! A [`Put`] is answered after the commit of its items. While one batch is written the next one fills. A batch that can't be
 //! written is kept and tried again with backoff, for as long as it takes. It is never dropped, and since senders have a
 //! bounded number of puts in flight, they slow down. If one item keeps the batch from being written, that item is found and
-//! answered with its error, and the rest is written: see [`isolation`](super::isolation).
+//! answered with its error, and the rest is written: see [`isolation`](crate::runtime::isolation).
 //!
 //! Crash: what it holds is dropped and its senders get [`Interrupted`]. They read the store, or put it in again.
 
-use super::isolation::{Next, Part, Retries};
-use super::lifecycle::Drain;
 use crate::domain::batch::{Filling, Limits, Reason, Tip};
 use crate::error_chain::ErrorChain;
 use crate::metrics::Metrics;
+use crate::runtime::isolation::{Next, Part, Retries};
+use crate::runtime::lifecycle::Drain;
 use crate::store::{StoreError, StoreResult};
 use actix::prelude::*;
 use std::cell::{Cell, RefCell};
@@ -20,6 +20,9 @@ use std::marker::PhantomData;
 use std::rc::Rc;
 use std::time::Instant;
 use tokio::sync::oneshot;
+
+#[cfg(test)]
+mod tests;
 
 /// Where a batcher's items go.
 pub trait Sink: Clone + Unpin + 'static {

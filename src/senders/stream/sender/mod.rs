@@ -6,11 +6,11 @@
 //!
 //! Crash: the sessions notice that their channel is closed, connect again and read their backlog from the store.
 
-use super::messages::{Connect, Connected, Disconnect, Handle, NotConnected, SignOff, ToSession};
-use super::sessions::{SessionChange, SessionWriter};
 use crate::error_chain::ErrorChain;
 use crate::runtime::Drain;
 use crate::senders::contract::{Deliver, Delivery, SenderContext, hold_report};
+use crate::senders::stream::messages::{Connect, Connected, Disconnect, Handle, NotConnected, SignOff, ToSession};
+use crate::senders::stream::sessions::{SessionChange, SessionWriter};
 use crate::signals::{AgentDisabled, BacklogChanged, Cancelled, Presence, SessionSuperseded};
 use crate::store::{Opened, SessionHeld, SessionOpening, SessionState};
 use actix::prelude::*;
@@ -20,6 +20,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
+
+#[cfg(test)]
+mod tests;
 
 /// How often connections are compared with what the store says of them and their agents.
 const CHECK_INTERVAL: Duration = Duration::from_secs(30);
