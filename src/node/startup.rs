@@ -145,7 +145,7 @@ async fn make_admin_token(store: &dyn Store, data_dir: &Path) -> Result<(), AppE
     let secret = Secret::random();
     let path = data_dir.join("admin.token");
     let write = || -> io::Result<()> {
-        // The file comes first. If only the store had the token, nobody could log in.
+        // The file comes first. If only the store had the token, no user could log in.
         let mut file = tempfile::Builder::new().prefix(".admin").tempfile_in(data_dir)?;
         writeln!(file, "{}", secret.reveal())?;
         file.as_file().sync_all()?;
