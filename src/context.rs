@@ -1,4 +1,4 @@
-//! What every actor of a node works with.
+//! The context of every actor of a node.
 
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -6,17 +6,17 @@ use crate::signals::{ActionCache, Presence, Signals};
 use crate::store::Store;
 use std::sync::Arc;
 
-/// One per process, shared by everything that runs in it.
+/// One per process, shared by all of its parts.
 pub struct Node {
-    /// What is true when nothing is in memory.
+    /// The store, which holds the truth.
     pub store: Arc<dyn Store>,
     /// The actions in memory.
     pub actions: ActionCache,
     /// The agents that are connected to this process.
     pub presence: Presence,
-    /// Wakes what waits for something.
+    /// Wakes the parts that wait for an event.
     pub signals: Signals,
-    /// Counts and measures.
+    /// The metrics.
     pub metrics: Metrics,
     /// The settings.
     pub config: Config,

@@ -1,16 +1,16 @@
-//! Prints an error with its causes. An error's own text doesn't repeat its source, so whoever shows one to people or logs
-//! shows the chain.
+//! Prints an error with its causes. An error's own text doesn't repeat its source, so code that
+//! shows or logs an error uses the chain.
 
 use std::error::Error;
 use std::fmt;
 
-/// For every error.
+/// Implemented for every error.
 pub trait ErrorChain {
-    /// The error, its source, that one's source, and so on, with `: ` between them.
+    /// The error, its source, the source's source, and so on, separated by `: `.
     fn chain(&self) -> Chain<'_>;
 }
 
-/// The same for an error whose type isn't known.
+/// The same for an error of unknown type.
 pub fn chain_of<'a>(error: &'a (dyn Error + 'static)) -> Chain<'a> {
     Chain(error)
 }
@@ -32,7 +32,7 @@ impl fmt::Display for Chain<'_> {
         let mut source = self.0.source();
         while let Some(error) = source {
             let text = error.to_string();
-            // Some libraries print their source and expose it as well.
+            // Some libraries print their source and also return it from `source()`.
             if !said.ends_with(&text) {
                 write!(f, ": {text}")?;
             }

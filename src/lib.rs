@@ -1,8 +1,9 @@
 //! Odoshi, a durable dispatcher for fleets.
 //!
-//! An operator describes an *action*: what to do, which agents, when. Odoshi finds the agents, writes one *command* per
-//! agent, hands each to its agent when it is due, collects the results, and counts exactly. `docs/ARCHITECTURE.md` is the
-//! map; `node/wiring.rs` draws how the actors are wired; [`senders`] says how to add a transport of your own.
+//! An operator describes an *action*: what to do, which agents, when. Odoshi finds the agents,
+//! writes one *command* per agent, delivers each when it is due, collects the results, and counts
+//! exactly. `docs/ARCHITECTURE.md` describes the design, `node/wiring.rs` draws how the actors are
+//! wired, and [`senders`] says how to add your own transport.
 
 pub mod agent;
 pub mod cli;

@@ -1,4 +1,4 @@
-//! The `odoshi` binary: everything is in [`odoshi::cli`].
+//! The `odoshi` binary. All of its code is in [`odoshi::cli`].
 
 fn main() -> std::process::ExitCode {
     #[cfg(feature = "failpoints")]

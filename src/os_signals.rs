@@ -3,8 +3,8 @@
 use std::io;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// Waits for SIGTERM, SIGINT and SIGHUP (the terminal was closed), all of which mean the same: finish and exit. A process
-/// that was started with SIGHUP ignored, as by `nohup`, continues to ignore it.
+/// Waits for SIGTERM, SIGINT and SIGHUP (the terminal was closed), which all mean: finish and exit.
+/// A process that was started with SIGHUP ignored, as by `nohup`, continues to ignore it.
 pub(crate) struct StopSignals {
     terminate: Signal,
     interrupt: Signal,
@@ -12,13 +12,13 @@ pub(crate) struct StopSignals {
 }
 
 impl StopSignals {
-    /// From here on none of them ends the process by itself.
+    /// From here on, none of these signals ends the process on its own.
     pub(crate) fn listen() -> io::Result<Self> {
         let hangup = if hangup_is_ignored() { None } else { Some(signal(SignalKind::hangup())?) };
         Ok(Self { terminate: signal(SignalKind::terminate())?, interrupt: signal(SignalKind::interrupt())?, hangup })
     }
 
-    /// The next one.
+    /// Waits for the next signal.
     pub(crate) async fn next(&mut self) {
         let hangup = async {
             match &mut self.hangup {
@@ -33,8 +33,8 @@ impl StopSignals {
         }
     }
 
-    /// The next one that is sent on purpose. A hang-up often accompanies another signal, or comes twice: from the shell
-    /// and from the kernel.
+    /// Waits for the next signal that is sent on purpose. A hang-up often accompanies another
+    /// signal, or comes twice: from the shell and from the kernel.
     pub(crate) async fn next_on_purpose(&mut self) {
         tokio::select! {
             _ = self.terminate.recv() => {}
@@ -43,7 +43,7 @@ impl StopSignals {
     }
 }
 
-/// Whether the process was started so.
+/// Whether the process was started with SIGHUP ignored.
 fn hangup_is_ignored() -> bool {
     let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
     let ignored = status.lines().find_map(|line| u64::from_str_radix(line.strip_prefix("SigIgn:")?.trim(), 16).ok());

@@ -1,4 +1,4 @@
-//! TLS as a client: whose certificates are trusted.
+//! TLS as a client: which certificates are trusted.
 
 use rustls::crypto::ring;
 use rustls::pki_types::CertificateDer;
@@ -7,10 +7,11 @@ use rustls::{ClientConfig, RootCertStore};
 use std::path::Path;
 use std::sync::Arc;
 
-/// The authorities in a file, or those that the system trusts. `key` is the setting that names the file.
+/// The authorities in a file, or those that the system trusts. `key` is the setting that names the
+/// file.
 ///
 /// # Errors
-/// When they can't be read, or there are none.
+/// If they can't be read, or there are none.
 pub(crate) fn trusted(key: &str, file: Option<&Path>) -> Result<RootCertStore, String> {
     let mut store = RootCertStore::empty();
     match file {
@@ -36,7 +37,7 @@ pub(crate) fn trusted(key: &str, file: Option<&Path>) -> Result<RootCertStore, S
     Ok(store)
 }
 
-/// What a call to `server`, a URL, needs: nobody is trusted where TLS isn't spoken anyway.
+/// The TLS settings for calls to `server`, a URL. For a plain `http` URL, no authority is trusted.
 ///
 /// # Errors
 /// See [`trusted`].

@@ -1,4 +1,4 @@
-//! What an agent is told at its start.
+//! The agent's settings.
 
 use crate::config::ByteSize;
 use crate::domain::protocol::DEFAULT_CAPACITY;
@@ -8,7 +8,7 @@ use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
-/// Everything that an agent is told at its start; as TOML the keys are the fields' names.
+/// The agent's settings. In TOML, the keys are the names of the fields.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AgentConfig {
@@ -16,31 +16,32 @@ pub struct AgentConfig {
     pub server: String,
     /// The agent's unique name, `[A-Za-z0-9._-]{1,128}`.
     pub name: String,
-    /// What targets can ask for as `labels.KEY`; sent at every start.
+    /// Labels, which targets use as `labels.KEY`; sent at every start.
     pub labels: BTreeMap<String, String>,
     /// An enroll token, or this agent's own; needed until `state_dir` holds the agent's own token.
     pub token: Option<Secret>,
-    /// A file that holds such a token; `token` wins.
+    /// A file with such a token; `token` overrides it.
     pub token_file: Option<PathBuf>,
-    /// Where the agent keeps its token and its journal. One agent, one folder.
+    /// The folder for the agent's token and journal. Each agent needs its own.
     pub state_dir: PathBuf,
-    /// How many commands run at a time, and how many unfinished ones the server delivers. At most 10,000.
+    /// Maximum number of running commands, and of unfinished ones that the server delivers. At most
+    /// 10,000.
     pub capacity: u32,
-    /// What `exec` may run.
+    /// The programs that `exec` may run.
     pub exec: ExecConfig,
-    /// A folder of executables, each a module of its own; none by default.
+    /// A folder of executables, each of which is a module; none by default.
     pub modules_dir: Option<PathBuf>,
     /// For https: a file with the authorities to trust (PEM), instead of the system's.
     pub ca_file: Option<PathBuf>,
-    /// How much output is kept.
+    /// Maximum sizes of output.
     pub output: OutputConfig,
-    /// What a program may take.
+    /// Limits of each program.
     pub limits: LimitsConfig,
-    /// How long to wait between attempts to connect.
+    /// The waits between attempts to connect.
     pub backoff: BackoffConfig,
 }
 
-/// A text that never shows in logs.
+/// A secret text that is never logged.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct Secret(pub String);
@@ -77,19 +78,20 @@ impl Default for AgentConfig {
     }
 }
 
-/// What `exec` may run. An empty list allows nothing.
+/// The programs that `exec` may run. An empty list allows nothing.
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct ExecConfig {
     /// Absolute paths, bare names (found in the agent's own `PATH`), or `"*"` for everything, which also lifts the
     /// restrictions by `env` and `cwd`.
     pub allow: Vec<String>,
-    /// Names of the variables that an action may set. Those that the agent has itself are passed to its programs, also to
-    /// modules in a folder. All else that these get is `PATH`, `HOME`, `USER`, `LOGNAME`, `LANG`, `LANGUAGE`, `LC_…`,
-    /// `TZ`, `TMPDIR` of the agent and `ODOSHI_RUN`.
+    /// Names of the variables that an action may set. If the agent has them itself, they are passed
+    /// to its programs, including modules in a folder. Apart from these, programs get only the
+    /// agent's `PATH`, `HOME`, `USER`, `LOGNAME`, `LANG`, `LANGUAGE`, `LC_…`, `TZ`, `TMPDIR` and
+    /// `ODOSHI_RUN`.
     pub env: Vec<String>,
-    /// Absolute paths of the folders in which, or below which, an action may have a program started. A program for which
-    /// no folder is given starts in the agent's.
+    /// Absolute paths of the folders in which, or below which, an action may start a program. A
+    /// program without a given folder starts in the agent's.
     pub cwd: Vec<PathBuf>,
 }
 
@@ -112,7 +114,7 @@ impl ExecConfig {
     }
 }
 
-/// How much output is kept. What goes beyond is read and dropped, and the result says `truncated`.
+/// Maximum sizes of output. The rest is read and dropped, and the result says `truncated`.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct OutputConfig {
@@ -128,13 +130,13 @@ impl Default for OutputConfig {
     }
 }
 
-/// What each process of a program that the agent runs may take (`setrlimit`); `None`: as much as the agent itself.
+/// Limits of each process of a program (`setrlimit`); `None`: the same as the agent's.
 #[derive(Clone, Copy, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LimitsConfig {
     /// Address space.
     pub memory: Option<ByteSize>,
-    /// Processor time, in whole seconds; killed beyond it.
+    /// Processor time, in whole seconds; beyond it the process is killed.
     pub cpu_time: Option<Span>,
     /// Open files.
     pub open_files: Option<u64>,
@@ -143,7 +145,7 @@ pub struct LimitsConfig {
 }
 
 impl LimitsConfig {
-    /// Resources with their limits, as the kernel takes them.
+    /// The resources and their limits for the kernel.
     pub(super) fn resources(&self) -> Vec<(Resource, u64)> {
         [
             (Resource::RLIMIT_AS, self.memory.map(|size| size.0)),
@@ -170,22 +172,23 @@ impl LimitsConfig {
     }
 }
 
-/// What bounds a program that the agent runs.
+/// The limits of a program that the agent runs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Bounds {
-    /// How much of what it writes is kept.
+    /// Maximum sizes of its output.
     pub output: OutputConfig,
-    /// What it may take.
+    /// Its resource limits.
     pub limits: LimitsConfig,
 }
 
-/// Capped exponential backoff with full jitter: before attempt n a random time up to `min`·2ⁿ, at most `max`.
+/// Capped exponential backoff with full jitter: a random time before attempt n, up to `min`·2ⁿ, at
+/// most `max`.
 #[derive(Clone, Copy, Debug, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct BackoffConfig {
-    /// The first wait is at most this.
+    /// Maximum of the first wait.
     pub min: Span,
-    /// Every wait is at most this; one that refuses the agent is waited out for up to twice as long.
+    /// Maximum of every wait. After a refusal by the server, the wait is up to twice as long.
     pub max: Span,
 }
 
@@ -195,18 +198,18 @@ impl Default for BackoffConfig {
     }
 }
 
-/// More runs at a time than this need another kind of agent.
+/// More runs at a time would need another kind of agent.
 const MAX_CAPACITY: u32 = 10_000;
 /// An output cap above what a frame can hold would only cost memory.
 const MAX_OUTPUT: usize = crate::domain::protocol::MAX_FRAME;
 
 impl AgentConfig {
-    /// What bounds the programs that it runs.
+    /// The limits of the programs that the agent runs.
     pub fn bounds(&self) -> Bounds {
         Bounds { output: self.output, limits: self.limits }
     }
 
-    /// Says what is wrong, naming the key.
+    /// Checks the settings. The error names the key.
     pub fn validate(&self) -> Result<(), String> {
         if !is_agent_name(&self.name) {
             return Err(format!("name: \"{}\" is not 1 to 128 of A-Z a-z 0-9 . _ -", self.name));

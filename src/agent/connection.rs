@@ -1,4 +1,5 @@
-//! Keeps a connection to the server, for ever: enrolls, connects, talks ([`Session`]), waits, connects again.
+//! Keeps a connection to the server for ever: enrolls, connects, runs a [`Session`], waits,
+//! connects again.
 
 use super::config::{AgentConfig, BackoffConfig};
 use super::enroll::{Credentials, EnrollError};
@@ -21,16 +22,17 @@ use tokio_tungstenite::tungstenite::http::{HeaderValue, header::AUTHORIZATION};
 use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
-/// How long connecting may take, with its handshake.
+/// Timeout of connecting, handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-/// After a close that says "reconnect at once": so that a node's agents don't all come in the same instant.
+/// Maximum wait after a close that says "reconnect at once", so that a node's agents don't all
+/// reconnect in the same instant.
 const AT_ONCE: Duration = Duration::from_millis(200);
-/// A session that held this long counts as a good one, and the backoff begins anew after it.
+/// A session of this length counts as a good one and resets the backoff.
 const HELD: Duration = Duration::from_secs(10);
 /// Small buffers: thousands of agents may live in one process, and frames are mostly short.
 const BUFFER: usize = 4 * 1024;
 
-/// What a connection runs over: TCP, with or without TLS.
+/// The transport below a WebSocket: TCP, with or without TLS.
 trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
@@ -40,11 +42,11 @@ type Socket = WebSocketStream<Box<dyn Io>>;
 /// How long to wait before the next attempt.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Pause {
-    /// The server asked for it.
+    /// The server asked for an immediate reconnect.
     AtOnce,
-    /// Something failed.
+    /// An attempt or a connection failed.
     Backoff,
-    /// The server doesn't want this agent now: somebody has to do something first.
+    /// The server refuses this agent until a person changes something.
     Long,
 }
 
@@ -74,12 +76,12 @@ fn random_between(from: Duration, to: Duration) -> Duration {
     from + (to - from).mul_f64(rand::random())
 }
 
-/// The connection's side of an agent.
+/// The agent's connection to the server.
 pub(super) struct Connection {
     config: AgentConfig,
     deps: SessionDeps,
     credentials: Credentials,
-    /// Labels and facts were taken by the server since this process began.
+    /// Whether the server has stored labels and facts since this process began.
     enrolled: bool,
     backoff: Backoff,
 }
@@ -90,7 +92,7 @@ impl Connection {
         Self { config, deps, credentials, enrolled: false, backoff }
     }
 
-    /// Works until `stop` says true. An error is one that only people can mend.
+    /// Runs until `stop` is true. An error is one that only people can fix.
     pub(super) async fn run(mut self, mut stop: watch::Receiver<bool>) -> Result<(), AgentError> {
         loop {
             let socket = tokio::select! {
@@ -110,7 +112,7 @@ impl Connection {
         }
     }
 
-    /// Enrolls if that is still to do, and connects. `Err` inside: not now.
+    /// Enrolls if necessary, and connects. The inner `Err` is the wait before another attempt.
     async fn prepare(&mut self) -> Result<Result<Socket, Pause>, AgentError> {
         if !self.enrolled
             && let Some(pause) = self.enroll().await?
@@ -144,7 +146,7 @@ impl Connection {
         })
     }
 
-    /// One session to its end; `None` when the agent stops.
+    /// Runs one session to its end. `None` if the agent stops.
     async fn talk(&mut self, socket: Socket, stop: &watch::Receiver<bool>) -> Option<Pause> {
         let agent = self.config.name.as_str();
         let began = Instant::now();
@@ -179,7 +181,8 @@ impl Connection {
         }
     }
 
-    /// Gets the agent's own token, or refreshes what the server knows of it. `Some` when that has to wait.
+    /// Gets the agent's own token, or refreshes its labels and facts on the server. `Some` is the
+    /// wait before another attempt.
     async fn enroll(&mut self) -> Result<Option<Pause>, AgentError> {
         let agent = self.config.name.as_str();
         match self.credentials.enroll(&self.config).await? {
@@ -195,7 +198,7 @@ impl Connection {
                 log::warn!(agent, error; "the server does not let this agent in");
                 Ok(Some(Pause::Long))
             }
-            // It is known to the server; that its labels weren't taken is no reason to stay away.
+            // The server knows the agent. It can work even though its labels were not refreshed.
             Err(error) if self.credentials.is_own => {
                 log::warn!(agent, error:%; "labels and facts could not be refreshed");
                 self.enrolled = true;
@@ -241,7 +244,7 @@ impl Connection {
     }
 }
 
-/// How long a session may take to say goodbye.
+/// How long a session may take to close.
 const GOODBYE: Duration = Duration::from_secs(5);
 
 async fn stopped_and_late(stop: &mut watch::Receiver<bool>) {

@@ -1,4 +1,4 @@
-//! How an agent gets its own token and keeps it, and what it says of itself.
+//! Gets and stores the agent's own token, and collects the facts about the machine.
 
 use super::config::{AgentConfig, Secret};
 use super::error::AgentError;
@@ -17,32 +17,33 @@ use uuid::Uuid;
 
 /// The version that agents report.
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// How long the server may take to answer.
+/// Timeout of the server's answer.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
-/// How much of an error's text is shown.
+/// Maximum length of an error's text.
 const MAX_DETAIL: usize = 1024;
 
-/// Where the agent's own token is kept, in its state folder.
+/// The file of the agent's own token, in its state folder.
 pub(super) const TOKEN_FILE: &str = "token";
-/// Where the nonce is kept under which it enrolls, until the server has seen the token that it got.
+/// The file of the nonce for enrolling. It is kept until the server has seen the token that it led
+/// to.
 const NONCE_FILE: &str = "enroll.nonce";
 
 /// Why there is no token.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum EnrollError {
-    /// Worth another attempt.
+    /// A later attempt may succeed.
     #[error("{0}")]
     NotNow(String),
-    /// The server doesn't let this token in.
+    /// The server refuses this token.
     #[error("the server refuses the token: {0}")]
     Refused(String),
-    /// TLS can't be spoken.
+    /// TLS can't be set up.
     #[error("{0}")]
     Tls(String),
     /// Another agent has the name.
     #[error("the name is taken: {0}")]
     NameTaken(String),
-    /// The request is wrong in the server's eyes.
+    /// The server considers the request invalid.
     #[error("the server answered {status}: {detail}")]
     Answer { status: u16, detail: String },
 }
@@ -53,17 +54,17 @@ struct Enrolled {
     token: Option<String>,
 }
 
-/// What an agent shows to the server: its own token, or until it has one, what lets it enroll.
+/// The agent's credentials: its own token, or until it has one, the token for enrolling.
 pub(super) struct Credentials {
     pub(super) token: String,
     pub(super) is_own: bool,
-    /// What lets it enroll once more. Kept until the server has taken the agent's own token: until then that may be one that
-    /// a repeated call, overtaken by its repetition, has taken back.
+    /// The token for enrolling once more. Kept until the server has accepted the agent's own token.
+    /// Until then, an overtaken repetition of the call may have revoked that token.
     given: Option<String>,
 }
 
 impl Credentials {
-    /// What there is on disk and in the settings. Blocks.
+    /// Reads tokens from the disk and the settings. Blocks.
     pub(super) fn read(
         dir: &Path,
         token: Option<Secret>,
@@ -93,10 +94,11 @@ impl Credentials {
         })
     }
 
-    /// Gets the agent's own token and keeps it, or with it refreshes what the server knows of the agent.
+    /// Gets and stores the agent's own token; or, with that token, refreshes the agent's labels and
+    /// facts on the server.
     ///
     /// # Errors
-    /// The outer one: the token or the nonce can't be kept.
+    /// The outer one: the token or the nonce can't be stored.
     pub(super) async fn enroll(&mut self, config: &AgentConfig) -> Result<Result<(), EnrollError>, AgentError> {
         let dir = &config.state_dir;
         loop {
@@ -122,12 +124,13 @@ impl Credentials {
         }
     }
 
-    /// Whether the server may have taken the agent's token back, and would give another one.
+    /// Whether the server may have revoked the agent's token, and would issue another one.
     pub(super) fn may_be_replaced(&self) -> bool {
         self.given.is_some()
     }
 
-    /// The server has taken the agent's token: enrolling can't be repeated, and the nonce is of no more use.
+    /// The server has accepted the agent's token. Enrolling can't be repeated, so the nonce is no
+    /// longer needed.
     pub(super) async fn used(&mut self, dir: &Path) -> Result<(), AgentError> {
         if self.given.take().is_none() {
             return Ok(());
@@ -140,7 +143,8 @@ impl Credentials {
     }
 }
 
-/// Enrolls with an enroll token, or refreshes labels and facts with the agent's own. Gives the agent's own token.
+/// Enrolls with an enroll token, or refreshes labels and facts with the agent's own. Returns the
+/// agent's own token.
 async fn enroll(config: &AgentConfig, token: &str, nonce: Option<&str>) -> Result<String, EnrollError> {
     let not_now = |error: reqwest::Error| EnrollError::NotNow(causes(&error));
     let client = client(config)?;
@@ -156,7 +160,7 @@ async fn enroll(config: &AgentConfig, token: &str, nonce: Option<&str>) -> Resul
         let enrolled: Enrolled = answer.json().await.map_err(not_now)?;
         return match (status.as_u16(), enrolled.token) {
             (_, Some(token)) => Ok(token),
-            // It was this agent's own: only labels and facts were taken.
+            // It was the agent's own token, so only labels and facts were stored.
             (200, None) => Ok(token.to_owned()),
             (status, None) => Err(EnrollError::Answer { status, detail: "no token in the answer".into() }),
         };
@@ -170,7 +174,8 @@ async fn enroll(config: &AgentConfig, token: &str, nonce: Option<&str>) -> Resul
     })
 }
 
-/// A client for a few calls, dropped after them: an agent holds no idle connection beside its stream.
+/// A client for a few calls, dropped after them: an agent keeps no idle connection beside its
+/// stream.
 pub(super) fn client(config: &AgentConfig) -> Result<reqwest::Client, EnrollError> {
     let tls = crate::tls::client_config(&config.server, "ca_file", config.ca_file.as_deref());
     let client = reqwest::Client::builder()
@@ -183,7 +188,7 @@ pub(super) fn client(config: &AgentConfig) -> Result<reqwest::Client, EnrollErro
     client.map_err(|error| EnrollError::NotNow(causes(&error)))
 }
 
-/// The sentence in a problem document, or the beginning of whatever it is.
+/// The detail of a problem document, or the beginning of any other body.
 pub(super) fn detail(body: &str) -> String {
     #[derive(Deserialize)]
     struct Problem {
@@ -197,7 +202,7 @@ pub(super) fn detail(body: &str) -> String {
     cut_text(text, MAX_DETAIL)
 }
 
-/// An error with its causes; reqwest's own sentence leaves them out.
+/// An error with its causes, which reqwest's own text leaves out.
 pub(super) fn causes(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut cause = error.source();
@@ -220,14 +225,14 @@ pub(super) fn token_read(path: &Path) -> io::Result<Option<String>> {
     }
 }
 
-/// Keeps the agent's own token for its next start.
+/// Stores the agent's own token for its next start.
 async fn token_keep(dir: &Path, token: &str) -> Result<(), AgentError> {
     let token = token.to_owned();
     on_disk(dir, TOKEN_FILE, move |folder| secret_write(folder, TOKEN_FILE, &token)).await
 }
 
-/// The nonce under which the agent enrolls. It is on disk before the first call, so that whatever dies in between the same
-/// nonce is shown again.
+/// The nonce under which the agent enrolls. It is on disk before the first call, so that the same
+/// nonce is used again after a crash.
 async fn nonce_keep(dir: &Path) -> Result<String, AgentError> {
     on_disk(dir, NONCE_FILE, |folder| match token_read(&folder.join(NONCE_FILE))? {
         Some(nonce) => Ok(nonce),
@@ -252,10 +257,10 @@ async fn on_disk<T: Send + 'static>(
         .map_err(|source| AgentError::Token { path: dir.join(file), source })
 }
 
-/// Whole or not at all, and for its owner only.
+/// Writes a file atomically, readable only by its owner.
 fn secret_write(dir: &Path, file: &str, secret: &str) -> io::Result<()> {
     let (path, new) = (dir.join(file), dir.join(format!("{file}.new")));
-    // A leftover may have another mode.
+    // A leftover file may have another mode.
     match fs::remove_file(&new) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -268,9 +273,11 @@ fn secret_write(dir: &Path, file: &str, secret: &str) -> io::Result<()> {
     sync_dir(dir).map_err(io::Error::other)
 }
 
-/// What the agent says of its machine, as it was when it began. Gathered once: thousands of agents may live in one process.
+/// Facts about the machine, as of the agent's start. Collected once: thousands of agents may live
+/// in one process.
 ///
-/// `os`, `arch`, `kernel`, `hostname`, `ident` (the system's own name for itself), `cpus`, `memory` (bytes), `uptime` (seconds).
+/// `os`, `arch`, `kernel`, `hostname`, `ident` (the system's own name for itself), `cpus`, `memory`
+/// (bytes), `uptime` (seconds).
 pub(super) fn facts() -> &'static Map<String, Value> {
     static FACTS: OnceLock<Map<String, Value>> = OnceLock::new();
     FACTS.get_or_init(|| {

@@ -3,11 +3,11 @@
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 
-/// Below this length strings aren't cut any more; the output is left out instead.
+/// Shorter strings aren't cut any further; the output is left out instead.
 const SHORTEST: usize = 256;
 
-/// An output of at most `limit` bytes, and whether something was cut: its long strings (`stdout` …) lose their ends.
-/// One that is long without long strings is left out.
+/// An output of at most `limit` bytes, and whether it was cut: long strings (`stdout` …) lose their
+/// ends. A large output without long strings is left out.
 pub(super) fn cut(output: Box<RawValue>, limit: usize) -> (Option<Box<RawValue>>, bool) {
     if output.get().len() <= limit {
         return (Some(output), false);
@@ -34,7 +34,7 @@ fn shorten(value: &mut Value, longest: usize) {
     }
 }
 
-/// The first characters of a text, at most so many bytes.
+/// The first characters of a text, up to this many bytes.
 pub(super) fn cut_text(mut text: String, bytes: usize) -> String {
     let mut end = bytes.min(text.len());
     while !text.is_char_boundary(end) {

@@ -1,4 +1,4 @@
-//! An agent from start to stop: the parts are connected here, and stopped in order.
+//! An agent from start to stop: connects the parts here, and stops them in order.
 
 use super::config::{AgentConfig, Secret};
 use super::connection::Connection;
@@ -16,7 +16,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 
-/// Frames that may wait for the runner. Each is a batch already.
+/// Frames that may wait for the runner. Each is already a batch.
 const INPUTS: usize = 2;
 
 /// An agent that is set up but not started.
@@ -34,7 +34,7 @@ impl Agent {
         Ok(Self { config, modules })
     }
 
-    /// Adds a module, or replaces the one of that name.
+    /// Adds a module, or replaces the one with that name.
     #[must_use]
     pub fn with_module(mut self, name: &str, module: impl Module + 'static) -> Self {
         self.modules = self.modules.with(name, module);
@@ -45,7 +45,8 @@ impl Agent {
     /// the journal for the next start.
     ///
     /// # Errors
-    /// Only errors that somebody has to fix: an unusable state folder, a token or a name that the server refuses.
+    /// Only errors that a person has to fix: an unusable state folder, a token or a name that the
+    /// server refuses.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
         let Parts { config, runner, inbox, deps, credentials } = self.open().await?;
         let name = config.name.clone();
@@ -69,7 +70,8 @@ impl Agent {
                     stop_session.send_replace(true);
                 }
                 ended = &mut connection => {
-                    // It was stopped, or the server refuses the agent. Runs don't outlive the connection.
+                    // The agent was stopped, or the server refuses it. Runs don't outlive the
+                    // connection.
                     stop_runs.send_replace(true);
                     if running {
                         runner.await;
@@ -86,9 +88,9 @@ impl Agent {
     /// timer starts.
     ///
     /// # Errors
-    /// As [`run`](Self::run), and network errors, because nothing is retried, and the completion of `shutdown` before the
-    /// end. In the last case the runs are killed, the journal has all commands that were fetched, and the next check-in
-    /// reports them.
+    /// As [`run`](Self::run), and network errors, because nothing is retried, and the completion of
+    /// `shutdown` before the end. In the last case the runs are killed. The journal has all
+    /// commands that were fetched, and the next check-in reports them.
     pub async fn run_once(self, shutdown: impl Future<Output = ()>) -> Result<usize, AgentError> {
         let Parts { config, runner, inbox, deps, credentials } = self.open().await?;
         let (stop_runs, runs_stop) = watch::channel(false);

@@ -1,5 +1,5 @@
-//! The reference agent: takes commands over one WebSocket, runs each at most once, and reports its result until the
-//! server has stored it.
+//! The reference agent: receives commands over one WebSocket, runs each at most once, and reports
+//! its result until the server has stored it.
 //!
 //! # One command through the agent
 //!
@@ -12,8 +12,9 @@
 //! 4. The next turn of the runner writes `received` for all commands that arrived and `started` for those that have a
 //!    free slot, as one group with one sync. Only then are their names added to the `outbox`, and the session sends
 //!    `received`.
-//! 5. A task runs the operations in order (`run`), each by its [module](modules). Outputs are cut (`fit`) to what a frame
-//!    can hold. At the timeout, on cancel, or when the agent stops, the module is told and its processes are killed.
+//! 5. A task runs the operations in order (`run`), each by its [module](modules). Outputs are cut
+//!    (`fit`) to what a frame can hold. At the timeout, on cancel, or when the agent stops, the
+//!    module is stopped and its processes are killed.
 //! 6. The next turn of the runner writes the `result` and adds its name to the outbox. The session reads the result back
 //!    from the journal and sends it. Memory holds no result for longer than that.
 //! 7. The server answers `stored` (or `rejected`), and the runner records it. Until then every new connection sends the

@@ -1,5 +1,6 @@
-//! One check-in over plain HTTP, for an agent that isn't always connected. Runner, journal and outbox are the same as
-//! with a [`Session`](super::session::Session); only the way to the server is another.
+//! One check-in over plain HTTP, for an agent that isn't always connected. Runner, journal and
+//! outbox are the same as with a [`Session`](super::session::Session); only the connection to the
+//! server differs.
 
 use super::config::AgentConfig;
 use super::enroll::{self, Credentials, EnrollError};
@@ -29,7 +30,8 @@ struct Http<'a> {
     stored: usize,
 }
 
-/// Reports, takes, runs, reports, until nothing is due. Gives the number of results that the server took.
+/// Reports, fetches and runs commands until none is due. Returns the number of results that the
+/// server stored.
 pub(super) async fn check_in(
     config: &AgentConfig,
     deps: &SessionDeps,
@@ -44,7 +46,7 @@ pub(super) async fn check_in(
     let base = config.server.trim_end_matches('/');
     let token = credentials.token.clone();
     let done = Http { client, base, token, deps, stored: 0 }.run().await?;
-    // All of it was answered, and so the token is good.
+    // All calls were answered, so the token is valid.
     credentials.used(&config.state_dir).await?;
     Ok(done)
 }
@@ -58,9 +60,10 @@ impl Http<'_> {
         loop {
             let url = format!("{}/v1/agent/commands?limit={}", self.base, self.deps.capacity.min(1000));
             let due: Due = self.answer(self.client.get(url)).await?;
-            // From here on the runner knows what has expired of what the journal held, and runs the rest.
+            // From here on the runner knows which commands from the journal have expired, and runs
+            // the rest.
             self.deps.clock.set(due.server_time);
-            // One that comes again is one that the agent has its reasons not to run.
+            // The agent has a reason not to run a command that comes again.
             let fresh: Vec<_> = due.commands.into_iter().filter(|command| seen.insert(command.run_ref())).collect();
             let is_last = fresh.is_empty();
             if !is_last {
@@ -73,7 +76,7 @@ impl Http<'_> {
         }
     }
 
-    /// Tells the server what happens, until nothing happens any more.
+    /// Reports to the server until the runner is idle.
     async fn settle(&mut self) -> Result<(), AgentError> {
         let (tell, mut settled) = oneshot::channel();
         self.input(Input::Settle(tell)).await?;
@@ -84,7 +87,7 @@ impl Http<'_> {
             }
         }
         self.report().await?;
-        // So that `stored` is written before the agent ends.
+        // Makes sure that `stored` is written before the agent ends.
         let (tell, settled) = oneshot::channel();
         self.input(Input::Settle(tell)).await?;
         let _ = settled.await;

@@ -1,8 +1,9 @@
-//! What the runner reports to the server: runner → connection.
+//! The runner's reports to the server: runner → connection.
 //!
-//! No channel, because the runner must never wait for a connection that may be gone for hours, and because a channel
-//! of results would hold their outputs in memory. The outbox holds names only; outputs are read from the journal when
-//! their frame is written. It is bounded by what the journal holds.
+//! This isn't a channel, because the runner must never wait for a connection that may be gone for
+//! hours, and because a channel of results would hold their outputs in memory. The outbox holds
+//! names only; outputs are read from the journal when their frame is written. The outbox is bounded
+//! by what the journal holds.
 
 use crate::domain::protocol::{RunRef, RunResult, RunStatus};
 use crate::domain::time::Timestamp;
@@ -19,7 +20,7 @@ pub(super) enum Fault {
     TooMany,
 }
 
-/// What waits to be sent.
+/// Names that wait to be sent.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
     /// Commands that are in the journal.
@@ -39,7 +40,7 @@ pub(super) fn expired(RunRef { action, run }: RunRef) -> RunResult {
     RunResult { action, run, status, results, started_at: None, finished_at: Some(Timestamp::of_this_machine()) }
 }
 
-/// What waits to be sent, shared by the runner and the connection.
+/// Names that wait to be sent, shared by the runner and the connection.
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     pending: Mutex<Pending>,
@@ -47,19 +48,19 @@ pub(super) struct Outbox {
 }
 
 impl Outbox {
-    /// Adds pending and wakes the connection.
+    /// Changes the pending names and wakes the connection.
     pub(super) fn post(&self, put: impl FnOnce(&mut Pending)) {
         put(&mut self.open());
         self.news.notify_one();
     }
 
-    /// Locks the pending, to read and take them.
+    /// Locks the pending names, to read and take them.
     pub(super) fn open(&self) -> MutexGuard<'_, Pending> {
-        // No change of the pending can panic half-way.
+        // A panic can't leave the pending names half-changed.
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits until something was added.
+    /// Waits for the next change.
     pub(super) async fn news(&self) {
         self.news.notified().await;
     }

@@ -1,4 +1,4 @@
-//! One run of one command: its operations in order, up to the first that fails.
+//! One run of one command: its operations in order until one fails.
 
 use super::fit::{self, cut_text};
 use super::modules::{Call, Modules, Outcome, Stop, StopReason};
@@ -9,20 +9,22 @@ use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
 use std::time::Duration;
 
-/// How long a module that was told to stop may take to do so (a process is killed and its output read).
+/// How long a module may take to stop (a process is killed and its output read).
 const STOP_GRACE: Duration = Duration::from_secs(5);
-/// What the server allows; a run with more isn't started.
+/// The server's limit; a run with more operations isn't started.
 const MAX_OPERATIONS: usize = 64;
 /// A module's name in a result is cut to this many bytes.
 const MAX_MODULE: usize = 128;
 /// An error in a result is cut to this many bytes.
 const MAX_ERROR: usize = 4 * 1024;
-/// What a result may take in a frame, its outputs together. The rest of the 4 MiB is for errors and names.
+/// Maximum size of all outputs of a result in a frame. The rest of the 4 MiB is for errors and
+/// names.
 const MAX_OUTPUTS: usize = 3 * 1024 * 1024;
-/// Of which every operation still to come can have this much, however much the earlier ones wrote.
+/// The part of it that is reserved for every later operation, however much the earlier ones wrote.
 const RESERVED: usize = 16 * 1024;
 
-/// Runs a command to its end. Never fails: whatever goes wrong is in the result. A run that was stopped leaves no process.
+/// Runs a command to its end. Never fails: all errors are in the result. A stopped run leaves no
+/// process.
 pub(super) async fn run(command: Command, modules: Modules, trace: Trace, mut stop: Stop) -> RunResult {
     let started_at = Timestamp::of_this_machine();
     let mut result = RunResult {
@@ -41,7 +43,7 @@ pub(super) async fn run(command: Command, modules: Modules, trace: Trace, mut st
                 let call = Call { parameters: operation.parameters, stop: stop.clone(), trace: trace.clone() };
                 let outcome = one(&operation.module, &modules, call, &mut stop).await;
                 if outcome.stopped.is_some() {
-                    // Also what earlier operations left running.
+                    // Includes processes that earlier operations left running.
                     trace.kill().await;
                 }
                 let limit = room.saturating_sub((count - at - 1) * RESERVED);
@@ -117,12 +119,12 @@ fn refuse(result: &mut RunResult, error: String) {
     result.results.push(without_output(String::new(), error));
 }
 
-/// What the agent itself says of a run that has no operation to say it.
+/// The agent's own error for a run, when no operation reports one.
 pub(super) fn without_output(module: String, error: String) -> OperationResult {
     OperationResult { module, ok: false, output: None, error: Some(error), truncated: false }
 }
 
-/// The module of a command with just one operation, else nothing.
+/// The module of a command with just one operation, otherwise nothing.
 pub(super) fn only_module(command: &Command) -> String {
     match command.operations.parse() {
         Ok(mut operations) if operations.len() == 1 => cut_text(std::mem::take(&mut operations[0].module), MAX_MODULE),

@@ -1,10 +1,11 @@
-//! Runs what the server sends: connection → runner → [`Outbox`].
+//! Runs the commands from the server: connection → runner → [`Outbox`].
 //!
-//! The runner works in turns. A turn gathers all there is to write (commands that came, runs that start, runs that
-//! ended), writes it to the journal as *one* group, and only then does what it wrote: says `received`, starts, says
-//! that results are there. Under load the groups grow by themselves, since all that happens during one write
-//! is in the next. When the journal can't be written nothing is acknowledged: commands that came are let go
-//! (the server delivers them again), results stay in memory and keep their slots, the connection is closed.
+//! The runner works in turns. A turn collects all that is to be written (commands that arrived,
+//! runs that start, runs that ended), writes it to the journal as *one* group, and only then acts
+//! on it: reports `received`, starts runs, offers results. Under load the groups grow, since all
+//! events during one write go into the next. If the journal can't be written, nothing is
+//! acknowledged: new commands are dropped (the server delivers them again), results stay in memory
+//! and keep their slots, and the connection is closed.
 
 use super::journal::{Record, Recovered, SharedJournal, State, Waiting};
 use super::modules::{Modules, Stop, StopReason};
@@ -25,37 +26,37 @@ use tokio::task::JoinSet;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-/// What the server said: connection → runner.
+/// Messages from the server: connection → runner.
 #[derive(Debug)]
 pub(super) enum Input {
-    /// To run.
+    /// Commands to run.
     Commands(Vec<Command>),
-    /// These need not be sent again.
+    /// These results need not be sent again.
     Stored(Stored),
-    /// Stop these actions.
+    /// Stop the runs of these actions.
     Cancel(Vec<Uuid>),
-    /// Answered once all that came before is done: nothing waits, nothing runs, all is written down.
+    /// Answered once all earlier work is done: nothing waits, nothing runs, everything is written.
     Settle(oneshot::Sender<()>),
 }
 
-/// How many times `capacity` the agent takes before it says that this is too much.
+/// The agent accepts this many times `capacity` before it reports too many commands.
 const SLACK: usize = 4;
 /// How long to wait before a journal that could not be written is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-/// No run is given more time than this; it keeps the arithmetic of times in range.
+/// Maximum timeout of a run; it keeps the arithmetic of times in range.
 const LONGEST: Duration = Duration::from_secs(10 * 365 * 86_400);
 
-/// Higher priority first, then the earlier one.
+/// Order in the queue: higher priority first, then the earlier arrival.
 type QueueKey = (Reverse<i32>, u64);
 
 struct Queued {
     command: Command,
-    /// By the server's clock, by which what is left of its time is known after a restart.
+    /// By the server's clock, so that the remaining time is known after a restart.
     received_at: Timestamp,
     deadline: Instant,
-    /// Safe in the journal.
+    /// It is on disk in the journal.
     kept: bool,
-    /// What its processes will be known by.
+    /// The mark of its processes.
     mark: Uuid,
 }
 
@@ -79,24 +80,25 @@ pub(super) struct Runner {
     outbox: Arc<Outbox>,
     clock: Arc<ServerClock>,
     sequence: u64,
-    /// What the journal held, until the server's clock is known: nobody knows before what has expired.
+    /// Commands from the journal. They wait until the server's clock is known, because only then
+    /// expiry can be checked.
     held: Vec<Waiting>,
     waiting: BTreeMap<QueueKey, Queued>,
     running: HashMap<RunRef, Running>,
     tasks: JoinSet<RunResult>,
-    /// Ended, and not in the journal yet.
+    /// Ended runs that are not in the journal yet.
     ended: Vec<Ended>,
-    /// Won't run, and the journal doesn't know yet.
+    /// Runs that won't start. The journal doesn't know it yet.
     forgotten: BTreeMap<RunRef, Timestamp>,
-    /// The journal could not be written; not before this time again.
+    /// The journal could not be written: no attempt before this time.
     retry_at: Option<Instant>,
-    /// Want to know when all is done.
+    /// Callers that wait until all is done.
     settle: Vec<oneshot::Sender<()>>,
     stopping: bool,
 }
 
 impl Runner {
-    /// A runner that goes on with what the journal held.
+    /// A runner that continues with the content of the journal.
     pub(super) fn new(
         capacity: u32,
         modules: Modules,
@@ -124,7 +126,7 @@ impl Runner {
         }
     }
 
-    /// Queues what the journal held, once it is known how much of its time is left.
+    /// Queues the commands from the journal, once their remaining time is known.
     fn release(&mut self) {
         let Some(now) = self.clock.now() else { return };
         for Waiting { command, received_at } in std::mem::take(&mut self.held) {
@@ -132,7 +134,7 @@ impl Runner {
         }
     }
 
-    /// Works until `stop` says true; then kills what runs, writes that down, and returns.
+    /// Runs until `stop` is true. Then kills the runs, records that, and returns.
     pub(super) async fn run(mut self, mut inputs: mpsc::Receiver<Input>, mut stop: watch::Receiver<bool>) {
         let clock = self.clock.clone();
         loop {
@@ -144,7 +146,7 @@ impl Runner {
             let is_idle = self.waiting.is_empty() && self.running.is_empty() && self.ended.is_empty();
             if is_idle && self.held.is_empty() {
                 for waits in self.settle.drain(..) {
-                    // Somebody who no longer wants to know needn't.
+                    // The caller may no longer wait.
                     let _ = waits.send(());
                 }
             }
@@ -173,10 +175,10 @@ impl Runner {
         }
     }
 
-    /// When something is to be done though nothing happens.
+    /// When to wake up without an event.
     fn wake_at(&self) -> Option<Instant> {
         let (now, server_now) = (Instant::now(), self.clock.now().unwrap_or_default());
-        // What waits has expired a millisecond later: times are cut to milliseconds.
+        // One millisecond more, because times are truncated to milliseconds.
         let expiry = |queued: &Queued| now + queued.command.expires_at.since(server_now) + Duration::from_millis(1);
         let timeout = self.waiting.values().map(|queued| queued.deadline.min(expiry(queued))).min();
         match self.retry_at {
@@ -210,7 +212,7 @@ impl Runner {
             return self.outbox.post(|pending| _ = pending.received.insert(run));
         }
         if self.waiting.values().any(|queued| queued.command.run_ref() == run) {
-            // If it isn't safe yet, this turn makes it so and says it.
+            // If it isn't on disk yet, this turn writes and reports it.
             return self.outbox_if_kept(run);
         }
         let (state, newest) = self.journal.peek(|journal| (journal.state(run), journal.newest_run(command.action)));
@@ -218,13 +220,14 @@ impl Runner {
             Some(State::Done | State::Stored) => {
                 return self.outbox.post(|pending| _ = pending.results.insert(run));
             }
-            // Cancelled while it waited.
+            // It was cancelled while it waited.
             Some(State::Forgotten) => return,
-            // Neither waits nor runs nor ended: can't be. Better not run than run twice.
+            // It neither waits nor runs nor ended, which can't happen. Not running it is better
+            // than running it twice.
             Some(State::Received | State::Started) => return,
             None => {}
         }
-        // The session takes no commands before a server said what time it is.
+        // The session accepts no commands before the server has sent its time.
         let Some(now) = self.clock.now() else { return };
         if command.expires_at <= now {
             log::info!(action:% = run.action, run = run.run, now:%; "a command had expired when it came");
@@ -234,14 +237,14 @@ impl Runner {
         if unfinished >= SLACK * self.capacity {
             return self.outbox.post(|pending| pending.fault = Some(Fault::TooMany));
         }
-        // The arrival of run 2 kills run 1.
+        // A new run kills the older one of the same command.
         self.supersede(command.action, command.run);
         let is_newest = newest.is_none_or(|newest| newest < run.run)
             && self.waiting.values().all(|queued| queued.command.action != run.action || queued.command.run < run.run);
         if is_newest {
             self.enqueue(command, now, now, false);
         } else {
-            // The server went past this run already.
+            // The server has already moved past this run.
             self.end_unstarted(&command, RunStatus::Failed, StopReason::Superseded);
         }
     }
@@ -275,7 +278,7 @@ impl Runner {
         }
     }
 
-    /// The journal has to know only of what it was told of.
+    /// The journal only needs records about runs that it contains.
     fn forget(&mut self, queued: &Queued) {
         if queued.kept {
             self.forgotten.insert(queued.command.run_ref(), queued.command.expires_at);
@@ -289,7 +292,7 @@ impl Runner {
 
     fn tell(&self, which: impl Fn(&RunRef) -> bool, reason: StopReason) {
         for (_, running) in self.running.iter().filter(|(run, _)| which(run)) {
-            // The first reason stays.
+            // The first reason is kept.
             running.tell.send_if_modified(|told| told.is_none() && told.replace(reason).is_none());
         }
     }
@@ -309,7 +312,7 @@ impl Runner {
     fn end(&mut self, done: Result<RunResult, tokio::task::JoinError>) {
         let run_ref = match &done {
             Ok(result) => Some(result.run_ref()),
-            // A module that panics is caught in `run`; this is for the code around it.
+            // A panicking module is caught in `run`; this is for the code around it.
             Err(error) => self.running.iter().find(|(_, run)| run.task == error.id()).map(|(run_ref, _)| *run_ref),
         };
         let Some((run_ref, running)) = run_ref.and_then(|run| self.running.remove_entry(&run)) else { return };
@@ -347,7 +350,7 @@ impl Runner {
         }
     }
 
-    /// Writes all that there is to write as one group, and then does it.
+    /// Writes all pending records as one group, and then acts on them.
     async fn turn(&mut self) {
         if self.retry_at.is_some_and(|at| Instant::now() < at) {
             return;
@@ -358,7 +361,7 @@ impl Runner {
         if records.is_empty() {
             return;
         }
-        // While the server's clock is not known nothing in the journal is over.
+        // While the server's clock is unknown, no entry counts as expired.
         let now = self.clock.now().unwrap_or_default();
         if let Err(error) = self.journal.with(move |journal| journal.commit(&records, now)).await {
             self.waiting.retain(|_, queued| queued.kept);
@@ -380,7 +383,7 @@ impl Runner {
         }
     }
 
-    /// Sorts out what waited too long, and says which start now.
+    /// Ends commands that waited too long, and returns those to start now.
     fn choose(&mut self) -> Vec<QueueKey> {
         let (now, server_now) = (Instant::now(), self.clock.now().unwrap_or_default());
         for queued in self.take_waiting(|queued| queued.command.expires_at <= server_now) {

@@ -5,11 +5,13 @@ use nix::sys::time::TimeValLike;
 use nix::time::{ClockId, clock_gettime};
 use tokio::sync::watch;
 
-/// The server's clock, as the agent knows it: the time that a server sent, advanced by this machine's clock of the time
-/// since boot. The wall clock is not used: it may be days off when the agent starts, and may be stepped at any moment.
-/// (`CLOCK_MONOTONIC` stops while the machine sleeps, and commands expire meanwhile.)
+/// The server's clock, as the agent knows it: the last time that the server sent, advanced by this
+/// machine's clock since boot. The wall clock is not used: it may be days off when the agent
+/// starts, and may be stepped at any moment. (`CLOCK_MONOTONIC` stops while the machine sleeps, but
+/// commands expire during that time.)
 pub(super) struct ServerClock {
-    /// How many milliseconds the server's clock is ahead of `since_boot`; `None` until a server sent its time.
+    /// How many milliseconds the server's clock is ahead of `since_boot`; `None` until the server
+    /// has sent its time.
     ahead_ms: watch::Sender<Option<i64>>,
     since_boot: Box<dyn Fn() -> i64 + Send + Sync>,
 }
@@ -27,34 +29,34 @@ impl std::fmt::Debug for ServerClock {
 }
 
 impl ServerClock {
-    /// A server clock over a clock that counts milliseconds and is never set.
+    /// A server clock over a machine clock that counts milliseconds and is never set.
     pub(super) fn over(since_boot: impl Fn() -> i64 + Send + Sync + 'static) -> Self {
         Self { ahead_ms: watch::Sender::new(None), since_boot: Box::new(since_boot) }
     }
 
-    /// Sets the time that a server sent.
+    /// Sets the time that the server sent.
     pub(super) fn set(&self, server: Timestamp) {
         self.ahead_ms.send_replace(Some(server.0.saturating_sub((self.since_boot)())));
     }
 
-    /// The server's time now; `None` until a server sent its time to this process.
+    /// The server's current time; `None` until the server has sent its time to this process.
     pub(super) fn now(&self) -> Option<Timestamp> {
         let ahead_ms = *self.ahead_ms.borrow();
         ahead_ms.map(|ahead_ms| Timestamp((self.since_boot)().saturating_add(ahead_ms)))
     }
 
-    /// Waits until a server has sent its time.
+    /// Waits until the server has sent its time.
     pub(super) async fn known(&self) {
         // The wait cannot fail: this clock owns the sender.
         let _ = self.ahead_ms.subscribe().wait_for(Option::is_some).await;
     }
 }
 
-/// Milliseconds since this machine booted, including the time that it slept.
+/// Milliseconds since this machine booted, sleep included.
 fn millis_since_boot() -> i64 {
     #[cfg(target_os = "linux")]
     const CLOCK: ClockId = ClockId::CLOCK_BOOTTIME;
-    // On macOS it counts sleep as well; elsewhere there is nothing better.
+    // On macOS it counts sleep as well; other systems have nothing better.
     #[cfg(not(target_os = "linux"))]
     const CLOCK: ClockId = ClockId::CLOCK_MONOTONIC;
     let time =

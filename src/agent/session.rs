@@ -21,34 +21,35 @@ use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{self, Bytes, Message};
 
-/// Refs in one frame: at under 70 bytes each far below the largest frame.
+/// Maximum number of runs named in one frame: under 70 bytes each, far below the largest frame.
 const REFS_PER_FRAME: usize = 10_000;
-/// Results that are looked up at once for one frame; their length decides how many go into it.
+/// Results that are looked up at once for one frame. Their length decides how many go into it.
 pub(super) const RESULTS_PER_FRAME: usize = 500;
-/// What the journal's lines of one results frame may take together. A line is a bit longer than its result.
+/// Maximum size of the journal's lines for one results frame. A line is a bit longer than its
+/// result.
 pub(super) const RESULT_BYTES: u64 = (MAX_FRAME - 1024) as u64;
-/// How long the server's side of a close is waited for.
+/// How long to wait for the server's side of a close.
 const CLOSE_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(2);
-/// RFC 6455: the endpoint met a condition that keeps it from going on.
+/// RFC 6455: an unexpected condition keeps the endpoint from continuing.
 const INTERNAL_ERROR: u16 = 1011;
 
-/// How a session ended.
+/// How a session ends.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum End {
     /// The agent stops.
     Stopped,
     /// The server closed it.
     Closed {
-        /// The close code; 1005 when there was none.
+        /// The close code; 1005 if there was none.
         code: u16,
-        /// The server's words.
+        /// The server's text.
         reason: String,
     },
-    /// The network, the journal, or a frame that makes no sense.
+    /// The network or the journal failed, or a frame is malformed.
     Broken(String),
 }
 
-/// What a session works with.
+/// The parts that a session works with.
 #[derive(Clone)]
 pub(super) struct SessionDeps {
     pub(super) capacity: u32,
@@ -63,7 +64,7 @@ pub(super) struct Session<S> {
     socket: WebSocketStream<S>,
     deps: SessionDeps,
     welcomed: bool,
-    /// Runs that were answered as expired when they came.
+    /// Runs that were answered as expired on arrival.
     expired: HashSet<RunRef>,
     heard: Instant,
 }
@@ -73,12 +74,12 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         Self { socket, deps, welcomed: false, expired: HashSet::new(), heard: Instant::now() }
     }
 
-    /// Whether the server said `welcome`.
+    /// Whether the server has sent `welcome`.
     pub(super) fn welcomed(&self) -> bool {
         self.welcomed
     }
 
-    /// Talks until one side ends it. When `stop` says true, what is in the outbox goes out before the close.
+    /// Runs until one side ends it. When `stop` is true, the outbox is sent before the close.
     pub(super) async fn run(&mut self, stop: &mut watch::Receiver<bool>) -> End {
         match self.talk(stop).await {
             Ok(end) | Err(end) => end,
@@ -122,7 +123,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
 
     async fn hello(&mut self) -> Result<(), End> {
         {
-            // What an earlier connection left: `running` says it, or the server asks again.
+            // Names from an earlier connection are dropped: `running` contains them, or the server
+            // asks again.
             let mut pending = self.deps.outbox.open();
             pending.received.clear();
             pending.results.clear();
@@ -140,13 +142,13 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let text = match message {
             Message::Text(text) => text,
             Message::Close(frame) => {
-                // Answers it; the server then ends the connection.
+                // Answers the close; the server then ends the connection.
                 let _ = timeout(CLOSE_TIMEOUT, self.socket.close(None)).await;
                 let (code, reason) =
                     frame.map_or((1005, String::new()), |frame| (frame.code.into(), frame.reason.to_string()));
                 return Err(End::Closed { code, reason });
             }
-            // Pings are answered by the library, with the next write or read.
+            // The library answers pings with the next write or read.
             Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => return Ok(()),
             Message::Binary(_) => {
                 return Err(self.refuse("malformed", "frames are JSON text", close::MALFORMED).await);
@@ -167,7 +169,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 log::warn!(code = error.code.as_str(), message = error.message.as_str(); "the server reports an error");
                 return Ok(());
             }
-            // Nobody knows what has expired before the server said what time it is.
+            // Before the server has sent its time, expiry can't be checked.
             Ok(Some(ServerFrame::Commands { .. })) if !self.welcomed => {
                 return Err(self.refuse("malformed", "commands came before welcome", close::MALFORMED).await);
             }
@@ -185,11 +187,11 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 Input::Stored(stored)
             }
         };
-        // While the runner is busy nothing more is read: the pressure goes back to the server.
-        // A runner that is gone means that the agent stops; the session will be told.
+        // While the runner is busy nothing more is read, so the server feels backpressure.
+        // If the runner is gone, the agent is stopping, and the session will be stopped too.
         let _ = self.deps.inputs.send(input).await;
         match wrong_time {
-            // One of the two clocks was set since `welcome`. The next connection begins with the time.
+            // One of the two clocks was set since `welcome`. The next connection gets the new time.
             Some(reason) => {
                 let error = format!("a command was answered as expired, and the server says: {reason}");
                 Err(self.refuse("wrong_time", &error, close::DONE).await)
@@ -198,7 +200,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
     }
 
-    /// Tells all that there is to tell.
+    /// Sends everything in the outbox.
     async fn flush(&mut self) -> Result<(), End> {
         loop {
             let (received, fault) = {
@@ -264,7 +266,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         }
     }
 
-    /// Says what is wrong, and closes.
+    /// Reports an error and closes.
     async fn refuse(&mut self, code: &str, message: &str, close: u16) -> End {
         let frame = AgentFrame::Error(ErrorFrame { code: code.into(), message: message.into() });
         if timeout(CLOSE_TIMEOUT, self.socket.send(Message::text(frame.to_text()))).await.is_ok() {

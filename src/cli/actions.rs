@@ -15,13 +15,13 @@ const COLUMNS: [&str; 8] =
 pub(super) enum Command {
     /// List actions, newest first
     List {
-        /// Only those in this state
+        /// Only actions in this state
         #[arg(long)]
         status: Option<String>,
-        /// So many at most
+        /// Maximum number of actions to list
         #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000))]
         limit: u32,
-        /// The format
+        /// The output format
         #[arg(short, long, value_enum, default_value_t)]
         output: Format,
         #[command(flatten)]
@@ -31,23 +31,24 @@ pub(super) enum Command {
     Show(One),
     /// Follow an action to its end
     Follow(One),
-    /// End an action for whatever isn't final
+    /// Cancel every unfinished command of an action
     Cancel(Steer),
-    /// Hand nothing of it over until it is resumed
+    /// Pause an action: deliver none of its commands until it is resumed
     Pause(Steer),
-    /// Let a paused action go on
+    /// Resume a paused action
     Resume(Steer),
-    /// Make a new action for the agents that failed, and follow it
+    /// Create a new action for the agents that failed, and follow it
     Retry {
         /// The action's id
         id: Uuid,
-        /// In which states they are, separated by commas; without it, all that did not succeed and were not cancelled
+        /// The states of the commands to retry, separated by commas; without it, all that neither
+        /// succeeded nor were cancelled
         #[arg(long)]
         status: Option<String>,
-        /// Print the new action's id and don't follow it
+        /// Print the new action's id and don't follow the action
         #[arg(long)]
         detach: bool,
-        /// The format of what is shown at the end
+        /// The format of the final output
         #[arg(short, long, value_enum, default_value_t)]
         output: Format,
         #[command(flatten)]
@@ -57,9 +58,9 @@ pub(super) enum Command {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct One {
-    /// Its id
+    /// The action's id
     id: Uuid,
-    /// The format
+    /// The output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
     #[command(flatten)]
@@ -68,7 +69,7 @@ pub(super) struct One {
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Steer {
-    /// Its id
+    /// The action's id
     id: Uuid,
     #[command(flatten)]
     server: ServerArgs,

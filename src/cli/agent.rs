@@ -9,13 +9,13 @@ use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The server
+    /// The server's URL
     #[arg(long, value_name = "URL", env = "ODOSHI_SERVER")]
     server: Option<String>,
     /// This agent's name, unique in the fleet
     #[arg(long)]
     name: Option<String>,
-    /// A label that targets can ask for; may be given again
+    /// A label for targets; may be repeated
     #[arg(long = "label", value_name = "K=V", value_parser = label)]
     labels: Vec<(String, String)>,
     /// A file with an enroll token, or with this agent's own
@@ -27,7 +27,7 @@ pub(super) struct Args {
     /// For an https server: a file with the authorities to trust (PEM), instead of the system's
     #[arg(long, value_name = "FILE", env = "ODOSHI_CA_FILE")]
     ca_file: Option<PathBuf>,
-    /// Settings (TOML); flags win over them
+    /// Settings file (TOML); flags override it
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Check in over plain HTTP, run what is due, report, and exit

@@ -12,48 +12,49 @@ const COLUMNS: [&str; 8] = ["name", "status", "transport", "labels", "version", 
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// List agents by name: all, or those that a target picks
+    /// List agents by name: all, or those that match a target
     List {
-        /// Which
+        /// A target expression
         #[arg(long, value_name = "EXPR")]
         target: Option<String>,
-        /// The format
+        /// The output format
         #[arg(short, long, value_enum, default_value_t)]
         output: Format,
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Add an agent that does not connect by itself; prints its token and the secret that signs its webhooks, as JSON
+    /// Add an agent that does not connect to the server; prints its token and the secret that signs
+    /// its webhooks, as JSON
     Add {
-        /// Its name, unique in the fleet
+        /// The agent's name, unique in the fleet
         name: String,
         /// How commands reach it
         #[arg(long, default_value = "webhook")]
         transport: String,
-        /// Where; for a webhook an http(s) URL
+        /// The agent's address; for a webhook an http(s) URL
         #[arg(long)]
         address: Option<String>,
-        /// A label that targets can ask for; may be given again
+        /// A label for targets; may be repeated
         #[arg(long = "label", value_name = "K=V", value_parser = super::agent::label)]
         labels: Vec<(String, String)>,
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Set labels of an agent (KEY=VALUE), or take them away (KEY=)
+    /// Set labels of an agent (KEY=VALUE), or remove them (KEY=)
     Label {
-        /// Its name
+        /// The agent's name
         name: String,
-        /// What is to be set
+        /// The labels to set or remove
         #[arg(required = true, value_name = "K=V")]
         labels: Vec<String>,
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Give an agent nothing, and close its connection
+    /// Disable an agent: it gets no commands, and its connection is closed
     Disable {
-        /// Its name
+        /// The agent's name
         name: String,
-        /// Let it work again
+        /// Enable the agent again
         #[arg(long)]
         undo: bool,
         #[command(flatten)]
@@ -61,14 +62,14 @@ pub(super) enum Command {
     },
     /// Remove an agent: its commands become undeliverable, its token is no longer valid
     Remove {
-        /// Its name
+        /// The agent's name
         name: String,
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Show all that is known of an agent, as JSON
+    /// Show all that the server knows of an agent, as JSON
     Show {
-        /// Its name
+        /// The agent's name
         name: String,
         #[command(flatten)]
         server: ServerArgs,

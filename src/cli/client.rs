@@ -1,4 +1,4 @@
-//! Calls to a server's API, for the subcommands that need one.
+//! Calls to a server's API for the subcommands.
 
 use crate::domain::problem::Problem;
 use reqwest::{Method, RequestBuilder, StatusCode};
@@ -6,10 +6,10 @@ use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-/// Where the server is, and who calls.
+/// The server's address, and the caller's token.
 #[derive(Clone, Debug, clap::Args)]
 pub(super) struct ServerArgs {
-    /// The server
+    /// The server's URL
     #[arg(long, value_name = "URL", env = "ODOSHI_SERVER", default_value = "http://127.0.0.1:7401")]
     server: String,
     /// A file with the token; without it, ODOSHI_TOKEN
@@ -23,27 +23,27 @@ pub(super) struct ServerArgs {
 /// Why a call failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
-    /// There is no answer.
+    /// The server can't be reached.
     #[error("the server {server} cannot be reached")]
     Unreachable {
-        /// Which.
+        /// The URL.
         server: String,
-        /// Why.
+        /// The cause.
         source: reqwest::Error,
     },
-    /// The answer is an error.
+    /// The server answered with an error.
     #[error("{0}")]
     Refused(Box<Problem>),
-    /// The answer isn't one of Odoshi's.
+    /// The answer isn't from an Odoshi server.
     #[error("the server answered {status}, and not as Odoshi does")]
     Strange {
         /// The HTTP status.
         status: StatusCode,
     },
-    /// What was to be printed can't be.
+    /// The output can't be printed.
     #[error("the output cannot be written")]
     Output(#[source] std::io::Error),
-    /// TLS can't be spoken.
+    /// TLS can't be set up.
     #[error("{0}")]
     Tls(String),
     /// There is no token.
@@ -52,9 +52,9 @@ pub(super) enum ClientError {
     /// The token file can't be read.
     #[error("{path}")]
     TokenFile {
-        /// Which.
+        /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: std::io::Error,
     },
 }
@@ -68,7 +68,7 @@ pub(super) struct Client {
 }
 
 impl Client {
-    /// With the token that the arguments or the environment name.
+    /// A client with the token from the arguments or the environment.
     pub(super) fn new(args: &ServerArgs) -> Result<Self, ClientError> {
         let token = match (&args.token_file, std::env::var("ODOSHI_TOKEN")) {
             (Some(path), _) => read_token(path)?,
@@ -78,7 +78,7 @@ impl Client {
         Self::with(&args.server, token, args.ca_file.as_deref())
     }
 
-    /// With this token.
+    /// A client with this token.
     pub(super) fn with(server: &str, token: String, ca_file: Option<&Path>) -> Result<Self, ClientError> {
         let server = server.trim_end_matches('/').to_owned();
         let tls = crate::tls::client_config(&server, "--ca-file", ca_file).map_err(ClientError::Tls)?;
@@ -91,7 +91,7 @@ impl Client {
         Ok(Self { http, server, token })
     }
 
-    /// Calls; answers the JSON of a success.
+    /// Calls the API and returns the JSON of a success.
     pub(super) async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value, ClientError> {
         let mut request: RequestBuilder =
             self.http.request(method, format!("{}{path}", self.server)).bearer_auth(self.token.trim());
@@ -111,7 +111,7 @@ impl Client {
         Err(refusal(status, &text))
     }
 
-    /// Copies a list that the server streams to `out`, as it comes.
+    /// Copies a list that the server streams to `out` as it arrives.
     pub(super) async fn copy(
         &self,
         path: &str,
@@ -132,7 +132,7 @@ impl Client {
         out.flush().map_err(ClientError::Output)
     }
 
-    /// Reads all pages of a list, the items under `key`.
+    /// Reads all pages of a list; the items are under `key`.
     pub(super) async fn all(&self, path: &str, query: &str, key: &str) -> Result<Vec<Value>, ClientError> {
         let (mut items, mut after) = (Vec::new(), String::new());
         loop {
@@ -147,13 +147,13 @@ impl Client {
         }
     }
 
-    /// Reads.
+    /// A `GET` call.
     pub(super) async fn get(&self, path: &str) -> Result<Value, ClientError> {
         self.call(Method::GET, path, None).await
     }
 }
 
-/// A text as a part of a URL.
+/// Escapes a text for use in a URL.
 pub(super) fn encoded(text: &str) -> String {
     percent_encoding::utf8_percent_encode(text, percent_encoding::NON_ALPHANUMERIC).to_string()
 }

@@ -17,7 +17,7 @@ struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Everything at once in a temporary folder: a server, real agents, actions through the spool
+    /// Try everything in a temporary folder: a server, real agents, actions through the spool
     Demo(demo::Args),
     /// Run a server
     Serve(serve::Args),
@@ -27,10 +27,10 @@ enum Command {
     Run(run::Args),
     /// Count the agents that match a target, and show some of them
     Preview(preview::Args),
-    /// List, show, follow and steer actions
+    /// List, show, follow and control actions
     #[command(subcommand)]
     Actions(actions::Command),
-    /// List and show agents
+    /// List, show, add, change and remove agents
     #[command(subcommand)]
     Agents(agents::Command),
     /// List the servers that share the store, with their state
@@ -57,7 +57,8 @@ enum Command {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let quiet = !matches!(cli.command, Command::Serve(_) | Command::Agent(_));
-    // The output of most commands is for people, who don't need the routine messages of a demo's server.
+    // The output of most commands is for people, who don't need the routine log lines of a demo's
+    // server.
     let default = if quiet { "warn" } else { "info,actix_server=warn" };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default))
         .format_timestamp_millis()

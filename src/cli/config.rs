@@ -10,13 +10,13 @@ use std::process::ExitCode;
 pub(super) enum Command {
     /// Print the settings in force, with secrets masked
     Show(Args),
-    /// Check the settings, the files they name, and that the address can be listened on
+    /// Check the settings, the files they name, and whether the address can be listened on
     Check(CheckArgs),
 }
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Settings (TOML)
+    /// Settings file (TOML)
     #[arg(long, value_name = "FILE", env = "ODOSHI_CONFIG")]
     config: Option<PathBuf>,
 }
@@ -25,7 +25,7 @@ pub(super) struct Args {
 pub(super) struct CheckArgs {
     #[command(flatten)]
     settings: Args,
-    /// Check the settings alone: beside a running server, whose address is taken
+    /// Check only the settings: a running server may already use the address
     #[arg(long)]
     settings_only: bool,
 }

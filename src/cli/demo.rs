@@ -1,7 +1,8 @@
-//! `odoshi demo`: a server, a fleet and two actions, all of it real, in a temporary folder.
+//! `odoshi demo`: a server, a fleet and two actions in a temporary folder, all of them real.
 //!
-//! The agents are the reference agent, each with a journal and a WebSocket of its own over loopback; they share this
-//! process to be light, and nothing else. The actions go through the spool as any program's would.
+//! The agents are the reference agent, each with its own journal and WebSocket over loopback. They
+//! share this process only to save memory. The actions go through the spool, as those of any
+//! program would.
 
 use super::client::{Client, read_token};
 use super::outcome::Outcome;
@@ -27,27 +28,29 @@ use std::time::{Duration, Instant};
 use tokio::sync::{Semaphore, watch};
 use uuid::Uuid;
 
-/// A demo that takes longer has gone wrong.
+/// The longest that a demo may take.
 const PATIENCE: Duration = Duration::from_secs(300);
-/// How long the agents may take to say goodbye.
+/// How long the agents may take to stop.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often progress is looked at.
+/// How often progress is read.
 const POLL_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Open files per agent: its socket, the server's end of it, its journal, and the lock of its folder. (The lock is a file of
-/// its own, since compaction replaces the journal by a new file.)
+/// Open files per agent: its socket, the server's end of it, its journal, and the lock of its
+/// folder. The lock is a separate file, since compaction replaces the journal by a new file.
 const FILES_PER_AGENT: u64 = 4;
-/// Open files for the server's store and spool.
+/// Open files of the server's store and spool.
 const FILES_FOR_SERVER: u64 = 96;
-/// Open files per program while it is started: both ends of its pipes, and the handles of its process.
+/// Open files per program while it is being started: both ends of its pipes, and the handles of its
+/// process.
 const FILES_PER_PROGRAM: u64 = 8;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// How many agents
+    /// Number of agents
     #[arg(long, value_name = "N", default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..=9_000))]
     agents: u32,
-    /// The database, in which it uses a schema of its own; without it, SQLite in the temporary folder
+    /// The URL of a database, in which a separate schema is used; without it, SQLite in the
+    /// temporary folder
     #[arg(long, value_name = "URL")]
     store: Option<String>,
 }
@@ -82,17 +85,19 @@ pub(super) fn run(args: Args) -> Outcome {
     outcome
 }
 
-/// How many agents a process that may open `files` files can hold. An eighth is left to the programs that they start.
+/// Maximum number of agents in a process that may open `files` files. An eighth is left for the
+/// programs that they start.
 fn most_agents(files: u64) -> u64 {
     files.saturating_sub(FILES_FOR_SERVER + files / 8) / FILES_PER_AGENT
 }
 
-/// How many programs may run at a time in all agents together.
+/// Maximum number of programs that run at a time, over all agents.
 fn most_programs(files: u64) -> usize {
     usize::try_from(files / 8 / FILES_PER_PROGRAM).unwrap_or(usize::MAX).clamp(1, Semaphore::MAX_PERMITS)
 }
 
-/// `exec`, for agents that share the open files of one process: only so many programs run at a time.
+/// `exec` for agents that share the open files of one process: it limits the number of running
+/// programs.
 struct SharedExec {
     exec: Exec,
     room: Arc<Semaphore>,
@@ -156,16 +161,16 @@ async fn show(args: &Args, programs: usize, store: Option<&str>, folder: &Path) 
     }
 }
 
-/// The agents, on a runtime of their own so that the server's threads are the server's.
+/// The agents, on their own runtime so that they don't use the server's threads.
 struct Fleet {
     stop: watch::Sender<bool>,
-    /// `None` when it is shut down.
+    /// `None` after the shutdown.
     runtime: Option<tokio::runtime::Runtime>,
 }
 
 impl Drop for Fleet {
     fn drop(&mut self) {
-        // On the way out after an interruption: nobody waits for the agents.
+        // The demo was interrupted: don't wait for the agents.
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
@@ -217,7 +222,8 @@ impl Fleet {
 
     async fn stop(mut self) -> Result<(), tokio::task::JoinError> {
         self.stop.send_replace(true);
-        // They say goodbye to the server, which is still there; whoever doesn't in time is cut off.
+        // The agents close their connections while the server still runs. Those that take too long
+        // are cut off.
         let runtime = self.runtime.take();
         tokio::task::spawn_blocking(move || runtime.map(|runtime| runtime.shutdown_timeout(GOODBYE_TIMEOUT))).await?;
         Ok(())
@@ -249,7 +255,7 @@ async fn all_connected(running: &Running, count: u32) -> Result<(), String> {
     }
 }
 
-/// How one action went. Times are milliseconds since the file was there.
+/// The result of one action. Times are milliseconds since the file was moved into the spool.
 struct Row {
     name: String,
     counts: Value,
@@ -265,7 +271,7 @@ impl Row {
     }
 }
 
-/// Drops the document into the spool, and follows its action to the end.
+/// Moves the document into the spool and follows its action to the end.
 async fn follow(client: &Client, spool: &Path, mut document: Value) -> Result<Row, Box<dyn std::error::Error>> {
     let id = Uuid::now_v7();
     let name = document["name"].as_str().unwrap_or_default().to_owned();
@@ -287,7 +293,7 @@ async fn follow(client: &Client, spool: &Path, mut document: Value) -> Result<Ro
         }
         let view = match client.get(&format!("/v1/actions/{id}")).await {
             Ok(view) => view,
-            // It is still a file.
+            // The file hasn't been loaded yet.
             Err(super::client::ClientError::Refused(problem)) if problem.status == 404 => continue,
             Err(error) => return Err(error.into()),
         };

@@ -1,4 +1,4 @@
-//! Follows an action to its end, and shows what came of it.
+//! Follows an action to its end and shows its results.
 
 use super::client::{Client, ClientError};
 use super::outcome::Outcome;
@@ -11,22 +11,23 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-/// How often it looks.
+/// How often progress is polled.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// How long a server that can't be reached is waited for: it may be started anew.
+/// How long to retry while the server can't be reached: it may be restarting.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// A table shows so many commands; the rest is for programs.
+/// Maximum number of commands in a table. More can be read as JSON or CSV.
 const ROWS: usize = 1_000;
 
 const COLUMNS: [&str; 6] = ["agent", "status", "runs", "took", "output", "error"];
 
-/// Ctrl-C from here on: before an action is submitted that is to be followed, so that there is no moment in which it
-/// goes on and nobody says so.
+/// Handles Ctrl-C from here on. Call it before the action is submitted: from then on, Ctrl-C always
+/// prints that the action continues.
 pub(super) fn interrupts() -> std::io::Result<Signal> {
     signal(SignalKind::interrupt())
 }
 
-/// Follows until nothing will change any more, and prints the commands. Ctrl-C ends the following, not the action.
+/// Follows the action until it is final, and prints its commands. Ctrl-C stops following and not
+/// the action.
 pub(super) async fn follow(client: &Client, id: &str, format: Format, mut interrupts: Signal) -> Outcome {
     let followed = tokio::select! {
         followed = until_over(client, id) => followed?,
@@ -39,7 +40,7 @@ pub(super) async fn follow(client: &Client, id: &str, format: Format, mut interr
     Ok(exit_code(&followed))
 }
 
-/// 0: all succeeded, or there were none; 4: it expired or was cancelled; 1: else.
+/// 0: all commands succeeded, or there were none; 4: expired or cancelled; 1: otherwise.
 fn exit_code(action: &Value) -> ExitCode {
     let counts = &action["counts"];
     match action["status"].as_str() {
@@ -54,7 +55,7 @@ async fn until_over(client: &Client, id: &str) -> Result<Value, ClientError> {
     let style = ProgressStyle::with_template("{msg} [{bar:40}] {pos}/{len} {elapsed}")
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("=> ");
-    // It draws on a terminal only.
+    // Drawn on a terminal only.
     let bar = ProgressBar::new(0).with_style(style);
     let mut away: Option<Instant> = None;
     loop {
@@ -90,7 +91,7 @@ fn may_pass(error: &ClientError) -> bool {
     }
 }
 
-/// The name, and in which states its commands are.
+/// The action's name, and its commands by state.
 fn told(action: &Value) -> String {
     let states = ["succeeded", "failed", "timed_out", "undeliverable", "expired", "cancelled"];
     let counts = states.iter().filter_map(|state| match action["counts"][state].as_u64() {
@@ -135,13 +136,13 @@ pub(super) async fn show(
     Ok(())
 }
 
-/// From when the agent had it to its end.
+/// The time from `sent_at` to the end.
 fn took(command: &Value) -> Option<String> {
     let time = |key: &str| Timestamp::parse(command[key].as_str()?).ok();
     Some(format!("{:.1}s", time("finished_at")?.since(time("sent_at")?).as_secs_f64()))
 }
 
-/// The first line of what a command's last operation printed, or what it answered.
+/// The first line of the last operation's output or answer.
 fn output(command: &Value) -> String {
     let last = command["results"].as_array().and_then(|results| results.last());
     let Some(output) = last.map(|result| &result["output"]).filter(|output| !output.is_null()) else {

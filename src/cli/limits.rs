@@ -1,9 +1,10 @@
-//! What the operating system allows this process.
+//! The operating system's limits for this process.
 
 use crate::error_chain::ErrorChain;
 use nix::sys::resource::{Resource, getrlimit, setrlimit};
 
-/// Allows as many open files as the system lets an ordinary process have (each connection is one), and returns how many.
+/// Raises the limit of open files (each connection is one) as far as an ordinary process may, and
+/// returns it.
 pub fn raise_open_files() -> u64 {
     let (soft, hard) = match getrlimit(Resource::RLIMIT_NOFILE) {
         Ok(limits) => limits,

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Settings (TOML)
+    /// Settings file (TOML)
     #[arg(long, value_name = "FILE", env = "ODOSHI_CONFIG")]
     config: Option<PathBuf>,
 }
@@ -19,7 +19,7 @@ pub(super) fn run(args: Args) -> Outcome {
     actix_rt::System::new().block_on(async {
         let store = store::open(&config).await?;
         store.prepare().await?;
-        // It serves nobody.
+        // No server is started.
         store.node_stop().await
     })?;
 

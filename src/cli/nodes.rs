@@ -10,7 +10,7 @@ const COLUMNS: [&str; 7] = ["name", "alive", "agents", "transports", "started_at
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The format
+    /// The output format
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
     #[command(flatten)]

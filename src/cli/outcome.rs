@@ -1,4 +1,4 @@
-//! How a subcommand ends.
+//! The result of a subcommand.
 
 use std::error::Error;
 use std::process::ExitCode;

@@ -1,4 +1,4 @@
-//! How lists are printed: tables for people, JSON and CSV for programs.
+//! Prints lists: tables for people, JSON and CSV for programs.
 
 use crate::domain::time::Timestamp;
 use comfy_table::{ContentArrangement, Table};
@@ -21,7 +21,7 @@ pub(super) enum Format {
     Json,
     /// A JSON object per line
     Jsonl,
-    /// A header row, and a row each
+    /// A header row, then one row per item
     Csv,
 }
 
@@ -42,7 +42,7 @@ pub(super) fn say(line: std::fmt::Arguments<'_>) {
     }
 }
 
-/// Whether the reader is gone: a line could not be printed, or `error` has that cause.
+/// Whether the reader is gone: a line could not be printed, or `error` was caused by it.
 pub(super) fn reader_has_gone(error: Option<&(dyn std::error::Error + 'static)>) -> bool {
     if READER_HAS_GONE.load(Ordering::Relaxed) {
         return true;
@@ -98,7 +98,7 @@ fn for_people(cell: String) -> String {
     }
 }
 
-/// A value as a cell shows it: a text without its quotes, nothing for null.
+/// A value as a table cell: a text without quotes, nothing for null.
 fn cell(item: &Value, path: &str) -> String {
     let found = path.split('.').try_fold(item, |value, key| value.get(key));
     match found {

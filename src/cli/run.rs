@@ -14,25 +14,25 @@ use uuid::Uuid;
 pub(super) struct Args {
     /// An action document (JSON), or - for standard input
     file: Option<PathBuf>,
-    /// What the action is called; without it, the program with its arguments
+    /// The action's name; without it, the program with its arguments
     #[arg(long, conflicts_with = "file")]
     name: Option<String>,
-    /// Which agents run the program
+    /// A target expression: the agents that run the program
     #[arg(long, value_name = "EXPR", conflicts_with = "file")]
     target: Option<String>,
-    /// Not before this long from now
+    /// Time from now before which nothing is delivered
     #[arg(long, value_name = "D")]
     delay: Option<String>,
-    /// For this long; then what was not delivered expires
+    /// Time after which undelivered commands expire
     #[arg(long, value_name = "D")]
     expires_after: Option<String>,
-    /// How long a run may take
+    /// Timeout of a run
     #[arg(long, value_name = "D")]
     timeout: Option<String>,
-    /// Print the action's id and don't follow it
+    /// Print the action's id and don't follow the action
     #[arg(long)]
     detach: bool,
-    /// The format of what is shown at the end
+    /// The format of the final output
     #[arg(short, long, value_enum, default_value_t)]
     output: Format,
     #[command(flatten)]
@@ -59,7 +59,7 @@ pub(super) fn run(args: Args) -> Outcome {
     })
 }
 
-/// The document to be submitted. It has an id, so that submitting it twice is harmless.
+/// The document to submit. It has an id, so that submitting it twice is harmless.
 fn document(args: &Args) -> Result<Value, Box<dyn std::error::Error>> {
     let mut document = match (&args.file, args.argv.is_empty()) {
         (Some(_), false) => return Err(Usage("give a file or a program after --, not both".into()).into()),

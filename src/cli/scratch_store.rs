@@ -1,4 +1,4 @@
-//! Where a demo or a benchmark keeps what it stores: nowhere that matters to anybody.
+//! The store of a demo or a benchmark, apart from real data.
 
 use crate::store::postgres::Scratch;
 use crate::store::{StoreResult, sqlite_path};
@@ -7,12 +7,12 @@ use crate::store::{StoreResult, sqlite_path};
 pub(super) enum ScratchStore {
     /// A file in the temporary folder, or one that the user named.
     File(Option<String>),
-    /// A schema of its own in a database.
+    /// A separate schema in a database.
     Schema(Box<Scratch>),
 }
 
 impl ScratchStore {
-    /// At this URL, or in the temporary folder.
+    /// A store at this URL, or in the temporary folder.
     pub(super) async fn at(url: Option<&str>) -> StoreResult<Self> {
         match url {
             Some(url) if sqlite_path(url).is_none() => Ok(Self::Schema(Box::new(Scratch::create(url).await?))),
@@ -20,7 +20,7 @@ impl ScratchStore {
         }
     }
 
-    /// What a server's `store.url` is to be, if not the default.
+    /// The value for `store.url`, if not the default.
     pub(super) fn url(&self) -> Option<&str> {
         match self {
             Self::File(url) => url.as_deref(),
@@ -28,7 +28,7 @@ impl ScratchStore {
         }
     }
 
-    /// Takes away what was made.
+    /// Removes the schema that was created.
     pub(super) async fn leave(self) -> StoreResult<()> {
         match self {
             Self::File(_) => Ok(()),

@@ -8,7 +8,7 @@ use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Settings (TOML); config/odoshi.toml documents them all
+    /// Settings file (TOML); config/odoshi.toml documents all settings
     #[arg(long, value_name = "FILE", env = "ODOSHI_CONFIG")]
     config: Option<PathBuf>,
 }

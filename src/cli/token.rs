@@ -13,34 +13,35 @@ use uuid::Uuid;
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
-    /// Make a token, and print it alone
+    /// Create a token and print nothing else
     Create {
-        /// What it allows: viewer, operator, admin or enroll
+        /// The token's role: viewer, operator, admin or enroll
         #[arg(long)]
         role: String,
-        /// For people
+        /// A name for people
         #[arg(long, default_value = "")]
         name: String,
-        /// For how long it is valid, such as 30d
+        /// How long it is valid, such as 30d; without it, for ever
         #[arg(long, value_name = "D")]
         expires_after: Option<String>,
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// List tokens, without the tokens themselves
+    /// List tokens, without their secrets
     List {
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// On the server's machine, when all admin tokens are lost: write a new one into the store, and print it alone
+    /// On the server's machine, when all admin tokens are lost: write a new one into the store and
+    /// print nothing else
     Reset {
-        /// The server's settings (TOML)
+        /// The server's settings file (TOML)
         #[arg(long, value_name = "FILE", env = "ODOSHI_CONFIG")]
         config: Option<PathBuf>,
     },
-    /// Revoke a token; the last admin token stays
+    /// Revoke a token; the last admin token can't be revoked
     Revoke {
-        /// Its id, from the list
+        /// The token's id, from the list
         id: Uuid,
         #[command(flatten)]
         server: ServerArgs,

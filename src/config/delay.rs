@@ -5,11 +5,12 @@ use super::setting::section;
 use crate::domain::time::Span;
 
 section! {
-    /// Commands that wait in memory for their time.
+    /// Commands that wait in memory until they are due.
     pub struct Delay {
-        /// Commands due within this time (or 5 s, if it is less) are held in memory; later ones stay in the store.
+        /// Commands due within this time (or 5 s, if it is less) are held in memory; later ones
+        /// stay in the store.
         horizon: Span = Span::secs(60);
-        /// How many are held at most: the nearest; the rest waits in the store.
+        /// Maximum number of commands in memory: the nearest ones. The rest waits in the store.
         capacity: usize = 1_000_000;
     }
 }

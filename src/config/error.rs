@@ -1,22 +1,22 @@
-//! What is wrong with the settings.
+//! Errors in the settings.
 
 use super::ByteSize;
 use crate::domain::time::Span;
 use std::fmt;
 
-/// Settings that can't be used, and why. Shows one line per fault.
+/// Settings that can't be used, and why. Displays one line per error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ConfigError {
-    /// All that was found, at least one.
+    /// All errors found, at least one.
     pub faults: Vec<Fault>,
 }
 
-/// One thing that is wrong.
+/// One error.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Fault {
-    /// The key, `store.batch.max_items`; empty when it is about a whole file.
+    /// The key, such as `store.batch.max_items`; empty for an error in a whole file.
     pub key: String,
-    /// Where the value came from: a file, an environment variable, a flag.
+    /// The source of the value: a file, an environment variable, a flag.
     pub origin: Option<String>,
     /// A sentence without its subject, which is the key.
     pub message: String,
@@ -47,14 +47,14 @@ impl fmt::Display for ConfigError {
 
 impl std::error::Error for ConfigError {}
 
-/// Collects what is wrong, so that one run of `config check` shows all of it.
+/// Collects errors, so that one run of `config check` shows all of them.
 #[derive(Debug, Default)]
 pub(super) struct Checks {
     faults: Vec<Fault>,
 }
 
 impl Checks {
-    /// Says `message` of the key unless `fine`.
+    /// Adds an error with `message` for the key unless `fine`.
     pub(super) fn that(&mut self, key: &str, fine: bool, message: impl Into<String>) {
         if !fine {
             self.faults.push(Fault { key: key.into(), origin: None, message: message.into() });
@@ -78,7 +78,7 @@ impl Checks {
         self.at_most(key, value, most);
     }
 
-    /// A duration up to `most`, or none at all.
+    /// A duration up to `most`, zero included.
     pub(super) fn at_most(&mut self, key: &str, value: Span, most: Span) {
         self.that(key, value <= most, format!("must be at most {most}, and is {value}"));
     }

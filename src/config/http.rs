@@ -11,27 +11,28 @@ section! {
     pub struct Http {
         /// The IP address and port to listen on.
         listen: SocketAddr = SocketAddr::from((Ipv4Addr::LOCALHOST, 7401));
-        /// The largest request body, and the largest file in the spool.
+        /// The largest request body, and the largest spool file.
         max_body: ByteSize = ByteSize::mib(4);
         /// Whether /metrics is shown without a token.
         public_metrics: bool = false;
-        /// Requests a second that one token may make; beyond it they are answered with 429.
+        /// Maximum requests a second per token; more are answered with 429.
         token_rate: u32 = 5_000;
-        /// Streams (events, long lists, waiting check-ins) that one token may have open.
+        /// Maximum number of open streams (events, long lists, waiting check-ins) per token.
         token_streams: usize = 100;
-        /// Connections at a time, those of agents included; more are refused. The limit of open files may allow fewer.
+        /// Maximum number of connections, those of agents included; more are refused. The limit of
+        /// open files may lower it.
         max_connections: usize = 200_000;
-        /// TLS of the server's own. New files are taken up without a restart.
+        /// TLS at the server's own port. New files are loaded without a restart.
         tls: Tls = Tls::default();
     }
 }
 
 section! {
-    /// TLS of the server's own.
+    /// TLS at the server's own port.
     pub struct Tls {
-        /// The certificate chain, a PEM file.
+        /// The certificate chain (PEM file).
         cert: Option<PathBuf> = None, example "/etc/odoshi/tls.crt";
-        /// Its private key, a PEM file.
+        /// Its private key (PEM file).
         key: Option<PathBuf> = None, example "/etc/odoshi/tls.key";
     }
 }

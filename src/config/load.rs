@@ -7,18 +7,19 @@ use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
 use std::path::Path;
 
-/// Environment variables that begin so are settings.
+/// The prefix of environment variables that are settings.
 const PREFIX: &str = "ODOSHI__";
 
 impl Config {
-    /// Loads and validates: defaults < `file` < environment < `overrides` (the command line's flags, as (key, value)).
+    /// Loads and validates settings: defaults < `file` < environment < `overrides` (command-line
+    /// flags, as (key, value)).
     ///
-    /// An error holds everything that was found wrong, each with its key and where the value came from.
+    /// The error lists everything that is wrong, each with its key and the source of the value.
     pub fn load(file: Option<&Path>, overrides: &[(String, String)]) -> Result<Self, ConfigError> {
         Self::load_with(file, std::env::vars_os(), overrides)
     }
 
-    /// [`load`](Self::load) with an environment of the caller's own.
+    /// The same as [`load`](Self::load), with the given environment.
     pub fn load_with(
         file: Option<&Path>,
         environment: impl IntoIterator<Item = (OsString, OsString)>,
@@ -47,7 +48,7 @@ impl Config {
     }
 }
 
-/// The values so far, later ones over earlier ones.
+/// The values so far; later sources override earlier ones.
 struct Layers {
     known: HashMap<String, Key>,
     values: BTreeMap<String, Value>,
@@ -165,7 +166,7 @@ fn root_message(error: &config::ConfigError) -> String {
     }
 }
 
-/// The crate would take `true` for 1 and round 8.7; the file has types, so they are minded.
+/// The crate would read `true` as 1 and round 8.7. The file has types, so they are checked here.
 fn fits(kind: Kind, value: &ValueKind) -> bool {
     use ValueKind::{Array, Boolean, I64, String, U64};
     match kind {
@@ -198,7 +199,7 @@ fn what_it_is(value: &ValueKind) -> String {
     }
 }
 
-/// How many letters must be changed to make one word the other (Levenshtein).
+/// The edit distance between two words (Levenshtein).
 fn distance(one: &str, other: &str) -> usize {
     let other: Vec<char> = other.chars().collect();
     let mut row: Vec<usize> = (0..=other.len()).collect();

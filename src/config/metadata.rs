@@ -7,9 +7,9 @@ use crate::domain::time::Span;
 section! {
     /// The newest values that agents report.
     pub struct Metadata {
-        /// Reported values are written this often; only the newest of each key is.
+        /// How often reported values are written; only the newest value of each key is.
         flush_interval: Span = Span::secs(1);
-        /// Or as soon as there are so many.
+        /// Number of waiting values that causes an earlier write.
         max_items: usize = 5000;
     }
 }

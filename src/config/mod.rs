@@ -1,7 +1,9 @@
 //! Settings and their defaults.
 //!
-//! One file per section. The macro `section!` makes the section's struct from one list of keys, docs and defaults. The
-//! sample file `config/odoshi.toml` and the check for unknown keys are made from the same list, so they always agree. [`Config::load`] merges file < environment (`ODOSHI__SECTION__KEY`) < command-line flags.
+//! One file per section. The macro `section!` makes the section's struct from one list of keys,
+//! docs and defaults. The sample file `config/odoshi.toml` and the check for unknown keys are made
+//! from the same list, so they always agree. [`Config::load`] merges file < environment
+//! (`ODOSHI__SECTION__KEY`) < command-line flags.
 
 mod delay;
 mod error;

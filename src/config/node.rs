@@ -5,15 +5,17 @@ use super::setting::section;
 use crate::domain::time::Span;
 
 section! {
-    /// This process among those that share the store.
+    /// This process as one of the nodes that share the store.
     pub struct Node {
-        /// What it is called. Default: the host's name.
+        /// The node's name. Default: the host's name.
         name: Option<String> = None, example "odoshi-1";
-        /// How often it says that it lives.
+        /// How often the node writes its heartbeat.
         heartbeat: Span = Span::secs(2);
-        /// Whether nodes tell each other at once of what there is to do; without, each finds it within seconds.
+        /// Whether nodes notify each other of new work at once. Without it, each node finds the
+        /// work within seconds by polling.
         notify: bool = true;
-        /// After how long a silence the others take over its work; at least twice the heartbeat.
+        /// After this time without a heartbeat, other nodes take over its work; at least twice the
+        /// heartbeat.
         dead_after: Span = Span::secs(10);
     }
 }

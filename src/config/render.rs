@@ -1,4 +1,4 @@
-//! Settings as TOML text: the sample with its comments, and what is in effect.
+//! Settings as TOML text: the sample with its comments, and the settings in force.
 
 use super::{Config, Key, Kind};
 use std::fmt::Write;
@@ -24,7 +24,7 @@ impl Config {
             let value = lookup(&values, &key.path);
             let name = key.path.rsplit('.').next().unwrap_or(&key.path);
             match (key.kind, value) {
-                // A section without any key set would be noise.
+                // A section without any key set is left out.
                 (Kind::Section, Some(toml::Value::Table(table))) if !sample && table.is_empty() => {}
                 (Kind::Section, _) => {
                     text.push('\n');

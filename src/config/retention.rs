@@ -4,7 +4,7 @@ use super::error::Checks;
 use super::setting::section;
 use crate::domain::time::Span;
 
-/// As good as forever, and far from where arithmetic with times would overflow.
+/// Practically forever, but small enough that arithmetic with times can't overflow.
 const LONGEST: Span = Span::days(36_500);
 
 section! {

@@ -22,9 +22,10 @@ section! {
     /// Each key can also be given as an environment variable: ODOSHI__HTTP__LISTEN, ODOSHI__STORE__BATCH__MAX_ITEMS.
     /// Durations are a number and a unit: 20ms, 30s, 5m, 2h, 7d, or several in a row. Sizes: 512KiB, 4MiB, 1GiB.
     pub struct Config {
-        /// Where the server keeps what is its own: the SQLite database, the spool and the first admin token.
+        /// The folder for the server's own files: the SQLite database, the spool and the first
+        /// admin token.
         data_dir: PathBuf = "odoshi-data".into();
-        /// How long a stop waits for what is under way before it gives back the rest to the store.
+        /// How long a stop waits for work in flight. The rest then goes back to the store.
         shutdown_timeout: Span = Span::secs(30);
         /// The HTTP API, and the agents' connections.
         http: Http = Http::default();
@@ -34,13 +35,13 @@ section! {
         spool: Spool = Spool::default();
         /// Finding the agents of an action.
         resolver: Resolver = Resolver::default();
-        /// Commands that wait in memory for their time.
+        /// Commands that wait in memory until they are due.
         delay: Delay = Delay::default();
-        /// What delivers commands to agents.
+        /// Delivery of commands to agents.
         sender: Sender = Sender::default();
         /// The newest values that agents report.
         metadata: Metadata = Metadata::default();
-        /// This process among those that share the store.
+        /// This process as one of the nodes that share the store.
         node: Node = Node::default();
         /// What happens when a part of the server fails.
         supervision: Supervision = Supervision::default();
@@ -50,14 +51,14 @@ section! {
 }
 
 impl Config {
-    /// All keys, sections before their keys, in the order of the sample.
+    /// All keys in the order of the sample, each section before its keys.
     pub fn keys() -> Vec<Key> {
         let mut keys = Vec::new();
         <Self as Setting>::inner_keys("", &mut keys);
         keys
     }
 
-    /// Finds all invalid values, each with its key.
+    /// Checks all values. The error lists the invalid ones, each with its key.
     pub fn validate(&self) -> Result<(), ConfigError> {
         let mut checks = Checks::default();
         checks.that("data_dir", !self.data_dir.as_os_str().is_empty(), "must not be empty");
@@ -88,7 +89,7 @@ impl Config {
         self.spool.dir.clone().unwrap_or_else(|| self.data_dir.join("spool"))
     }
 
-    /// This node's name: `node.name`, or the host's name, or `localhost` when the host has none.
+    /// This node's name: `node.name`, or the host's name, or `localhost` if the host has none.
     pub fn node_name(&self) -> String {
         self.node.name.clone().unwrap_or_else(|| {
             let host = nix::unistd::gethostname().ok().and_then(|name| name.into_string().ok());

@@ -7,7 +7,7 @@ use crate::domain::time::Span;
 use std::collections::HashSet;
 
 section! {
-    /// What delivers commands to agents.
+    /// Delivery of commands to agents.
     pub struct Sender {
         /// The transports that this node serves: stream, webhook, nats, amqp, smtp, or your own.
         enabled: Vec<String> = vec!["stream".into(), "webhook".into()];
@@ -25,9 +25,9 @@ section! {
 section! {
     /// HTTP requests to agents that are web services.
     pub struct Webhook {
-        /// How many requests are under way at a time.
+        /// Maximum number of requests in flight.
         concurrency: usize = 100;
-        /// How long one may take.
+        /// Timeout of one request.
         timeout: Span = Span::secs(10);
     }
 }
@@ -35,7 +35,7 @@ section! {
 section! {
     /// Agents on a NATS JetStream cluster.
     pub struct Nats {
-        /// The cluster.
+        /// The URL of the cluster.
         url: Option<ServiceUrl> = None, example "nats://localhost:4222";
     }
 }
@@ -43,7 +43,7 @@ section! {
 section! {
     /// Agents on a RabbitMQ cluster.
     pub struct Amqp {
-        /// The cluster.
+        /// The URL of the cluster.
         url: Option<ServiceUrl> = None, example "amqp://localhost:5672/%2f";
     }
 }
@@ -51,7 +51,7 @@ section! {
 section! {
     /// Messages by mail.
     pub struct Smtp {
-        /// The mail server.
+        /// The URL of the mail server.
         url: Option<ServiceUrl> = None, example "smtp://localhost:25";
     }
 }

@@ -1,23 +1,23 @@
-//! URLs of other services, whose passwords are never shown.
+//! URLs of other services. Their passwords are never shown.
 
 use serde::{Deserialize, Serialize, Serializer};
 use std::fmt;
 
 /// A URL that may hold a password or a token.
 ///
-/// `Debug`, `Display` and serialization (which only serves to show settings) mask them; [`expose`](Self::expose) gives
-/// the whole.
+/// `Debug`, `Display` and serialization (which only serves to show settings) mask them.
+/// [`expose`](Self::expose) returns the whole URL.
 #[derive(Clone, PartialEq, Eq, Deserialize)]
 #[serde(transparent)]
 pub struct ServiceUrl(String);
 
-/// Stands where a secret was.
+/// Replaces a secret.
 const MASK: &str = "***";
-/// Parameters of a query whose values are secrets.
+/// Query parameters with secret values.
 const SECRET_PARAMETERS: [&str; 6] = ["password", "passwd", "pass", "sslpassword", "token", "secret"];
 
 impl ServiceUrl {
-    /// Takes a URL as it is.
+    /// Wraps a URL as it is.
     pub fn new(text: impl Into<String>) -> Self {
         Self(text.into())
     }
@@ -27,12 +27,12 @@ impl ServiceUrl {
         &self.0
     }
 
-    /// What is before `://`, or nothing.
+    /// The text before `://`, or nothing.
     pub fn scheme(&self) -> &str {
         self.0.split_once("://").map_or("", |(scheme, _)| scheme)
     }
 
-    /// What is after `://`, or nothing.
+    /// The text after `://`, or nothing.
     pub fn rest(&self) -> &str {
         self.0.split_once("://").map_or("", |(_, rest)| rest)
     }
@@ -56,8 +56,8 @@ impl Serialize for ServiceUrl {
     }
 }
 
-/// Masks up to the *last* `@` of each URL, and so rather too much than too little: passwords that should have been
-/// percent-encoded and were not hold `@`, `/`, `?` and commas.
+/// Masks up to the *last* `@` of each URL. That may be too much, but never too little: passwords
+/// that should have been percent-encoded may contain `@`, `/`, `?` and commas.
 fn masked(text: &str) -> String {
     let mut parts = text.split("://");
     let mut shown = parts.next().unwrap_or_default().to_owned();
@@ -65,7 +65,8 @@ fn masked(text: &str) -> String {
         shown.push_str("://");
         let hosts = match part.rsplit_once('@') {
             Some((user, hosts)) => {
-                // A user alone may be a token (NATS); only one before a password is certain to be a name.
+                // A user name alone may be a token (NATS). It is certainly a name only if a
+                // password follows.
                 let name = user.split_once(':').map_or("", |(name, _)| name);
                 let separator = if name.is_empty() { "" } else { ":" };
                 shown.push_str(&format!("{name}{separator}{MASK}@"));

@@ -5,12 +5,12 @@ use crate::domain::time::Span;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 
-/// What a key holds, which decides how the text of an environment variable or a flag is read.
+/// The type of a key's value. It decides how the text of an environment variable or a flag is read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// A table of further keys.
+    /// A table with more keys.
     Section,
-    /// Text, also durations, addresses and paths.
+    /// Text; also durations, addresses and paths.
     Text,
     /// A size: text with a unit, or a number of bytes.
     Size,
@@ -18,29 +18,29 @@ pub enum Kind {
     Integer,
     /// `true` or `false`.
     Bool,
-    /// A list of texts; in the environment and in flags separated by commas.
+    /// A list of texts, separated by commas in the environment and in flags.
     List,
 }
 
 /// One key of the settings.
 #[derive(Clone, Debug)]
 pub struct Key {
-    /// From the root: `store.batch.max_items`.
+    /// The path from the root: `store.batch.max_items`.
     pub path: String,
-    /// What it holds.
+    /// The type of its value.
     pub kind: Kind,
     /// The lines of its documentation.
     pub docs: &'static [&'static str],
-    /// A value for the sample when there is no default.
+    /// An example for the sample if there is no default.
     pub example: Option<&'static str>,
 }
 
 /// A type that a key can have.
 pub(super) trait Setting {
-    /// What it is in a file.
+    /// The type of the value in a file.
     const KIND: Kind;
 
-    /// The keys inside of it, if it is a section.
+    /// The keys inside it, if it is a section.
     fn inner_keys(_path: &str, _keys: &mut Vec<Key>) {}
 }
 
@@ -57,7 +57,8 @@ impl<T: Setting> Setting for Option<T> {
     const KIND: Kind = T::KIND;
 }
 
-/// Makes a section: the struct with its docs, `Default`, and the list of its keys in the order of the sample.
+/// Defines a section: the struct with its docs, `Default`, and the list of its keys in the order of
+/// the sample.
 macro_rules! section {
     (
         $(#[doc = $about:literal])+
@@ -97,7 +98,7 @@ macro_rules! section {
         }
 
         impl $name {
-            /// What the section is about, for the head of the sample.
+            /// The section's description, for the head of the sample.
             #[allow(dead_code, reason = "only the root's is shown")]
             pub(super) const ABOUT: &'static [&'static str] = &[$($about),+];
         }

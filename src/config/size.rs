@@ -1,14 +1,15 @@
-//! Sizes in bytes, as the settings write them.
+//! Sizes in bytes, as written in the settings.
 
 use serde::de::{Unexpected, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use std::fmt;
 
-/// A number of bytes: `4MiB`, `512KiB`, `1GiB`, or plain bytes `4096`. Decimal units (`4MB` = 4,000,000) are read too.
+/// A number of bytes: `4MiB`, `512KiB`, `1GiB`, or plain bytes `4096`. Decimal units (`4MB` =
+/// 4,000,000) are accepted too.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ByteSize(pub u64);
 
-/// Binary units first: sizes are shown in these.
+/// Binary units first, because sizes are displayed in these.
 const UNITS: [(&str, u64); 8] = [
     ("TiB", 1 << 40),
     ("GiB", 1 << 30),
@@ -21,12 +22,12 @@ const UNITS: [(&str, u64); 8] = [
 ];
 
 impl ByteSize {
-    /// So many times 1,024 bytes.
+    /// This many times 1,024 bytes.
     pub const fn kib(count: u64) -> Self {
         Self(count << 10)
     }
 
-    /// So many times 1,048,576 bytes.
+    /// This many times 1,048,576 bytes.
     pub const fn mib(count: u64) -> Self {
         Self(count << 20)
     }

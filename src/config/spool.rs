@@ -8,9 +8,9 @@ use std::path::PathBuf;
 section! {
     /// The folder that takes actions as files.
     pub struct Spool {
-        /// Where it is. Default: spool in data_dir.
+        /// The path of the folder. Default: spool in data_dir.
         dir: Option<PathBuf> = None, example "odoshi-data/spool";
-        /// How often new/ is looked through, besides being told of changes.
+        /// How often new/ is scanned, in addition to notifications of changes.
         scan_interval: Span = Span::secs(1);
     }
 }

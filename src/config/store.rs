@@ -9,14 +9,18 @@ use std::path::PathBuf;
 section! {
     /// The database.
     pub struct Store {
-        /// Where it is: sqlite://PATH for one node, postgres://… for many. Default: odoshi.db in data_dir.
+        /// The URL: sqlite://PATH for one node, postgres://… for many. Default: odoshi.db in
+        /// data_dir.
         url: Option<ServiceUrl> = None, example "sqlite://odoshi-data/odoshi.db";
-        /// A file that holds the password for PostgreSQL, and nothing else. Without it: the URL's, or PGPASSWORD.
+        /// A file with the PostgreSQL password and nothing else. Without it, the password comes
+        /// from the URL or PGPASSWORD.
         password_file: Option<PathBuf> = None, example "/etc/odoshi/postgres.password";
-        /// How many connections the pipeline has at most. On PostgreSQL, agents' sessions get as many on top, and users a quarter of it,
-        /// at least 2: what users ask can't take a connection from delivery.
+        /// Maximum number of connections for the pipeline. On PostgreSQL, agents' sessions get
+        /// another pool of this size, and users one of a quarter of it, at least 2, so that users'
+        /// requests can't take a connection from delivery.
         pool_size: usize = 8;
-        /// A transaction in PostgreSQL, whoever's, that is open for longer is told of in the log: vacuum waits for it.
+        /// A PostgreSQL transaction of any client that stays open longer is reported in the log,
+        /// because vacuum waits for it.
         warn_transaction: Span = Span::secs(300);
         /// When collected rows are written.
         batch: Batch = Batch::default();
@@ -24,13 +28,13 @@ section! {
 }
 
 section! {
-    /// When collected rows are written: whatever comes first tips the batch.
+    /// When collected rows are written: at whichever comes first.
     pub struct Batch {
-        /// So many items.
+        /// This many items are waiting.
         max_items: usize = 5000;
         /// The oldest item has waited this long.
         max_wait: Span = Span::millis(20);
-        /// Nothing came for this long.
+        /// No item came for this long.
         idle: Span = Span::millis(2);
     }
 }

@@ -7,13 +7,13 @@ use crate::domain::time::Span;
 section! {
     /// What happens when a part of the server fails.
     pub struct Supervision {
-        /// A part that fails more often than this within the time below ends the process.
+        /// Maximum number of restarts of one part within the time below. One more ends the process.
         max_restarts: u32 = 10;
         /// The time in which restarts are counted.
         within: Span = Span::secs(60);
-        /// The pause before the first restart; it doubles with each, with some jitter.
+        /// The pause before the first restart. It doubles with each one, with some jitter.
         backoff_min: Span = Span::millis(50);
-        /// The longest pause.
+        /// The longest pause before a restart.
         backoff_max: Span = Span::secs(10);
     }
 }

@@ -187,7 +187,7 @@ fn the_sample_file_is_what_the_code_says() {
 
 #[test]
 fn the_sample_holds_every_key_of_the_structs_and_nothing_else() {
-    // With what is commented out taken in: the examples of keys without a default.
+    // Includes the commented-out lines: the examples of keys without a default.
     let sample: String = Config::sample()
         .lines()
         .map(|line| match line.strip_prefix("# ") {
@@ -224,8 +224,8 @@ fn leaves(path: &str, value: &toml::Value) -> BTreeSet<String> {
     table.iter().flat_map(|(name, value)| leaves(&join(name), value)).collect()
 }
 
-/// Settings with every optional key set. No `..default()` where a key is optional: a new one doesn't compile until it
-/// is added here.
+/// Settings with every optional key set. There is no `..default()` where a key is optional, so a
+/// new key doesn't compile until it is added here.
 fn full() -> Config {
     let url = |text: &str| Some(ServiceUrl::new(text));
     Config {

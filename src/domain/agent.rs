@@ -1,4 +1,4 @@
-//! Agents, and the tokens that agents and people show.
+//! Agents, and the tokens of agents and people.
 
 use super::problem::{Problem, ProblemKind, check_is_object};
 use super::text::{has_nul, replace_nul_in};
@@ -12,12 +12,13 @@ use std::collections::BTreeMap;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-/// The transport of agents that connect by themselves.
+/// The transport of agents that connect to the server.
 pub const STREAM: &str = "stream";
-/// The most that an agent's labels, or its facts, may take as JSON, in bytes.
+/// Maximum size of an agent's labels, and of its facts, as JSON in bytes.
 pub const MAX_DESCRIPTION: usize = 64 * 1024;
 
-/// Checks an agent's name: `[A-Za-z0-9._-]{1,128}`, but neither `.` nor `..`, which are no names in paths.
+/// Checks an agent's name: `[A-Za-z0-9._-]{1,128}`, but neither `.` nor `..`, which can't be names
+/// in paths.
 pub fn check_name(name: &str) -> Result<(), Problem> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if matches!(name, "." | "..") {
@@ -31,17 +32,17 @@ pub fn check_name(name: &str) -> Result<(), Problem> {
     Ok(())
 }
 
-/// What an agent says of itself when it enrolls.
+/// What an agent reports about itself when it enrolls.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Enrollment {
     /// Unique among agents.
     #[schema(pattern = "^[A-Za-z0-9._-]{1,128}$")]
     pub name: String,
-    /// For targets; any strings.
+    /// Labels for targets; any strings.
     #[serde(default)]
     pub labels: BTreeMap<String, String>,
-    /// A JSON object.
+    /// Facts: a JSON object.
     #[serde(default)]
     #[schema(value_type = Object)]
     pub facts: serde_json::Map<String, serde_json::Value>,
@@ -51,7 +52,7 @@ pub struct Enrollment {
 }
 
 impl Enrollment {
-    /// Reads and checks one.
+    /// Reads and checks an enrollment.
     pub fn from_json(json: &[u8]) -> Result<Self, Problem> {
         let mut reader = serde_json::Deserializer::from_slice(json);
         let mut enrollment: Self = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
@@ -64,7 +65,7 @@ impl Enrollment {
         Ok(enrollment)
     }
 
-    /// Checks one: its name, and that nothing is too large or can't be kept.
+    /// Checks the name, the sizes, and that every value can be stored.
     ///
     /// # Errors
     /// A problem that names the key.
@@ -95,37 +96,37 @@ impl Enrollment {
     }
 }
 
-/// Whether facts are small enough to be kept.
+/// Whether facts are small enough to be stored.
 pub fn facts_fit(facts: &serde_json::Map<String, serde_json::Value>) -> bool {
     serde_json::to_string(facts).is_ok_and(|json| json.len() <= MAX_DESCRIPTION)
 }
 
-/// An agent as the pipeline names it.
+/// An agent as the pipeline refers to it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AgentRef {
-    /// The store's key; never given to another agent.
+    /// The store's key; never reused for another agent.
     pub no: i64,
     /// Unique among agents that are not removed.
     pub name: String,
     /// How commands reach it.
     pub transport: String,
-    /// Where, if the transport needs to know.
+    /// Its address, if the transport needs one.
     pub address: Option<String>,
-    /// Gets nothing while it is.
+    /// A disabled agent gets no commands.
     pub disabled: bool,
 }
 
-/// What a token allows, from least to most; enrolling and being an agent stand aside.
+/// A token's role, from least to most; `Enroll` and `Agent` are outside this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum Role {
-    /// All that reads.
+    /// All reading calls.
     Viewer,
-    /// Actions, schedules and previews.
+    /// Actions, schedules and previews as well.
     Operator,
     /// Agents and tokens as well.
     Admin,
-    /// Enrolling, and nothing else.
+    /// Enrolling and nothing else.
     Enroll,
     /// One agent's own calls.
     Agent,
@@ -150,7 +151,7 @@ impl Role {
             .find(|role| role.as_str() == name)
     }
 
-    /// Whether a token of this role may do what needs `needed`.
+    /// Whether a token of this role may make calls that need `needed`.
     pub fn allows(self, needed: Self) -> bool {
         let rank = |role| match role {
             Self::Viewer => Some(0),
@@ -166,12 +167,12 @@ impl Role {
     }
 }
 
-/// A secret that stands for a role. Shown once; the store keeps its hash.
+/// A secret token. It is shown once; the store keeps its hash.
 #[derive(Clone)]
 pub struct Secret(String);
 
 impl Secret {
-    /// A new one: 32 random bytes.
+    /// A new secret: 32 random bytes.
     pub fn random() -> Self {
         let bytes: [u8; 32] = rand::rng().random();
         Self(format!("odoshi_{}", URL_SAFE_NO_PAD.encode(bytes)))
@@ -182,7 +183,7 @@ impl Secret {
         &self.0
     }
 
-    /// What the store keeps.
+    /// The hash that the store keeps.
     pub fn hash(&self) -> Vec<u8> {
         hash_of(&self.0)
     }
@@ -194,18 +195,18 @@ impl std::fmt::Debug for Secret {
     }
 }
 
-/// What signs webhooks: Standard Webhooks' `whsec_` and 32 random bytes in base64.
+/// A secret that signs webhooks: Standard Webhooks' `whsec_` and 32 random bytes in base64.
 #[derive(Clone)]
 pub struct SigningSecret(String);
 
 impl SigningSecret {
-    /// A new one.
+    /// A new secret.
     pub fn random() -> Self {
         let bytes: [u8; 32] = rand::rng().random();
         Self(format!("whsec_{}", STANDARD.encode(bytes)))
     }
 
-    /// The text to show once, and to keep.
+    /// The text to show once, and to store.
     pub fn reveal(&self) -> &str {
         &self.0
     }
@@ -217,8 +218,8 @@ impl std::fmt::Debug for SigningSecret {
     }
 }
 
-/// SHA-256 of a token's text. The tokens are random and long, so that a fast hash gives nothing away, and looking one
-/// up by its hash tells an attacker's stopwatch nothing about the token.
+/// SHA-256 of a token's text. The tokens are long and random, so a fast hash is safe. Looking one
+/// up by its hash gives a timing attack no information about the token.
 pub fn hash_of(token: &str) -> Vec<u8> {
     Sha256::digest(token.as_bytes()).to_vec()
 }
@@ -226,24 +227,25 @@ pub fn hash_of(token: &str) -> Vec<u8> {
 /// A token as it is stored and listed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Token {
-    /// For revoking it.
+    /// The id by which it is revoked.
     pub id: Uuid,
-    /// What it allows.
+    /// Its role.
     pub role: Role,
-    /// For people.
+    /// A name for people.
     pub name: String,
-    /// Whose it is, if it is an agent's.
+    /// The agent that it belongs to, if any.
     #[serde(skip)]
     pub agent_no: Option<i64>,
-    /// When it was made.
+    /// When it was created.
     pub created_at: Timestamp,
-    /// From when on it is not valid.
+    /// When it expires.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
     /// When it was revoked.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub revoked_at: Option<Timestamp>,
-    /// An agent enrolled for it under a nonce and never used it: the same call is answered with another one.
+    /// It was issued by enrolling with a nonce and has never been used: repeating that call
+    /// replaces it.
     #[serde(skip)]
     pub is_unused: bool,
 }
@@ -254,8 +256,8 @@ impl Token {
         self.role == Role::Admin && self.revoked_at.is_none() && lasts
     }
 
-    /// Whether nobody would be an admin for as long as now, if this token were revoked: it is an admin's, and each of the
-    /// `others` is none, or ends before it.
+    /// Whether revoking this token would leave no admin token that is valid as long. True if it is
+    /// an admin token and each of the `others` is not, or expires earlier.
     pub fn is_last_admin<'a>(&self, others: impl IntoIterator<Item = &'a Self>, now: Timestamp) -> bool {
         let lasts_as_long = |other: &Self| match (other.expires_at, self.expires_at) {
             (None, _) => true,

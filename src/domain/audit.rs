@@ -1,16 +1,16 @@
-//! Who did what: the audit log's entries.
+//! The entries of the audit log.
 //!
-//! An entry is written in the transaction of the change that it tells of: there is none without the other.
+//! An entry is written in the same transaction as its change, so neither exists without the other.
 
 use super::agent::Token;
 use super::time::Timestamp;
 use serde::Serialize;
 use uuid::Uuid;
 
-/// Who changes something.
+/// The author of a change.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Author {
-    /// The token that was shown; `None` for the server itself and its spool.
+    /// The token that was used; `None` for the server itself and its spool.
     pub token: Option<Uuid>,
     /// The token's name, or `server`, or `spool`.
     pub name: String,
@@ -19,7 +19,7 @@ pub struct Author {
 }
 
 impl Author {
-    /// The server itself, as `name`.
+    /// The server itself, under the name `name`.
     pub fn server(name: &str) -> Self {
         Self { token: None, name: name.to_owned(), role: "server" }
     }
@@ -31,7 +31,7 @@ impl From<&Token> for Author {
     }
 }
 
-/// What was done, to be written by whoever does it.
+/// A change to be recorded, which is written by the code that makes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AuditEvent<'a> {
     /// `action.create`, `action.cancel`, `action.pause`, `action.resume`, `agent.create`, `agent.change`, `agent.remove`,
@@ -46,12 +46,12 @@ pub struct AuditEvent<'a> {
 /// An entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, utoipa::ToSchema)]
 pub struct AuditEntry {
-    /// Its place in the log; pages continue after it.
+    /// Its position in the log; pages continue after it.
     #[serde(skip)]
     pub no: i64,
-    /// When.
+    /// When it was made.
     pub at: Timestamp,
-    /// Whose token; none for the server itself and its spool.
+    /// The token that was used; none for the server itself and its spool.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub token: Option<Uuid>,
     /// The token's name, or `server`, or `spool`.

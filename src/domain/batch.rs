@@ -1,33 +1,33 @@
-//! When a batch tips: the plain part of batching, without a runtime.
+//! When a batch is written: the part of batching that needs no runtime.
 //!
-//! It fills with groups of items and is to be tipped when it holds `max_items`, when the oldest group has waited
-//! `max_wait`, or when nothing came for `idle`. After a quiet time the first group is tipped at once: waiting would cost
-//! latency and gather nothing.
+//! A batch fills with groups of items. It is written when it holds `max_items`, when the oldest
+//! group has waited `max_wait`, or when no group came for `idle`. After a quiet time the first
+//! group is written at once: waiting would cost latency and collect nothing.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// When to tip.
+/// The limits of a batch.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// How many items a batch holds, unless one group alone has more.
+    /// Maximum number of items in a batch, unless one group alone has more.
     pub max_items: usize,
-    /// How long the oldest group waits at most.
+    /// The longest that the oldest group waits.
     pub max_wait: Duration,
-    /// How long nothing may come before waiting for more is given up.
+    /// The quiet time after which the batch stops waiting for more.
     pub idle: Duration,
 }
 
 /// Why a batch is written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reason {
-    /// It came alone, after a quiet time.
+    /// The group came alone, after a quiet time.
     Quiet,
-    /// It is full.
+    /// The batch is full.
     Full,
-    /// Its oldest group has waited long enough.
+    /// The oldest group has waited long enough.
     Waited,
-    /// Nothing more comes.
+    /// No more groups come.
     Idle,
 }
 
@@ -43,12 +43,12 @@ impl Reason {
     }
 }
 
-/// What is to be done with a batch now.
+/// What to do with a batch now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Tip {
     /// Write it.
     Now(Reason),
-    /// Look again at this time.
+    /// Ask again at this time.
     At(Instant),
     /// It is empty.
     Never,
@@ -60,13 +60,13 @@ struct Group<T> {
     came: Instant,
 }
 
-/// Groups of items that wait to be written together.
+/// Groups of items that wait for a write.
 pub struct Filling<T> {
     limits: Limits,
     groups: VecDeque<Group<T>>,
     weight: usize,
     newest: Option<Instant>,
-    /// When the last batch was done with, and whether it left somebody waiting.
+    /// When the last write ended, and whether it left groups waiting.
     last_tip: Option<Instant>,
 }
 
@@ -83,22 +83,22 @@ impl<T> Filling<T> {
         self.newest = Some(now);
     }
 
-    /// How many items wait.
+    /// The number of waiting items.
     pub fn weight(&self) -> usize {
         self.weight
     }
 
-    /// Whether nothing waits.
+    /// Whether no item waits.
     pub fn is_empty(&self) -> bool {
         self.groups.is_empty()
     }
 
-    /// Whether nothing was written within `idle`: then there is no burst to wait for.
+    /// Whether nothing was written within `idle`, so that there is no burst to wait for.
     pub fn is_quiet(&self, now: Instant) -> bool {
         self.last_tip.is_none_or(|tip| now.saturating_duration_since(tip) >= self.limits.idle)
     }
 
-    /// What is to be done, when no write is under way.
+    /// What to do when no write is in flight.
     pub fn next(&self, now: Instant) -> Tip {
         let (Some(oldest), Some(newest)) = (self.groups.front(), self.newest) else { return Tip::Never };
         if self.weight >= self.limits.max_items {
@@ -112,7 +112,8 @@ impl<T> Filling<T> {
         }
     }
 
-    /// Takes what belongs into one write: whole groups, `max_items` at most unless the first has more.
+    /// Takes the groups of the next write: whole groups, at most `max_items` items unless the first
+    /// has more.
     pub fn take(&mut self) -> Vec<T> {
         let mut taken = Vec::new();
         let mut weight = 0;
@@ -129,7 +130,7 @@ impl<T> Filling<T> {
         taken
     }
 
-    /// Says that a write is done.
+    /// Records that a write is finished.
     pub fn tipped(&mut self, now: Instant) {
         self.last_tip = Some(now);
     }

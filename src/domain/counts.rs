@@ -7,7 +7,7 @@ use utoipa::ToSchema;
 /// How many commands of an action are in which state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Counts {
-    /// All that are written.
+    /// All commands that are written.
     pub total: i64,
     /// Whether `total` is final.
     pub resolved: bool,
@@ -19,18 +19,18 @@ pub struct Counts {
     pub succeeded: i64,
     /// Ran and failed.
     pub failed: i64,
-    /// Without a result in time.
+    /// Had no result in time.
     pub timed_out: i64,
-    /// Never delivered.
+    /// Could not be delivered.
     pub undeliverable: i64,
-    /// Not delivered in time.
+    /// Was not delivered in time.
     pub expired: i64,
-    /// Ended by a user.
+    /// Cancelled by a user.
     pub cancelled: i64,
 }
 
 impl Counts {
-    /// How many are in this state.
+    /// The number of commands in this state.
     pub fn of(&self, state: CommandState) -> i64 {
         match state {
             CommandState::Pending => self.pending,
@@ -57,7 +57,7 @@ impl Counts {
         }
     }
 
-    /// A command came into being, pending.
+    /// A pending command was created.
     pub fn add_new(&mut self, number: i64) {
         self.total += number;
         self.pending += number;
@@ -69,7 +69,7 @@ impl Counts {
         *self.of_mut(to) += 1;
     }
 
-    /// How many are in a final state.
+    /// The number of commands in a final state.
     pub fn finished(&self) -> i64 {
         CommandState::ALL.into_iter().filter(|state| state.is_final()).map(|state| self.of(state)).sum()
     }

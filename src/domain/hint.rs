@@ -1,10 +1,10 @@
-//! What nodes that share a store tell each other: that there is something to be looked at. A hint may be lost, come twice,
-//! or come late; the store is the truth, and everybody looks at it now and then without being told.
+//! Hints between nodes that share a store: where there may be work. A hint may be lost, arrive
+//! twice, or arrive late. The store is the truth, and every node polls it as well.
 
 /// See the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Hint {
-    /// An action has new commands, beyond this agent key.
+    /// An action has new commands beyond this agent key.
     Commands {
         /// The action's key.
         action_no: i64,
@@ -17,23 +17,26 @@ pub enum Hint {
     Agent(i64),
     /// There are new open rows that are due.
     Open,
-    /// There are new open rows of agents that no node has a connection with: one that asks may be waiting for them.
+    /// There are new open rows of agents that no node has a connection with. One of them may be
+    /// waiting in a check-in.
     Waiting,
-    /// An agent has a newer connection elsewhere: one that is older than this epoch is none any more.
+    /// An agent has a newer connection elsewhere. Connections with an older epoch are no longer
+    /// valid.
     Moved {
         /// The agent.
         agent_no: i64,
-        /// Its newer connection.
+        /// The epoch of the newer connection.
         epoch: i64,
     },
-    /// What an agent's older connection had is in the store again: who has a newer one reads its backlog.
+    /// An agent's older connection has put its commands back into the store. The node with the
+    /// newer connection reads the backlog.
     Backlog(i64),
-    /// More happened than can be told one by one; or hints may have been lost.
+    /// More changed than can be listed, or hints may have been lost.
     Everything,
 }
 
 impl Hint {
-    /// As short as it can be said.
+    /// The short text form of a hint.
     pub fn encode(self) -> String {
         match self {
             Self::Commands { action_no, after } => format!("c{action_no}.{after}"),
@@ -47,7 +50,7 @@ impl Hint {
         }
     }
 
-    /// The other way round; `None` for what a later version says.
+    /// Parses that form. `None` for a hint of a later version.
     pub fn decode(text: &str) -> Option<Self> {
         let rest = text.get(1..)?;
         let two = || rest.split_once('.').and_then(|(one, two)| Some((one.parse().ok()?, two.parse().ok()?)));

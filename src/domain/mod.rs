@@ -1,4 +1,4 @@
-//! What Odoshi is about, as plain data and pure functions: no runtime, no store, no network.
+//! The domain as plain data and pure functions: no runtime, no store, no network.
 
 pub mod action;
 pub mod agent;

@@ -9,11 +9,11 @@ pub struct Problem {
     /// A stable URI that programs can compare, `urn:odoshi:problem:…`.
     #[serde(rename = "type")]
     pub kind: String,
-    /// What kind of problem it is, always the same for one `type`.
+    /// The kind of problem in words, always the same for one `type`.
     pub title: String,
-    /// The HTTP status that goes with it.
+    /// The matching HTTP status.
     pub status: u16,
-    /// What went wrong here, naming the place.
+    /// What went wrong here, and where.
     pub detail: String,
 }
 
@@ -22,31 +22,31 @@ pub struct Problem {
 pub enum ProblemKind {
     /// The body isn't JSON.
     MalformedJson,
-    /// It is JSON, but not a valid document.
+    /// The body is JSON, but not a valid document.
     InvalidDocument,
-    /// A header or a query parameter that can't be used.
+    /// A header or a query parameter is invalid.
     BadRequest,
-    /// Larger than allowed.
+    /// The body is larger than allowed.
     TooLarge,
-    /// No token, or not a valid one.
+    /// There is no token, or it isn't valid.
     Unauthorized,
-    /// The token's role doesn't allow this.
+    /// The token's role doesn't allow this call.
     Forbidden,
-    /// No such thing.
+    /// The resource doesn't exist.
     NotFound,
     /// The path exists, but not with this method.
     MethodNotAllowed,
-    /// The id or name is taken by something else.
+    /// The id or name is already in use.
     Conflict,
-    /// An `Idempotency-Key` that was used for another document.
+    /// An `Idempotency-Key` was used for another document.
     IdempotencyMismatch,
-    /// The token calls too often, or has too many streams open: slow down.
+    /// The token calls too often, or has too many open streams.
     TooManyRequests,
-    /// No room or no store at the moment: try again later.
+    /// There is no room, or the store is away: try again later.
     Unavailable,
-    /// A fault of the server's own; its log says more.
+    /// The server failed; its log says more.
     Internal,
-    /// A spool entry that can't be read as a file.
+    /// A spool entry can't be read as a file.
     Unreadable,
 }
 
@@ -77,17 +77,18 @@ impl ProblemKind {
 }
 
 impl Problem {
-    /// A problem of this kind; `detail` says what and where.
+    /// A problem of this kind. `detail` says what is wrong and where.
     pub fn new(kind: ProblemKind, detail: impl Into<String>) -> Self {
         let (name, title, status) = kind.parts();
         Self { kind: format!("urn:odoshi:problem:{name}"), title: title.into(), status, detail: detail.into() }
     }
 }
 
-/// Refuses a document that is a list. A derived reader would take it for the values of an object, in order.
+/// Rejects a document that is a list. A derived reader would read its items as the values of an
+/// object, in order.
 ///
 /// # Errors
-/// A problem that says so.
+/// A problem with that message.
 pub fn check_is_object(json: &[u8]) -> Result<(), Problem> {
     let Some(first) = json.iter().position(|byte| !byte.is_ascii_whitespace()).filter(|first| json[*first] == b'[')
     else {

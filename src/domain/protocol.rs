@@ -1,4 +1,4 @@
-//! What agents and servers say to each other (the agent protocol's JSON), shared by both sides.
+//! The messages between agents and servers (the agent protocol's JSON), shared by both sides.
 //!
 //! Frames are read in two steps, first the `type` and then the frame of that type. Serde's tagged enums would do it in
 //! one, but they copy everything into an intermediate tree, in which raw JSON (operations, outputs) loses its form.
@@ -14,18 +14,18 @@ use uuid::Uuid;
 pub const MAX_FRAME: usize = 4 * 1024 * 1024;
 /// How often either side pings.
 pub const PING_EVERY: std::time::Duration = std::time::Duration::from_secs(20);
-/// After how much silence either side closes.
+/// The silence after which either side closes.
 pub const SILENCE: std::time::Duration = std::time::Duration::from_secs(60);
 /// How long the server waits for `hello`.
 pub const HELLO_TIMEOUT: std::time::Duration = std::time::Duration::from_secs(10);
-/// How many unfinished commands an agent takes at a time when its `hello` doesn't say.
+/// An agent's capacity for unfinished commands if its `hello` doesn't say.
 pub const DEFAULT_CAPACITY: u32 = 16;
 
 /// WebSocket close codes of the protocol.
 pub mod close {
     /// The normal end.
     pub const DONE: u16 = 1000;
-    /// The server goes away: reconnect at once, elsewhere.
+    /// The server stops: reconnect at once, elsewhere.
     pub const GOING_AWAY: u16 = 1012;
     /// A newer connection of the same agent replaced this one.
     pub const REPLACED: u16 = 4001;
@@ -42,7 +42,7 @@ pub mod close {
 pub struct RunRef {
     /// The action's public id.
     pub action: Uuid,
-    /// Which run of the command: 1, and more after a retry.
+    /// The number of the run: 1, and higher after a retry.
     pub run: i32,
 }
 
@@ -50,10 +50,10 @@ pub struct RunRef {
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Operation {
-    /// The agent's module that carries it out.
+    /// The agent's module that executes it.
     #[schema(pattern = "^[A-Za-z0-9._-]{1,128}$", example = "ping")]
     pub module: String,
-    /// What the module gets; any JSON.
+    /// The module's parameters; any JSON.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schema(value_type = Option<Value>)]
     pub parameters: Option<Box<RawValue>>,
@@ -93,84 +93,86 @@ impl Operations {
     }
 }
 
-/// A command as it goes to an agent.
+/// A command as it is sent to an agent.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct Command {
     /// The action's public id.
     pub action: Uuid,
-    /// Which run this is; an agent runs (action, run) once.
+    /// The number of the run. An agent runs (action, run) once.
     pub run: i32,
-    /// Which delivery attempt of this run this is, from 1.
+    /// The number of the delivery attempt of this run, from 1.
     pub attempt: i32,
     /// The action's name.
     pub name: String,
-    /// Run in order, stopped at the first that fails.
+    /// Run in order until one fails.
     #[schema(value_type = Vec<Operation>)]
     pub operations: Operations,
-    /// Higher goes first among the commands that wait at one agent.
+    /// Among the commands that wait at one agent, the highest priority runs first.
     #[serde(default)]
     pub priority: i32,
-    /// For the whole run, from `received`, in milliseconds.
+    /// Timeout of the whole run, from `received`, in milliseconds.
     pub timeout_ms: i64,
     /// Not started after this time (the server's clock).
     pub expires_at: Timestamp,
 }
 
 impl Command {
-    /// What the agent runs once.
+    /// The key by which the agent runs it once.
     pub fn run_ref(&self) -> RunRef {
         RunRef { action: self.action, run: self.run }
     }
 }
 
-/// How a run ended, as the agent says it.
+/// How a run ended, as reported by the agent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
 pub enum RunStatus {
-    /// All operations went well.
+    /// All operations succeeded.
     Succeeded,
-    /// One did not.
+    /// An operation failed.
     Failed,
     /// The agent killed it at its timeout.
     TimedOut,
-    /// The agent killed it because its action was cancelled. For an action that nobody cancelled it counts as failed.
+    /// The agent killed it because its action was cancelled. If no user cancelled the action, it
+    /// counts as failed.
     Cancelled,
-    /// The agent never started it, because it had expired by the server's clock. Believed only once that clock says so.
+    /// The agent didn't start it, because it had expired by the server's clock. Accepted only once
+    /// that clock agrees.
     Expired,
 }
 
-/// What came of one operation.
+/// The result of one operation.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct OperationResult {
     /// The module that ran.
     pub module: String,
-    /// Whether it went well.
+    /// Whether it succeeded.
     pub ok: bool,
-    /// Any JSON; for `exec` `{"exit_code","stdout","stderr"}`.
+    /// The output; any JSON. For `exec`: `{"exit_code","stdout","stderr"}`.
     #[serde(default)]
     #[schema(value_type = Option<Value>)]
     pub output: Option<Box<RawValue>>,
-    /// Why it did not.
+    /// Why it failed.
     #[serde(default)]
     pub error: Option<String>,
-    /// Whether output was cut off.
+    /// Whether the output was cut off.
     #[serde(default)]
     pub truncated: bool,
 }
 
-/// What came of one run.
+/// The result of one run.
 #[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct RunResult {
     /// The action's public id.
     pub action: Uuid,
-    /// Which run it was.
+    /// The number of the run.
     pub run: i32,
     /// How it ended.
     pub status: RunStatus,
     /// One per operation that was started.
     #[serde(default)]
     pub results: Vec<OperationResult>,
-    /// By the agent's clock; shown, never used for a decision.
+    /// By the agent's clock. It is shown and never used for a decision.
     #[serde(default)]
     pub started_at: Option<Timestamp>,
     /// By the agent's clock.
@@ -179,7 +181,7 @@ pub struct RunResult {
 }
 
 impl RunResult {
-    /// The run that this is the result of.
+    /// The run of this result.
     pub fn run_ref(&self) -> RunRef {
         RunRef { action: self.action, run: self.run }
     }
@@ -191,13 +193,13 @@ pub struct Hello {
     /// The agent program's version.
     #[serde(default)]
     pub version: String,
-    /// A JSON object that the agent says of itself.
+    /// The agent's facts: a JSON object.
     #[serde(default)]
     pub facts: serde_json::Map<String, serde_json::Value>,
-    /// How many unfinished commands it takes at a time.
+    /// The agent's capacity for unfinished commands.
     #[serde(default = "default_capacity")]
     pub capacity: u32,
-    /// The runs that it has and whose results are not stored yet.
+    /// Its runs whose results are not stored yet.
     #[serde(default)]
     pub running: Vec<RunRef>,
 }
@@ -209,108 +211,108 @@ fn default_capacity() -> u32 {
 /// One reported value of a key.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct MetadataItem {
-    /// What is reported.
+    /// The key.
     pub key: String,
     /// Its value; any JSON.
     #[serde(default)]
     pub value: Option<Box<RawValue>>,
-    /// Why there is none.
+    /// Why there is no value.
     #[serde(default)]
     pub error: Option<String>,
-    /// When it was so; the newest of a key wins.
+    /// The time of the value. The newest of a key wins.
     pub collected_at: Timestamp,
 }
 
-/// A result that won't be stored, and why. The agent stops sending it again.
+/// A result that can't be stored, and why. The agent stops sending it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Rejected {
     /// The action's public id.
     pub action: Uuid,
-    /// Which run.
+    /// The number of the run.
     pub run: i32,
-    /// A sentence for people.
+    /// The reason, for people.
     pub reason: String,
 }
 
-/// What an agent sends.
+/// A frame from an agent.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum AgentFrame {
-    /// First of all.
+    /// Always the first frame.
     Hello(Hello),
-    /// It has these safe.
+    /// The agent has stored these commands.
     Received {
         /// The runs.
         commands: Vec<RunRef>,
     },
-    /// These ended.
+    /// These runs ended.
     Results {
-        /// One each.
+        /// One result per run.
         results: Vec<RunResult>,
     },
-    /// Newest values.
+    /// The newest values.
     Metadata {
         /// Answered by `metadata_stored`.
         seq: i64,
         /// The values.
         items: Vec<MetadataItem>,
     },
-    /// Something is wrong; a close follows.
+    /// An error; a close follows.
     Error(ErrorFrame),
 }
 
-/// What a server sends.
+/// A frame from a server.
 #[derive(Clone, Debug, Serialize)]
 #[serde(tag = "type", rename_all = "snake_case")]
 pub enum ServerFrame {
-    /// Answers `hello`.
+    /// The answer to `hello`.
     Welcome(Welcome),
-    /// To run.
+    /// Commands to run.
     Commands {
         /// At most as many as the agent has room for.
         commands: Vec<Command>,
     },
-    /// These results are durable, or never will be.
+    /// These results are durable, or rejected for good.
     Stored(Stored),
-    /// Stop what runs for these actions.
+    /// Stop the runs of these actions.
     Cancel {
-        /// Public ids.
+        /// The actions' public ids.
         actions: Vec<Uuid>,
     },
-    /// Metadata up to here is durable.
+    /// Metadata up to this frame is durable.
     MetadataStored {
         /// The frame's number.
         seq: i64,
     },
-    /// Something is wrong; a close follows.
+    /// An error; a close follows.
     Error(ErrorFrame),
 }
 
-/// Answers `hello`.
+/// The answer to `hello`.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Welcome {
     /// The agent's name.
     pub agent: String,
-    /// The server's clock, by which the agent judges expiry.
+    /// The server's time, by which the agent judges expiry.
     pub server_time: Timestamp,
 }
 
-/// Answers results.
+/// The answer to results.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct Stored {
-    /// Durable now.
+    /// The durable ones.
     pub commands: Vec<RunRef>,
-    /// Never accepted.
+    /// The ones that are rejected for good.
     #[serde(default)]
     pub rejected: Vec<Rejected>,
 }
 
-/// Says what is wrong before a close.
+/// An error, sent before a close.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ErrorFrame {
-    /// Stable and short.
+    /// A short, stable code.
     pub code: String,
-    /// A sentence for people.
+    /// A message for people.
     pub message: String,
 }
 
@@ -352,7 +354,7 @@ struct MetadataStoredBody {
 }
 
 impl AgentFrame {
-    /// Reads a frame; `None` for a type that is not known, which is to be ignored.
+    /// Reads a frame. `None` for an unknown type, which is to be ignored.
     pub fn parse(text: &str) -> Result<Option<Self>, serde_json::Error> {
         let Kind { kind } = serde_json::from_str(text)?;
         Ok(Some(match kind.as_ref() {
@@ -375,7 +377,7 @@ impl AgentFrame {
 }
 
 impl ServerFrame {
-    /// Reads a frame; `None` for a type that is not known, which is to be ignored.
+    /// Reads a frame. `None` for an unknown type, which is to be ignored.
     pub fn parse(text: &str) -> Result<Option<Self>, serde_json::Error> {
         let Kind { kind } = serde_json::from_str(text)?;
         Ok(Some(match kind.as_ref() {

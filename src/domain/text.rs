@@ -1,19 +1,19 @@
-//! The one character that no text may hold: NUL, which PostgreSQL can't keep.
+//! NUL, the one character that no text may contain, because PostgreSQL can't store it.
 //!
-//! Where people write a text, it is an error that names the place. What agents say is taken all the same, with U+FFFD in
-//! its place: a program's output must not keep its result from being stored.
+//! In texts that people write, it is an error that names the place. In texts from agents, it is
+//! replaced by U+FFFD: a program's output must not keep its result from being stored.
 
 use serde_json::{Map, Value};
 
 const NUL: char = '\0';
 const INSTEAD: &str = "\u{FFFD}";
 
-/// Whether a text holds it.
+/// Whether a text contains NUL.
 pub fn has_nul(text: &str) -> bool {
     text.contains(NUL)
 }
 
-/// Puts U+FFFD in its place.
+/// Replaces NUL by U+FFFD.
 pub fn replace_nul(text: &mut String) {
     if has_nul(text) {
         *text = text.replace(NUL, INSTEAD);

@@ -1,4 +1,4 @@
-//! Points in time and lengths of time, as the interface writes them.
+//! Points in time and durations, as the interface writes them.
 
 use chrono::{DateTime, SecondsFormat, Utc};
 use serde::de::Error as _;
@@ -20,7 +20,8 @@ const LAST_WRITABLE: i64 = 253_402_300_799_999;
 const FIRST_WRITABLE: i64 = -62_167_219_200_000;
 
 impl Timestamp {
-    /// What this machine's clock says. The pipeline asks [`Store::now`](crate::store::Store::now) instead.
+    /// The time by this machine's clock. The pipeline uses [`Store::now`](crate::store::Store::now)
+    /// instead.
     pub fn of_this_machine() -> Self {
         Self(Utc::now().timestamp_millis())
     }
@@ -37,7 +38,7 @@ impl Timestamp {
         Self(self.0.saturating_add(millis)).clamped()
     }
 
-    /// This time less `span`.
+    /// This time minus `span`.
     #[must_use]
     pub fn minus(self, span: Duration) -> Self {
         let millis = i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
@@ -76,22 +77,22 @@ impl<'de> Deserialize<'de> for Timestamp {
     }
 }
 
-/// A length of time as documents and settings write it: `20ms`, `30s`, `1h30m`, `7d`.
+/// A duration as documents and settings write it: `20ms`, `30s`, `1h30m`, `7d`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Span(pub Duration);
 
 impl Span {
-    /// A span of so many milliseconds.
+    /// A span of this many milliseconds.
     pub const fn millis(millis: u64) -> Self {
         Self(Duration::from_millis(millis))
     }
 
-    /// A span of so many seconds.
+    /// A span of this many seconds.
     pub const fn secs(secs: u64) -> Self {
         Self(Duration::from_secs(secs))
     }
 
-    /// A span of so many days of 24 hours.
+    /// A span of this many days of 24 hours.
     pub const fn days(days: u64) -> Self {
         Self(Duration::from_secs(days * 86_400))
     }
@@ -114,7 +115,7 @@ impl std::str::FromStr for Span {
 
 impl fmt::Display for Span {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        // Days are the largest unit of the interface; humantime would go on to months and years.
+        // Days are the largest unit of the interface; humantime would use months and years.
         let mut rest = self.0.as_millis();
         if rest == 0 {
             return f.write_str("0s");

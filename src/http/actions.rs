@@ -49,13 +49,14 @@ pub(super) struct AcceptedAction {
     status: ActionState,
 }
 
-/// Submits an action. It is accepted once it is durable. The same id, or the same `Idempotency-Key`, again is the same action.
+/// Submits an action. It is accepted once it is durable.
+/// Repeating the same id, or the same `Idempotency-Key`, returns the same action.
 #[utoipa::path(post, path = "/v1/actions", tag = "actions", request_body(content = Document, description = "The action"),
-    params(("Idempotency-Key" = Option<String>, Header, description = "What the caller calls this request")),
+    params(("Idempotency-Key" = Option<String>, Header, description = "The caller's unique key for this request")),
     responses(
-        (status = 202, body = AcceptedAction, description = "It is durable"),
+        (status = 202, body = AcceptedAction, description = "The action is durable"),
         (status = 409, body = Problem, content_type = "application/problem+json",
-            description = "The id is taken by an action with other content"),
+            description = "Another action has this id"),
     ), security(("token" = ["operator"])))]
 pub(super) async fn create(
     operator: Operator,
@@ -76,7 +77,7 @@ async fn accepted(api: &Api, submitted: Submitted) -> ApiResult<HttpResponse> {
     Ok(HttpResponse::Accepted().json(AcceptedAction { id: submitted.id, status }))
 }
 
-/// What the caller calls this request, 1 to 255 characters.
+/// The request's `Idempotency-Key`, 1 to 255 characters.
 pub(super) fn idempotency_key(request: &HttpRequest) -> ApiResult<Option<String>> {
     let Some(header) = request.headers().get("Idempotency-Key") else { return Ok(None) };
     match header.to_str() {
@@ -89,13 +90,13 @@ pub(super) fn idempotency_key(request: &HttpRequest) -> ApiResult<Option<String>
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct ActionsQuery {
-    /// Only those in this state.
+    /// Only actions in this state.
     #[param(value_type = Option<ActionState>)]
     status: Option<String>,
-    /// The size of the page, 100 if not given.
+    /// The page size; 100 by default.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
-    /// The last page's `next`.
+    /// The previous page's `next`.
     after: Option<i64>,
 }
 
@@ -136,13 +137,13 @@ pub(super) async fn show(_: Viewer, id: web::Path<Uuid>, api: web::Data<Api>) ->
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct CommandsQuery {
-    /// Only those in this state.
+    /// Only commands in this state.
     #[param(value_type = Option<CommandState>)]
     status: Option<String>,
-    /// The size of the page, 100 if not given.
+    /// The page size; 100 by default.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
-    /// The last page's `next`.
+    /// The previous page's `next`.
     after: Option<String>,
 }
 
@@ -153,7 +154,8 @@ pub(super) struct CommandPage {
     next: Option<String>,
 }
 
-/// An action's commands, by agent name: a page, or, if the request accepts NDJSON or CSV, all of them as a stream.
+/// An action's commands, by agent name.
+/// One page; or all of them as a stream, if the request accepts NDJSON or CSV.
 #[utoipa::path(get, path = "/v1/actions/{id}/commands", tag = "actions",
     params(("id" = Uuid, Path, description = "The action's id"), CommandsQuery),
     responses((status = 200, description = "A page of commands, or all of them as lines", content(
@@ -191,7 +193,8 @@ pub(super) async fn cancel(operator: Operator, id: web::Path<Uuid>, api: web::Da
     Ok(HttpResponse::Ok().json(Action::from(view)))
 }
 
-/// Pauses an action: nothing of it is delivered until it is resumed. Everything else continues. Idempotent.
+/// Pauses an action: none of its commands is delivered until it is resumed.
+/// Everything else continues. Idempotent.
 #[utoipa::path(post, path = "/v1/actions/{id}/pause", tag = "actions",
     params(("id" = Uuid, Path, description = "The action's id")),
     responses((status = 200, body = Action, description = "The action")),
@@ -215,23 +218,25 @@ pub(super) async fn resume(operator: Operator, id: web::Path<Uuid>, api: web::Da
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct RetryQuery {
-    /// Final states of commands, with commas between; `failed,timed_out,undeliverable,expired` if not given.
+    /// Final states of commands, separated by commas; `failed,timed_out,undeliverable,expired` by
+    /// default.
     #[param(
         pattern = "^(succeeded|failed|timed_out|undeliverable|expired|cancelled)(,(succeeded|failed|timed_out|undeliverable|expired|cancelled)){0,5}$"
     )]
     status: Option<String>,
 }
 
-/// The states that are tried again when the caller names none.
+/// The states that are retried by default.
 const RETRIED: &str = "failed,timed_out,undeliverable,expired";
 
-/// Makes a new action, the same but for its time, for the agents whose command is in one of these states now.
+/// Creates a new action for the agents whose command is now in one of these states.
+/// It is the same as the first one except for its times.
 #[utoipa::path(post, path = "/v1/actions/{id}/retry", tag = "actions",
     params(("id" = Uuid, Path, description = "The action's id"), RetryQuery,
-        ("Idempotency-Key" = Option<String>, Header, description = "What the caller calls this request")),
+        ("Idempotency-Key" = Option<String>, Header, description = "The caller's unique key for this request")),
     responses((status = 202, body = AcceptedAction, description = "The new action is durable"),
         (status = 422, body = Problem, content_type = "application/problem+json",
-            description = "The Idempotency-Key was used for something else")),
+            description = "The Idempotency-Key was used for another request")),
     security(("token" = ["operator"])))]
 pub(super) async fn retry(
     operator: Operator,

@@ -1,4 +1,4 @@
-//! `/v1/agent`: what agents call.
+//! `/v1/agent`: the calls of agents.
 
 use super::actions::idempotency_key;
 use super::api::Api;
@@ -17,20 +17,21 @@ use utoipa::ToSchema;
 
 #[derive(Serialize, ToSchema)]
 pub(super) struct EnrolledAgent {
-    /// Its name.
+    /// The agent's name.
     agent: String,
-    /// Its own token, if it is new.
+    /// The agent's own token, if the agent is new.
     #[serde(skip_serializing_if = "Option::is_none")]
     token: Option<String>,
 }
 
-/// Enrolls a new agent with an `enroll` token, or lets one tell its labels and facts again with its own. The same call again
-/// under the same `Idempotency-Key` is answered with a fresh token for as long as the one before was never used.
+/// Enrolls a new agent with an `enroll` token, or updates an agent's labels and facts with its own.
+/// Repeating the call with the same `Idempotency-Key` returns a fresh token, as long as the previous
+/// one was never used.
 #[utoipa::path(post, path = "/v1/agent/enroll", tag = "agent", request_body = Enrollment,
     params(("Idempotency-Key" = Option<String>, Header,
-        description = "A random nonce that the agent made and keeps: with it a lost answer is not the end")),
-    responses((status = 201, body = EnrolledAgent, description = "It is enrolled; its token is shown once"),
-        (status = 200, body = EnrolledAgent, description = "It is known, and what it said is stored"),
+        description = "A random nonce, stored before the call, with which the agent can repeat it")),
+    responses((status = 201, body = EnrolledAgent, description = "The agent is enrolled; its token is shown once"),
+        (status = 200, body = EnrolledAgent, description = "The agent is known; its labels and facts are stored"),
         (status = 409, body = Problem, content_type = "application/problem+json", description = "The name is taken")),
     security(("token" = ["enroll"])))]
 pub(super) async fn enroll(request: HttpRequest, body: Body, api: web::Data<Api>) -> ApiResult<HttpResponse> {
@@ -78,7 +79,8 @@ pub(super) async fn stream(
     let name = agent.name.clone();
     let served = connection::serve(api.sessions.clone(), agent, token, socket, stream);
     actix_web::rt::spawn(async move {
-        // A fault in one session is that session's alone: the socket closes, and the agent comes back.
+        // A panic in one session stays in that session: the socket closes, and the agent
+        // reconnects.
         let guarded = std::panic::AssertUnwindSafe(served);
         if futures_util::FutureExt::catch_unwind(guarded).await.is_err() {
             log::error!(agent = name.as_str(); "an agent's session crashed; its agent will connect again");

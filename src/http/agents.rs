@@ -16,13 +16,13 @@ use utoipa::{IntoParams, ToSchema};
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct AgentsQuery {
-    /// A target expression: only those that it picks.
+    /// A target expression: only agents that match it.
     #[param(min_length = 1)]
     target: Option<String>,
-    /// The size of the page, 100 if not given.
+    /// The page size; 100 by default.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
-    /// The last page's `next`.
+    /// The previous page's `next`.
     after: Option<String>,
 }
 
@@ -33,11 +33,11 @@ pub(super) struct AgentPage {
     next: Option<String>,
 }
 
-/// Agents by name: all, disabled ones too, or those that a target picks.
+/// Agents by name: all, disabled ones included, or those that match a target.
 #[utoipa::path(get, path = "/v1/agents", tag = "agents", params(AgentsQuery),
     responses((status = 200, body = AgentPage, description = "A page of agents"),
         (status = 422, body = Problem, content_type = "application/problem+json",
-            description = "The target can't be read; the detail names line and column")),
+            description = "The target isn't valid; the detail names line and column")),
     security(("token" = ["viewer"])))]
 pub(super) async fn list(_: Viewer, query: web::Query<AgentsQuery>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     let limit = limit(query.limit)?;
@@ -47,36 +47,36 @@ pub(super) async fn list(_: Viewer, query: web::Query<AgentsQuery>, api: web::Da
     Ok(HttpResponse::Ok().json(AgentPage { agents, next }))
 }
 
-/// An agent that doesn't connect by itself.
+/// An agent that doesn't connect to the server.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct AddedAgent {
     /// Unique among agents.
     #[schema(pattern = "^[A-Za-z0-9._-]{1,128}$")]
     name: String,
-    /// How commands reach it, such as `webhook`.
+    /// How commands reach the agent, such as `webhook`.
     #[schema(pattern = "^[A-Za-z0-9_-]{1,64}$", example = "webhook")]
     transport: String,
-    /// Where; for `webhook` an http(s) URL.
+    /// The agent's address; for `webhook` an http(s) URL.
     #[serde(default)]
     #[schema(max_length = 2048)]
     address: Option<String>,
-    /// For targets.
+    /// Labels for targets.
     #[serde(default)]
     labels: BTreeMap<String, String>,
 }
 
 #[derive(Serialize, ToSchema)]
 pub(super) struct AgentSecrets {
-    /// Its name.
+    /// The agent's name.
     agent: String,
-    /// For its calls to `/v1/agent/…`.
+    /// The token for its calls to `/v1/agent/…`.
     token: String,
-    /// Signs the webhooks that go to it (Standard Webhooks, `whsec_…`).
+    /// The secret that signs webhooks to it (Standard Webhooks, `whsec_…`).
     secret: String,
 }
 
-/// Adds an agent that doesn't connect by itself. Its secrets are in this answer, and nowhere else ever again.
+/// Adds an agent that doesn't connect to the server. Its secrets are shown once, in this answer.
 #[utoipa::path(post, path = "/v1/agents", tag = "agents", request_body = AddedAgent,
     responses((status = 201, body = AgentSecrets, description = "The agent"),
         (status = 409, body = Problem, content_type = "application/problem+json", description = "The name is taken")),
@@ -96,28 +96,28 @@ pub(super) async fn show(_: Viewer, name: web::Path<String>, api: web::Data<Api>
     Ok(HttpResponse::Ok().json(agents::show(&api.node, &name).await?))
 }
 
-/// A JSON merge patch: what is null goes, what isn't there stays.
+/// A JSON merge patch: null removes a value, a missing key keeps it.
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct Patch {
-    /// Labels to be set, or (null) taken away.
+    /// Labels to set, or to remove (null).
     #[serde(default)]
     labels: BTreeMap<String, Option<String>>,
-    /// Where it is, or (null) that this isn't known.
+    /// The new address, or null to remove it.
     #[serde(default, deserialize_with = "given")]
     #[schema(value_type = Option<String>, max_length = 2048)]
     address: Option<Option<String>>,
-    /// Whether it gets nothing.
+    /// Whether the agent is disabled: it gets no commands.
     #[serde(default)]
     disabled: Option<bool>,
 }
 
-/// Tells null from what isn't there.
+/// Distinguishes null from a missing key.
 fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Option<String>>, D::Error> {
     Option::deserialize(deserializer).map(Some)
 }
 
-/// Changes labels, address, and whether it is disabled: a JSON merge patch.
+/// Changes an agent's labels, address, and whether it is disabled, by a JSON merge patch.
 #[utoipa::path(patch, path = "/v1/agents/{name}", tag = "agents", params(("name" = String, Path, description = "The agent's name")),
     request_body(content((Patch = "application/json"), (Patch = "application/merge-patch+json"))),
     responses((status = 200, body = AgentView, description = "The agent as it is now")), security(("token" = ["admin"])))]
@@ -132,9 +132,10 @@ pub(super) async fn patch(
     Ok(HttpResponse::Ok().json(agents::update(&api.node, &name, patch, &admin.author()).await?))
 }
 
-/// Removes an agent: its commands become undeliverable, its token is no longer valid, its name is free.
+/// Removes an agent.
+/// Its commands become undeliverable, its token is no longer valid, and its name is free.
 #[utoipa::path(delete, path = "/v1/agents/{name}", tag = "agents", params(("name" = String, Path, description = "The agent's name")),
-    responses((status = 204, description = "It is removed")), security(("token" = ["admin"])))]
+    responses((status = 204, description = "The agent is removed")), security(("token" = ["admin"])))]
 pub(super) async fn remove(admin: Admin, name: web::Path<String>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     agents::remove(&api.node, &name, &admin.author()).await?;
     Ok(HttpResponse::NoContent().finish())

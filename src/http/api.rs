@@ -1,4 +1,4 @@
-//! What the handlers of this process share.
+//! State that the handlers of this process share.
 
 use super::connections::Connections;
 use super::limits::Limits;
@@ -8,27 +8,27 @@ use crate::runtime::Supervision;
 use crate::senders::stream::SessionDeps;
 use std::sync::Arc;
 
-/// What handlers work with.
+/// The shared state of the handlers.
 #[derive(Clone)]
 pub struct Api {
-    /// What every part of this process works with.
+    /// The context of this process.
     pub node: Arc<Node>,
-    /// What one caller may take.
+    /// The limits per caller.
     pub limits: Limits,
-    /// How many connections there are, and may be.
+    /// The count and the limit of connections.
     pub connections: Connections,
-    /// For agents that connect.
+    /// For agents' connections.
     pub sessions: SessionDeps,
     /// Whether agents may connect to this node.
     pub serves_stream: bool,
-    /// Commands that no node has a sender for, as they were a moment ago.
+    /// Commands that no node has a sender for, as counted a moment ago.
     pub unserved: Arc<Unserved>,
     /// The actors' states.
     pub supervision: Supervision,
 }
 
 impl Api {
-    /// Serves up to `connections` of them.
+    /// State for a server with up to `connections` connections.
     pub fn new(sessions: SessionDeps, supervision: Supervision, serves_stream: bool, connections: usize) -> Self {
         let node = sessions.node.clone();
         let limits = Limits::new(node.config.http.token_rate, node.config.http.token_streams);
@@ -36,7 +36,7 @@ impl Api {
         Self { node, limits, connections, sessions, serves_stream, unserved: Arc::default(), supervision }
     }
 
-    /// The largest body, in bytes.
+    /// The largest body in bytes.
     pub(super) fn max_body(&self) -> usize {
         self.node.config.http.max_body.as_usize()
     }

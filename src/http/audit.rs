@@ -1,4 +1,4 @@
-//! `/v1/audit`: who did what.
+//! `/v1/audit`: the audit log.
 
 use super::api::Api;
 use super::error::ApiResult;
@@ -13,10 +13,10 @@ use utoipa::{IntoParams, ToSchema};
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct AuditQuery {
-    /// The size of the page, 100 if not given.
+    /// The page size; 100 by default.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
-    /// The last page's `next`.
+    /// The previous page's `next`.
     after: Option<i64>,
 }
 
@@ -27,7 +27,7 @@ pub(super) struct AuditPage {
     next: Option<String>,
 }
 
-/// The changes that were made, newest first.
+/// Changes and their authors, newest first.
 #[utoipa::path(get, path = "/v1/audit", tag = "audit", params(AuditQuery),
     responses((status = 200, body = AuditPage, description = "A page of the audit log")), security(("token" = ["admin"])))]
 pub(super) async fn list(_: Admin, query: web::Query<AuditQuery>, api: web::Data<Api>) -> ApiResult<HttpResponse> {

@@ -8,10 +8,10 @@ use crate::service::tokens;
 use actix_web::HttpRequest;
 use actix_web::http::header::AUTHORIZATION;
 
-/// The longest token that is looked up.
+/// Longer tokens are not looked up.
 const MAX_TOKEN: usize = 256;
 
-/// The caller's token, whatever it allows.
+/// The caller's token, whatever its role.
 pub(super) async fn caller(api: &Api, request: &HttpRequest) -> ApiResult<Token> {
     let unauthorized = |detail: &str| ApiError::new(ProblemKind::Unauthorized, detail);
     let header = request.headers().get(AUTHORIZATION).ok_or_else(|| unauthorized("no Authorization header"))?;
@@ -28,7 +28,7 @@ pub(super) async fn caller(api: &Api, request: &HttpRequest) -> ApiResult<Token>
     if tokens::note_use(&api.node, &token).await? { Ok(token) } else { Err(unknown()) }
 }
 
-/// The caller's token, if it allows what needs `role`.
+/// The caller's token, if its role allows calls that need `role`.
 pub(super) async fn needs(api: &Api, request: &HttpRequest, role: Role) -> ApiResult<Token> {
     let token = caller(api, request).await?;
     if token.role.allows(role) {

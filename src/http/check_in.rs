@@ -13,16 +13,16 @@ use serde::{Deserialize, Serialize};
 use std::time::Duration;
 use utoipa::{IntoParams, ToSchema};
 
-/// The longest wait that a caller gets.
+/// The longest wait of a call.
 const MAX_WAIT: Duration = Duration::from_secs(60);
 
 #[derive(Deserialize, IntoParams)]
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct DueQuery {
-    /// How long to wait for something, at most a minute.
+    /// How long to wait for a command, at most a minute.
     wait: Option<Span>,
-    /// At most so many commands, 100 if not given.
+    /// Maximum number of commands; 100 by default.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
 }
@@ -33,9 +33,10 @@ pub(super) struct DueCommands {
     server_time: Timestamp,
 }
 
-/// All that is due and not received, urgent ones first; waits for something if asked to. Changes nothing.
+/// All commands that are due and not received, urgent ones first. Waits for one if asked to.
+/// Changes nothing.
 #[utoipa::path(get, path = "/v1/agent/commands", tag = "agent", params(DueQuery),
-    responses((status = 200, body = DueCommands, description = "What is due")), security(("token" = ["agent"])))]
+    responses((status = 200, body = DueCommands, description = "The due commands")), security(("token" = ["agent"])))]
 pub(super) async fn commands(
     CallingAgent { agent, token }: CallingAgent,
     query: web::Query<DueQuery>,
@@ -43,7 +44,7 @@ pub(super) async fn commands(
 ) -> ApiResult<HttpResponse> {
     let limit = limit(query.limit)?;
     let wait = query.wait.map_or(Duration::ZERO, |wait| wait.0.min(MAX_WAIT));
-    // Where too many wait already, this one learns at once that there is nothing.
+    // If too many calls wait already, this one is answered at once.
     let room = api.limits.stream(token);
     let wait = if room.is_ok() { wait } else { Duration::ZERO };
     let due = check_in::due(&api.node, &agent, limit, wait, || api.supervision.is_draining()).await?;
@@ -55,9 +56,9 @@ pub(super) struct ReceivedBody {
     commands: Vec<RunRef>,
 }
 
-/// The agent has these safe; answered once that is durable.
+/// Confirms that the agent has stored these runs. Answered once that is durable.
 #[utoipa::path(post, path = "/v1/agent/received", tag = "agent", request_body = ReceivedBody,
-    responses((status = 200, body = Stored, description = "It is durable")), security(("token" = ["agent"])))]
+    responses((status = 200, body = Stored, description = "They are recorded")), security(("token" = ["agent"])))]
 pub(super) async fn received(
     CallingAgent { agent, .. }: CallingAgent,
     body: Body,
@@ -73,9 +74,9 @@ pub(super) struct ResultsBody {
     results: Vec<RunResult>,
 }
 
-/// How runs ended; answered once that is durable.
+/// Reports results. Answered once they are durable.
 #[utoipa::path(post, path = "/v1/agent/results", tag = "agent", request_body = ResultsBody,
-    responses((status = 200, body = Stored, description = "What is durable, and what never will be")),
+    responses((status = 200, body = Stored, description = "The stored results, and the rejected ones")),
     security(("token" = ["agent"])))]
 pub(super) async fn results(
     CallingAgent { agent, .. }: CallingAgent,

@@ -1,7 +1,8 @@
-//! How many connections this process serves, and the refusal of those beyond.
+//! Counts this process's connections, and refuses those beyond the limit.
 //!
-//! Each connection is counted when it is accepted. One beyond the bound gets `503` on its first request and is closed. A
-//! WebSocket is refused a little earlier, so that agents cannot take the last connections from operators.
+//! Each connection is counted when it is accepted. One beyond the limit gets `503` on its first
+//! request and is closed. A WebSocket is refused a little earlier, so that agents cannot take the
+//! last connections from operators.
 
 use super::error::ApiError;
 use crate::domain::problem::ProblemKind;
@@ -12,10 +13,10 @@ use actix_web::{HttpRequest, HttpResponse, ResponseError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// At most this many connections are kept free of WebSockets.
+/// Maximum number of connections that are kept free of WebSockets.
 const FOR_CALLS_MAX: usize = 256;
 
-/// The connections of this process. Clones count into the same number.
+/// The connections of this process. Clones share the count.
 #[derive(Clone, Debug)]
 pub struct Connections(Arc<Inner>);
 
@@ -35,13 +36,13 @@ struct Slot {
 }
 
 impl Connections {
-    /// None yet, and at most `limit` of them.
+    /// No connections yet, and at most `limit` of them.
     pub fn new(limit: usize, metrics: Metrics) -> Self {
         let for_calls = (limit / 10).clamp(1, FOR_CALLS_MAX);
         Self(Arc::new(Inner { open: AtomicUsize::new(0), limit, for_calls, metrics }))
     }
 
-    /// A connection was accepted: counts it for as long as its data lives.
+    /// Counts an accepted connection for as long as its data lives.
     pub(super) fn accepted(&self, data: &mut Extensions) {
         data.insert(self.slot());
     }
@@ -57,7 +58,7 @@ impl Connections {
         Slot { connections: self.clone(), refused }
     }
 
-    /// Refuses a WebSocket when the connections left are for other calls.
+    /// Refuses a WebSocket if the remaining connections are kept for other calls.
     ///
     /// # Errors
     /// `503`, when there is no room.
@@ -83,7 +84,7 @@ fn no_room() -> ApiError {
     ApiError::new(ProblemKind::Unavailable, "this server has no room for more connections; try another one, or later")
 }
 
-/// The answer to a request on a connection beyond the bound; `None` on any other.
+/// The answer to a request on a connection beyond the limit; `None` on any other.
 pub(super) fn refusal(request: &ServiceRequest) -> Option<HttpResponse> {
     let refused = HttpRequest::conn_data::<Slot>(request.request()).is_some_and(|slot| slot.refused);
     refused.then(|| {

@@ -1,5 +1,5 @@
-//! How calls fail: every error is a problem document with a status. What the store couldn't do becomes `503` (try again) or a
-//! plain `500` whose cause is logged here, once, and not told.
+//! How calls fail: every error is a problem document with a status. A store failure becomes `503`
+//! (try again) or a plain `500`, whose cause is logged here, once, and not shown to the caller.
 
 use crate::domain::problem::{Problem, ProblemKind};
 use crate::error_chain::ErrorChain;
@@ -13,11 +13,11 @@ use std::fmt;
 #[derive(Debug)]
 pub struct ApiError {
     problem: Problem,
-    /// The methods that the path has.
+    /// The methods of the path.
     allow: Option<String>,
 }
 
-/// What a status means in general.
+/// The general meaning of a status.
 pub(super) fn title_of(status: u16) -> &'static str {
     match status {
         400 => "Bad request: a parameter, a header or the JSON can't be read",
@@ -32,7 +32,7 @@ pub(super) fn title_of(status: u16) -> &'static str {
     }
 }
 
-/// What handlers answer.
+/// The result of a handler.
 pub type ApiResult<T> = Result<T, ApiError>;
 
 impl ApiError {

@@ -1,7 +1,7 @@
-//! Server-sent events: how an action is going, live.
+//! Server-sent events: an action's progress, live.
 //!
-//! A stream looks at the store when something was committed, at most ten times a second, and once a second by itself, for
-//! what other nodes commit.
+//! A stream reads the store after commits, at most ten times a second. It also polls once a second
+//! to see other nodes' commits.
 
 use super::api::Api;
 use super::error::{ApiError, ApiResult};
@@ -22,11 +22,11 @@ use tokio::time::Instant;
 use utoipa::ToSchema;
 use uuid::Uuid;
 
-/// The least time between two events.
+/// The shortest time between two events.
 const MIN_INTERVAL: Duration = Duration::from_millis(100);
 /// How often it polls.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// How often it says something in any case, so that a client that is gone is noticed.
+/// How often something is sent in any case, so that a client that is gone is noticed.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(15);
 
 #[derive(Clone, PartialEq, Serialize, ToSchema)]
@@ -40,7 +40,7 @@ impl Progress {
         Self { status: view.status, counts: view.counts }
     }
 
-    /// Whether nothing will change any more.
+    /// Whether the progress is final.
     fn is_over(&self) -> bool {
         self.status.is_final() && self.counts.finished() == self.counts.total
     }
@@ -51,13 +51,13 @@ impl Progress {
     }
 }
 
-/// Server-sent events: `progress` at once and when it changes, and a last `end` with the same shape.
+/// Server-sent events: `progress` at once and at each change, then a last `end` of the same shape.
 #[utoipa::path(get, path = "/v1/actions/{id}/events", tag = "actions",
     params(("id" = Uuid, Path, description = "The action's id")),
     responses((status = 200, body = Progress, content_type = "text/event-stream", description = "Events, until the end")),
     security(("token" = ["viewer"])))]
 pub(super) async fn action(viewer: Viewer, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
-    // Before the look: what is committed after it is noticed.
+    // Before the read, so that commits after it are noticed.
     let commits = api.node.signals.commits().subscribe();
     let view = actions::show(&api.node, *id).await?;
     let room = api.limits.stream(viewer.token.id)?;
@@ -73,9 +73,9 @@ struct Watch {
     api: web::Data<Api>,
     id: Uuid,
     commits: watch::Receiver<u64>,
-    /// To be said.
+    /// The event to send.
     next: Option<Progress>,
-    /// What was said last; `None` before the first.
+    /// The last event sent; `None` before the first.
     said: Option<Progress>,
     at: Instant,
     _room: StreamRoom,
@@ -112,7 +112,7 @@ impl Watch {
                     let progress = Progress::of(&view);
                     self.next = (self.said.as_ref() != Some(&progress)).then_some(progress);
                 }
-                // It was deleted: there is nothing to be told.
+                // The action was deleted: there is no event to send.
                 Ok(None) => return (web::Bytes::from_static(b": the action is no longer kept\n\n"), true),
                 Err(error) => {
                     log::warn!(error:% = error.chain(); "a stream of events waits for the store");

@@ -1,4 +1,4 @@
-//! What handlers take: the caller with the role that it needs, the agent that calls, and bodies that are JSON.
+//! Extractors of the handlers: callers with the role they need, calling agents, and JSON bodies.
 
 use super::api::Api;
 use super::auth;
@@ -15,22 +15,22 @@ use serde::de::DeserializeOwned;
 use std::marker::PhantomData;
 use uuid::Uuid;
 
-/// What the handlers of this process share.
+/// The shared state of the handlers.
 pub(super) fn api(request: &HttpRequest) -> ApiResult<&web::Data<Api>> {
     let missing = || ApiError::new(ProblemKind::Internal, "the server failed; its log says why");
     request.app_data::<web::Data<Api>>().ok_or_else(missing)
 }
 
-/// A role that a handler needs.
+/// The role that a handler needs.
 pub(super) trait Needs: 'static {
     const ROLE: Role;
 }
 
-/// For reading.
+/// The role for reading.
 pub(super) struct ToView;
-/// For handing in and steering actions.
+/// The role for submitting and controlling actions.
 pub(super) struct ToOperate;
-/// For agents and tokens.
+/// The role for changing agents and tokens.
 pub(super) struct ToAdminister;
 
 impl Needs for ToView {
@@ -45,7 +45,7 @@ impl Needs for ToAdminister {
     const ROLE: Role = Role::Admin;
 }
 
-/// A caller whose token allows what `R` needs.
+/// A caller whose token has the role that `R` needs.
 pub(super) struct Caller<R> {
     pub(super) token: Token,
     role: PhantomData<R>,
@@ -53,13 +53,13 @@ pub(super) struct Caller<R> {
 
 /// May read.
 pub(super) type Viewer = Caller<ToView>;
-/// May hand in and steer actions.
+/// May submit and control actions.
 pub(super) type Operator = Caller<ToOperate>;
 /// May change agents and tokens.
 pub(super) type Admin = Caller<ToAdminister>;
 
 impl<R> Caller<R> {
-    /// Who did it, for the audit log.
+    /// The caller as an author in the audit log.
     pub(super) fn author(&self) -> Author {
         Author::from(&self.token)
     }
@@ -81,7 +81,7 @@ impl<R: Needs> FromRequest for Caller<R> {
 /// An agent that calls with its own token.
 pub(super) struct CallingAgent {
     pub(super) agent: AgentRef,
-    /// Its token's id.
+    /// The id of its token.
     pub(super) token: Uuid,
 }
 
@@ -101,14 +101,14 @@ impl FromRequest for CallingAgent {
     }
 }
 
-/// A body that is not read yet: whether the caller may send it is to be known first.
+/// A body that is not read yet, so that the caller's role is checked first.
 pub(super) struct Body {
     payload: web::Payload,
     max: usize,
 }
 
 impl Body {
-    /// Reads it, up to `http.max_body`.
+    /// Reads the body, up to `http.max_body`.
     pub(super) async fn read(self) -> ApiResult<web::BytesMut> {
         read(self.payload, self.max).await
     }
@@ -118,7 +118,7 @@ impl Body {
         Self { max: self.max.max(bytes), ..self }
     }
 
-    /// Reads it as JSON; answers its size as well.
+    /// Reads the body as JSON, and returns its size as well.
     pub(super) async fn json<T: DeserializeOwned>(self) -> ApiResult<(T, usize)> {
         json(self.payload, self.max).await
     }
@@ -138,14 +138,14 @@ impl FromRequest for Body {
     }
 }
 
-/// A body that is JSON of this type, not read yet.
+/// A JSON body of this type that is not read yet.
 pub(super) struct JsonBody<T> {
     body: Body,
     read_as: PhantomData<fn() -> T>,
 }
 
 impl<T: DeserializeOwned> JsonBody<T> {
-    /// Reads it. Errors name the key, line and column.
+    /// Reads the body. Errors name the key, line and column.
     pub(super) async fn read(self) -> ApiResult<T> {
         Ok(self.body.json().await?.0)
     }

@@ -14,30 +14,30 @@ use utoipa::ToSchema;
 
 /// The process runs.
 #[utoipa::path(get, path = "/healthz", tag = "server",
-    responses((status = 200, body = String, content_type = "text/plain", description = "It runs")))]
+    responses((status = 200, body = String, content_type = "text/plain", description = "The process runs")))]
 pub(super) async fn healthz() -> HttpResponse {
     HttpResponse::Ok().content_type("text/plain").body("ok\n")
 }
 
 #[derive(Serialize, ToSchema)]
 pub(super) struct Readiness {
-    /// Actions can be accepted.
+    /// Whether actions can be accepted.
     ready: bool,
-    /// `ok`, or why not.
+    /// `ok`, or the reason.
     store: String,
     draining: bool,
     actors: Vec<crate::runtime::ActorReport>,
     /// Actors whose work has been failing for 10 s or more. Actions can be accepted all the same.
     stalled: Vec<crate::metrics::Stalled>,
-    /// Due commands, by transport, that no node has a sender for: they wait until one is started that has. Looked at every
-    /// 10 s, and counted up to 100,000.
+    /// Due commands that no node has a sender for, by transport. They wait until such a node
+    /// starts. Counted every 10 s, up to 100,000.
     unserved: BTreeMap<String, i64>,
 }
 
 /// Whether actions can be accepted: the store answers, and all actors run.
 #[utoipa::path(get, path = "/readyz", tag = "server",
-    responses((status = 200, body = Readiness, description = "They can"),
-        (status = 503, body = Readiness, description = "They can't; this says why")))]
+    responses((status = 200, body = Readiness, description = "Actions can be accepted"),
+        (status = 503, body = Readiness, description = "Actions can't be accepted; the body says why")))]
 pub(super) async fn readyz(api: web::Data<Api>) -> HttpResponse {
     let (store, unserved) = match api.node.store.ping().await {
         Ok(()) => ("ok".to_owned(), api.unserved.look(&*api.node.store).await),
@@ -58,7 +58,7 @@ pub(super) async fn readyz(api: web::Data<Api>) -> HttpResponse {
     }
 }
 
-/// What the server counts of itself, for Prometheus.
+/// The server's metrics, for Prometheus.
 #[utoipa::path(get, path = "/metrics", tag = "server",
     responses((status = 200, body = String, content_type = "application/openmetrics-text", description = "OpenMetrics")),
     security(("token" = ["viewer"])))]

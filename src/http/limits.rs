@@ -1,4 +1,4 @@
-//! What one caller may take: requests a second, and streams at a time.
+//! Limits per caller: requests a second, and open streams.
 
 use super::error::{ApiError, ApiResult};
 use crate::domain::problem::ProblemKind;
@@ -10,9 +10,10 @@ use std::sync::{Arc, Mutex, PoisonError};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use uuid::Uuid;
 
-/// Streams of events, long lists and waiting check-ins that are open at a time, of all callers together.
+/// Maximum number of open streams (events, long lists and waiting check-ins) of all callers
+/// together.
 const STREAMS: usize = 10_000;
-/// After so many requests those are forgotten who haven't called for a while.
+/// Number of requests after which idle callers are forgotten.
 const FORGET_EVERY: u64 = 100_000;
 
 /// See the module. Clones share their counts.
@@ -27,7 +28,7 @@ struct Inner {
     streams_per_token: usize,
 }
 
-/// Room for one stream; given back when dropped.
+/// The right to one open stream; returned when dropped.
 pub(super) struct StreamRoom {
     limits: Limits,
     token: Uuid,
@@ -35,7 +36,7 @@ pub(super) struct StreamRoom {
 }
 
 impl Limits {
-    /// So many requests a second and streams at a time for each token.
+    /// This many requests a second and open streams for each token.
     pub fn new(requests_per_second: u32, streams_per_token: usize) -> Self {
         let quota = Quota::per_second(NonZeroU32::new(requests_per_second).unwrap_or(NonZeroU32::MIN));
         Self(Arc::new(Inner {
@@ -47,7 +48,7 @@ impl Limits {
         }))
     }
 
-    /// Lets a request of this token pass.
+    /// Counts a request of this token against its rate.
     pub(super) fn request(&self, token: Uuid) -> ApiResult<()> {
         if self.0.requests.fetch_add(1, Ordering::Relaxed) % FORGET_EVERY == FORGET_EVERY - 1 {
             self.0.rate.retain_recent();
@@ -56,7 +57,7 @@ impl Limits {
         passes.map_err(|_| ApiError::new(ProblemKind::TooManyRequests, "this token has called too often; slow down"))
     }
 
-    /// Room for a stream of this token.
+    /// Takes the right to a stream for this token.
     pub(super) fn stream(&self, token: Uuid) -> ApiResult<StreamRoom> {
         let room = self.0.room.clone().try_acquire_owned();
         let room = room.map_err(|_| ApiError::new(ProblemKind::Unavailable, "too many streams are open; try again"))?;
@@ -90,7 +91,7 @@ mod tests {
     #[test]
     fn one_token_that_calls_too_often_is_in_nobody_elses_way() {
         let (limits, loud, quiet) = (Limits::new(2, 1), Uuid::now_v7(), Uuid::now_v7());
-        // Some time passes meanwhile, in which a few more are allowed.
+        // Time passes during the loop, in which a few more requests are allowed.
         assert!((0..10_000).any(|_| limits.request(loud).is_err()));
         assert!(limits.request(quiet).is_ok());
     }

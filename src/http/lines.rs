@@ -1,4 +1,4 @@
-//! Long lists as lines, streamed page by page: a million of them takes no more memory than one page.
+//! Long lists as lines, streamed page by page: a million of them take no more memory than one page.
 
 use super::api::Api;
 use super::error::{ApiError, ApiResult};
@@ -15,20 +15,21 @@ use uuid::Uuid;
 
 /// Commands per page.
 const PAGE: usize = 1_000;
-/// How often a page is tried when the store is away; then the stream breaks off, which the client sees.
+/// How often a page is tried while the store is away. Then the stream breaks off, which the client
+/// sees.
 const TRIES: u32 = 5;
 
-/// How a list is written.
+/// The format of a list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     /// A JSON object per line.
     NdJson,
-    /// A header row, and a row each.
+    /// A header row, then one row per item.
     Csv,
 }
 
 impl Format {
-    /// What the request's `Accept` names, if it is one of these.
+    /// The format that the request's `Accept` header names, if any.
     pub(super) fn asked_for(request: &HttpRequest) -> Option<Self> {
         let accept = request.headers().get(ACCEPT)?.to_str().ok()?;
         accept.split(',').find_map(|part| match part.split(';').next()?.trim() {
@@ -101,7 +102,7 @@ pub(super) fn commands(
     after: Option<String>,
     format: Format,
 ) -> ApiResult<HttpResponse> {
-    // After the last page there is nothing to go on after.
+    // After the last page there is nothing to continue with.
     let begin = Some((after, true));
     let pages = unfold((begin, api, room), move |(place, api, room)| async move {
         let (after, first) = place?;

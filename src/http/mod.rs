@@ -1,4 +1,5 @@
-//! The HTTP API: one file per resource. Handlers are extractors and translation; what they do is in `service/`.
+//! The HTTP API: one file per resource. Handlers only extract and translate; the work is done in
+//! `service/`.
 
 mod actions;
 mod agent_calls;

@@ -1,4 +1,4 @@
-//! `/v1/nodes`: who shares the store.
+//! `/v1/nodes`: the nodes that share the store.
 
 use super::api::Api;
 use super::error::ApiResult;
@@ -13,7 +13,7 @@ pub(super) struct Nodes {
     nodes: Vec<NodeView>,
 }
 
-/// The nodes that share the store, oldest first, and who is alive.
+/// The nodes that share the store, oldest first, and whether each is alive.
 #[utoipa::path(get, path = "/v1/nodes", tag = "server",
     responses((status = 200, body = Nodes, description = "The nodes")), security(("token" = ["viewer"])))]
 pub(super) async fn list(_: Viewer, api: web::Data<Api>) -> ApiResult<HttpResponse> {

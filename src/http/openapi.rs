@@ -18,7 +18,7 @@ impl Modify for Token {
     }
 }
 
-/// The problems that any call of a kind can have: with a token, with parameters, with a body.
+/// The problems that every call of a kind can have: with a token, with parameters, with a body.
 pub(super) struct Problems;
 
 impl Modify for Problems {
@@ -26,7 +26,7 @@ impl Modify for Problems {
         for path in document.paths.paths.values_mut() {
             let operations = [&mut path.get, &mut path.post, &mut path.patch, &mut path.delete];
             for operation in operations.into_iter().flatten() {
-                // The names of handlers are unique beside their tag alone.
+                // The names of handlers are unique only together with their tag.
                 let tag = operation.tags.as_ref().and_then(|tags| tags.first()).map_or("", String::as_str);
                 operation.operation_id = operation.operation_id.take().map(|id| format!("{tag}_{id}"));
                 add_problems(operation);

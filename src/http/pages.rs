@@ -1,4 +1,4 @@
-//! Pages, and bodies that are JSON.
+//! Pages, and JSON bodies.
 
 use super::error::{ApiError, ApiResult};
 use crate::domain::problem::{Problem, ProblemKind, check_is_object};
@@ -8,14 +8,14 @@ use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use std::time::Duration;
 
-/// The time that a client may take for its body.
+/// How long a client may take to send its body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Page sizes.
+/// Allowed page sizes.
 const DEFAULT_LIMIT: usize = 100;
 const MAX_LIMIT: usize = 1_000;
 
-/// The size of a page, as asked for.
+/// The requested page size.
 pub(super) fn limit(asked: Option<usize>) -> ApiResult<usize> {
     match asked.unwrap_or(DEFAULT_LIMIT) {
         limit @ 1..=MAX_LIMIT => Ok(limit),
@@ -23,7 +23,8 @@ pub(super) fn limit(asked: Option<usize>) -> ApiResult<usize> {
     }
 }
 
-/// The name after which a page begins, as asked for. No name has a NUL character, which PostgreSQL refuses.
+/// The name after which the requested page begins. A name contains no NUL character, which
+/// PostgreSQL refuses.
 pub(super) fn after(asked: Option<&str>) -> ApiResult<Option<&str>> {
     match asked {
         Some(name) if has_nul(name) => Err(ApiError::bad_request("after: holds a NUL character")),
@@ -31,7 +32,7 @@ pub(super) fn after(asked: Option<&str>) -> ApiResult<Option<&str>> {
     }
 }
 
-/// A page of a list, and after what the next one begins.
+/// A page of a list, and the key after which the next one begins.
 pub(super) struct Page<T> {
     pub(super) items: Vec<T>,
     /// None on the last page.
@@ -39,7 +40,7 @@ pub(super) struct Page<T> {
 }
 
 impl<T> Page<T> {
-    /// A page that is full when it holds `limit` items, and goes on after the last one's `key`.
+    /// A page that is full at `limit` items. The next one begins after the last item's `key`.
     pub(super) fn new<K: ToString>(items: Vec<T>, limit: usize, key: impl FnOnce(&T) -> K) -> Self {
         let next = (items.len() == limit).then(|| items.last().map(|item| key(item).to_string())).flatten();
         Self { items, next }
@@ -64,7 +65,8 @@ pub(super) async fn read(mut payload: web::Payload, max: usize) -> ApiResult<web
         .unwrap_or_else(|_| Err(ApiError::bad_request("the body did not come within 60 seconds")))
 }
 
-/// Reads a body of at most `max` bytes as JSON; answers its size too. Errors name the key, line and column.
+/// Reads a JSON body of at most `max` bytes, and returns its size too. Errors name the key, line
+/// and column.
 pub(super) async fn json<T: DeserializeOwned>(payload: web::Payload, max: usize) -> ApiResult<(T, usize)> {
     let json = read(payload, max).await?;
     let mut reader = serde_json::Deserializer::from_slice(&json);

@@ -24,9 +24,9 @@ pub(super) struct Preview {
     sample: Vec<String>,
 }
 
-/// How many agents match now, and the first of their names.
+/// The number of agents that match now, and the first of their names.
 #[utoipa::path(post, path = "/v1/targets/preview", tag = "agents", request_body = PreviewedTarget,
-    responses((status = 200, body = Preview, description = "What it picks")), security(("token" = ["operator"])))]
+    responses((status = 200, body = Preview, description = "The matching agents")), security(("token" = ["operator"])))]
 pub(super) async fn preview(
     _: Operator,
     body: JsonBody<PreviewedTarget>,

@@ -1,4 +1,5 @@
-//! The routes: one list, of which the router, the methods for `405` and the OpenAPI document are made.
+//! The routes: one list from which the router, the methods for `405` and the OpenAPI document are
+//! made.
 
 use super::error::ApiError;
 use super::openapi::{Problems, Token};
@@ -7,7 +8,7 @@ use crate::domain::problem::Problem;
 use actix_web::web;
 use utoipa::OpenApi;
 
-/// Takes each path with its methods and their handlers.
+/// Defines the routes from paths with their methods and handlers.
 macro_rules! routes {
     ($($path:literal { $($method:ident $module:ident::$handler:ident),+ })+) => {
         /// Adds all routes.
@@ -32,11 +33,11 @@ macro_rules! routes {
             components(schemas(Problem)),
             modifiers(&Token, &Problems),
             tags(
-                (name = "actions", description = "What is to be done"),
+                (name = "actions", description = "What to do, on which agents, and when"),
                 (name = "agents", description = "The fleet"),
-                (name = "tokens", description = "Who may do what"),
-                (name = "audit", description = "Who did what"),
-                (name = "agent", description = "What agents call, each with its own token"),
+                (name = "tokens", description = "API tokens and their roles"),
+                (name = "audit", description = "The audit log"),
+                (name = "agent", description = "Calls of agents, each with its own token"),
                 (name = "server", description = "The server's state"),
             )
         )]

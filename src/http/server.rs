@@ -1,4 +1,4 @@
-//! Listens, and serves what comes.
+//! The HTTP server.
 
 use super::api::Api;
 use super::connections;
@@ -16,10 +16,10 @@ use utoipa::OpenApi;
 
 /// Threads that serve HTTP and the agents' connections.
 const WORKERS: usize = 2;
-/// The time that a client may take for its request's head.
+/// How long a client may take to send a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// An address that this process listens on, and the certificates that it serves there. Nothing is accepted yet.
+/// The address that this process listens on, and the certificates for it. Nothing is accepted yet.
 pub struct Listening {
     listener: TcpListener,
     address: SocketAddr,
@@ -27,10 +27,11 @@ pub struct Listening {
 }
 
 impl Listening {
-    /// Loads the certificate and listens where the settings say.
+    /// Loads the certificate and listens on `http.listen`.
     ///
     /// # Errors
-    /// When the address can't be listened on, or the certificate can't be used; the text names the key.
+    /// If the address can't be listened on, or the certificate can't be used. The text names the
+    /// key.
     pub fn open(settings: &Http) -> Result<Self, String> {
         let certificates = tls::Certificates::load(&settings.tls)?;
         let listen = |error| format!("http.listen {}: {error}", settings.listen);
@@ -39,17 +40,18 @@ impl Listening {
         Ok(Self { listener, address, certificates })
     }
 
-    /// The address, with the port that was chosen for port 0.
+    /// The address, with the actual port if port 0 was asked for.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 }
 
-/// The server on what is listened on, which is to be spawned. `refusals` more connections than `api.connections` allows are
-/// accepted, to be refused; others wait until one of these has closed.
+/// A server for the open listener; the caller spawns it. `refusals` more connections than
+/// `api.connections` allows are accepted in order to refuse them. Others wait until one of these
+/// has closed.
 ///
 /// # Errors
-/// When the operating system refuses the listener.
+/// If the operating system refuses the listener.
 pub fn serve(api: Api, listening: Listening, connections: usize, refusals: usize) -> std::io::Result<Server> {
     let Listening { listener, certificates, .. } = listening;
     let accepted = api.connections.clone();
@@ -70,8 +72,8 @@ pub fn serve(api: Api, listening: Listening, connections: usize, refusals: usize
     .on_connect(move |_, data| accepted.accepted(data))
     .client_request_timeout(HEAD_TIMEOUT)
     .keep_alive(Duration::from_secs(30))
-    // Frames are small and are to go at once: otherwise one waits until the agent's machine has said that it has the one before,
-    // which it does 40 ms later.
+    // Frames are small and urgent. With Nagle's algorithm, a frame would wait for the
+    // acknowledgement of the previous one, which the agent's machine delays by 40 ms.
     .tcp_nodelay(true)
     .shutdown_timeout(5)
     .disable_signals();
@@ -82,7 +84,7 @@ pub fn serve(api: Api, listening: Listening, connections: usize, refusals: usize
     Ok(server.run())
 }
 
-/// Serves a request, unless its connection is refused, and counts how long that took.
+/// Serves a request, unless its connection is refused, and measures its duration.
 fn measured<S, B>(
     request: ServiceRequest,
     service: &S,
@@ -101,7 +103,7 @@ where
             Err(refused) => return Ok(refused.map_into_right_body()),
         };
         let request = response.request();
-        // Anybody can make up a method.
+        // Unknown methods share one label, because clients can send any name.
         let method = match request.method().as_str() {
             "GET" => "GET",
             "POST" => "POST",

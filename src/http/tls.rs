@@ -1,5 +1,6 @@
-//! TLS of the server's own. The certificate and its key are read again when their files change, so that renewing them
-//! takes no restart; a pair that can't be used leaves the one before in place, and is told of in the log.
+//! TLS at the server's own port. The certificate and its key are read again when their files
+//! change, so that a renewal needs no restart. If the new pair can't be used, the old one stays in
+//! place, and the error is logged.
 
 use crate::config::Tls;
 use rustls::ServerConfig;
@@ -12,10 +13,10 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::{Duration, SystemTime};
 
-/// How often the files are looked at.
+/// How often the files are checked.
 const POLL_INTERVAL: Duration = Duration::from_secs(2);
 
-/// What presents the newest certificate.
+/// Presents the newest certificate.
 #[derive(Debug)]
 struct Newest(RwLock<Arc<CertifiedKey>>);
 
@@ -25,7 +26,7 @@ impl ResolvesServerCert for Newest {
     }
 }
 
-/// The certificate and key that the settings name, loaded.
+/// The loaded certificate and key from the settings.
 pub(super) struct Certificates {
     config: ServerConfig,
     newest: Arc<Newest>,
@@ -35,10 +36,10 @@ pub(super) struct Certificates {
 }
 
 impl Certificates {
-    /// Loads them; `None` when the server doesn't speak TLS.
+    /// Loads them. `None` if TLS isn't configured.
     ///
     /// # Errors
-    /// When one of them can't be used; the text names the key.
+    /// If one of them can't be used. The text names the key.
     pub(super) fn load(settings: &Tls) -> Result<Option<Self>, String> {
         let (Some(cert), Some(key)) = (settings.cert.clone(), settings.key.clone()) else { return Ok(None) };
         let seen = stamps(&cert, &key);
@@ -51,7 +52,7 @@ impl Certificates {
         Ok(Some(Self { config, newest, cert, key, seen }))
     }
 
-    /// How the server speaks TLS. Watches the files until the runtime ends.
+    /// The TLS configuration of the server. Watches the files until the runtime ends.
     pub(super) fn serve(self) -> ServerConfig {
         let Self { config, newest, cert, key, seen } = self;
         actix_rt::spawn(follow(newest, cert, key, seen));
@@ -96,7 +97,7 @@ fn load(cert: &Path, key: &Path) -> Result<Arc<CertifiedKey>, String> {
     let chain =
         CertificateDer::pem_slice_iter(&chain).collect::<Result<Vec<_>, _>>().map_err(|error| of_cert(&error))?;
     let private = PrivateKeyDer::from_pem_slice(&private).map_err(|error| of_key(&error))?;
-    // Also finds out when the key isn't that of the certificate.
+    // Also checks that the key belongs to the certificate.
     let pair = CertifiedKey::from_der(chain, private, &ring::default_provider()).map_err(|error| of_cert(&error))?;
     Ok(Arc::new(pair))
 }

@@ -16,14 +16,14 @@ use uuid::Uuid;
 #[derive(Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct NewToken {
-    /// What it allows.
+    /// The token's role.
     #[schema(value_type = String, pattern = "^(viewer|operator|admin|enroll)$", example = "viewer")]
     role: Role,
-    /// For people.
+    /// A name for people.
     #[serde(default)]
     #[schema(max_length = 128)]
     name: String,
-    /// From now; for ever, if not given.
+    /// How long it is valid; for ever if not given.
     #[serde(default)]
     expires_after: Option<Span>,
 }
@@ -36,7 +36,7 @@ pub(super) struct MadeToken {
     token: String,
 }
 
-/// Makes a token, which is in this answer, and nowhere else ever again.
+/// Creates a token. It is shown once, in this answer.
 #[utoipa::path(post, path = "/v1/tokens", tag = "tokens", request_body = NewToken,
     responses((status = 201, body = MadeToken, description = "The token")), security(("token" = ["admin"])))]
 pub(super) async fn create(admin: Admin, body: JsonBody<NewToken>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
@@ -49,10 +49,10 @@ pub(super) async fn create(admin: Admin, body: JsonBody<NewToken>, api: web::Dat
 #[serde(deny_unknown_fields)]
 #[into_params(parameter_in = Query)]
 pub(super) struct TokensQuery {
-    /// The size of the page, 100 if not given.
+    /// The page size; 100 by default.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
-    /// The last page's `next`.
+    /// The previous page's `next`.
     after: Option<Uuid>,
 }
 
@@ -63,7 +63,7 @@ pub(super) struct TokenPage {
     next: Option<String>,
 }
 
-/// Tokens, newest first, without the tokens themselves and without those of agents.
+/// Tokens, newest first, without their secrets and without agents' tokens.
 #[utoipa::path(get, path = "/v1/tokens", tag = "tokens", params(TokensQuery),
     responses((status = 200, body = TokenPage, description = "A page of tokens")), security(("token" = ["admin"])))]
 pub(super) async fn list(_: Admin, query: web::Query<TokensQuery>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
@@ -73,12 +73,13 @@ pub(super) async fn list(_: Admin, query: web::Query<TokensQuery>, api: web::Dat
     Ok(HttpResponse::Ok().json(TokenPage { tokens, next }))
 }
 
-/// Revokes a token: from now on it is not valid. The last admin token stays: `odoshi token reset` on the server's machine
-/// would be the only way back.
+/// Revokes a token. From now on it is not valid.
+/// The last admin token can't be revoked: only `odoshi token reset` on the server's machine could
+/// replace it.
 #[utoipa::path(delete, path = "/v1/tokens/{id}", tag = "tokens", params(("id" = Uuid, Path, description = "Its id")),
-    responses((status = 204, description = "It is revoked"),
+    responses((status = 204, description = "The token is revoked"),
         (status = 409, body = Problem, content_type = "application/problem+json",
-            description = "It is the last admin token: make another one first")), security(("token" = ["admin"])))]
+            description = "This is the last admin token: create another one first")), security(("token" = ["admin"])))]
 pub(super) async fn revoke(admin: Admin, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     tokens::revoke(&api.node, *id, &admin.author()).await?;
     Ok(HttpResponse::NoContent().finish())

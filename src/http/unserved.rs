@@ -1,17 +1,18 @@
-//! Due commands that no node has a sender for, counted now and then.
+//! Due commands that no node has a sender for. They are counted now and then.
 
 use crate::store::Store;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-/// How long it counts what was found of commands that nobody serves.
+/// How long a count is reused.
 const UNSERVED_FOR: Duration = Duration::from_secs(10);
-/// Readiness waits no longer for it.
+/// The longest that readiness waits for a count.
 const UNSERVED_TIMEOUT: Duration = Duration::from_secs(2);
-/// Counted no further.
+/// The count stops at this number.
 const UNSERVED_LIMIT: usize = 100_000;
 
-/// What [`Dispatch::command_unserved`](crate::store::Dispatch::command_unserved) said last: readiness is asked for by everybody.
+/// The last result of [`Dispatch::command_unserved`](crate::store::Dispatch::command_unserved). It
+/// is cached because any client may ask for readiness.
 #[derive(Debug, Default)]
 pub struct Unserved(tokio::sync::Mutex<Option<(Instant, BTreeMap<String, i64>)>>);
 
@@ -26,7 +27,7 @@ impl Unserved {
         let asked = tokio::time::timeout(UNSERVED_TIMEOUT, store.command_unserved(UNSERVED_LIMIT)).await;
         let unserved: BTreeMap<_, _> = match asked {
             Ok(Ok(unserved)) => unserved.into_iter().collect(),
-            // What it was before says more than nothing; whether the store answers is asked by itself.
+            // The previous count says more than nothing. Readiness checks the store separately.
             failed => {
                 let why = failed.map_or_else(|elapsed| elapsed.to_string(), |failed| format!("{failed:?}"));
                 log::warn!(error = why.as_str(); "commands that nobody serves can't be counted now");

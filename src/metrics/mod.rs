@@ -1,4 +1,4 @@
-//! What the server counts, measures and knows of its own work.
+//! What the server counts and measures of its own work, and which work keeps failing.
 
 mod progress;
 mod registry;

@@ -1,4 +1,5 @@
-//! Which actors get nothing done: they run, and what they try fails again and again. Shown at `/readyz` and `/metrics`.
+//! Actors that make no progress: they run, but their work fails again and again. Shown at `/readyz`
+//! and `/metrics`.
 
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -6,12 +7,12 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 use utoipa::ToSchema;
 
-/// A failure that is over sooner isn't worth a line.
+/// Shorter failures aren't worth a line.
 const SHOWN_AFTER: Duration = Duration::from_secs(10);
-/// Errors may quote what was written.
+/// Maximum length of an error, which may quote what was written.
 const LONGEST_ERROR: usize = 500;
 
-/// What actors say about their attempts. Clones share it.
+/// The actors' reports about their work. Clones share it.
 #[derive(Clone, Debug, Default)]
 pub struct Progress(Arc<Mutex<BTreeMap<&'static str, Option<Failing>>>>);
 
@@ -21,10 +22,10 @@ struct Failing {
     error: String,
 }
 
-/// An actor that gets something not done.
+/// An actor whose work keeps failing.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct Stalled {
-    /// The actor.
+    /// The actor's name.
     pub actor: &'static str,
     /// For how long its oldest work has been failing.
     pub seconds: u64,
@@ -34,29 +35,29 @@ pub struct Stalled {
 
 impl Progress {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, Option<Failing>>> {
-        // Whole at every step.
+        // The map is consistent after every step.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Everything that `actor` has tried is done.
+    /// `actor` has done all of its work.
     pub fn works(&self, actor: &'static str) {
         self.lock().insert(actor, None);
     }
 
-    /// What `actor` tries has failed, since now if it didn't fail before.
+    /// The work of `actor` has failed: from now on, if it didn't fail before.
     pub fn fails(&self, actor: &'static str, error: &str) {
         let mut actors = self.lock();
         let since = actors.get(actor).and_then(Option::as_ref).map_or_else(Instant::now, |failing| failing.since);
         actors.insert(actor, Some(Failing { since, error: error.chars().take(LONGEST_ERROR).collect() }));
     }
 
-    /// The same, since a time that the actor knows.
+    /// The same, with a start that the actor knows.
     pub fn fails_since(&self, actor: &'static str, since: Instant, error: &str) {
         let error = error.chars().take(LONGEST_ERROR).collect();
         self.lock().insert(actor, Some(Failing { since, error }));
     }
 
-    /// Actors whose work has been failing for a while.
+    /// Actors whose work has been failing for longer than a moment.
     pub fn stalled(&self) -> Vec<Stalled> {
         let actors = self.lock();
         let failing = actors.iter().filter_map(|(actor, failing)| Some((*actor, failing.as_ref()?)));
@@ -70,7 +71,7 @@ impl Progress {
             .collect()
     }
 
-    /// For how long the work of each actor has been failing; 0 if it isn't.
+    /// How long the work of each actor has been failing; 0 if it isn't.
     pub fn seconds(&self) -> Vec<(&'static str, f64)> {
         let of =
             |failing: &Option<Failing>| failing.as_ref().map_or(0.0, |failing| failing.since.elapsed().as_secs_f64());

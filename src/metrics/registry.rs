@@ -1,27 +1,27 @@
-//! What the server counts and measures of itself, in the text format of OpenMetrics (`GET /metrics`).
+//! The server's metrics, in the text format of OpenMetrics (`GET /metrics`).
 //!
 //! | name | labels | is |
 //! |---|---|---|
 //! | `odoshi_batch_items` | `actor` | items per transaction, a histogram |
-//! | `odoshi_batch_seconds` | `actor` | how long a batch took to be written, tries included, a histogram |
-//! | `odoshi_batch_flushes_total` | `actor`, `reason` | batches by why they were written: `quiet`, `full`, `waited`, `idle` |
+//! | `odoshi_batch_seconds` | `actor` | time to write a batch, retries included, a histogram |
+//! | `odoshi_batch_flushes_total` | `actor`, `reason` | batches by reason: `quiet`, `full`, `waited`, `idle` |
 //! | `odoshi_batch_waiting` | `actor` | items that wait for the next batch |
-//! | `odoshi_batch_retries_total` | `actor` | tries of batches that failed with an error that may pass |
-//! | `odoshi_batch_refused_total` | `actor` | items that were given up, since the store takes others and not these |
+//! | `odoshi_batch_retries_total` | `actor` | failed tries of batches, with a transient error |
+//! | `odoshi_batch_refused_total` | `actor` | items given up, because the store accepts others and not these |
 //! | `odoshi_commands_total` | | commands written |
-//! | `odoshi_reports_total` | `event` | what happened to commands, as it was recorded: `result`, `sent`, `hold`, `attempt_failed`, `overdue`, `expired`, `cancelled`, `undeliverable` |
-//! | `odoshi_run_ends_total` | `state` | runs by how they ended: what agents said, and what the server decided for them |
+//! | `odoshi_reports_total` | `event` | recorded reports about commands: `result`, `sent`, `hold`, `attempt_failed`, `overdue`, `expired`, `cancelled`, `undeliverable` |
+//! | `odoshi_run_ends_total` | `state` | ended runs by state, reported by agents or decided by the server |
 //! | `odoshi_http_request_seconds` | `method`, `path` | from the request's head to the answer's head, a histogram |
 //! | `odoshi_http_connections` | | open connections, those of agents included |
 //! | `odoshi_http_connections_refused_total` | | connections and WebSockets refused for lack of room |
-//! | `odoshi_delay_entries` | | commands in memory that wait for their time |
-//! | `odoshi_delay_next_due_timestamp_seconds` | | when the next of them is due (Unix time), 0 when there is none |
-//! | `odoshi_delay_lateness_seconds` | | from due to dispatched, a histogram |
+//! | `odoshi_delay_entries` | | commands in memory that are not due yet |
+//! | `odoshi_delay_next_due_timestamp_seconds` | | when the next of them is due (Unix time), 0 if there is none |
+//! | `odoshi_delay_lateness_seconds` | | time from due to dispatched, a histogram |
 //! | `odoshi_agents_connected` | | agents connected to this process |
-//! | `odoshi_actor_restarts` | `actor` | since the start |
-//! | `odoshi_actor_stalled_seconds` | `actor` | for how long the oldest work of an actor has been failing, 0 when none is |
-//! | `odoshi_actor_running` | `actor` | 1, or 0 while it is restarted or stopped |
-//! | `odoshi_hints_total` | `what` | messages between nodes: `sent`, `failed`; what was `heard` |
+//! | `odoshi_actor_restarts` | `actor` | restarts since the process started |
+//! | `odoshi_actor_stalled_seconds` | `actor` | how long the oldest work of an actor has been failing, 0 if none is |
+//! | `odoshi_actor_running` | `actor` | 1, or 0 while the actor is restarting or stopped |
+//! | `odoshi_hints_total` | `what` | messages to other nodes: `sent`, `failed`; hints from them: `heard` |
 //! | `odoshi_store_up` | | 1 when the store answers |
 
 use super::progress::Progress;
@@ -42,18 +42,18 @@ type Label = [(&'static str, &'static str); 1];
 type TwoLabels = [(&'static str, String); 2];
 type Histograms = Family<Label, Histogram, fn() -> Histogram>;
 
-/// The state of an actor, as the metrics show it.
+/// An actor's state in the metrics.
 #[derive(Clone, Copy, Debug)]
 pub struct ActorGauge {
     /// The actor's name.
     pub name: &'static str,
     /// Restarts since the process started.
     pub restarts: u64,
-    /// Whether it handles messages at the moment.
+    /// Whether it handles messages now.
     pub is_running: bool,
 }
 
-/// See the module. Clones count into the same numbers.
+/// See the module. Clones share the numbers.
 #[derive(Clone, Debug)]
 pub struct Metrics(Arc<Inner>);
 
@@ -151,14 +151,14 @@ impl Default for Metrics {
 }
 
 impl Metrics {
-    /// A batch of so many items was written, after so many tries that failed.
+    /// A batch of `items` was written; `took` includes its failed tries.
     pub fn batch_written(&self, actor: &'static str, items: usize, took: Duration) {
         let label = [("actor", actor)];
         self.0.batch_items.get_or_create(&label).observe(items as f64);
         self.0.batch_seconds.get_or_create(&label).observe(took.as_secs_f64());
     }
 
-    /// A batch waits for the store.
+    /// A try to write a batch failed, with a transient error.
     pub fn batch_retried(&self, actor: &'static str) {
         self.0.batch_retries.get_or_create(&[("actor", actor)]).inc();
     }
@@ -168,29 +168,29 @@ impl Metrics {
         self.0.batch_refused.get_or_create(&[("actor", actor)]).inc();
     }
 
-    /// Where actors say whether they get anything done.
+    /// Where actors report whether they make progress.
     pub fn progress(&self) -> &Progress {
         &self.0.progress
     }
 
-    /// A batch is about to be written, for this reason; so many items stay behind.
+    /// A batch is about to be written for this reason, and `waiting` items stay behind.
     pub fn batch_tipped(&self, actor: &'static str, reason: Reason, waiting: usize) {
         self.0.batch_flushes.get_or_create(&[("actor", actor), ("reason", reason.as_str())]).inc();
         self.batch_waits(actor, waiting);
     }
 
-    /// So many items wait for the next batch.
+    /// `items` items wait for the next batch.
     pub fn batch_waits(&self, actor: &'static str, items: usize) {
         self.0.batch_waiting.get_or_create(&[("actor", actor)]).set(i64::try_from(items).unwrap_or(i64::MAX));
     }
 
-    /// A request was answered; `path` is its route's pattern.
+    /// A request was answered. `path` is the pattern of its route.
     pub fn http_answered(&self, method: &'static str, path: &str, took: Duration) {
         let label = [("method", method.to_owned()), ("path", path.to_owned())];
         self.0.http_seconds.get_or_create(&label).observe(took.as_secs_f64());
     }
 
-    /// This many connections are open.
+    /// The number of open connections.
     pub fn connections(&self, open: usize) {
         self.0.connections.set(i64::try_from(open).unwrap_or(i64::MAX));
     }
@@ -200,12 +200,12 @@ impl Metrics {
         self.0.connections_refused.inc();
     }
 
-    /// So many commands were written.
+    /// `commands` commands were written.
     pub fn commands_written(&self, commands: u64) {
         self.0.commands.inc_by(commands);
     }
 
-    /// Something that happened to a command was recorded.
+    /// A report about a command was recorded.
     pub fn reported(&self, event: &Event) {
         let name = match event {
             Event::Result(_) => "result",
@@ -230,36 +230,37 @@ impl Metrics {
         self.0.run_ends.get_or_create(&[("state", ended.as_str())]).inc();
     }
 
-    /// So many commands wait in memory for their time, and the next one is due then.
+    /// `entries` commands wait in memory, and the first of them is due at `next`.
     pub fn delay_entries(&self, entries: usize, next: Option<Timestamp>) {
         self.0.delay_entries.set(i64::try_from(entries).unwrap_or(i64::MAX));
         self.0.delay_next_due.set(next.map_or(0.0, |next| next.0 as f64 / 1_000.0));
     }
 
-    /// A command was dispatched so long after it was due.
+    /// A command was dispatched `late` after its due time.
     pub fn dispatched(&self, late: Duration) {
         self.0.delay_lateness.observe(late.as_secs_f64());
     }
 
-    /// Other nodes were told.
+    /// A message with hints was sent to the other nodes.
     pub fn hints_sent(&self) {
         self.0.hints.get_or_create(&[("what", "sent")]).inc();
     }
 
-    /// Other nodes could not be told, and will be.
+    /// Hints could not be sent, and will be tried again.
     pub fn hints_failed(&self) {
         self.0.hints.get_or_create(&[("what", "failed")]).inc();
     }
 
-    /// Another node told so many things.
+    /// `hints` hints came from another node.
     pub fn hints_heard(&self, hints: usize) {
         self.0.hints.get_or_create(&[("what", "heard")]).inc_by(hints as u64);
     }
 
-    /// All of it as text, with the state of `actors`, the number of connected agents and whether the store answers.
+    /// All metrics as text, with the state of `actors`, the number of connected agents and whether
+    /// the store answers.
     ///
     /// # Errors
-    /// When it can't be formatted.
+    /// If formatting fails.
     pub fn text(&self, actors: &[ActorGauge], connected: usize, store_up: bool) -> Result<String, std::fmt::Error> {
         let inner = &*self.0;
         inner.agents_connected.set(i64::try_from(connected).unwrap_or(i64::MAX));

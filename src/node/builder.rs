@@ -1,4 +1,4 @@
-//! Puts a server together from settings and senders.
+//! Builds a server from settings and senders.
 
 use super::error::{AppError, io_error};
 use super::open_files::OpenFiles;
@@ -16,11 +16,12 @@ use actix::prelude::*;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 
-/// Checks what can be checked of the settings without touching the store: that the address can be listened on, that the
-/// certificate and the password can be read, and that the limit of open files is enough.
+/// Checks the settings as far as possible without touching the store: whether the address can be
+/// listened on, the certificate and the password can be read, and the limit of open files is high
+/// enough.
 ///
 /// # Errors
-/// The first that fails, as a start with these settings would say it.
+/// The first failure, with the same error as a start with these settings.
 pub fn check(config: &Config) -> Result<(), AppError> {
     config.validate()?;
     OpenFiles::plan(config)?;
@@ -38,15 +39,16 @@ impl Odoshi {
     }
 }
 
-/// A server that is being put together. See [`Odoshi::builder`].
+/// A server that is being built. See [`Odoshi::builder`].
 pub struct Builder {
     config: Config,
     senders: Vec<Registration>,
 }
 
 impl Builder {
-    /// Adds a sender: commands of agents with this transport go to the actor that `make` makes. It is supervised, hears of
-    /// cancelled actions, and is drained like Odoshi's own; see [`senders`](crate::senders) for what it has to do.
+    /// Adds a sender: commands of agents with this transport go to the actor that `make` returns.
+    /// It is supervised, receives cancels, and is drained like Odoshi's own senders. See
+    /// [`senders`](crate::senders) for its duties.
     #[must_use]
     pub fn sender<A>(mut self, transport: &'static str, make: impl FnOnce(SenderContext) -> A + 'static) -> Self
     where
@@ -57,26 +59,30 @@ impl Builder {
         self
     }
 
-    /// Starts the server and serves until SIGTERM, SIGINT, or an actor that can't be kept alive; then drains it.
+    /// Starts the server and serves until SIGTERM, SIGINT, or an actor over its restart budget.
+    /// Then drains it.
     ///
     /// # Errors
-    /// When it can't start, when an actor crashed too often, or when draining took too long.
+    /// If it can't start, an actor crashed too often, or draining took too long.
     pub async fn run(self) -> Result<(), AppError> {
         let running = self.start().await?;
         running.run().await
     }
 
-    /// Starts the server. While the store is away it serves already, and waits for it: see [`Running::ready`].
+    /// Starts the server. While the store is away, it serves already and waits for the store: see
+    /// [`Running::ready`].
     ///
     /// # Errors
-    /// When the store, the spool or the address can't be used.
+    /// If the store, the spool or the address can't be used.
     pub async fn start(self) -> Result<Running, AppError> {
         let Self { config, senders } = self;
         config.validate()?;
-        // What can fail without touching the store comes first: nothing has to be undone then.
+        // Steps that can fail without touching the store come first, so that nothing has to be
+        // undone.
         let open_files = OpenFiles::plan(&config)?;
         startup::make_private_folder(&config.data_dir)?;
-        // Before the address: a process that is about to end releases both, and the lock is waited for.
+        // The lock before the address: a process that is about to end releases both, and only the
+        // lock is waited for.
         let lock = startup::lock_store(&config).await?;
         let listening = Listening::open(&config.http).map_err(AppError::Listen)?;
         let spool = Spool::open(config.spool_dir(), config.http.max_body.as_usize() as u64)
@@ -105,7 +111,7 @@ impl Builder {
     }
 }
 
-/// Prepares the store. A store that is away is waited for in the task that is answered.
+/// Prepares the store. If it is away, the returned task waits for it.
 async fn prepare(
     store: &Arc<dyn Store>,
     config: &Config,

@@ -1,4 +1,4 @@
-//! Why a server could not be started, or had to stop.
+//! Why a server can't start, or had to stop.
 
 use crate::config::ConfigError;
 use crate::store::StoreError;
@@ -17,23 +17,23 @@ pub enum AppError {
     /// The address can't be listened on, or its certificate can't be used.
     #[error("{0}")]
     Listen(String),
-    /// The process may open too few files.
+    /// The limit of open files is too low.
     #[error(
         "this process may open {limit} files, and a server needs at least {needed}: \
          raise the limit (ulimit -n, or LimitNOFILE= in the unit)"
     )]
     OpenFiles {
-        /// How many it may open.
+        /// The limit.
         limit: u64,
-        /// How many it needs.
+        /// The number that is needed.
         needed: usize,
     },
     /// A file, a folder or an address can't be used.
     #[error("{what}")]
     Io {
-        /// Which.
+        /// The file, folder or address.
         what: String,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
     /// Another process uses the store.
@@ -42,13 +42,13 @@ pub enum AppError {
     /// Another node has taken over from this one.
     #[error("another node has taken over from this one, which was silent for too long; it is to be started anew")]
     TakenOver,
-    /// An actor crashed so often that restarting doesn't help.
+    /// An actor exceeded its restart budget.
     #[error("the actor {0} crashed too often; the server has stopped so that it can be started anew")]
     Exhausted(&'static str),
-    /// The deadline came before everything was finished; what wasn't is in the store.
+    /// The deadline passed before everything was finished. The rest is in the store.
     #[error("shutdown_timeout passed before everything was finished; what was not is taken up at the next start")]
     Deadline,
-    /// A second signal came before everything was finished; what wasn't is in the store.
+    /// A second signal came before everything was finished. The rest is in the store.
     #[error("a second signal came before everything was finished; what was not is taken up at the next start")]
     Interrupted,
 }

@@ -1,22 +1,25 @@
-//! How many files this process may open, and what they are kept for.
+//! The limit of open files, and its division.
 //!
-//! A connection is an open file. Without a bound below the process's limit, connections take the last one, and then the
-//! spool cannot be read and the store cannot reconnect. So the files that store, spool and the process itself need are
-//! set aside, and connections get the rest.
+//! A connection is an open file. Without a limit of their own, connections take the last open file,
+//! and then the spool cannot be read and the store cannot reconnect. So the files for store, spool
+//! and the process itself are set aside, and connections get the rest.
 
 use super::error::AppError;
 use crate::config::Config;
 use nix::sys::resource::{Resource, getrlimit};
 
-/// The process itself: standard streams, event loops, listener, file notification, locks, and files open for a moment.
+/// Files of the process itself: standard streams, event loops, listener, file notification, locks,
+/// and files open for a moment.
 const PROCESS: usize = 64;
-/// Per pooled connection of the store. SQLite has the database, its log and its shared memory open.
+/// Files per pooled connection of the store. SQLite has the database, its log and its shared memory
+/// open.
 const PER_STORE_CONNECTION: usize = 3;
-/// The store's connections beside the pool: heartbeat, notifications, one that replaces a broken one.
+/// The store's connections outside the pool: heartbeat, notifications, and a replacement for a
+/// broken one.
 const STORE_EXTRA: usize = 8;
-/// Spool files of a round are open until their actions are stored.
+/// Maximum spool files per round. They are open until their actions are stored.
 const SPOOL_MAX: usize = 200;
-/// The fewest connections that a server can do anything with.
+/// The fewest connections with which a server is useful.
 const CONNECTIONS_MIN: usize = 32;
 
 /// How the process's open files are divided.
@@ -26,15 +29,15 @@ pub(super) struct OpenFiles {
     pub(super) spool: usize,
     /// Connections that are served.
     pub(super) connections: usize,
-    /// Connections beyond, accepted only to be refused.
+    /// Further connections, accepted only to be refused.
     pub(super) refusals: usize,
 }
 
 impl OpenFiles {
-    /// Divides what the process may open now.
+    /// Divides the process's current limit of open files.
     ///
     /// # Errors
-    /// When the limit is too low for a server.
+    /// If the limit is too low for a server.
     pub(super) fn plan(config: &Config) -> Result<Self, AppError> {
         let (limit, _) = getrlimit(Resource::RLIMIT_NOFILE)
             .map_err(|error| AppError::Io { what: "the limit of open files".into(), source: error.into() })?;

@@ -1,4 +1,4 @@
-//! A server that serves, until a signal or a fault; and how it is taken apart, source first.
+//! A running server, until a signal or a fault, and its drain, source first.
 
 use super::error::{AppError, io_error};
 use super::systemd;
@@ -16,16 +16,16 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinHandle;
 
-/// How long a node that was taken over may take to send its agents away.
+/// How long a fenced node may take to close its agents' connections.
 const FENCED_TIMEOUT: Duration = Duration::from_secs(2);
-/// How long the store may take to be told goodbye.
+/// How long signing off from the store may take.
 const GOODBYE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// A server that serves.
+/// A running server.
 pub struct Running {
     pub(super) node: Arc<Node>,
     pub(super) address: SocketAddr,
-    /// The store is away, and waited for.
+    /// Set while the store is away: the task that waits for it.
     pub(super) preparing: Option<JoinHandle<Result<(), AppError>>>,
     pub(super) supervision: Supervision,
     pub(super) stages: Stages,
@@ -34,12 +34,12 @@ pub struct Running {
 }
 
 impl Running {
-    /// Where it listens.
+    /// The address that it listens on.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// What it stores in.
+    /// The store.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.node.store
     }
@@ -49,20 +49,20 @@ impl Running {
         &self.node.presence
     }
 
-    /// Actions were put into the store directly: they are to be resolved at once.
+    /// Wakes the resolver after actions were put into the store directly.
     pub fn actions_submitted(&self) {
         self.node.signals.actions_submitted();
     }
 
-    /// How its actors are.
+    /// The state of the actors.
     pub fn supervision(&self) -> &Supervision {
         &self.supervision
     }
 
-    /// Waits until the store is there.
+    /// Waits until the store is ready.
     ///
     /// # Errors
-    /// When it turns out that it can't be used.
+    /// If the store turns out to be unusable.
     pub async fn ready(&mut self) -> Result<(), AppError> {
         let Some(preparing) = &mut self.preparing else { return Ok(()) };
         let prepared =
@@ -74,7 +74,8 @@ impl Running {
     /// Serves until a signal or a fault, then drains.
     ///
     /// # Errors
-    /// When the store can't be used, another node took over, an actor crashed too often, or draining took too long.
+    /// If the store can't be used, another node took over, an actor crashed too often, or draining
+    /// took too long.
     pub async fn run(mut self) -> Result<(), AppError> {
         let mut signals = StopSignals::listen().map_err(io_error("signals"))?;
         let (store, supervision) = (self.node.store.clone(), self.supervision.clone());
@@ -115,16 +116,16 @@ impl Running {
         fault.map_or(drained, Err)
     }
 
-    /// Stops intake and finishes what is under way, source first, within `shutdown_timeout`.
+    /// Stops intake and finishes work in flight, source first, within `shutdown_timeout`.
     ///
     /// # Errors
-    /// When the time was over before; nothing is lost by that.
+    /// If the time was too short. Nothing is lost by that.
     pub async fn drain(self) -> Result<(), AppError> {
         let within = self.node.config.shutdown_timeout.0;
         self.end(within, Stages::drain).await
     }
 
-    /// Sends the agents away, soon: whose place is taken can finish nothing.
+    /// Closes the agents' connections soon. A fenced node can finish nothing.
     async fn leave(self) -> Result<(), AppError> {
         self.end(FENCED_TIMEOUT, Stages::leave).await
     }
@@ -144,7 +145,7 @@ impl Running {
         }
         match tokio::time::timeout(GOODBYE_TIMEOUT, self.node.store.node_stop()).await {
             Ok(Ok(())) => {}
-            // The others find out by themselves.
+            // Other nodes notice the missing heartbeat.
             _ => log::info!("the store could not be told that this node stops"),
         }
         log::info!(complete = drained.is_ok(); "the server has stopped");

@@ -1,4 +1,5 @@
-//! What a server needs before its actors can do anything: its folder, its store, and the first admin token.
+//! What a server needs before its actors can work: its folder, its store, and the first admin
+//! token.
 
 use super::error::{AppError, io_error};
 use crate::config::Config;
@@ -15,11 +16,11 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-/// How long a start waits for another process to let go of the SQLite file.
+/// How long a start waits for another process to release the lock of the SQLite file.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(5);
 /// The first wait for a store that is away.
 const WAIT_MIN: Duration = Duration::from_millis(250);
-/// The longest one.
+/// The longest wait.
 const WAIT_MAX: Duration = Duration::from_secs(2);
 
 pub(super) fn make_private_folder(folder: &Path) -> Result<(), AppError> {
@@ -30,7 +31,7 @@ pub(super) fn make_private_folder(folder: &Path) -> Result<(), AppError> {
         .map_err(io_error(format!("data_dir {}", folder.display())))
 }
 
-/// Locks the file of a SQLite store, which is for one process.
+/// Locks a SQLite store's file, which only one process may use.
 pub(super) async fn lock_store(config: &Config) -> Result<Option<File>, AppError> {
     match store::sqlite_path(config.store_url().expose()) {
         Some(path) => Ok(Some(lock_beside(&path).await?)),
@@ -38,7 +39,8 @@ pub(super) async fn lock_store(config: &Config) -> Result<Option<File>, AppError
     }
 }
 
-/// Makes the store ready to be used, and this process known to it. A start that fails for good leaves no node behind.
+/// Prepares the store and registers this process. A start that fails for good leaves no node
+/// behind.
 pub(super) async fn prepare(store: &dyn Store, config: &Config, transports: &[String]) -> Result<(), AppError> {
     let prepared = async {
         store.prepare().await?;
@@ -54,7 +56,7 @@ pub(super) async fn prepare(store: &dyn Store, config: &Config, transports: &[St
     prepared
 }
 
-/// Does the same, for as long as the store is away.
+/// The same, with retries while the store is away.
 pub(super) async fn prepare_patiently(
     store: Arc<dyn Store>,
     config: Config,
@@ -93,7 +95,7 @@ async fn lock_beside(database: &Path) -> Result<File, AppError> {
     loop {
         match file.try_lock() {
             Ok(()) => return Ok(file),
-            // A process that was just killed may not be quite gone.
+            // A process that was just killed may not have exited yet.
             Err(TryLockError::WouldBlock) if started.elapsed() < LOCK_TIMEOUT => {
                 tokio::time::sleep(Duration::from_millis(50)).await;
             }
@@ -103,13 +105,14 @@ async fn lock_beside(database: &Path) -> Result<File, AppError> {
     }
 }
 
-/// Writes a new admin token into the store that the settings name, and answers it: for people who have lost theirs.
+/// Writes a new admin token into the configured store and returns it, for users who have lost
+/// theirs.
 ///
 /// # Errors
-/// When there is no such store, when it is a SQLite file that a server uses, or when it can't be written.
+/// If there is no such store, a server uses its SQLite file, or it can't be written.
 pub async fn reset_admin_token(config: &Config) -> Result<Secret, AppError> {
     let _lock = match store::sqlite_path(config.store_url().expose()) {
-        // A store that isn't there would be made, and its token would open nothing.
+        // A missing store would be created, and its token would be useless.
         Some(path) if !path.exists() => return Err(io_error(path.display())(io::ErrorKind::NotFound.into())),
         Some(path) => Some(lock_beside(&path).await?),
         None => None,
@@ -133,7 +136,8 @@ fn admin_token(name: &str, created_at: Timestamp) -> Token {
     }
 }
 
-/// A store without any admin token gets one, which is written to `admin.token` for its owner alone to read.
+/// Gives a store without an admin token one, and writes it to `admin.token`, readable only by its
+/// owner.
 async fn make_admin_token(store: &dyn Store, data_dir: &Path) -> Result<(), AppError> {
     if store.token_any_admin().await? {
         return Ok(());
@@ -141,7 +145,7 @@ async fn make_admin_token(store: &dyn Store, data_dir: &Path) -> Result<(), AppE
     let secret = Secret::random();
     let path = data_dir.join("admin.token");
     let write = || -> io::Result<()> {
-        // The file first: a token that nobody has would lock everybody out.
+        // The file comes first. If only the store had the token, no user could log in.
         let mut file = tempfile::Builder::new().prefix(".admin").tempfile_in(data_dir)?;
         writeln!(file, "{}", secret.reveal())?;
         file.as_file().sync_all()?;

@@ -1,5 +1,5 @@
-//! What a service manager is told, by the protocol of systemd's `sd_notify`: that the server is ready, that it lives, that it
-//! stops. Where `NOTIFY_SOCKET` isn't set nobody is told anything.
+//! Notifies the service manager over systemd's `sd_notify` protocol: the server is ready, alive, or
+//! stopping. Does nothing if `NOTIFY_SOCKET` isn't set.
 
 use crate::error_chain::ErrorChain;
 use sd_notify::NotifyState;
@@ -15,7 +15,8 @@ pub(super) fn stopping() {
     tell(NotifyState::Stopping);
 }
 
-/// Says that the actors' arbiter moves on, twice as often as the manager wants to hear it, if it does.
+/// Sends keep-alives while the actors' arbiter makes progress, twice as often as the manager
+/// requires, if it requires them.
 pub(super) fn keep_alive() -> Option<JoinHandle<()>> {
     let every = sd_notify::watchdog_enabled()? / 2;
     Some(actix_rt::spawn(async move {

@@ -12,12 +12,14 @@
 //!           PeerNotifier, at other nodes
 //! ```
 //!
-//! In two phases. [`Wiring::new`] makes all addresses, and from them the signals and the [`Node`]; [`Wiring::start`] starts
-//! the actors, each with the node and its one downstream address. So nothing is bound late. An actor that is never started
-//! is a compiler warning, since the addresses are taken apart without `..`.
+//! The wiring has two phases. [`Wiring::new`] makes all addresses, and from them the signals and
+//! the [`Node`]. [`Wiring::start`] starts the actors, each with the node and its one downstream
+//! address. So nothing is bound late. An actor that is never started is a compiler warning, since
+//! the addresses are destructured without `..`.
 //!
-//! Actors are drained source first: intake stops, then each stage finishes what it has, the outcomes last. What isn't done by
-//! the deadline is still in the store. The pipeline lives on one arbiter: a message to another thread costs a wake-up.
+//! Actors are drained source first: intake stops, then each stage finishes its work, and the
+//! outcomes come last. Work that isn't done by the deadline is still in the store. The pipeline
+//! lives on one arbiter, because a message to another thread costs a wake-up.
 
 use crate::config::Config;
 use crate::context::Node;
@@ -43,7 +45,7 @@ use std::sync::Arc;
 /// Starts a sender.
 type StartSender = Box<dyn FnOnce(SenderContext, &Supervision)>;
 
-/// A sender, before it is started.
+/// A sender before it is started.
 pub(super) struct Registration {
     pub(super) transport: &'static str,
     deliver: Recipient<Deliver>,
@@ -72,7 +74,7 @@ impl Registration {
     }
 }
 
-/// The addresses of all actors, before these are started.
+/// The addresses of all actors before they are started.
 #[derive(Default)]
 struct Addresses {
     spool_loader: Unstarted<Reconciler<SpoolLoader>>,
@@ -88,7 +90,7 @@ struct Addresses {
 }
 
 impl Addresses {
-    /// What hears signals.
+    /// The recipients of all signals.
     fn board(&self, senders: &[Registration]) -> Board {
         let Self { resolver, delay_scheduler, stream_sender, peers, reconcilers, .. } = self;
         let (scheduler, stream) = (delay_scheduler.address(), stream_sender.address());
@@ -123,17 +125,17 @@ impl Addresses {
 
 /// The actors that are drained, source first.
 pub(super) struct Stages {
-    /// One after the other.
+    /// In sequence.
     before: Vec<Recipient<Drain>>,
-    /// All at once.
+    /// Concurrently.
     senders: Vec<Recipient<Drain>>,
-    /// One after the other.
+    /// In sequence.
     after: Vec<Recipient<Drain>>,
     stream: Addr<StreamSender>,
 }
 
 impl Stages {
-    /// Each finishes what it has; one that is gone has nothing left.
+    /// Each actor finishes its work. A stopped one has nothing left.
     pub(super) async fn drain(&self) {
         for stage in &self.before {
             stage.send(Drain).await.ok();
@@ -144,13 +146,13 @@ impl Stages {
         }
     }
 
-    /// Agents are sent elsewhere, and nothing else is done.
+    /// Closes the agents' connections and nothing else.
     pub(super) async fn leave(&self) {
         self.stream.send(Drain).await.ok();
     }
 }
 
-/// Phase one: every address, and what is made of them.
+/// Phase one: the addresses, and what is made from them.
 pub(super) struct Wiring {
     node: Arc<Node>,
     addresses: Addresses,
@@ -181,7 +183,7 @@ impl Wiring {
     pub(super) fn start(self, spool: Spool, spool_files: usize) -> Wired {
         let Self { node, addresses, senders, serves_stream } = self;
         let supervision = Supervision::new(node.config.supervision.clone());
-        // Without `..`: one that nobody starts is an unused variable.
+        // Without `..`, so that an actor that is never started is an unused variable.
         let Addresses {
             spool_loader,
             resolver,
@@ -263,7 +265,8 @@ fn start_spool_loader(
     let waker = Waker::new(unstarted.address().recipient());
     let (progress, node) = (node.metrics.progress().clone(), node.clone());
     let loader = Reconciler::new(progress, move || {
-        // What an instance before this one held is to be recovered: each has a list of its own.
+        // The new instance must recover the files that the previous one held: each keeps its own
+        // list.
         SpoolLoader::new(node.clone(), spool.reopened(), files_per_round, waker.clone())
     });
     unstarted.start("spool_loader", loader, supervision).recipient()

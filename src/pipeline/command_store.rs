@@ -1,8 +1,9 @@
-//! Writes commands, a page of an action at a time, several pages in one transaction.
+//! Writes commands: each page belongs to one action, and several pages go into one transaction.
 //!
-//! Receives [`NewPage`] from the resolver, and tells the delay scheduler what is committed ([`Committed`]). The pages of one
-//! action arrive in order and are written in order. A page that doesn't join on to what the store has (one before it was
-//! lost in a crash, or the action was cancelled) is refused by the store, and the resolver reads how far the action is.
+//! Receives [`NewPage`] from the resolver and sends [`Committed`] to the delay scheduler. The pages
+//! of one action arrive in order and are written in order. The store refuses a page that doesn't
+//! join on to what it has: an earlier page was lost in a crash, or the action was cancelled. The
+//! resolver then reads how far the action is.
 //!
 //! Crash: see [`batcher`](crate::runtime::batcher).
 
@@ -19,15 +20,15 @@ use std::sync::Arc;
 /// The actor.
 pub type CommandStore = Batcher<CommandSink>;
 
-/// The way into it.
+/// The actor's handle for senders of pages.
 pub type PageWriter = Writer<NewPage, Inserted>;
 
-/// Pages of commands, on their way into the store.
+/// Writes pages of commands to the store.
 #[derive(Clone)]
 pub struct CommandSink {
-    /// Where they are written, counted and signalled.
+    /// Store, metrics and signals.
     pub node: Arc<Node>,
-    /// Where commands go that are committed.
+    /// Receives the committed commands.
     pub scheduler: Addr<DelayScheduler>,
 }
 
@@ -57,7 +58,8 @@ impl Sink for CommandSink {
                 written.push((action.no, page.after));
                 self.node.metrics.commands_written(commands.len() as u64);
                 let committed = Committed { action, after: page.after, through: page.through, commands };
-                // Awaited so that pages don't pile up in the scheduler's mailbox; after a crash it reads the store.
+                // Awaited so that pages don't pile up in the scheduler's mailbox. After a crash the
+                // scheduler reads the store.
                 self.scheduler.send(committed).await.ok();
             }
         }

@@ -1,5 +1,5 @@
-//! The way of an action, from where it comes in to its agents and back: one file per actor, in the order in which data flows.
-//! `node/wiring.rs` draws how they are wired.
+//! The actors that an action flows through, from its source to its agents and back: one file per
+//! actor, in the order in which data flows. `node/wiring.rs` draws how they are wired.
 
 pub mod command_store;
 pub mod delay_scheduler;

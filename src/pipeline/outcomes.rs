@@ -1,9 +1,12 @@
-//! Records what happens to commands: results, `sent`, failed delivery attempts, and what the reconcilers close.
+//! Records the reports about commands: results, `sent`, failed delivery attempts, and what the
+//! reconcilers close.
 //!
-//! Reports come from sessions, senders, the delay scheduler and the reconcilers. They are answered after the commit, so that
-//! `stored` is said to an agent when it is true. Then the signals tell whatever waits for them. It awaits the store alone.
+//! Reports come from sessions, senders, the delay scheduler and the reconcilers. They are answered
+//! after the commit, so that an agent gets `stored` only when it is true. Then the signals wake the
+//! parts that wait for them. The actor awaits only the store.
 //!
-//! Crash: see [`batcher`](crate::runtime::batcher). An agent whose result was in here gets no `stored`, and sends it again.
+//! Crash: see [`batcher`](crate::runtime::batcher). An agent whose result was in memory gets no
+//! `stored`, and sends it again.
 
 use crate::context::Node;
 use crate::domain::command::{Answer, Event};
@@ -16,10 +19,10 @@ use std::sync::Arc;
 /// The actor.
 pub type Outcomes = Batcher<OutcomeSink>;
 
-/// Reports, on their way into the store.
+/// The actor's handle for reporters.
 #[derive(Clone)]
 pub struct OutcomeSink {
-    /// Where they are written, counted and signalled.
+    /// Store, metrics and signals.
     pub node: Arc<Node>,
 }
 
@@ -40,7 +43,7 @@ impl Sink for OutcomeSink {
     async fn written(&self, reports: Vec<Report>, answers: &[Verdict<Answer>]) {
         crate::fault_point!("outcomes.written");
         for (report, answer) in reports.iter().zip(answers) {
-            // An agent that was wrong about the time has ended nothing.
+            // The agent's clock was wrong, and its command has not ended.
             let is_wrong = matches!((&report.event, answer), (Event::FoundExpired { .. }, Ok(Answer::Again { .. })));
             if matches!(answer, Ok(Answer::Stored | Answer::Again { .. })) && !is_wrong {
                 self.node.metrics.reported(&report.event);

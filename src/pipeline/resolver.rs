@@ -1,11 +1,12 @@
-//! Finds the agents of each action, page by page, in the order of their keys.
+//! Finds the agents of each action, page by page, in key order.
 //!
-//! A reconciler: it reads from the store which actions are to be resolved, and how far each is. A few actions are resolved
-//! at a time, each with a few pages on their way to the command store, which answers after the commit: these credits bound
-//! what is in memory. A page that the store refuses ([`Inserted::StalePage`]) ends the work on that action; the next round
-//! reads where it is.
+//! A reconciler: it reads from the store which actions are to be resolved, and how far each is. A
+//! few actions are resolved at a time, each with a few pages in flight to the command store, which
+//! answers after the commit. These credits bound memory. A page that the store refuses
+//! ([`Inserted::StalePage`]) ends the work on that action, and the next round reads how far it is.
 //!
-//! Crash: the actions in hand are unresolved in the store, and the restart continues at their last commit.
+//! Crash: unfinished actions are unresolved in the store, and the restart continues at their last
+//! commit.
 
 use super::command_store::PageWriter;
 use super::messages::NewPage;
@@ -27,61 +28,61 @@ use tokio::task::{JoinError, JoinSet};
 
 /// How often it polls.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Actions resolved at a time.
+/// Maximum number of actions resolved at a time.
 const ACTIONS_AT_A_TIME: usize = 64;
-/// Of how many actions the agents are counted in one call.
+/// Number of actions whose agents are counted in one call.
 const COUNTED_AT_A_TIME: usize = 8;
-/// Candidates fetched per round, oldest first. Larger than [`ACTIONS_AT_A_TIME`], because the list includes those in hand and
-/// those that can't be read.
+/// Candidates fetched per round, oldest first. Larger than [`ACTIONS_AT_A_TIME`], because the list
+/// includes active actions and unreadable ones.
 const CANDIDATES: usize = 1_000;
-/// Pages of one action on their way to the store.
+/// Maximum number of pages of one action in flight to the store.
 const PAGES_AT_A_TIME: usize = 3;
-/// Pages of all actions on their way to the store.
+/// Maximum number of pages of all actions in flight to the store.
 const PAGES_IN_MEMORY: usize = 16;
 
-/// What resolving works with.
+/// What the resolving tasks share.
 #[derive(Clone)]
 pub struct Resolving {
     node: Arc<Node>,
-    /// Where pages go.
+    /// Receives the pages.
     pages: PageWriter,
-    /// Pages that may be in memory.
+    /// One permit per page in memory.
     credits: Arc<Semaphore>,
-    /// Set on the way out.
+    /// Set when the process drains.
     stopping: Arc<AtomicBool>,
 }
 
 impl Resolving {
-    /// With nothing in memory.
+    /// With no pages in memory.
     pub fn new(node: Arc<Node>, pages: PageWriter) -> Self {
         Self { node, pages, credits: Arc::new(Semaphore::new(PAGES_IN_MEMORY)), stopping: Arc::default() }
     }
 }
 
-/// What came of resolving an action: its key, and whether it is resolved now.
+/// The result of a resolving task: the action's key, and whether the action is resolved.
 type Resolved = (i64, StoreResult<bool>);
 
 /// See the module.
 pub struct Resolver {
     work: Resolving,
-    /// Keys of the actions in hand.
+    /// Keys of the actions being resolved.
     active: HashSet<i64>,
-    /// One task for each of them.
+    /// One task per active action.
     tasks: JoinSet<Resolved>,
 }
 
 impl Resolver {
-    /// With nothing in hand.
+    /// With no active actions.
     pub fn new(node: Arc<Node>, pages: PageWriter) -> Self {
         Self { work: Resolving::new(node, pages), active: HashSet::new(), tasks: JoinSet::new() }
     }
 
-    /// Takes note of a task that has ended. True if its action is resolved: then there is room for another. A page that was
-    /// refused, and a store that is away, wait for the next poll.
+    /// Handles a task that has ended. True if its action is resolved, which makes room for another
+    /// one. After a refused page or a store failure, the action waits for the next poll.
     fn ended(&mut self, ended: Result<Resolved, JoinError>) -> bool {
         let (no, resolved) = match ended {
             Ok(ended) => ended,
-            // A crash of a task is one of the actor.
+            // A panic in a task is a crash of the actor.
             Err(error) if error.is_panic() => std::panic::resume_unwind(error.into_panic()),
             Err(_) => return false,
         };
@@ -138,15 +139,16 @@ impl Reconcile for Resolver {
     }
 }
 
-/// An action that is to be resolved, and how far it is.
+/// An action to resolve, and how far it is.
 struct Begun {
     action: Arc<Action>,
     target: Target,
     resolution: Resolution,
 }
 
-/// Finds what is to be resolved besides the `active` ones, and how far each is, in one transaction for all. An action that
-/// fails stops no other; the last error that may pass is answered beside the rest.
+/// Finds the actions to resolve besides the `active` ones, and how far each is, in one transaction
+/// for several actions. An action that fails doesn't stop the others. The last error that may be
+/// transient is returned beside the result.
 async fn begin(work: &Resolving, active: &HashSet<i64>) -> StoreResult<(Vec<Begun>, Option<StoreError>)> {
     let store = &work.node.store;
     let horizon = store.now().plus(work.node.config.delay.horizon.0);
@@ -173,7 +175,8 @@ async fn begin(work: &Resolving, active: &HashSet<i64>) -> StoreResult<(Vec<Begu
         };
     }
     let mut begun = Vec::with_capacity(actions.len());
-    // Counting the agents of a large fleet takes a while: what has been counted is kept.
+    // Counting the agents of a large fleet takes a while. In small groups, finished counts are
+    // kept.
     for some in actions.chunks(COUNTED_AT_A_TIME) {
         let ask = |some: &[(Arc<Action>, Target)]| {
             let asked = some.iter().map(|(action, target)| (action.no, target.clone())).collect();
@@ -203,7 +206,8 @@ async fn begin(work: &Resolving, active: &HashSet<i64>) -> StoreResult<(Vec<Begu
     Ok((begun, waits))
 }
 
-/// An action that is to be resolved, with its target; none if it is gone, has expired or means nothing to this version.
+/// An action to resolve, with its target. `None` if it is gone, has expired, or can't be read by
+/// this version.
 async fn readable(node: &Node, no: i64) -> StoreResult<Option<(Arc<Action>, Target)>> {
     let store = &node.store;
     let Some(action) = node.actions.get(no).await? else { return Ok(None) };
@@ -212,7 +216,7 @@ async fn readable(node: &Node, no: i64) -> StoreResult<Option<(Arc<Action>, Targ
         log::info!(action:% = action.id; "an action expired before it was resolved");
         return Ok(None);
     }
-    // It was parsed when it was accepted.
+    // The target was parsed when the action was accepted.
     match Target::parse(&action.target) {
         Ok(target) => Ok(Some((action, target))),
         Err(error) => {
@@ -223,7 +227,7 @@ async fn readable(node: &Node, no: i64) -> StoreResult<Option<(Arc<Action>, Targ
     }
 }
 
-/// Resolves one action as far as it goes; true when it is resolved now.
+/// Resolves one action as far as possible. True if it is resolved now.
 async fn resolve(work: &Resolving, begun: Begun) -> StoreResult<bool> {
     let Begun { action, target, resolution } = begun;
     let (no, page_size) = (action.no, work.node.config.resolver.page);
@@ -236,7 +240,7 @@ async fn resolve(work: &Resolving, begun: Begun) -> StoreResult<bool> {
         while !last && under_way.len() < PAGES_AT_A_TIME {
             let credit = match work.credits.clone().try_acquire_owned() {
                 Ok(credit) => credit,
-                // Those under way give theirs back when they are answered.
+                // Pages in flight return their credits when they are answered.
                 Err(_) if !under_way.is_empty() => break,
                 Err(_) => match work.credits.clone().acquire_owned().await {
                     Ok(credit) => credit,
@@ -259,13 +263,14 @@ async fn resolve(work: &Resolving, begun: Begun) -> StoreResult<bool> {
             if action.is_cancelled() {
                 return Ok(true);
             }
-            // What is under way is finished; the rest is for the next start.
+            // Finish the pages in flight. The next start resolves the rest.
             last |= work.stopping.load(Ordering::Relaxed);
         }
         let Some(answer) = under_way.next().await else { break };
         match answer.map(|mut answers| answers.pop()) {
             Ok(Some(Ok(Inserted::Written))) => {}
-            // Cancelled, or the command store crashed with a page of ours: read where the action is.
+            // Cancelled, or the command store crashed with one of our pages: read again how far the
+            // action is.
             Ok(Some(Ok(Inserted::StalePage)) | None) | Err(Interrupted) => return Ok(false),
             Ok(Some(Err(error))) => {
                 log::error!(action:% = action.id, error:% = error.chain(); "a page of commands was refused");
@@ -281,7 +286,7 @@ async fn resolve(work: &Resolving, begun: Begun) -> StoreResult<bool> {
     Ok(true)
 }
 
-/// Lays out one page of commands: `position` commands of `expected` come before it.
+/// Lays out one page of commands. `position` of the `expected` commands come before it.
 fn new_page(
     action: &Arc<Action>,
     agents: Vec<(i64, Arc<str>)>,

@@ -1,10 +1,11 @@
-//! Passes due commands to the sender of their agents' transport.
+//! Passes due commands to the senders of their agents' transports.
 //!
-//! Receives [`Dispatch`] from the delay scheduler and sends [`Deliver`] to the senders. Its answer waits for theirs, so that
-//! the scheduler's credits bound what is in flight. A command that is not due yet goes back to the scheduler. Commands of a
-//! transport without a sender here get a `waiting` row, and a node that has one takes them from there.
+//! Receives [`Dispatch`] from the delay scheduler and sends [`Deliver`] to the senders. It answers
+//! after the senders have, so that the scheduler's credits bound what is in flight. Commands that
+//! are not due yet go back to the scheduler. Commands of a transport without a sender here get a
+//! `waiting` row, and a node that has one takes them from there.
 //!
-//! Crash: the chunks in hand come back to the scheduler, which tries them again.
+//! Crash: the scheduler gets the chunks in flight back and tries them again.
 
 use super::messages::Dispatch;
 use crate::context::Node;
@@ -15,7 +16,7 @@ use futures_util::future::join_all;
 use std::collections::HashMap;
 use std::sync::Arc;
 
-/// Where each transport's commands go.
+/// The sender of each transport.
 pub type Routes = HashMap<String, Recipient<Deliver>>;
 
 /// See the module.
@@ -26,7 +27,7 @@ pub struct SenderRouter {
 }
 
 impl SenderRouter {
-    /// With the senders by transport.
+    /// A router to these senders.
     pub fn new(node: Arc<Node>, routes: Routes, recorder: Recorder) -> Self {
         Self { node, routes, recorder }
     }
@@ -44,7 +45,8 @@ impl Handler<Dispatch> for SenderRouter {
     fn handle(&mut self, Dispatch(deliveries): Dispatch, _: &mut Self::Context) -> Self::Result {
         crate::fault_point!("sender_router");
         let mut by_transport: Vec<(Arc<str>, Vec<Delivery>)> = Vec::new();
-        // Nothing goes out early, however it came here: the database's clock may have been set back meanwhile.
+        // Nothing is delivered early. The database's clock may have been set back since the command
+        // was queued.
         let now = self.node.store.now();
         let (due, early): (Vec<_>, Vec<_>) =
             deliveries.into_iter().partition(|(_, delivery)| delivery.not_before() <= now);

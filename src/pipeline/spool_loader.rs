@@ -1,13 +1,13 @@
-//! Turns files of the spool into actions.
+//! Turns spool files into actions.
 //!
-//! A reconciler, woken by the file system's notification and by a period, so that a lost notification costs `scan_interval`
-//! and nothing else. It takes a bounded number of files at a time, stores their actions in one transaction, and only then
-//! moves them to `done/`. If the store is away, the files go back to `new/`: what is not stored stays in the folder. If the
-//! transaction fails, each file is tried alone. One that keeps failing while others are stored goes to `failed/` with its
-//! error.
+//! A reconciler, woken by the file system's notification and by a period, so that a lost
+//! notification costs `scan_interval` and nothing else. It takes a bounded number of files at a
+//! time, stores their actions in one transaction, and only then moves them to `done/`. If the store
+//! is away, the files go back to `new/`. If the transaction fails, each file is tried alone. A file
+//! that keeps failing while others are stored goes to `failed/` with its error.
 //!
-//! Crash: what it had in hand lies in `cur/` and is taken back at the restart. A file that was stored but not moved is stored
-//! again as the same action, since its id is derived from the file.
+//! Crash: the files it had taken are in `cur/` and are taken back at the restart. A file that was
+//! stored but not moved is stored again as the same action, since its id is derived from the file.
 
 use super::spool::{Spool, Taken, TakenFile};
 use crate::context::Node;
@@ -25,22 +25,23 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// A file fails for good when it has failed in so many rounds in which others were stored.
+/// A file is given up after failing in this many rounds in which other files were stored.
 const GIVE_UP_AFTER: u32 = 8;
-/// The number of files that are remembered which have failed in such a round.
+/// Maximum number of such failing files to remember.
 const SUSPECTS: usize = 10_000;
-/// How often `done/` and `failed/` are searched for what is too old, and `cur/` for what was forgotten.
+/// How often `done/` and `failed/` are searched for old files, and `cur/` for forgotten ones.
 const PRUNE_INTERVAL: Duration = Duration::from_secs(60);
-/// Old files removed at a time.
+/// Maximum number of old files removed at a time.
 const PRUNE_AT_A_TIME: usize = 1_000;
 
 /// See the module.
 pub struct SpoolLoader {
     node: Arc<Node>,
-    /// Files taken per round, and stored in one transaction. Each is open until its round is over.
+    /// Maximum number of files per round. They are stored in one transaction, and stay open until
+    /// the round is over.
     files_per_round: usize,
     spool: Arc<Mutex<Spool>>,
-    /// Something has happened in `new/` since the last round.
+    /// Something has changed in `new/` since the last round.
     notified: Arc<AtomicBool>,
     _watcher: Option<RecommendedWatcher>,
     recovered: bool,
@@ -49,7 +50,7 @@ pub struct SpoolLoader {
 }
 
 impl SpoolLoader {
-    /// Over this folder, woken through `waker` by what happens in it.
+    /// A loader for this folder, woken through `waker` by changes in it.
     pub fn new(node: Arc<Node>, spool: Spool, files_per_round: usize, waker: Waker) -> Self {
         let notified = Arc::new(AtomicBool::new(false));
         let watcher = watch(&spool, notified.clone(), waker);
@@ -58,7 +59,7 @@ impl SpoolLoader {
         Self { node, files_per_round, spool, notified, _watcher: watcher, recovered: false, pruned, suspects }
     }
 
-    /// Takes back what an interrupted run, or a crash of this actor, left in `cur/`.
+    /// Takes back the files that an interrupted run, or a crash of this actor, left in `cur/`.
     async fn recover(&mut self) {
         self.recovered = true;
         match on_disk(&self.spool, Spool::recover).await {
@@ -80,7 +81,7 @@ impl SpoolLoader {
             if removed > 0 {
                 log::info!(files = removed; "old files removed from the spool");
             }
-            // What a crash of this actor left behind while its work on the disk continued.
+            // Files of a crashed actor whose disk task was still running at the restart.
             let recovered = spool.recover()?;
             if recovered > 0 {
                 log::warn!(files = recovered; "forgotten spool files are taken again");
@@ -93,13 +94,13 @@ impl SpoolLoader {
     }
 }
 
-/// Wakes the loader when something happens in `new/`.
+/// Wakes the loader when something changes in `new/`.
 fn watch(spool: &Spool, notified: Arc<AtomicBool>, waker: Waker) -> Option<RecommendedWatcher> {
     let folder = spool.new_dir();
     let watcher = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
         // Reading the folder is an event too, and would cause another reading.
         let is_access = event.is_ok_and(|event| event.kind.is_access());
-        // Ten thousand files make one wake-up.
+        // Ten thousand files cause one wake-up.
         if !is_access && !notified.swap(true, Ordering::AcqRel) {
             waker.wake();
         }
@@ -136,7 +137,7 @@ impl Reconcile for SpoolLoader {
         crate::fault_point!("spool_loader.stored");
         match round.error {
             Some(error) => Err(RoundFailed(error)),
-            // Giving files back is an event as well.
+            // Moving files back is an event as well, which would wake the loader at once.
             None if round.must_rest => Ok(Pace::Rest(self.period() / 2)),
             None if round.full => Ok(Pace::Again),
             None => Ok(Pace::Wait),
@@ -144,23 +145,23 @@ impl Reconcile for SpoolLoader {
     }
 }
 
-/// In how many rounds a file could not be stored, and others could.
+/// The number of rounds in which a file could not be stored while others could.
 type Suspects = HashMap<OsString, u32>;
 
-/// How one round went.
+/// The result of a round.
 #[derive(Debug, Default)]
 struct Round {
     /// There may be more files.
     full: bool,
-    /// Files went back, since the store is away or the disk is full.
+    /// Files were moved back, because the store is away or the disk is full.
     must_rest: bool,
-    /// Why files went back.
+    /// Why files were moved back.
     error: Option<String>,
-    /// What is known now of files that fail.
+    /// The failing files known now.
     suspects: Suspects,
 }
 
-/// Takes files, stores their actions, and moves the files to where they belong.
+/// Takes files, stores their actions, and moves each file to where it belongs.
 async fn load(spool: &Arc<Mutex<Spool>>, node: &Node, files: usize, suspects: Suspects) -> Round {
     let taken = on_disk(spool, move |spool| spool.take(files)).await;
     let taken = match taken {
@@ -199,7 +200,7 @@ async fn load(spool: &Arc<Mutex<Spool>>, node: &Node, files: usize, suspects: Su
         }
     }
     let stored = submit_all(node, actions).await;
-    // What fails while others are stored may be at fault itself.
+    // A file that fails while others are stored may be at fault itself.
     let works = stored.iter().any(|stored| matches!(stored, Some(Ok(_))));
     let mut back = Vec::new();
     for (name, stored) in sources.into_iter().zip(stored) {
@@ -246,7 +247,8 @@ async fn load(spool: &Arc<Mutex<Spool>>, node: &Node, files: usize, suspects: Su
                 }
             };
             if let Err(error) = moved {
-                // It comes again: as the same action if it was stored, and with the same problem if it is none.
+                // It is taken again: as the same action if it was stored, or with the same problem
+                // if it is invalid.
                 let back = spool.give_back(name);
                 stuck.push((name.clone(), back.err().unwrap_or(error)));
             }
@@ -266,7 +268,7 @@ async fn load(spool: &Arc<Mutex<Spool>>, node: &Node, files: usize, suspects: Su
     round
 }
 
-/// Runs what may block on a thread of its own.
+/// Runs a blocking task on a blocking thread.
 async fn on_disk<T: Send + 'static>(
     spool: &Arc<Mutex<Spool>>,
     task: impl FnOnce(&mut Spool) -> io::Result<T> + Send + 'static,

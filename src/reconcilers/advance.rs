@@ -1,4 +1,5 @@
-//! Moves `dispatched_through` on over commands that have an outcome or an open row, so that a restart reads little again.
+//! Advances `dispatched_through` over commands that have an outcome or an open row, so that a
+//! restart reads few of them again.
 
 use crate::context::Node;
 use crate::runtime::isolation::for_all_actions;
@@ -6,11 +7,11 @@ use crate::runtime::{Pace, Reconcile, RoundFailed};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The longest time between two rounds. The list of open actions causes one each second.
+/// The longest time between two rounds. The list of open actions causes a round each second.
 const POLL_INTERVAL: Duration = Duration::from_secs(10);
-/// Commands that a round moves one action over, at most.
+/// Maximum number of commands that a round advances one action by.
 const ADVANCE_LIMIT: usize = 50_000;
-/// Actions that are moved in one transaction.
+/// Maximum number of actions per transaction.
 const ACTIONS_AT_A_TIME: usize = 100;
 
 /// See the module.
@@ -19,7 +20,7 @@ pub struct Advance {
 }
 
 impl Advance {
-    /// On this node.
+    /// A reconciler for this node.
     pub fn new(node: Arc<Node>) -> Self {
         Self { node }
     }

@@ -1,8 +1,9 @@
 //! Ends actions whose commands are all final.
 //!
-//! Whether an action is complete can't be decided in the transaction that records its last outcome: two nodes that commit the
-//! last two don't see each other. So it is decided here, after commits: at once for actions whose outcomes this node has just
-//! recorded, and by the list of open actions for those that this node owns.
+//! The transaction that records an action's last outcome can't decide whether the action is
+//! complete: if two nodes commit the last two outcomes, neither sees the other's. So this
+//! reconciler decides after commits. Actions with outcomes that this node has just recorded are
+//! checked at once; the list of open actions gives the others that this node owns.
 
 use crate::context::Node;
 use crate::runtime::isolation::for_all_actions;
@@ -13,23 +14,24 @@ use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The longest time between two rounds. The list of open actions causes one each second.
+/// The longest time between two rounds. The list of open actions causes a round each second.
 const POLL_INTERVAL: Duration = Duration::from_secs(10);
 
 /// See the module.
 pub struct Complete {
     node: Arc<Node>,
-    /// The reading of the open actions that was looked at last.
+    /// The last reading of the open actions that was checked.
     reading: u64,
 }
 
 impl Complete {
-    /// On this node.
+    /// A reconciler for this node.
     pub fn new(node: Arc<Node>) -> Self {
         Self { node, reading: 0 }
     }
 
-    /// Whether it looks complete. Agents may still join a live one.
+    /// Whether the action looks complete. A live action that hasn't expired doesn't, since agents
+    /// may still join it.
     fn is_finished(&self, action: &OpenAction) -> bool {
         let may_grow = action.live && !action.cancelled && self.node.store.now() < action.expires_at;
         action.resolved && action.unfinished == 0 && !may_grow
@@ -58,7 +60,7 @@ impl Reconcile for Complete {
     async fn run_once(&mut self) -> Result<Pace, RoundFailed> {
         let mut nos = match self.node.signals.changed_actions().take() {
             Dirty::Keys(keys) => keys,
-            // The list has them all, within a second.
+            // The list of open actions contains them all, within a second.
             Dirty::Everything => BTreeSet::new(),
         };
         let open = self.node.signals.open_actions().last();

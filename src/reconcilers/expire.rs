@@ -1,6 +1,6 @@
-//! Closes the commands of actions that were cancelled, and after a grace those of actions that expired.
+//! Closes the commands of cancelled actions, and, after the grace, those of expired actions.
 //!
-//! Deciding a command goes through the outcomes, as everything does that happens to commands.
+//! Decisions about commands go through the outcomes, like all other reports.
 
 use super::support::{PAGE, record};
 use crate::context::Node;
@@ -13,7 +13,7 @@ use crate::store::{OpenAction, StoreResult, Unfinished};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The longest time between two rounds. The list of open actions causes one each second.
+/// The longest time between two rounds. The list of open actions causes a round each second.
 const POLL_INTERVAL: Duration = Duration::from_secs(10);
 
 /// See the module.
@@ -23,7 +23,7 @@ pub struct Expire {
 }
 
 impl Expire {
-    /// On this node, deciding commands through `recorder`.
+    /// A reconciler for this node, which reports to `recorder`.
     pub fn new(node: Arc<Node>, recorder: Recorder) -> Self {
         Self { node, recorder }
     }
@@ -41,7 +41,7 @@ impl Expire {
         }
     }
 
-    /// Records `event` for all commands of an action that are not finished, a page at a time.
+    /// Records `event` for all unfinished commands of an action, a page at a time.
     async fn close(&self, no: i64, which: Unfinished, event: &Event) -> StoreResult<()> {
         let Some(action) = self.node.actions.get(no).await? else { return Ok(()) };
         let mut after = 0;

@@ -11,7 +11,8 @@ use std::time::Duration;
 
 /// How often it polls.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// For how long after its removal an agent's commands are looked for: one may have been on its way into the store.
+/// How long after its removal an agent's commands are looked for: the store may still have been
+/// writing one.
 const LEAVING: Duration = Duration::from_secs(60);
 
 /// See the module.
@@ -21,12 +22,12 @@ pub struct LeavingAgents {
 }
 
 impl LeavingAgents {
-    /// On this node, deciding commands through `recorder`.
+    /// A reconciler for this node, which reports to `recorder`.
     pub fn new(node: Arc<Node>, recorder: Recorder) -> Self {
         Self { node, recorder }
     }
 
-    /// Closes all commands of one agent; false if the store takes none of them.
+    /// Closes all commands of one agent. False if the store accepts none of the reports.
     async fn close(&self, agent_no: i64) -> StoreResult<bool> {
         loop {
             let mut reports = Vec::new();

@@ -1,9 +1,10 @@
-//! Lets agents join live actions: those that match only after the action was resolved.
+//! Lets agents join live actions that were resolved before the agents matched.
 //!
-//! When an agent enrolls, or its labels or facts change, it asks the store which live actions match it. A slow sweep over the
-//! whole fleet finds agents that were missed, for the live actions that this node owns. Each agent that matches and has no
-//! command yet gets one, due at once or when the action becomes valid, with an open row: the action's own cursors have passed
-//! by. Until it expires a live action stays open, and its `counts.resolved` false.
+//! When an agent enrolls or its labels or facts change, this reconciler asks the store which live
+//! actions match it. A slow sweep over the whole fleet finds missed agents, for the live actions
+//! that this node owns. Each matching agent without a command gets one, due at once or when the
+//! action becomes valid. The command gets an open row, because the action's own cursors have passed
+//! its place. Until it expires, a live action stays open and its `counts.resolved` is false.
 
 use crate::context::Node;
 use crate::domain::target::Target;
@@ -15,9 +16,9 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-/// How often it sweeps over the whole fleet.
+/// How often the whole fleet is swept.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
-/// Agents per read and transaction.
+/// Maximum number of agents per read and transaction.
 const PAGE: usize = 1_000;
 
 /// See the module.
@@ -27,7 +28,7 @@ pub struct LiveJoin {
 }
 
 impl LiveJoin {
-    /// On this node.
+    /// A reconciler for this node.
     pub fn new(node: Arc<Node>) -> Self {
         Self { node, swept: None }
     }
@@ -36,7 +37,7 @@ impl LiveJoin {
         for_each_action(nos, |no| *no, async |no| self.join(*no, among).await).await
     }
 
-    /// Lets the agents that have changed join; where that fails, they are remembered.
+    /// Lets changed agents join. On failure, they are put back for the next round.
     async fn join_changed(&self, live: &[i64]) -> StoreResult<()> {
         let changed = self.node.signals.changed_agents();
         match changed.take() {
@@ -49,7 +50,7 @@ impl LiveJoin {
         }
     }
 
-    /// Lets all agents join the actions that this node owns, now and then.
+    /// Now and then, lets all agents join the actions that this node owns.
     async fn sweep(&mut self, live: Vec<i64>) -> StoreResult<()> {
         if self.swept.is_some_and(|last| last.elapsed() < SWEEP_INTERVAL) {
             return Ok(());
@@ -66,7 +67,7 @@ impl LiveJoin {
     async fn join(&self, no: i64, among: Option<&[i64]>) -> StoreResult<()> {
         let store = &self.node.store;
         let Some(action) = self.node.actions.get(no).await? else { return Ok(()) };
-        // It was parsed when it was accepted.
+        // The target was parsed when the action was accepted.
         let Ok(target) = Target::parse(&action.target) else { return Ok(()) };
         let mut after = 0;
         loop {

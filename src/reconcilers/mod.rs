@@ -1,17 +1,17 @@
-//! Background work. Each reconciler reads from the store what is missing and does it; none takes input. They work for the
-//! actions that this node owns: ten nodes do the work of one, once. When a node dies, its actions get another owner, and
-//! with it all of this.
+//! Background work. Each reconciler reads from the store what is missing and does it; none takes
+//! input. They work for the actions that this node owns, so ten nodes together do the work once.
+//! When a node dies, its actions get another owner, whose reconcilers take over.
 //!
 //! | reconciler | does |
 //! |---|---|
 //! | [`open_actions`] | reads the open actions, for all others and for the delay scheduler |
 //! | [`complete`] | ends actions whose commands are all final |
-//! | [`advance`] | moves `dispatched_through` on |
+//! | [`advance`] | advances `dispatched_through` |
 //! | [`expire`] | closes the commands of cancelled and of expired actions |
-//! | [`overdue`] | gives up results that should have come |
+//! | [`overdue`] | gives up overdue results |
 //! | [`leaving_agents`] | closes the commands of removed agents |
 //! | [`live_join`] | lets agents join live actions |
-//! | [`retention`] | deletes what is kept no longer |
+//! | [`retention`] | deletes what is older than its retention |
 
 pub mod advance;
 pub mod complete;

@@ -1,7 +1,7 @@
 //! Reads the open actions, so that the delay scheduler and the other reconcilers share one list.
 //!
-//! It also compares them with the actions in memory: a user may have paused, resumed or cancelled one at another node, and
-//! the hint was lost.
+//! It also compares them with the actions in memory: a user may have paused, resumed or cancelled
+//! one at another node, and the hint may have been lost.
 
 use super::support::PAGE;
 use crate::context::Node;
@@ -21,12 +21,12 @@ pub struct ReadOpenActions {
 }
 
 impl ReadOpenActions {
-    /// On this node.
+    /// A reconciler for this node.
     pub fn new(node: Arc<Node>) -> Self {
         Self { node }
     }
 
-    /// Marks the action in memory as the store says.
+    /// Marks the action in memory as cancelled, paused or resumed, as the store says.
     async fn mark(&self, action: &OpenAction) -> StoreResult<()> {
         let actions = &self.node.actions;
         if action.cancelled
@@ -34,7 +34,7 @@ impl ReadOpenActions {
         {
             self.node.signals.cancel_found(action.no, id);
         }
-        // The list may be older than what is in memory: one that differs is read again.
+        // The list may be older than the action in memory. One that differs is read again.
         if actions.is_paused(action.no).is_some_and(|marked| marked != action.paused)
             && let Some(read) = self.node.store.action_get(action.no).await?
             && actions.is_paused(action.no) != Some(read.is_paused())

@@ -1,4 +1,4 @@
-//! Gives up results that should have come: their agent had the timeout, and a grace.
+//! Gives up overdue results: the timeout of the run and the grace have passed.
 
 use super::support::{PAGE, readable, record};
 use crate::context::Node;
@@ -20,7 +20,7 @@ pub struct Overdue {
 }
 
 impl Overdue {
-    /// On this node, deciding commands through `recorder`.
+    /// A reconciler for this node, which reports to `recorder`.
     pub fn new(node: Arc<Node>, recorder: Recorder) -> Self {
         Self { node, recorder }
     }
@@ -50,7 +50,7 @@ impl Reconcile for Overdue {
             };
             reports.extend(action.map(|action| report_of(&action, agent_no, Event::Overdue)));
         }
-        // What the store takes none of would be found again at once.
+        // Runs that the store refuses to close would be found again at once.
         let has_more = !reports.is_empty() && record(&self.recorder, reports).await? > 0 && is_full;
         Ok(if has_more { Pace::Again } else { Pace::Wait })
     }

@@ -1,4 +1,4 @@
-//! Deletes what is kept no longer, in batches small enough to hold up nothing else.
+//! Deletes what is older than its retention, in batches small enough not to hold up other work.
 
 use crate::context::Node;
 use crate::runtime::{Pace, Reconcile, RoundFailed};
@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 
 /// How often it polls.
 const POLL_INTERVAL: Duration = Duration::from_secs(60);
-/// Rows that are deleted in one transaction.
+/// Maximum number of rows deleted in one transaction.
 const ROWS_AT_A_TIME: usize = 2_000;
-/// How often it looks for rows whose action is gone, which earlier versions could leave behind.
+/// How often to look for rows without their action, which earlier versions could leave behind.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(24 * 60 * 60);
-/// Actions looked at in one transaction of that.
+/// Maximum number of actions checked in one transaction of that sweep.
 const SWEPT_AT_A_TIME: usize = 200;
 /// The pause between two transactions.
 const PAUSE: Duration = Duration::from_millis(20);
@@ -24,12 +24,12 @@ pub struct Retention {
 }
 
 impl Retention {
-    /// On this node.
+    /// A reconciler for this node.
     pub fn new(node: Arc<Node>) -> Self {
         Self { node, swept: None }
     }
 
-    /// Deletes the audit log's entries that are kept no longer.
+    /// Deletes audit log entries older than `retention.audit`.
     async fn purge_audit(&self) -> StoreResult<()> {
         let (store, keep) = (&self.node.store, self.node.config.retention.audit.0);
         while store.audit_purge(store.now().minus(keep), ROWS_AT_A_TIME).await? > 0 {
@@ -38,7 +38,7 @@ impl Retention {
         Ok(())
     }
 
-    /// Finds rows whose action is gone. They are deleted with what is kept no longer.
+    /// Finds rows without their action. They are then deleted with the purged actions.
     async fn sweep(&mut self) -> StoreResult<()> {
         if self.swept.is_some_and(|last| last.elapsed() < SWEEP_INTERVAL) {
             return Ok(());
@@ -52,7 +52,7 @@ impl Retention {
         Ok(())
     }
 
-    /// Deletes the actions that ended longer ago than they are kept.
+    /// Deletes actions that ended longer ago than `retention.actions`.
     async fn purge_actions(&self) -> StoreResult<()> {
         let (store, keep) = (&self.node.store, self.node.config.retention.actions.0);
         let mut rows = 0;

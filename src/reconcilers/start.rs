@@ -36,9 +36,9 @@ pub struct Reconcilers {
 }
 
 impl Reconcilers {
-    /// Starts all of them, and answers where they are told to stop.
+    /// Starts all of them, and returns the recipients of their drain.
     pub fn start(self, node: &Arc<Node>, recorder: &Recorder, supervision: &Supervision) -> Vec<Recipient<Drain>> {
-        // Without `..`: one that nobody starts is an unused variable.
+        // Without `..`, so that a reconciler that is never started is an unused variable.
         let Self { open_actions, complete, advance, expire, overdue, leaving_agents, live_join, retention } = self;
         let (n, r, s) = (node, recorder, supervision);
         vec![
@@ -54,7 +54,7 @@ impl Reconcilers {
     }
 }
 
-/// A constructor that takes a recorder as well.
+/// Turns a constructor that needs a recorder into one that doesn't.
 fn with<R>(recorder: &Recorder, make: fn(Arc<Node>, Recorder) -> R) -> impl Fn(Arc<Node>) -> R + 'static
 where
     R: 'static,

@@ -1,4 +1,4 @@
-//! What several reconcilers do.
+//! Functions that several reconcilers use.
 
 use crate::context::Node;
 use crate::domain::action::Action;
@@ -7,10 +7,10 @@ use crate::senders::Recorder;
 use crate::store::{Report, StoreError, StoreResult};
 use std::sync::Arc;
 
-/// Rows per read.
+/// Maximum number of rows per read.
 pub(super) const PAGE: usize = 5_000;
 
-/// An action; none if it can't be read, which must not stop what is done for others.
+/// An action. `None` if it can't be read, which must not stop the work for other actions.
 pub(super) async fn readable(node: &Node, no: i64) -> StoreResult<Option<Arc<Action>>> {
     match node.actions.get(no).await {
         Err(error) if !error.is_transient() => {
@@ -21,7 +21,7 @@ pub(super) async fn readable(node: &Node, no: i64) -> StoreResult<Option<Arc<Act
     }
 }
 
-/// Records reports; answers how many of them the store has taken.
+/// Records reports and returns how many of them the store has accepted.
 pub(super) async fn record(recorder: &Recorder, reports: Vec<Report>) -> StoreResult<usize> {
     match recorder.put(reports).await {
         Ok(answers) => Ok(answers.iter().filter(|answer| answer.is_ok()).count()),

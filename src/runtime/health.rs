@@ -1,4 +1,4 @@
-//! What supervision knows of the actors: their states, restarts and causes, shown at `/readyz`.
+//! The states of the supervised actors, with restarts and causes, shown at `/readyz`.
 
 use crate::config::Supervision as SupervisionConfig;
 use serde::Serialize;
@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use utoipa::ToSchema;
 
-/// All supervised actors of a process, and the way out when restarting doesn't help. Clones share their state.
+/// All supervised actors of a process, and the escalation when restarts don't help. Clones share
+/// their state.
 #[derive(Clone, Debug)]
 pub struct Supervision {
     inner: Arc<Inner>,
@@ -38,27 +39,27 @@ struct Record {
     recent: VecDeque<Instant>,
 }
 
-/// One actor as `/readyz` shows it.
+/// An actor's state.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct ActorReport {
-    /// The actor.
+    /// The actor's name.
     pub name: &'static str,
     /// `running`, `restarting` or `stopped`.
     pub state: String,
-    /// Since the process started.
+    /// Restarts since the process started.
     pub restarts: u64,
-    /// Why it crashed last.
+    /// The cause of its last crash.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub last_cause: Option<String>,
 }
 
-/// The data are counters and words, whole at every step: a panic elsewhere doesn't spoil them.
+/// The data are counters and words, consistent after every step, so a poisoned lock is harmless.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Supervision {
-    /// With these limits.
+    /// A supervision with this restart budget.
     pub fn new(limits: SupervisionConfig) -> Self {
         Self {
             inner: Arc::new(Inner {
@@ -70,7 +71,7 @@ impl Supervision {
         }
     }
 
-    /// The limits.
+    /// The restart budget and backoff.
     pub fn limits(&self) -> &SupervisionConfig {
         &self.inner.limits
     }
@@ -82,7 +83,7 @@ impl Supervision {
         health
     }
 
-    /// Says that `actor` can't be kept alive by restarts.
+    /// Reports that restarts don't keep `actor` alive.
     pub(super) fn escalate(&self, actor: &'static str) {
         self.inner.escalated.send_if_modified(|escalated| {
             let first = escalated.is_none();
@@ -91,7 +92,7 @@ impl Supervision {
         });
     }
 
-    /// Waits until some actor has crashed too often, and names it.
+    /// Waits until an actor has crashed too often, and returns its name.
     pub async fn escalated(&self) -> &'static str {
         let mut watch = self.inner.escalated.subscribe();
         loop {
@@ -104,24 +105,24 @@ impl Supervision {
         }
     }
 
-    /// From now on actors that stop are left alone.
+    /// From now on, actors that stop are not restarted.
     pub fn set_draining(&self) {
         self.inner.draining.store(true, Ordering::Relaxed);
     }
 
-    /// Whether the process is on its way out.
+    /// Whether the process is draining.
     pub fn is_draining(&self) -> bool {
         self.inner.draining.load(Ordering::Relaxed)
     }
 
-    /// Every actor's state, in the order in which they were started.
+    /// Every actor's state, in the order in which the actors were started.
     pub fn reports(&self) -> Vec<ActorReport> {
         lock(&self.inner.actors).iter().map(|actor| actor.report()).collect()
     }
 }
 
 impl ActorHealth {
-    /// Counts a fall; answers how many there were `within` this time.
+    /// Counts a crash and returns the number of crashes `within` this time.
     pub(super) fn crashed(&self, cause: &str, within: Duration) -> usize {
         let mut record = lock(&self.record);
         record.state = "restarting";

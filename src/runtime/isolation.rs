@@ -1,12 +1,14 @@
-//! Finds the item that keeps a batch from being written, and lets the rest pass: the plain part, without a runtime.
+//! Finds the item that keeps a batch from being written, so that the rest can be written: the part
+//! that needs no runtime.
 //!
-//! An error that is the item's own (the store *refuses* it) splits the batch at once, down to the item. An error that may
-//! pass is harder: a store that is away fails every batch, and an item that the store can't take may fail with an error
-//! that looks the same. Only the others tell them apart. So a batch that has failed [`SPLIT_AFTER`] times is tried in
-//! halves, parts and new batches take turns, and what counts against a part is that *something else was written* between
-//! two of its failures. Such a part is split at its next failure; a single item of which that is true [`GIVE_UP_AFTER`]
-//! times is given up with its error. While nothing at all can be written, nothing is given up, however long that takes,
-//! and one write is tried per pause, whatever there is.
+//! If the store *refuses* an item, the batch is split at once, down to that item. A transient error
+//! is harder: a store that is away fails every batch, and a bad item may fail with the same error.
+//! Only other writes tell the two apart. So a batch that has failed [`SPLIT_AFTER`] times is tried
+//! in halves, and parts take turns with new batches. A failure counts against a part only if
+//! *something else was written* since its last failure. A part with such a failure is split. A
+//! single item with [`GIVE_UP_AFTER`] such failures is given up with its error. While nothing at
+//! all can be written, nothing is given up, however long that takes, and only one write is tried
+//! per pause.
 
 use crate::error_chain::ErrorChain;
 use crate::store::{StoreError, StoreResult};
@@ -14,27 +16,28 @@ use rand::seq::SliceRandom;
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
 
-/// The first pause after a failure.
+/// The shortest pause after a failure.
 const PAUSE_MIN: Duration = Duration::from_millis(50);
-/// The longest one.
+/// The longest pause after a failure.
 const PAUSE_MAX: Duration = Duration::from_secs(5);
-/// A batch that failed this often is tried in halves.
+/// After this many failures, a batch is tried in halves.
 const SPLIT_AFTER: u32 = 4;
-/// An item is given up that failed this often while others were written. With the pauses in between that takes half a
-/// minute at least: a lock or a full disk that hits some statements and not others is mostly over by then.
+/// An item is given up after this many failures while others were written. With the pauses, that
+/// takes at least half a minute. A lock or a full disk that affects only some statements has mostly
+/// passed by then.
 const GIVE_UP_AFTER: u32 = 12;
-/// So many failures in a row say that it is the store and not what is tried.
+/// After this many failures in a row, the store is considered away.
 pub const MISSES: usize = 3;
 
 /// A batch, or a part of one.
 #[derive(Debug)]
 pub struct Part<T> {
-    /// What is to be written together.
+    /// The items to write together.
     pub items: Vec<T>,
-    /// When it was tried first.
+    /// When the items were first tried.
     pub begun: Instant,
     failures: u32,
-    /// Failures with something else written since the one before.
+    /// Failures with another write since the failure before.
     beaten: u32,
     /// [`Retries::written`] at the last failure.
     seen: u64,
@@ -42,20 +45,20 @@ pub struct Part<T> {
     error: String,
 }
 
-/// What is to be done next.
+/// What to do next.
 #[derive(Debug)]
 pub enum Next<T> {
-    /// Try this again.
+    /// Try this part again.
     Part(Part<T>),
-    /// Try what is new.
+    /// Write a new batch.
     Fresh,
-    /// Look again at this time.
+    /// Ask again at this time.
     At(Instant),
-    /// There is nothing.
+    /// Nothing to do.
     Nothing,
 }
 
-/// Parts of batches that failed.
+/// Batches and parts that failed.
 #[derive(Debug)]
 pub struct Retries<T> {
     parts: VecDeque<Part<T>>,
@@ -64,7 +67,7 @@ pub struct Retries<T> {
     /// Writes that failed since the last one that succeeded.
     failures: u32,
     not_before: Option<Instant>,
-    /// It is the turn of what is new.
+    /// The next turn belongs to a new batch.
     fresh_next: bool,
 }
 
@@ -79,17 +82,17 @@ impl<T> Default for Retries<T> {
 }
 
 impl<T> Retries<T> {
-    /// A batch that was not tried yet.
+    /// A batch that has not been tried yet.
     pub fn begin(&self, items: Vec<T>, now: Instant) -> Part<T> {
         Part { items, begun: now, failures: 0, beaten: 0, seen: self.written, at: now, error: String::new() }
     }
 
-    /// Whether nothing has failed that isn't written yet.
+    /// Whether no failed part waits.
     pub fn is_empty(&self) -> bool {
         self.parts.is_empty()
     }
 
-    /// What is to be done, when no write is under way; `fresh` is when a new batch is due, if there is one.
+    /// What to do when no write is in flight. `fresh` is when a new batch is due, if there is one.
     pub fn next(&mut self, now: Instant, fresh: Option<Instant>) -> Next<T> {
         let earliest = self.parts.iter().map(|part| part.at).chain(fresh).min();
         let Some(earliest) = earliest else { return Next::Nothing };
@@ -111,20 +114,20 @@ impl<T> Retries<T> {
         }
     }
 
-    /// A part was written: the store is there.
+    /// A part was written, so the store works.
     pub fn written(&mut self, now: Instant) {
         self.written += 1;
         self.failures = 0;
         self.not_before = None;
-        // Nothing says that these are at fault.
+        // There is no evidence against these parts.
         self.parts.iter_mut().filter(|part| part.beaten == 0).for_each(|part| part.at = now);
     }
 
-    /// A part was not written. Answers the item that is given up, if that is so; the rest is tried again.
+    /// A part was not written. Returns the item to give up, if any. The rest is tried again.
     pub fn failed(&mut self, mut part: Part<T>, error: &StoreError, now: Instant) -> Option<T> {
         part.error = error.chain().to_string();
         if !error.is_transient() {
-            // The store has looked at it: no reason to wait.
+            // The store has examined it: no reason to wait.
             if part.items.len() <= 1 {
                 return part.items.pop();
             }
@@ -162,14 +165,15 @@ impl<T> Retries<T> {
         [of(part.items, part.error.clone()), of(second, part.error)]
     }
 
-    /// Since when something waits that failed, and its last error.
+    /// When the oldest waiting part was first tried, and its last error.
     pub fn oldest(&self) -> Option<(Instant, &str)> {
         self.parts.iter().min_by_key(|part| part.begun).map(|part| (part.begun, part.error.as_str()))
     }
 }
 
-/// Does something for each of the items of a batch that failed, so that the one at fault stops no other. In random order,
-/// and no further when several in a row fail as if the store were away: `None` for what wasn't tried.
+/// Calls `call` for each item of a failed batch, so that a bad item doesn't stop the others. The
+/// order is random. After [`MISSES`] transient errors in a row, the rest is not tried: those
+/// results are `None`.
 pub async fn one_by_one<T, R>(
     items: &[T],
     mut call: impl AsyncFnMut(&T) -> StoreResult<R>,
@@ -189,8 +193,8 @@ pub async fn one_by_one<T, R>(
     results
 }
 
-/// Does something for each action of a batch: one that fails is logged and stops no other. Answers the first error that
-/// may pass.
+/// Calls `call` for each action. A failing action is logged and doesn't stop the others. Returns
+/// the first transient error.
 pub async fn for_each_action<T>(
     items: &[T],
     no: impl Fn(&T) -> i64,
@@ -212,7 +216,7 @@ pub async fn for_each_action<T>(
     first.map_or(Ok(()), Err)
 }
 
-/// Does something for some actions at once; and for each alone, if that fails.
+/// Calls `call` for all actions at once, and for each alone if that fails.
 pub async fn for_all_actions(nos: &[i64], mut call: impl AsyncFnMut(Vec<i64>) -> StoreResult<()>) -> StoreResult<()> {
     match call(nos.to_vec()).await {
         Err(_) if nos.len() > 1 => for_each_action(nos, |no| *no, async |no| call(vec![*no]).await).await,
@@ -230,7 +234,7 @@ mod tests {
         StoreError::Unavailable("it is away".into())
     }
 
-    /// A store in which some items fail, in one way or the other, and which is away for a while.
+    /// A store in which some items fail in one of two ways, and which is away for a while.
     struct World {
         retries: Retries<usize>,
         now: Instant,
@@ -251,7 +255,7 @@ mod tests {
             Self { retries, now, away_until: now, poison, transient, fresh, written, given_up, tries: 0 }
         }
 
-        /// One step; false when there is nothing more to be done.
+        /// One step. False when nothing is left to do.
         fn step(&mut self) -> bool {
             let fresh = (!self.fresh.is_empty()).then_some(self.now);
             let part = match self.retries.next(self.now, fresh) {
@@ -307,7 +311,7 @@ mod tests {
             world.away_until = world.now + Duration::from_secs(outage);
             let mut steady = 300;
             for _ in 0..200_000 {
-                // Others come all the time.
+                // Other batches come all the time.
                 if world.fresh.is_empty() && !world.retries.is_empty() && world.now >= world.away_until {
                     world.fresh.push_back(vec![steady]);
                     steady += 1;
@@ -354,7 +358,7 @@ mod tests {
             assert!(world.step());
         }
         assert_eq!((world.waiting(), world.given_up.len()), (1, 0));
-        // Others come, and show that it is not the store.
+        // Other batches come, and show that the store works.
         let mut others = 0;
         while world.given_up.is_empty() {
             if world.fresh.is_empty() {

@@ -1,8 +1,8 @@
-//! The machines under the actors. Each is written and tested once:
+//! The generic actors. Each is written and tested once:
 //!
 //! - [`supervise`](mod@supervise) keeps an actor alive through panics, within a restart budget;
 //! - [`Batcher`] turns many small writes into few transactions, over a [`Sink`];
-//! - [`Reconciler`] reads what the store says and does what is missing, over a [`Reconcile`].
+//! - [`Reconciler`] reads what is missing from the store and does it, over a [`Reconcile`].
 
 pub mod batcher;
 mod health;

@@ -1,12 +1,12 @@
-//! Reads what the store says and does what is missing: the one loop behind the resolver, the spool loader and everything
-//! under `reconcilers/`.
+//! Reads what is missing from the store and does it. The resolver, the spool loader and everything
+//! under `reconcilers/` run in this loop.
 //!
-//! A reconciler takes no input. It is woken by [`Wake`] and by its period, and each round reads the store anew. So a lost
-//! signal costs a period, and a crash costs nothing: the restart begins with an empty state and a round. Rounds never overlap.
-//! A wake-up that comes during a round causes another round.
+//! A reconciler takes no input. It is woken by [`Wake`] and by its period, and each round reads the
+//! store anew. So a lost signal costs a period, and a crash costs nothing: the restart begins with
+//! an empty state and a round. Rounds never overlap. A wake-up during a round causes another round.
 //!
-//! Rejected: carrying the work in messages. A message is lost when an actor crashes or a mailbox is full, and then two paths
-//! have to agree, the one that was told and the one that finds out.
+//! Rejected: carrying the work in messages. A message is lost when an actor crashes or a mailbox is
+//! full. Then two paths have to agree: the one by message and the one that polls.
 
 use super::lifecycle::{Drain, Wake};
 use crate::error_chain::ErrorChain;
@@ -18,7 +18,7 @@ use std::time::Duration;
 use tokio::sync::{Notify, oneshot};
 use tokio::time::{Instant, sleep_until};
 
-/// The least time between two warnings about rounds that keep failing.
+/// The shortest time between two warnings about failing rounds.
 const WARN_INTERVAL: Duration = Duration::from_secs(10);
 
 /// When the next round begins.
@@ -26,22 +26,23 @@ const WARN_INTERVAL: Duration = Duration::from_secs(10);
 pub enum Pace {
     /// At the next wake-up, or after the period.
     Wait,
-    /// At once: there is more.
+    /// At once: there is more work.
     Again,
-    /// Not before this much time has passed, woken or not.
+    /// After this time at the earliest, woken or not.
     Rest(Duration),
 }
 
 /// What happens to a round in progress when the process stops.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OnDrain {
-    /// It is finished, with everything it left in flight.
+    /// The round is finished, with everything it left in flight.
     Finish,
-    /// It is dropped where it is. Each of its steps is whole in the store, and the next process continues there.
+    /// The round is dropped where it is. Each of its steps is a transaction, and the next process
+    /// continues there.
     Abandon,
 }
 
-/// Why a round could not do everything.
+/// Why a round could not do all of its work.
 #[derive(Debug)]
 pub struct RoundFailed(pub String);
 
@@ -51,13 +52,13 @@ impl<E: std::error::Error + 'static> From<E> for RoundFailed {
     }
 }
 
-/// What a [`Reconciler`] does.
+/// The work of a [`Reconciler`].
 pub trait Reconcile: 'static {
     /// The actor's name, in logs, metrics and `/readyz`.
     const NAME: &'static str;
-    /// How long it waits after a wake-up, so that a burst of them makes one round.
+    /// How long to wait after a wake-up, so that a burst of wake-ups causes one round.
     const DEBOUNCE: Duration = Duration::ZERO;
-    /// What a stop does to it.
+    /// What happens to a round when the process stops.
     const ON_DRAIN: OnDrain = OnDrain::Abandon;
 
     /// The longest time between two rounds.
@@ -66,12 +67,12 @@ pub trait Reconcile: 'static {
     /// Reads what is missing and does it.
     ///
     /// # Errors
-    /// What kept it from doing everything. It is logged and shown in `/readyz`. The next round begins after half a period at
-    /// the earliest, woken or not.
+    /// The reason why the round could not do all of its work. It is logged and shown in `/readyz`.
+    /// The next round begins after half a period at the earliest, woken or not.
     fn run_once(&mut self) -> impl Future<Output = Result<Pace, RoundFailed>>;
 
-    /// Resolves when some of the work that rounds left in flight is done, and another round may find more. Dropping it
-    /// loses nothing.
+    /// Resolves when some of the work that rounds left in flight is done, and another round may
+    /// find more. Dropping the future loses nothing.
     fn in_flight(&mut self) -> impl Future<Output = ()> {
         std::future::pending()
     }
@@ -81,11 +82,11 @@ pub trait Reconcile: 'static {
         true
     }
 
-    /// The process stops: what is in flight ends soon.
+    /// The process stops: end the work in flight soon.
     fn stop(&mut self) {}
 }
 
-/// What the actor and its loop share.
+/// State that the actor and its loop share.
 #[derive(Clone, Default)]
 struct Shared {
     wake: Rc<Notify>,
@@ -95,7 +96,7 @@ struct Shared {
 
 /// See the module.
 pub struct Reconciler<R: Reconcile> {
-    /// Makes the empty state, at the start and after each crash.
+    /// Makes an empty state, at the start and after each crash.
     make: Box<dyn Fn() -> R>,
     progress: Progress,
     shared: Shared,
@@ -104,7 +105,8 @@ pub struct Reconciler<R: Reconcile> {
 }
 
 impl<R: Reconcile> Reconciler<R> {
-    /// A reconciler whose state is made by `make` at each start, and which reports failing rounds to `progress`.
+    /// A reconciler that calls `make` for its state at each start, and reports failing rounds to
+    /// `progress`.
     pub fn new(progress: Progress, make: impl Fn() -> R + 'static) -> Self {
         Self { make: Box::new(make), progress, shared: Shared::default(), running: None, drained: Vec::new() }
     }
@@ -186,7 +188,7 @@ impl<R: Reconcile> Actor for Reconciler<R> {
 
 impl<R: Reconcile> Supervised for Reconciler<R> {
     fn restarting(&mut self, _: &mut Self::Context) {
-        // What was in hand is in the store; nothing is left to be drained.
+        // The work in progress is in the store; nothing is left to drain.
         self.running = None;
         self.answer_drains();
     }
@@ -231,7 +233,7 @@ mod tests {
     use std::sync::{Arc, Mutex, PoisonError};
     use tokio::sync::mpsc;
 
-    /// What the next rounds do, and what was seen of them.
+    /// The steps of the next rounds, and a channel that reports them.
     #[derive(Clone)]
     struct Script {
         rounds: mpsc::UnboundedSender<&'static str>,

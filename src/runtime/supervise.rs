@@ -1,17 +1,18 @@
-//! Keeps actors alive: a panic costs the message in hand and nothing else.
+//! Keeps actors alive: a panic costs the current message and nothing else.
 //!
-//! `actix::Supervisor` restarts an actor that *stops*; a panic takes actor, supervisor and mailbox with it. So
-//! [`Unstarted::start`] drives actix's own `ContextFut` from a future that polls it inside `catch_unwind`. After a panic it
-//! waits (backoff with jitter) and calls `ContextFut::restart`, which drops what the actor had spawned, calls
-//! `Supervised::restarting` and then `started`. The mailbox keeps its queue meanwhile; whoever sent the message that
+//! `actix::Supervisor` restarts an actor that *stops*, but a panic takes actor, supervisor and
+//! mailbox with it. So [`Unstarted::start`] drives actix's own `ContextFut` from a future that
+//! polls it inside `catch_unwind`. After a panic it waits (backoff with jitter) and calls
+//! `ContextFut::restart`, which drops what the actor had spawned, calls `Supervised::restarting`
+//! and then `started`. The mailbox keeps its queue in the meantime. The sender of the message that
 //! panicked gets `MailboxError::Closed`.
 //!
-//! Actix keeps the same actor *value* over a restart, half-changed as the panic left it: `restarting` must set it back
-//! to an empty state, and `started` must fill it from the store.
+//! Actix keeps the same actor *value* over a restart, half-changed as the panic left it.
+//! `restarting` must reset it to an empty state, and `started` must fill it from the store.
 //!
-//! More than `max_restarts` of one actor `within` a time means that restarting doesn't help. The actor is then left
-//! stopped, so that nobody waits for it, not even the drain; the [`Supervision`] escalates: the process drains and exits
-//! with an error, so that the service manager starts it anew.
+//! More than `max_restarts` of one actor `within` a time means that restarts don't help. The actor
+//! is then left stopped, so that no part waits for it, not even the drain. The [`Supervision`]
+//! escalates: the process drains and exits with an error, so that the service manager restarts it.
 
 use super::health::{ActorHealth, Supervision};
 use actix::dev::ContextFut;
@@ -25,11 +26,13 @@ use std::sync::Arc;
 use std::task::{Context as TaskContext, Poll};
 use std::time::Duration;
 
-/// Messages that wait in an actor's mailbox. Senders that await replies have their own bounds; this one is for hints.
+/// Capacity of an actor's mailbox. Senders that await replies have their own bounds; this one is
+/// for hints.
 const MAILBOX: usize = 4_096;
 
-/// The address of an actor that isn't started yet: messages to it wait in its mailbox. So actors that send to each other can
-/// be started one after the other, and none is bound late.
+/// The address of an actor that isn't started yet. Messages to it wait in its mailbox. So actors
+/// that send to each other can be started one after the other, and every address is known from the
+/// beginning.
 #[must_use = "messages to an actor that is never started are never handled"]
 pub struct Unstarted<A: Actor<Context = Context<A>>>(Context<A>);
 
@@ -40,15 +43,15 @@ impl<A: Supervised + Actor<Context = Context<A>> + Unpin> Default for Unstarted<
 }
 
 impl<A: Supervised + Actor<Context = Context<A>> + Unpin> Unstarted<A> {
-    /// With a mailbox of so many messages. Senders that await a reply are bounded by their credits; the mailbox bounds the
-    /// others.
+    /// An actor with a mailbox of this capacity. Senders that await a reply are bounded by their
+    /// credits; the mailbox bounds the others.
     pub fn new(mailbox: usize) -> Self {
         let mut context = Context::new();
         context.set_mailbox_capacity(mailbox);
         Self(context)
     }
 
-    /// Where messages go.
+    /// The actor's address.
     pub fn address(&self) -> Addr<A> {
         self.0.address()
     }
@@ -68,7 +71,7 @@ impl<A: Supervised + Actor<Context = Context<A>> + Unpin> Unstarted<A> {
 struct SupervisedActor<A: Supervised + Actor<Context = Context<A>>> {
     name: &'static str,
     run: ContextFut<A, Context<A>>,
-    /// The wait before the restart that is due.
+    /// The wait before the next restart.
     pause: Option<Pin<Box<tokio::time::Sleep>>>,
     health: Arc<ActorHealth>,
     supervision: Supervision,
@@ -85,7 +88,7 @@ impl<A: Supervised + Actor<Context = Context<A>> + Unpin> Future for SupervisedA
                     return Poll::Pending;
                 }
                 this.pause = None;
-                // `restarting` is the actor's own code and may panic as well.
+                // `restarting` is the actor's own code and may panic too.
                 match catch_unwind(AssertUnwindSafe(|| this.run.restart())) {
                     Ok(true) => this.health.set_running(),
                     Ok(false) => {
@@ -110,7 +113,7 @@ impl<A: Supervised + Actor<Context = Context<A>> + Unpin> Future for SupervisedA
                 Err(panic) => this.crashed(&text_of(&*panic)),
             };
             if !restarts {
-                // With this future the mailbox goes: whoever waits for an answer learns that there is none.
+                // The mailbox is dropped with this future, so pending requests fail.
                 return Poll::Ready(());
             }
         }
@@ -118,7 +121,7 @@ impl<A: Supervised + Actor<Context = Context<A>> + Unpin> Future for SupervisedA
 }
 
 impl<A: Supervised + Actor<Context = Context<A>>> SupervisedActor<A> {
-    /// Counts the crash, and sets the wait before the restart; false when there is none.
+    /// Counts the crash and sets the wait before the restart. False if the actor is not restarted.
     fn crashed(&mut self, cause: &str) -> bool {
         let recent = self.health.crashed(cause, self.supervision.limits().within.0);
         let limits = self.supervision.limits();
@@ -135,7 +138,8 @@ impl<A: Supervised + Actor<Context = Context<A>>> SupervisedActor<A> {
     }
 }
 
-/// The wait before the `n`th restart in a row (from 1): doubling, capped, with up to half taken away by `jitter`.
+/// The wait before the `n`th restart in a row (from 1): doubling, capped, and reduced by up to half
+/// by `jitter`.
 fn restart_wait(n: usize, min: Duration, max: Duration, jitter: f64) -> Duration {
     let doublings = u32::try_from(n.saturating_sub(1)).unwrap_or(u32::MAX).min(20);
     min.saturating_mul(1 << doublings).min(max).mul_f64(1.0 - jitter / 2.0)
@@ -149,7 +153,8 @@ fn text_of(panic: &(dyn Any + Send)) -> String {
         .unwrap_or_else(|| "a panic without a message".into())
 }
 
-/// A place where tests inject faults through `FAILPOINTS`: `fault_point!("outcomes")`. Nothing in a release build.
+/// A place where tests inject faults through `FAILPOINTS`: `fault_point!("outcomes")`. Compiles to
+/// nothing in a release build.
 #[macro_export]
 macro_rules! fault_point {
     ($name:expr) => {

@@ -1,4 +1,4 @@
-//! What a sender is given, and what it reports.
+//! The messages to a sender, and what it reports.
 
 use crate::domain::action::Action;
 use crate::domain::command::{Answer, CommandState, Event, RunEnd};
@@ -9,20 +9,20 @@ use crate::store::{Due, Report, Store};
 use actix::prelude::*;
 use std::sync::Arc;
 
-/// The way into the outcomes: what happened to commands, answered after the commit.
+/// The handle to the outcomes: takes reports about commands and answers after the commit.
 pub type Recorder = Writer<Report, Answer>;
 
 /// One command on its way to its agent.
 #[derive(Clone, Debug)]
 pub struct Delivery {
-    /// Which command, run and attempt.
+    /// The command, run and attempt.
     pub due: Due,
     /// Its action.
     pub action: Arc<Action>,
 }
 
 impl Delivery {
-    /// The earliest time at which it may be delivered. Whatever its row says, that is not before its action is valid.
+    /// The earliest time of delivery: the due time, but never before the action is valid.
     pub fn not_before(&self) -> Timestamp {
         self.due.due_at.max(self.action.valid_from)
     }
@@ -43,18 +43,18 @@ impl Delivery {
     }
 }
 
-/// Sender router → a sender: deliver these, and [record](SenderContext::record) what becomes of each.
+/// Sender router → a sender: deliver these, and [record](SenderContext::record) the result of each.
 ///
-/// The answer means that the sender has taken them over. A sender that can't reach an agent records [`Event::Hold`]; one
-/// whose attempt failed, [`Event::AttemptFailed`].
+/// The answer means that the sender has taken them over. A sender that can't reach an agent records
+/// [`Event::Hold`]. If a delivery attempt failed, it records [`Event::AttemptFailed`].
 #[derive(Clone, Message)]
 #[rtype(result = "()")]
 pub struct Deliver(pub Vec<Delivery>);
 
-/// What a sender works with.
+/// The services that a sender uses.
 #[derive(Clone)]
 pub struct SenderContext {
-    /// For agents' names and addresses, and the time.
+    /// For agents' names and addresses, and for the time.
     pub store: Arc<dyn Store>,
     recorder: Recorder,
 }
@@ -64,16 +64,17 @@ impl SenderContext {
         Self { store, recorder }
     }
 
-    /// Records what happened to commands, and answers after the commit.
+    /// Records reports about commands, and answers after the commit.
     ///
     /// # Errors
-    /// [`Interrupted`](crate::runtime::Interrupted): it may or may not be recorded. Record it again.
+    /// [`Interrupted`](crate::runtime::Interrupted): the reports may or may not be recorded. Record
+    /// them again.
     pub async fn record(&self, reports: Vec<Report>) -> Answers<Answer> {
         self.recorder.put(reports).await
     }
 }
 
-/// How the run of a delivered command ended, with neither results nor an error.
+/// The end of a delivered command's run, without results or an error.
 pub fn run_end(delivery: &Delivery, status: CommandState, at: Timestamp) -> RunEnd {
     RunEnd {
         run: delivery.due.run,
@@ -93,8 +94,8 @@ pub fn report(delivery: &Delivery, event: Event) -> Report {
     Report { skip_lookup, ..report_of(&delivery.action, delivery.due.agent_no, event) }
 }
 
-/// The report that `event` happened to the command of `action` for an agent, of which more may be written than its reporter
-/// knows.
+/// The report that `event` happened to the command of `action` for an agent. The store may know
+/// more about that command than the reporter.
 pub fn report_of(action: &Action, agent_no: i64, event: Event) -> Report {
     Report { action_no: action.no, agent_no, policy: action.policy, event, skip_lookup: false }
 }

@@ -12,35 +12,37 @@ use crate::store::{Accepted, ActionView, StoreResult};
 use serde_json::value::RawValue;
 use uuid::Uuid;
 
-/// An action that is durable.
+/// A durable action.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Submitted {
     /// Its public id.
     pub id: Uuid,
-    /// It was not known before.
+    /// Whether it was not known before.
     pub is_new: bool,
 }
 
-/// What came of one of several actions.
+/// The result for one of several actions.
 pub type Submission = StoreResult<Result<Submitted, Problem>>;
 
-/// Stores a document as an action, and has it resolved. The same id, or the same key, again is the same action.
+/// Stores a document as an action and has it resolved. Repeating the same id or key returns the
+/// same action.
 ///
 /// # Errors
-/// When the document isn't valid, or when its id or key belongs to another document.
+/// If the document isn't valid, or its id or key belongs to another document.
 pub async fn submit(node: &Node, document: &[u8], key: Option<String>, by: Author) -> ServiceResult<Submitted> {
     let mut action = NewAction::from_json(document, Uuid::now_v7(), node.store.now())?;
     action.idempotency_key = key;
     action.author = by;
     match submit_all(node, vec![action]).await.pop().flatten() {
         Some(submission) => Ok(submission??),
-        // One that is tried alone is tried.
+        // A single action is always tried.
         None => Err(ServiceError::unavailable("the action was not stored; try again")),
     }
 }
 
-/// Stores actions in one transaction, and has them resolved. If that fails, it stores each alone, so that only the one at
-/// fault fails. Answers in their order; `None` for what was not tried, since the store seems to be away.
+/// Stores actions in one transaction and has them resolved. If that fails, it stores each alone, so
+/// that only the bad one fails. Returns the results in their order; `None` for actions that were
+/// not tried, because the store seems to be away.
 pub async fn submit_all(node: &Node, actions: Vec<NewAction>) -> Vec<Option<Submission>> {
     if actions.is_empty() {
         return Vec::new();
@@ -78,10 +80,10 @@ fn verdict(accepted: &Accepted, asked: Uuid) -> Result<Submitted, Problem> {
     }
 }
 
-/// The state of an action that was submitted: one that was known before may be anywhere.
+/// The state of a submitted action. One that was known before may be in any state.
 ///
 /// # Errors
-/// When the store is away.
+/// If the store is away.
 pub async fn state_of(node: &Node, submitted: Submitted) -> ServiceResult<ActionState> {
     let known = if submitted.is_new { None } else { node.store.action_view(submitted.id).await? };
     Ok(known.map_or(ActionState::Scheduled, |view| view.status))
@@ -90,7 +92,7 @@ pub async fn state_of(node: &Node, submitted: Submitted) -> ServiceResult<Action
 /// An action as users see it.
 ///
 /// # Errors
-/// When there is none with this id.
+/// If no action has this id.
 pub async fn show(node: &Node, id: Uuid) -> ServiceResult<ActionView> {
     node.store.action_view(id).await?.ok_or_else(|| not_found(id))
 }
@@ -102,7 +104,7 @@ fn not_found(id: Uuid) -> ServiceError {
 /// Cancels every unfinished command of an action. Idempotent.
 ///
 /// # Errors
-/// When there is no such action.
+/// If there is no such action.
 pub async fn cancel(node: &Node, id: Uuid, by: &Author) -> ServiceResult<ActionView> {
     let view = node.store.action_cancel(id, by).await?.ok_or_else(|| not_found(id))?;
     node.signals.action_cancelled(view.no, view.id);
@@ -112,7 +114,7 @@ pub async fn cancel(node: &Node, id: Uuid, by: &Author) -> ServiceResult<ActionV
 /// Pauses an action, or resumes it, unless it has ended. Idempotent.
 ///
 /// # Errors
-/// When there is no such action.
+/// If there is no such action.
 pub async fn set_paused(node: &Node, id: Uuid, paused: bool, by: &Author) -> ServiceResult<ActionView> {
     let view = node.store.action_pause(id, paused, by).await?.ok_or_else(|| not_found(id))?;
     if view.status == ActionState::Paused {
@@ -123,10 +125,11 @@ pub async fn set_paused(node: &Node, id: Uuid, paused: bool, by: &Author) -> Ser
     Ok(view)
 }
 
-/// Submits an action again, the same but for its time, for the agents whose command is in one of these final states now.
+/// Submits a copy of an action with new times, for the agents whose command is now in one of these
+/// final states.
 ///
 /// # Errors
-/// When there is no such action, or as [`submit`].
+/// If there is no such action, or as [`submit`].
 pub async fn retry(
     node: &Node,
     id: Uuid,
@@ -139,7 +142,8 @@ pub async fn retry(
     submit(node, document.as_bytes(), key, by).await
 }
 
-/// The document of a retry: it lasts as long as the first one did, and its target are the commands in these states.
+/// The document of a retry. It lasts as long as the first one, and its target is the commands in
+/// these states.
 fn retry_document(document: &RawValue, id: Uuid, states: &[CommandState]) -> Result<String, Problem> {
     let mut document: serde_json::Map<String, serde_json::Value> =
         serde_json::from_str(document.get()).map_err(|error| Problem::new(ProblemKind::Internal, error.to_string()))?;

@@ -16,26 +16,26 @@ const MAX_ADDRESS: usize = 2_048;
 pub struct AddedAgent {
     /// Unique among agents.
     pub name: String,
-    /// How commands reach it, such as `webhook`.
+    /// How commands reach the agent, such as `webhook`.
     pub transport: String,
-    /// Where; for `webhook` an http(s) URL.
+    /// The agent's address; for `webhook` an http(s) URL.
     pub address: Option<String>,
-    /// For targets.
+    /// Labels for targets.
     pub labels: BTreeMap<String, String>,
 }
 
-/// The secrets of an agent that was just added. Neither can be read again.
+/// The secrets of an agent that was just added. They can't be read again.
 pub struct AgentSecrets {
-    /// For its calls.
+    /// The token for its calls.
     pub token: Secret,
-    /// Signs the webhooks that go to it.
+    /// The secret that signs webhooks to it.
     pub signing: SigningSecret,
 }
 
 /// Adds an agent that doesn't connect to the server.
 ///
 /// # Errors
-/// When something isn't valid, or when the name is in use.
+/// If something isn't valid, or the name is in use.
 pub async fn add(node: &Node, added: AddedAgent, by: &Author) -> ServiceResult<AgentSecrets> {
     let AddedAgent { name, transport, address, labels } = added;
     let named = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-');
@@ -77,11 +77,11 @@ fn check_address(address: Option<&str>) -> ServiceResult<()> {
     Ok(())
 }
 
-/// Enrolls a new agent, and answers its token. The same call again under the same nonce gets a fresh token for as long as the
-/// one before was never used.
+/// Enrolls a new agent and returns its token. Repeating the call with the same nonce returns a
+/// fresh token, as long as the previous one was never used.
 ///
 /// # Errors
-/// When the name is in use.
+/// If the name is in use.
 pub async fn enroll(node: &Node, enrollment: Enrollment, nonce: Option<&str>, by: &Author) -> ServiceResult<Secret> {
     let secret = Secret::random();
     let new = NewAgent { enrollment, transport: STREAM.into(), address: None, secret: None };
@@ -92,10 +92,10 @@ pub async fn enroll(node: &Node, enrollment: Enrollment, nonce: Option<&str>, by
     Ok(secret)
 }
 
-/// Stores what a known agent says of itself again.
+/// Updates what a known agent reports about itself.
 ///
 /// # Errors
-/// When it says so under another agent's name.
+/// If the report has another agent's name.
 pub async fn refresh(node: &Node, agent: &AgentRef, said: &Enrollment) -> ServiceResult<()> {
     if agent.name != said.name {
         return Err(ServiceError::forbidden(format!("this token belongs to {}, not to {}", agent.name, said.name)));
@@ -106,10 +106,10 @@ pub async fn refresh(node: &Node, agent: &AgentRef, said: &Enrollment) -> Servic
     Ok(())
 }
 
-/// The agent that a token belongs to; none if it was removed.
+/// The agent that a token belongs to; `None` if it was removed.
 ///
 /// # Errors
-/// When the store is away.
+/// If the store is away.
 pub async fn of_token(node: &Node, token: &Token) -> ServiceResult<Option<AgentRef>> {
     match token.agent_no {
         Some(no) => Ok(node.store.agent_get(no).await?),
@@ -120,7 +120,7 @@ pub async fn of_token(node: &Node, token: &Token) -> ServiceResult<Option<AgentR
 /// An agent as users see it.
 ///
 /// # Errors
-/// When there is none with this name.
+/// If no agent has this name.
 pub async fn show(node: &Node, name: &str) -> ServiceResult<AgentView> {
     node.store.agent_view(name).await?.ok_or_else(|| not_found(name))
 }
@@ -132,7 +132,7 @@ fn not_found(name: &str) -> ServiceError {
 /// Changes labels, address, and whether an agent is disabled.
 ///
 /// # Errors
-/// When there is no such agent, or when something isn't valid.
+/// If there is no such agent, or something isn't valid.
 pub async fn update(node: &Node, name: &str, patch: AgentPatch, by: &Author) -> ServiceResult<AgentView> {
     let nul = |(key, value): &(&String, &Option<String>)| has_nul(key) || value.as_deref().is_some_and(has_nul);
     if let Some((key, _)) = patch.labels.iter().find(nul) {
@@ -157,7 +157,7 @@ pub async fn update(node: &Node, name: &str, patch: AgentPatch, by: &Author) -> 
 /// Removes an agent: its commands become undeliverable, its tokens are revoked, its name is free.
 ///
 /// # Errors
-/// When there is no such agent.
+/// If there is no such agent.
 pub async fn remove(node: &Node, name: &str, by: &Author) -> ServiceResult<()> {
     let no = node.store.agent_remove(name, by).await?.ok_or_else(|| not_found(name))?;
     node.signals.agent_disabled(no);

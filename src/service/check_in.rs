@@ -1,6 +1,6 @@
-//! Plain HTTP for agents that aren't always connected: they ask what is due, and say what came of it.
+//! Plain HTTP for agents that aren't always connected: they fetch due commands and report results.
 //!
-//! Asking changes nothing: a command is due until the agent says `received`, or sends its result.
+//! Fetching changes nothing: a command is due until the agent sends `received` or its result.
 
 use super::error::{ServiceError, ServiceResult};
 use crate::context::Node;
@@ -15,23 +15,23 @@ use tokio::time::Instant;
 
 /// How often a waiting call polls.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
-/// The least time between two reads of the store.
+/// The shortest time between two reads of the store.
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
 
-/// What is due for an agent.
+/// The due commands of an agent.
 #[derive(Debug)]
 pub struct DueCommands {
     /// Urgent ones first.
     pub commands: Vec<Command>,
-    /// The store's time at which these were due.
+    /// The store's time of the read.
     pub server_time: Timestamp,
 }
 
-/// All that is due for an agent and not received, up to `limit` commands; waits up to `wait` for something, unless
-/// `is_stopping`. Changes nothing.
+/// Up to `limit` commands of an agent that are due and not received. Waits up to `wait` for one,
+/// unless `is_stopping`. Changes nothing.
 ///
 /// # Errors
-/// When the agent is disabled or removed.
+/// If the agent is disabled or removed.
 pub async fn due(
     node: &Node,
     agent: &AgentRef,
@@ -44,7 +44,7 @@ pub async fn due(
     }
     node.store.agent_check_in(agent.no).await?;
     let until = Instant::now() + wait;
-    // On the list before the store is read: what is written after that wakes it.
+    // Registered before the store is read, so that later writes wake the call.
     let waiting = node.signals.long_pollers().wait(agent.no);
     let mut waited = false;
     loop {
@@ -61,14 +61,14 @@ pub async fn due(
             return Ok(DueCommands { commands, server_time: now });
         }
         waited = true;
-        // A millisecond more: the store's time is cut to milliseconds.
+        // One millisecond more, because the store truncates times to milliseconds.
         let due = next.map_or(POLL_INTERVAL, |next| next.since(now) + Duration::from_millis(1));
         tokio::time::timeout(due.min(POLL_INTERVAL).min(left), waiting.woken()).await.ok();
         tokio::time::sleep(MIN_INTERVAL.min(left)).await;
     }
 }
 
-/// What is due now, and when the next command within `ahead` is.
+/// The commands that are due now, and the due time of the next one within `ahead`.
 async fn read_due(
     node: &Node,
     agent_no: i64,
@@ -94,10 +94,10 @@ async fn read_due(
     Ok((commands, next))
 }
 
-/// The agent has these runs on its disk; answered once that is durable here as well.
+/// Records that the agent has stored these runs. Returns once that is durable here as well.
 ///
 /// # Errors
-/// When the store is away.
+/// If the store is away.
 pub async fn received(
     node: &Node,
     context: &SenderContext,
@@ -129,10 +129,10 @@ pub async fn received(
     Ok(stored)
 }
 
-/// How runs ended; answered once that is durable.
+/// Records results. Returns once they are durable.
 ///
 /// # Errors
-/// When the store is away.
+/// If the store is away.
 pub async fn results(
     node: &Node,
     context: &SenderContext,

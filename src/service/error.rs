@@ -3,7 +3,7 @@
 use crate::domain::problem::{Problem, ProblemKind};
 use crate::store::StoreError;
 
-/// What a use case answers.
+/// The result of a use case.
 pub type ServiceResult<T> = Result<T, ServiceError>;
 
 /// See the module.
@@ -12,13 +12,13 @@ pub enum ServiceError {
     /// The caller's fault, or a conflict.
     #[error(transparent)]
     Refused(#[from] Problem),
-    /// The store's.
+    /// A failure of the store.
     #[error(transparent)]
     Store(#[from] StoreError),
 }
 
 impl ServiceError {
-    /// A document or a parameter that isn't valid; `detail` names the place.
+    /// An invalid document or parameter; `detail` names the place.
     pub(super) fn invalid(detail: impl Into<String>) -> Self {
         Problem::new(ProblemKind::InvalidDocument, detail).into()
     }

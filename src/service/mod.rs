@@ -1,7 +1,7 @@
-//! The use cases, one file per resource: what HTTP, the spool and later schedules do, each in one place.
+//! The use cases, one file per resource: the work behind HTTP, the spool and later schedules.
 //!
-//! A use case takes plain values, asks the store, and tells the signals what has changed. Who may call it is for the caller to
-//! check; who did it is written down with the change.
+//! A use case takes plain values, calls the store, and signals what has changed. The caller checks
+//! permissions. The author of a change is recorded with it.
 
 pub mod actions;
 pub mod agents;

@@ -1,4 +1,4 @@
-//! Make, find and revoke tokens.
+//! Create, find and revoke tokens.
 
 use super::error::{ServiceError, ServiceResult};
 use crate::context::Node;
@@ -12,18 +12,18 @@ use uuid::Uuid;
 /// The longest name, in characters.
 const MAX_NAME: usize = 128;
 
-/// A token that was just made.
+/// A token that was just created.
 pub struct MadeToken {
-    /// What is stored of it.
+    /// The stored part.
     pub token: Token,
-    /// The token itself, which is stored nowhere.
+    /// The secret itself, which is not stored.
     pub secret: Secret,
 }
 
-/// Makes a token for people or programs. It ends `expires_after` from now; never, without it.
+/// Creates a token for people or programs. It expires after `expires_after`, or never without it.
 ///
 /// # Errors
-/// When the role is one that agents get by enrolling, or when the name isn't valid.
+/// If the role is one that agents get by enrolling, or the name isn't valid.
 pub async fn make(
     node: &Node,
     role: Role,
@@ -56,18 +56,19 @@ pub async fn make(
     Ok(MadeToken { token, secret })
 }
 
-/// The token with this text, if it is valid now.
+/// The token with this secret, if it is valid now.
 ///
 /// # Errors
-/// When the store is away.
+/// If the store is away.
 pub async fn find(node: &Node, text: &str) -> ServiceResult<Option<Token>> {
     Ok(node.store.token_find(&hash_of(text)).await?)
 }
 
-/// Notes the first use of a token: from here on its enrolling can't be repeated. False if it was revoked meanwhile.
+/// Records the first use of a token, after which its enrolling can't be repeated. False if it was
+/// revoked in the meantime.
 ///
 /// # Errors
-/// When the store is away.
+/// If the store is away.
 pub async fn note_use(node: &Node, token: &Token) -> ServiceResult<bool> {
     Ok(!token.is_unused || node.store.token_use(token.id).await?)
 }
@@ -75,7 +76,7 @@ pub async fn note_use(node: &Node, token: &Token) -> ServiceResult<bool> {
 /// Revokes a token.
 ///
 /// # Errors
-/// When there is no such token, or when it is the last admin token.
+/// If there is no such token, or it is the last admin token.
 pub async fn revoke(node: &Node, id: Uuid, by: &Author) -> ServiceResult<()> {
     match node.store.token_revoke(id, by).await? {
         Revoked::Done => {

@@ -1,6 +1,8 @@
-//! The actions that this process works on: each is in memory once, however many of its commands are in flight.
+//! The actions that this process works on. Each is in memory once, however many of its commands are
+//! in flight.
 //!
-//! An action stays here for as long as anything holds it. Beyond these, the most recent that fit into [`KEPT`] bytes stay.
+//! An action stays in memory while any part holds it. Of the others, the most recent that fit into
+//! [`KEPT`] bytes stay.
 
 use crate::domain::action::Action;
 use crate::store::{Store, StoreResult};
@@ -10,7 +12,7 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use uuid::Uuid;
 
-/// The bytes that actions may take up which nothing holds at the moment.
+/// Maximum bytes of actions that no part holds.
 const KEPT: u64 = 64 * 1024 * 1024;
 
 #[derive(Clone)]
@@ -43,7 +45,7 @@ impl ActionCache {
         }
         let Some(action) = self.store.action_get(no).await? else { return Ok(None) };
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
-        // Another caller may have been faster, and there must be one only.
+        // Another caller may have been faster, and there must be only one copy.
         if let Some(action) = held.get(&no).and_then(Weak::upgrade) {
             return Ok(Some(action));
         }
@@ -64,7 +66,7 @@ impl ActionCache {
         }
     }
 
-    /// Marks an action as cancelled, for all that hold it.
+    /// Marks an action as cancelled in all its users.
     pub(super) fn cancel(&self, no: i64) {
         if let Some(action) = self.in_memory(no) {
             action.set_cancelled();
@@ -76,12 +78,12 @@ impl ActionCache {
         self.in_memory(no).filter(|action| !action.is_cancelled()).map(|action| action.id)
     }
 
-    /// Whether an action that is in memory is marked as paused.
+    /// Whether an action in memory is marked as paused. `None` if it isn't in memory.
     pub fn is_paused(&self, no: i64) -> Option<bool> {
         self.in_memory(no).map(|action| action.is_paused())
     }
 
-    /// Marks an action as paused, or as resumed, for all that hold it.
+    /// Marks an action as paused or as resumed in all its users.
     pub(super) fn pause(&self, no: i64, paused: bool) {
         if let Some(action) = self.in_memory(no) {
             action.set_paused(paused);

@@ -18,10 +18,10 @@ use actix::prelude::*;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Keys of changed actions or agents that are remembered one by one.
+/// Maximum number of changed actions or agents that are remembered individually.
 const REMEMBERED: usize = 10_000;
 
-/// What the delay scheduler hears.
+/// The delay scheduler's recipients.
 pub struct SchedulerInbox {
     /// Commands that fall due again.
     pub rescheduled: Recipient<Rescheduled>,
@@ -35,35 +35,35 @@ pub struct SchedulerInbox {
     pub open_actions: Recipient<OpenActionsRead>,
 }
 
-/// What the stream sender hears.
+/// The stream sender's recipients.
 pub struct StreamInbox {
     /// Agents that may no longer be connected.
     pub disabled: Recipient<AgentDisabled>,
     /// Agents that are connected elsewhere.
     pub superseded: Recipient<SessionSuperseded>,
-    /// Agents for which the store has more.
+    /// Agents for which the store has more commands.
     pub backlog: Recipient<BacklogChanged>,
 }
 
-/// Everything that hears signals: recipients of messages, never actor types.
+/// The recipients of all signals. There are no actor types here.
 pub struct Board {
     /// Finds the agents of new actions.
     pub resolver: Recipient<Wake>,
-    /// Delivers what is due.
+    /// Delivers due commands.
     pub scheduler: SchedulerInbox,
     /// Holds the agents' connections.
     pub stream: StreamInbox,
-    /// All senders, which tell agents of cancelled actions.
+    /// All senders, which notify agents of cancelled actions.
     pub senders: Vec<Recipient<Cancelled>>,
     /// Reads the open actions.
     pub open_actions: Recipient<Wake>,
-    /// Reconcilers that begin with the open actions.
+    /// Reconcilers that work from the list of open actions.
     pub after_open_actions: Vec<Recipient<Wake>>,
     /// Completes actions.
     pub complete: Recipient<Wake>,
     /// Lets agents join live actions.
     pub live_join: Recipient<Wake>,
-    /// Tells other nodes.
+    /// Notifies other nodes.
     pub peers: Recipient<Publish>,
 }
 
@@ -81,7 +81,7 @@ struct Inner {
     changed_agents: DirtyKeys,
 }
 
-/// Sends a hint. Where the mailbox is full, there is enough to do; the recipient finds the rest in the store.
+/// Sends a hint. A recipient with a full mailbox has enough to do, and finds the rest in the store.
 fn hint<M>(to: &Recipient<M>, message: M)
 where
     M: Message + Send + 'static,
@@ -93,7 +93,7 @@ where
 }
 
 impl Signals {
-    /// With these listeners and this cache.
+    /// Signals with these recipients and this cache.
     pub fn new(board: Board, actions: ActionCache) -> Self {
         Self(Arc::new(Inner {
             board,
@@ -106,27 +106,27 @@ impl Signals {
         }))
     }
 
-    /// Changes each time that something is committed which watchers may show.
+    /// Changes at each commit that watchers may want to show.
     pub fn commits(&self) -> &CommitWatch {
         &self.0.commits
     }
 
-    /// Agents that wait over plain HTTP.
+    /// Agents that wait for commands over plain HTTP.
     pub fn long_pollers(&self) -> &LongPollers {
         &self.0.long_pollers
     }
 
-    /// The open actions as they were read last.
+    /// The latest reading of the open actions.
     pub fn open_actions(&self) -> &OpenActions {
         &self.0.open_actions
     }
 
-    /// Actions that may be complete, for the reconciler that takes them.
+    /// Actions that may be complete. A reconciler takes them from here.
     pub fn changed_actions(&self) -> &DirtyKeys {
         &self.0.changed_actions
     }
 
-    /// Agents that may match live actions, for the reconciler that takes them.
+    /// Agents that may match live actions. A reconciler takes them from here.
     pub fn changed_agents(&self) -> &DirtyKeys {
         &self.0.changed_agents
     }
@@ -142,15 +142,15 @@ impl Signals {
         hint(&self.0.board.resolver, Wake);
     }
 
-    /// Commands were committed, as (action, agent key after which they begin). The caller tells the scheduler, which has to
-    /// keep up.
+    /// Commands were committed, as (action, agent key after which they begin). The caller messages
+    /// the scheduler itself, because it awaits the answer.
     pub fn commands_written(&self, pages: impl IntoIterator<Item = (i64, i64)>) {
         self.0.commits.notify();
         let pages = pages.into_iter().map(|(action_no, after)| Hint::Commands { action_no, after });
         self.publish(pages.collect());
     }
 
-    /// All commands of this action are written: it may be complete.
+    /// All commands of this action are written, so it may be complete.
     pub fn action_resolved(&self, no: i64) {
         self.actions_changed([no]);
     }
@@ -170,7 +170,7 @@ impl Signals {
         }
     }
 
-    /// Commands got a `waiting` row since this node has no sender for their transport.
+    /// Commands got a `waiting` row because this node has no sender for their transport.
     pub fn commands_unserved(&self) {
         self.publish(vec![Hint::Open]);
     }
@@ -223,13 +223,13 @@ impl Signals {
         self.publish(vec![Hint::Action(no)]);
         self.cancelled_here(no, id);
         self.0.commits.notify();
-        // Its owner closes what is open; it may be this node.
+        // The action's owner closes its unfinished commands. It may be this node.
         self.read_open_actions();
         self.actions_changed([no]);
     }
 
     fn cancelled_here(&self, no: i64, id: Uuid) {
-        // From here on nothing of it is delivered.
+        // From here on, none of its commands is delivered.
         self.0.actions.cancel(no);
         hint(&self.0.board.scheduler.cancelled, Cancelled(vec![(no, id)]));
         for sender in &self.0.board.senders {
@@ -256,7 +256,7 @@ impl Signals {
         self.cancelled_here(no, id);
     }
 
-    /// The store says that an action is paused, or not, which this process did not know.
+    /// The store says that an action is paused or resumed, and this process did not know.
     pub fn pause_found(&self, no: i64, is_paused: bool) {
         if is_paused {
             self.0.actions.pause(no, true);
@@ -289,7 +289,7 @@ impl Signals {
         }
     }
 
-    /// An agent is new, or its labels, facts or address are.
+    /// An agent is new, or its labels, facts or address changed.
     pub fn agent_changed(&self, agent_no: i64) {
         self.0.changed_agents.add([agent_no]);
         hint(&self.0.board.live_join, Wake);
@@ -305,20 +305,21 @@ impl Signals {
         hint(&self.0.board.stream.disabled, AgentDisabled(agent_no));
     }
 
-    /// Agents that other nodes held are connected here now, as (agent, epoch).
+    /// Agents that were connected to other nodes are connected here now, as (agent, epoch).
     pub fn sessions_moved_here(&self, moved: impl IntoIterator<Item = (i64, i64)>) {
         let moved = moved.into_iter().map(|(agent_no, epoch)| Hint::Moved { agent_no, epoch });
         self.publish(moved.collect());
     }
 
-    /// A replaced connection of this agent has written back what it held.
+    /// A replaced connection of this agent has written its commands back.
     pub fn backlog_changed(&self, agent_no: i64) {
         hint(&self.0.board.stream.backlog, BacklogChanged(agent_no));
         self.publish(vec![Hint::Backlog(agent_no)]);
     }
 }
 
-/// What other nodes tell, as [`PeerNotifier`](super::PeerNotifier) has looked it up.
+/// Signals from other nodes, after [`PeerNotifier`](super::PeerNotifier) has looked up their
+/// details.
 impl Signals {
     pub(super) fn heard_cancelled(&self, no: i64, id: Uuid) {
         self.cancelled_here(no, id);

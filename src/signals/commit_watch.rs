@@ -1,7 +1,7 @@
-//! Tells watchers that something was committed.
+//! Notifies watchers of commits.
 //!
-//! One counter for all actions. A watcher reads the store when the counter moves, as often as it likes, and polls as well, since
-//! another node's commits don't always move it.
+//! One counter for all actions. A watcher reads the store when the counter moves, as often as it
+//! likes. It polls as well, since another node's commits don't always move the counter.
 
 use std::sync::Arc;
 use tokio::sync::watch;
@@ -22,7 +22,7 @@ impl CommitWatch {
         self.0.send_modify(|commits| *commits = commits.wrapping_add(1));
     }
 
-    /// To wait for that.
+    /// Subscribes to the counter.
     pub fn subscribe(&self) -> watch::Receiver<u64> {
         self.0.subscribe()
     }

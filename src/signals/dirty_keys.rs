@@ -1,4 +1,4 @@
-//! Keys of what has changed, until a reconciler takes them: bounded, and without duplicates.
+//! Keys of changed rows until a reconciler takes them: bounded and without duplicates.
 
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -10,27 +10,27 @@ pub struct DirtyKeys {
     keys: Arc<Mutex<Dirty>>,
 }
 
-/// What has changed.
+/// What has changed since the last call.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Dirty {
-    /// These.
+    /// The rows with these keys.
     Keys(BTreeSet<i64>),
-    /// More than are remembered: anything may have.
+    /// More rows than are remembered: anything may have changed.
     Everything,
 }
 
 impl DirtyKeys {
-    /// Remembers up to `limit` keys.
+    /// A set of up to `limit` keys.
     pub fn new(limit: usize) -> Self {
         Self { limit, keys: Arc::new(Mutex::new(Dirty::Keys(BTreeSet::new()))) }
     }
 
     fn lock(&self) -> MutexGuard<'_, Dirty> {
-        // Whole at every step.
+        // The set is consistent after every step.
         self.keys.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// These have changed.
+    /// Adds changed keys.
     pub fn add(&self, changed: impl IntoIterator<Item = i64>) {
         let mut dirty = self.lock();
         if let Dirty::Keys(keys) = &mut *dirty {
@@ -41,12 +41,12 @@ impl DirtyKeys {
         }
     }
 
-    /// Anything may have changed.
+    /// Records that anything may have changed.
     pub fn add_everything(&self) {
         *self.lock() = Dirty::Everything;
     }
 
-    /// What has changed since the last call.
+    /// Takes the changes since the last call.
     pub fn take(&self) -> Dirty {
         std::mem::replace(&mut *self.lock(), Dirty::Keys(BTreeSet::new()))
     }

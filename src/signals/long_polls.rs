@@ -1,7 +1,7 @@
-//! Agents that wait for a command over plain HTTP.
+//! Agents that wait for commands over plain HTTP.
 //!
-//! They are woken when a command of theirs gets an open row, here or at another node. A lost wake-up costs the call's own
-//! polling interval.
+//! They are woken when one of their commands gets an open row, here or at another node. A lost
+//! wake-up costs the polling interval of the call.
 
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -13,7 +13,7 @@ type Map = HashMap<i64, Arc<Notify>>;
 #[derive(Clone, Debug, Default)]
 pub struct LongPollers(Arc<Mutex<Map>>);
 
-/// A request that waits; it is on the list until it is dropped.
+/// A waiting request. It is on the list until it is dropped.
 #[derive(Debug)]
 pub struct LongPoll {
     pollers: LongPollers,
@@ -32,12 +32,12 @@ impl LongPollers {
         LongPoll { pollers: self.clone(), agent_no, notify }
     }
 
-    /// Those that wait.
+    /// The agents that wait.
     pub fn agents(&self) -> Vec<i64> {
         self.with(|map| map.keys().copied().collect())
     }
 
-    /// Wakes those of these agents that wait.
+    /// Wakes those of `agents` that wait.
     pub(super) fn wake(&self, agents: impl Iterator<Item = i64>) {
         self.with(|map| {
             if map.is_empty() {
@@ -45,7 +45,7 @@ impl LongPollers {
             }
             for agent_no in agents {
                 if let Some(notify) = map.get(&agent_no) {
-                    // Also one that looks at the store at this moment.
+                    // Also works for a call that is reading the store at this moment.
                     notify.notify_one();
                 }
             }
@@ -54,7 +54,7 @@ impl LongPollers {
 }
 
 impl LongPoll {
-    /// Until there may be something.
+    /// Waits until there may be a command.
     pub async fn woken(&self) {
         self.notify.notified().await;
     }
@@ -63,7 +63,7 @@ impl LongPoll {
 impl Drop for LongPoll {
     fn drop(&mut self) {
         self.pollers.with(|map| {
-            // The list's own, and this one.
+            // The map's reference and this one.
             if Arc::strong_count(&self.notify) <= 2 {
                 map.remove(&self.agent_no);
             }

@@ -1,4 +1,4 @@
-//! What [`Signals`](super::Signals) sends to actors. Types alone, so nothing to test: the tests of `board.rs` send each.
+//! The messages that [`Signals`](super::Signals) sends to actors.
 
 use super::open_actions::Snapshot;
 use crate::domain::hint::Hint;
@@ -7,18 +7,19 @@ use actix::prelude::*;
 use std::sync::Arc;
 use uuid::Uuid;
 
-/// Signals → delay scheduler: these commands have an open row and fall due again. If it is lost, or there is no room, the
-/// scheduler reads them from the store.
+/// Signals → delay scheduler: these commands have an open row and fall due again. If the message is
+/// lost or there is no room, the scheduler reads them from the store.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Rescheduled(pub Vec<Due>);
 
-/// Signals → delay scheduler, senders: users cancelled these actions, as (key, public id). Agents should hear of it.
+/// Signals → delay scheduler, senders: users cancelled these actions, as (key, public id). Senders
+/// notify the agents.
 #[derive(Clone, Message)]
 #[rtype(result = "()")]
 pub struct Cancelled(pub Vec<(i64, Uuid)>);
 
-/// Signals → delay scheduler: these actions were resumed. What was passed over is to be read again.
+/// Signals → delay scheduler: these actions were resumed. Read again what was passed over.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Resumed(pub Vec<i64>);
@@ -40,7 +41,7 @@ pub struct PeerNews {
 #[rtype(result = "()")]
 pub struct OpenActionsRead(pub Arc<Snapshot>);
 
-/// Signals → stream sender: this agent is disabled or removed. Its connection is to be closed.
+/// Signals → stream sender: this agent is disabled or removed. Close its connection.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct AgentDisabled(pub i64);
@@ -50,12 +51,13 @@ pub struct AgentDisabled(pub i64);
 #[rtype(result = "()")]
 pub struct SessionSuperseded(pub Vec<(i64, i64)>);
 
-/// Signals → stream sender: what an older connection of this agent held is in the store again.
+/// Signals → stream sender: an older connection of this agent has put its commands back into the
+/// store.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct BacklogChanged(pub i64);
 
-/// Signals → peer notifier: other nodes may wait for this.
+/// Signals → peer notifier: other nodes may need these hints.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Publish(pub Vec<Hint>);

@@ -1,12 +1,13 @@
-//! The signal board: the one place that decides who is woken by what.
+//! The signal board: the one place that decides which parts an event wakes.
 //!
-//! [`Signals`] has a method for each thing that can happen, in the domain's words. It holds recipients of messages and no
-//! actor types, so every layer above can use it. Beside it live the caches and lists that a signal touches: the actions in
-//! memory ([`ActionCache`]), agents connected here ([`Presence`]), watchers ([`CommitWatch`]), waiting HTTP calls
-//! ([`LongPollers`]), keys that wait for a reconciler ([`DirtyKeys`]) and the open actions as they were read last
-//! ([`OpenActions`]). [`PeerNotifier`] tells other nodes, and passes on what they tell.
+//! [`Signals`] has a method for each event, in the domain's words. It holds recipients of messages
+//! and no actor types, so every layer above can use it. Beside it live the caches and lists that a
+//! signal touches: the actions in memory ([`ActionCache`]), agents connected here ([`Presence`]),
+//! watchers ([`CommitWatch`]), waiting HTTP calls ([`LongPollers`]), keys that wait for a
+//! reconciler ([`DirtyKeys`]) and the latest reading of the open actions ([`OpenActions`]).
+//! [`PeerNotifier`] sends hints to other nodes and passes on theirs.
 //!
-//! Every signal is a hint: it may be lost, and whoever waits for it polls the store as well.
+//! Every signal is a hint. It may be lost, so its receiver polls the store as well.
 
 mod action_cache;
 mod board;

@@ -1,4 +1,5 @@
-//! The open actions as the store listed them last: one table per node, which the scheduler and the reconcilers read.
+//! The latest list of open actions from the store. One list per node, for the scheduler and the
+//! reconcilers.
 
 use crate::store::OpenAction;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -7,8 +8,8 @@ use std::sync::{Arc, PoisonError, RwLock};
 /// The open actions at one time.
 #[derive(Debug, Default)]
 pub struct Snapshot {
-    /// Which reading this is. Whatever was made known to this process after [`OpenActions::begin`] had returned a number up to
-    /// this one may be missing here.
+    /// The number of this reading. Events that reached this process after [`OpenActions::begin`]
+    /// had returned this number may be missing here.
     pub reading: u64,
     /// In key order.
     pub actions: Vec<OpenAction>,
@@ -25,24 +26,24 @@ struct Inner {
 }
 
 impl OpenActions {
-    /// A reading of the store begins: its number.
+    /// Begins a reading of the store and returns its number.
     pub fn begin(&self) -> u64 {
         self.0.begun.fetch_add(1, Ordering::AcqRel) + 1
     }
 
-    /// The number of the last reading that has begun.
+    /// The number of the reading that began last.
     pub fn reading(&self) -> u64 {
         self.0.begun.load(Ordering::Acquire)
     }
 
-    /// A reading is complete.
+    /// Publishes a complete reading.
     pub fn set(&self, snapshot: Snapshot) -> Arc<Snapshot> {
         let snapshot = Arc::new(snapshot);
         *self.0.last.write().unwrap_or_else(PoisonError::into_inner) = snapshot.clone();
         snapshot
     }
 
-    /// The last complete reading; empty before the first.
+    /// The last complete reading. Empty before the first one.
     pub fn last(&self) -> Arc<Snapshot> {
         self.0.last.read().unwrap_or_else(PoisonError::into_inner).clone()
     }

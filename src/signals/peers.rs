@@ -1,8 +1,8 @@
-//! Tells the other nodes what was committed, and passes on what they tell.
+//! Sends hints about commits to the other nodes, and passes on theirs.
 //!
-//! Receives [`Publish`] from the signals. Hints are gathered: the first after a quiet time is sent at once, then at most one
-//! message every [`MIN_INTERVAL`]. What can't be sent is kept and tried again. What it hears goes through the same signals as
-//! what happens here.
+//! Receives [`Publish`] from the signals. Hints are batched: the first after a quiet time is sent
+//! at once, then at most one message every [`MIN_INTERVAL`]. Hints that can't be sent are kept and
+//! tried again. Hints from other nodes go through the same signals as local events.
 //!
 //! Crash: hints are lost, which costs other nodes a polling interval and nothing else.
 
@@ -18,11 +18,11 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// The least time between two messages: 20 a second.
+/// The shortest time between two messages: 20 a second.
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
 /// The wait after a message that could not be sent.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// Hints that wait to be sent. Beyond these they become one that says "everything".
+/// Maximum number of pending hints. Beyond it, they are replaced by one that says "everything".
 const MAX_PENDING: usize = 10_000;
 
 /// See the module.
@@ -39,7 +39,7 @@ pub struct PeerNotifier {
 }
 
 impl PeerNotifier {
-    /// With nothing to send.
+    /// A notifier without pending hints.
     pub fn new(store: Arc<dyn Store>, signals: Signals, metrics: Metrics) -> Self {
         let (commands, others) = (BTreeMap::new(), BTreeSet::new());
         Self { store, signals, metrics, commands, others, busy: false, stopped: false }
@@ -119,7 +119,7 @@ impl PeerNotifier {
     }
 }
 
-/// Passes on what was heard. What can't be looked up now is found by polling.
+/// Passes on received hints. If a look-up fails, polling finds the change.
 async fn pass_on(store: &dyn Store, signals: &Signals, hints: Vec<Hint>) {
     let mut news = PeerNews::default();
     let mut moved = Vec::new();
@@ -134,7 +134,7 @@ async fn pass_on(store: &dyn Store, signals: &Signals, hints: Vec<Hint>) {
             Hint::Everything => (news.everything, waiting) = (true, true),
             Hint::Action(no) => match store.action_get(no).await {
                 Ok(Some(action)) if action.is_cancelled() => signals.heard_cancelled(no, action.id),
-                // Resuming what isn't paused costs a look.
+                // Resuming an action that isn't paused costs one extra read.
                 Ok(Some(action)) => signals.pause_found(no, action.is_paused()),
                 Ok(None) => {}
                 Err(error) => not_looked_up(&error),
@@ -189,7 +189,7 @@ impl Handler<Drain> for PeerNotifier {
     type Result = ();
 
     fn handle(&mut self, _: Drain, _: &mut Self::Context) {
-        // Other nodes poll.
+        // Unsent hints are dropped: other nodes poll.
         self.stopped = true;
     }
 }

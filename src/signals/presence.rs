@@ -1,8 +1,9 @@
 //! Which agents have a connection to this process.
 //!
-//! The stream sender writes it, the delay scheduler reads it for each command. It is a shared set, since asking an actor for
-//! each chunk would cost a round trip. It may be a moment behind, and order makes that harmless: an agent is present *before*
-//! its backlog is read, and commands are committed *before* presence is read.
+//! The stream sender writes it, and the delay scheduler reads it for each command. It is a shared
+//! set, since asking an actor for each chunk would cost a round trip. It may be a moment behind.
+//! The order of steps makes that harmless: an agent is present *before* its backlog is read, and
+//! commands are committed *before* presence is read.
 
 use std::collections::HashSet;
 use std::sync::{Arc, PoisonError, RwLock};
@@ -17,12 +18,12 @@ impl Presence {
         self.0.read().unwrap_or_else(PoisonError::into_inner).contains(&agent_no)
     }
 
-    /// How many are.
+    /// The number of connected agents.
     pub fn len(&self) -> usize {
         self.0.read().unwrap_or_else(PoisonError::into_inner).len()
     }
 
-    /// Whether nobody is.
+    /// Whether no agent is connected.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

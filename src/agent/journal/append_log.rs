@@ -14,9 +14,9 @@ use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 use std::time::Duration;
 
-/// A smaller file is not worth rewriting while the agent runs.
+/// Smaller files are not rewritten while the agent runs.
 pub(super) const COMPACT_ABOVE: u64 = 16 * 1024 * 1024;
-/// How often entries that are over are dropped while the agent runs.
+/// How often expired entries are dropped while the agent runs.
 pub(super) const PURGE_EVERY: Duration = Duration::from_secs(3_600);
 
 /// The open journal. Its calls block; see the [module](super).
@@ -26,12 +26,13 @@ pub struct Journal {
     pub(super) file: File,
     /// Held for as long as the journal is open.
     pub(super) _lock: File,
-    /// Length of what is written and, except for `stored` lines, on disk.
+    /// Length of the written lines. Except for `stored` lines, they are on disk.
     pub(super) len: u64,
-    /// How many bytes of it a compaction would keep.
+    /// Number of bytes that a compaction would keep.
     pub(super) live: u64,
     pub(super) index: BTreeMap<RunRef, Entry>,
-    /// A write failed: the tail is unknown, and the next commit continues in a new file.
+    /// A write failed: the tail of the file is unknown, and the next commit continues in a new
+    /// file.
     pub(super) suspect: bool,
     pub(super) purged_at: Timestamp,
 }
@@ -44,7 +45,7 @@ impl Journal {
         Ok(())
     }
 
-    /// The state of a run; `None` for an unknown one.
+    /// The state of a run; `None` if it is unknown.
     pub fn state(&self, run: RunRef) -> Option<State> {
         self.index.get(&run).map(|entry| entry.state)
     }
@@ -70,9 +71,9 @@ impl Journal {
         self.index.iter().filter(|(_, entry)| wanted(entry.state)).map(|(run, _)| *run).collect()
     }
 
-    /// Writes records. After `Ok` all of them are on disk (a group of only `stored` and `spawned` does not wait for the
-    /// disk); after an error none of them counts. `now` is the server's clock, by which old entries are dropped, or the
-    /// default while it is unknown.
+    /// Writes records. After `Ok` all of them are on disk (a group of only `stored` and `spawned`
+    /// does not wait for the disk); after an error none of them counts. `now` is the server's
+    /// clock, by which old entries are dropped; it is the default while the clock is unknown.
     pub fn commit(&mut self, records: &[Record], now: Timestamp) -> Result<(), JournalError> {
         if records.is_empty() {
             return Ok(());
@@ -104,19 +105,19 @@ impl Journal {
         Ok(())
     }
 
-    /// Records how the processes of a started run are found. Does not wait for the disk: only a crash of the machine could
-    /// lose the line, and it leaves no processes either.
+    /// Records how to find the processes of a started run. Does not wait for the disk: only a crash
+    /// of the machine could lose the line, and it leaves no processes either.
     pub fn spawned(&mut self, run: RunRef, tree: Tree) -> Result<(), JournalError> {
         self.commit(&[Record::Spawned { run, tree }], self.purged_at)
     }
 
-    /// Drops entries that are over, and compacts when it pays. A failure here costs only space.
+    /// Drops expired entries, and compacts if it pays. A failure here costs only space.
     fn tidy(&mut self, now: Timestamp) {
         let is_first = self.purged_at == Timestamp::default();
         if now.since(self.purged_at) >= PURGE_EVERY {
             self.purge(now);
         }
-        // The first time also removes what earlier processes left in the file.
+        // The first call also removes what earlier processes left in the file.
         let pays = match is_first && self.purged_at != Timestamp::default() {
             true => self.live < self.len,
             false => self.len > COMPACT_ABOVE && self.live < self.len / 2,
@@ -132,8 +133,8 @@ impl Journal {
         self.purged_at = now;
     }
 
-    /// Reads the results of some runs, in order, up to `max_bytes`. Also returns how many of `runs` are done: those that
-    /// were read, and those that have no result.
+    /// Reads the results of some runs, in order, up to `max_bytes`. Also returns how many of `runs`
+    /// are done: those that were read, and those without a result.
     pub fn results(&self, runs: &[RunRef], max_bytes: u64) -> Result<(Vec<RunResult>, usize), JournalError> {
         let (mut results, mut bytes) = (Vec::new(), 0);
         for (at, run) in runs.iter().enumerate() {
@@ -149,7 +150,7 @@ impl Journal {
             let line = self.read(place)?;
             match serde_json::from_slice(&line) {
                 Ok(Record::Result { result, .. }) => results.push(result),
-                // A retry would not help, and must not hold up the others.
+                // A retry would not help, and this one must not block the others.
                 _ => log::error!(file = self.path.display().to_string(), offset = place.offset;
                     "a result in the journal is unreadable"),
             }
@@ -170,7 +171,7 @@ impl Journal {
         let before = self.index.get(&run).map_or(0, Entry::live);
         match record {
             Record::Received { command, .. } => {
-                // Never backwards: a doubled line must not make a run startable again.
+                // Never backwards: a duplicated line must not make a run startable again.
                 self.index.entry(run).or_insert(Entry {
                     state: State::Received,
                     expires_at: command.expires_at,
@@ -182,7 +183,7 @@ impl Journal {
                 let entry = Entry { state: State::Started, expires_at: *expires_at, lines };
                 let entry = self.index.entry(run).or_insert(entry);
                 if entry.state == State::Received {
-                    // The `received` line is of no more use: a run that started isn't run again.
+                    // The `received` line is no longer needed: a run that started isn't run again.
                     (entry.state, entry.lines) = (State::Started, lines);
                 }
             }

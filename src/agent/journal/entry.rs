@@ -1,4 +1,4 @@
-//! The index: what is known of one run, and where its lines are.
+//! The index: what is known about each run, and where its lines are.
 
 use crate::domain::time::Timestamp;
 use std::time::Duration;
@@ -11,9 +11,9 @@ const STORED_LINE: u64 = 80;
 /// The state of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum State {
-    /// It waits.
+    /// It is waiting.
     Received,
-    /// It runs.
+    /// It is running.
     Started,
     /// It has ended; the server does not have the result yet.
     Done,
@@ -23,14 +23,14 @@ pub enum State {
     Forgotten,
 }
 
-/// A line's place in the file, its newline included.
+/// A line's place in the file, including its newline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct KeySlot {
     pub(super) offset: u64,
     pub(super) len: u64,
 }
 
-/// What the index knows of a run.
+/// The index entry of a run.
 #[derive(Clone, Debug)]
 pub(super) struct Entry {
     pub(super) state: State,
@@ -41,7 +41,7 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// How many bytes a compaction keeps.
+    /// Number of bytes that a compaction keeps.
     pub(super) fn live(&self) -> u64 {
         let stored = if self.state == State::Stored { STORED_LINE } else { 0 };
         self.lines.iter().flatten().map(|place| place.len).sum::<u64>() + stored

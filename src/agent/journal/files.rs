@@ -10,8 +10,8 @@ use std::time::{Duration, Instant};
 /// How long to wait for the folder's lock.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// Locks the folder. Waits for a moment if the lock is held: an agent that was just killed may not have exited, or a child of
-/// it may be about to become another program.
+/// Locks the folder. Waits for a moment if the lock is held: an agent that was just killed may not
+/// have exited, or a child of it may not have executed its program yet.
 #[allow(clippy::disallowed_methods, reason = "the journal is used where blocking is allowed")]
 pub(super) fn lock(dir: &Path) -> Result<File, JournalError> {
     let path = dir.join("lock");

@@ -6,23 +6,25 @@ use crate::domain::time::Timestamp;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
-/// One line. Each that can decide whether a run starts again carries what its entry needs to live on without the lines
-/// before it, so that one unreadable line doesn't take the following ones with it.
+/// One line. Each line that can decide whether a run starts again contains all that its entry
+/// needs. So the entry survives without the lines before it, and one unreadable line doesn't affect
+/// the following ones.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Record {
-    /// A command that the agent answers for from now on.
+    /// A command that the agent is responsible for from now on.
     Received {
         /// The command.
         command: Command,
         /// When, by the agent's clock.
         at: Timestamp,
-        /// How many milliseconds the server's clock was ahead of `at` when it came; its timeout counts from there.
+        /// How many milliseconds the server's clock was ahead of `at` on arrival. The timeout
+        /// counts from that time.
         clock_ms: i64,
     },
-    /// It starts now; from here on it is never started again.
+    /// The run starts now. It is never started again.
     Started {
-        /// Which.
+        /// The run.
         run: RunRef,
         /// Kept until a day after this.
         expires_at: Timestamp,
@@ -30,32 +32,32 @@ pub enum Record {
         module: String,
         /// When, by the agent's clock.
         at: Timestamp,
-        /// What its processes have in their environment; not in journals of earlier versions.
+        /// The mark in its processes' environment; missing in journals of earlier versions.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         mark: Option<Uuid>,
     },
-    /// It started a program. Follows each start; the last one holds all that is known.
+    /// The run started a program. Follows each start; the last one lists all programs.
     Spawned {
-        /// Which.
+        /// The run.
         run: RunRef,
-        /// How its processes are found, should the agent be killed.
+        /// How to find its processes if the agent is killed.
         tree: Tree,
     },
-    /// How it ended.
+    /// The run ended.
     Result {
         /// Kept until a day after this.
         expires_at: Timestamp,
-        /// What the server gets.
+        /// The result for the server.
         result: RunResult,
     },
-    /// The server has the result, or will never take it.
+    /// The server has the result, or rejected it for good.
     Stored {
-        /// Which.
+        /// The run.
         run: RunRef,
     },
-    /// It won't run and has no result: it expired or was cancelled while it waited.
+    /// The run won't start and has no result: it expired or was cancelled while it waited.
     Forgotten {
-        /// Which.
+        /// The run.
         run: RunRef,
         /// Kept until a day after this.
         expires_at: Timestamp,
@@ -63,7 +65,7 @@ pub enum Record {
 }
 
 impl Record {
-    /// The run that it is about.
+    /// The run of this record.
     pub fn run_ref(&self) -> RunRef {
         match self {
             Self::Received { command, .. } => command.run_ref(),

@@ -1,4 +1,4 @@
-//! Opening the journal: reads what an earlier process left, and ends the runs that it was in.
+//! Opens the journal: reads what an earlier process left, and ends its interrupted runs.
 
 use super::append_log::Journal;
 use super::entry::{KeySlot, State};
@@ -27,12 +27,12 @@ pub struct Waiting {
     pub received_at: Timestamp,
 }
 
-/// What the journal held when it was opened.
+/// The content of the journal when it was opened.
 #[derive(Debug, Default)]
 pub struct Recovered {
     /// Commands to run now, in order of arrival.
     pub waiting: Vec<Waiting>,
-    /// How many runs were interrupted; their results say so.
+    /// Number of interrupted runs. Their results say so.
     pub interrupted: usize,
 }
 
@@ -154,7 +154,7 @@ impl Journal {
     }
 }
 
-/// Kills the processes of interrupted runs, so that none of them works beside the next runs.
+/// Kills the processes of interrupted runs, so that none of them interferes with later runs.
 fn kill_remains(trees: &[Tree]) {
     if trees.is_empty() {
         return;

@@ -133,11 +133,11 @@ fn what_is_left_of_an_interrupted_run_is_killed_before_it_is_reported() {
         }
         other => other,
     };
-    // The second one is known to have started a program; the third one has ended.
+    // The second run is known to have started a program; the third one has ended.
     commit(&mut journal, &[received(1), marked(1, &trees[0]), received(2), marked(2, &trees[1])]);
     journal.spawned(run(2), Tree { groups: vec![], ..trees[1].clone() }).expect("written");
     commit(&mut journal, &[received(3), marked(3, &trees[2]), result(3, "three")]);
-    // What is recorded survives a compaction.
+    // The recorded lines survive a compaction.
     journal.compact().expect("compacted");
     drop(journal);
     let (journal, recovered) = open(dir.path());
@@ -178,7 +178,7 @@ fn a_result_stays_readable_after_it_is_stored() {
     let (journal, _) = open(dir.path());
     assert_eq!((journal.state(run(1)), journal.unstored()), (Some(State::Stored), vec![run(2)]));
     assert_eq!(error_of(&journal, 1).as_deref(), Some("one"));
-    // A limit that holds only one line gives one, and says where to go on.
+    // A limit with room for only one line returns one, and where to continue.
     let (results, done) = journal.results(&[run(2), run(9), run(1)], 1).expect("readable");
     assert_eq!((results.len(), done), (1, 2));
 }
@@ -204,7 +204,7 @@ fn an_unreadable_line_costs_only_itself() {
     commit(&mut journal, &[received(1)]);
     drop(journal);
     append(dir.path(), b"\0\0garbage\n{\"unknown\":{}}\n");
-    // The run's own `received` may be what is unreadable: it started all the same.
+    // The run's own `received` may be the unreadable line: the run started all the same.
     let mut line = serde_json::to_vec(&started(2)).expect("JSON");
     line.push(b'\n');
     append(dir.path(), &line);
@@ -228,7 +228,7 @@ fn what_is_over_is_dropped_once_the_time_is_known_and_the_rest_is_kept() {
     drop(journal);
     let day_later = NOW.plus(HOUR + KEEP).minus(Duration::from_secs(1));
     for (now, known) in [(day_later, true), (day_later.plus(HOUR), false)] {
-        // The clock of this machine is years ahead: nothing is dropped for that.
+        // This machine's clock is years ahead: nothing is dropped because of that.
         let wrong = NOW.plus(HOUR * 100_000);
         let (mut journal, recovered) = Journal::open(dir.path(), wrong).expect("open");
         assert!(journal.state(run(1)).is_some() && journal.state(run(4)).is_some());
@@ -268,7 +268,7 @@ fn after_a_failed_write_nothing_of_it_counts_and_the_next_goes_into_a_new_file()
     let good = std::mem::replace(&mut journal.file, File::open(&path).expect("the journal, for reading only"));
     assert!(journal.commit(&[received(3)], NOW).is_err());
     assert_eq!(journal.state(run(3)), None);
-    // What a failed write may leave behind.
+    // Remains of a failed write.
     good.write_all_at(b"{\"half a line", journal.len).expect("written");
     commit(&mut journal, &[received(4)]);
     assert_eq!(error_of(&journal, 2).as_deref(), Some("two"));
@@ -285,7 +285,7 @@ fn two_agents_do_not_share_a_folder() {
     open(dir.path());
 }
 
-/// What a runner would write in its turns: each number moves one run a step on.
+/// Records as a runner writes them in its turns: each number moves one run one step further.
 fn turns(steps: &[Vec<u8>]) -> Vec<Vec<Record>> {
     let mut stages = BTreeMap::new();
     let mut turn = |numbers: &Vec<u8>| {
@@ -324,7 +324,7 @@ proptest! {
         let mut lines = Vec::new();
         for records in turns(&steps) {
             for record in records {
-                // One by one only to learn where each line ends.
+                // Written one by one only to learn where each line ends.
                 commit(&mut journal, std::slice::from_ref(&record));
                 lines.push((journal.len, record));
             }
@@ -359,7 +359,8 @@ proptest! {
                 prop_assert_eq!(!journal.results(&[*run], u64::MAX).expect("readable").0.is_empty(), has_result);
             }
             drop(journal);
-            // What the repair appended (`interrupted`) may be torn as well. A file that it rewrote is safe as a whole.
+            // The lines that the repair appended (`interrupted`) may be torn as well. A rewritten
+            // file is safe as a whole.
             if let Some(cut) = crash_again.filter(|_| recovered.interrupted > 0 && after > before) {
                 let cut_at = before + ((after - before) as f64 * cut) as u64;
                 OpenOptions::new().write(true).open(&path).and_then(|file| file.set_len(cut_at)).expect("cut");

@@ -1,16 +1,17 @@
 //! The environment of the programs that the agent runs.
 //!
-//! Variables can make an allowed program run other code (`BASH_ENV`, `PYTHONPATH`, `LD_PRELOAD` and many more), and no
-//! list of the dangerous ones is ever complete. So it is the other way round: a program gets a few harmless variables of
-//! the agent, and beyond them only what the agent's settings name. The agent's secrets are not among them.
+//! Variables can make an allowed program run other code (`BASH_ENV`, `PYTHONPATH`, `LD_PRELOAD` and
+//! many more), and no list of the dangerous ones is ever complete. So only named variables are
+//! passed: a few harmless ones of the agent, and those that the agent's settings name. The agent's
+//! secrets are not among them.
 
 use tokio::process::Command;
 
-/// What programs get of the agent's environment, where it is set: where programs and files are found, as whom they run,
-/// language and time zone. `LC_…` as well.
+/// Variables of the agent that programs get, if they are set: for finding programs and files, the
+/// user, language and time zone. `LC_…` as well.
 const BASICS: [&str; 8] = ["PATH", "HOME", "USER", "LOGNAME", "LANG", "LANGUAGE", "TZ", "TMPDIR"];
 
-/// Gives the program the basics and those variables of the agent that are named in `also`, and nothing else.
+/// Gives the program only the basic variables and those of the agent that are named in `also`.
 pub(super) fn minimal(command: &mut Command, also: &[String]) {
     command.env_clear();
     for (name, value) in std::env::vars_os() {

@@ -1,5 +1,6 @@
-//! Modules that are executables in a folder: parameters as JSON on standard input, the output as JSON on standard
-//! output, exit code 0 when it went well. Standard error is for people: its end becomes part of the error.
+//! Modules that are executables in a folder: parameters as JSON on standard input, the output as
+//! JSON on standard output, exit code 0 on success. Standard error is for people: its end becomes
+//! part of the error.
 
 use super::{Call, Module, Outcome, environment, process};
 use crate::agent::config::Bounds;
@@ -10,7 +11,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tokio::process::Command;
 
-/// How much of standard error goes into the error, in bytes; the end says most.
+/// Bytes of standard error in the error message. The end says most.
 const ERROR_TAIL: usize = 2 * 1024;
 
 /// One executable.
@@ -22,14 +23,16 @@ pub struct External {
 }
 
 impl External {
-    /// The module that `program` is. Of the agent's environment it gets the basics and the variables named in `env`.
+    /// The module for `program`. From the agent's environment it gets the basic variables and those
+    /// named in `env`.
     pub fn new(program: PathBuf, bounds: Bounds, env: Vec<String>) -> Self {
         Self { program, bounds, env }
     }
 }
 
-/// Finds the executable of that name, which must be free of `/` and dots. It is asked for at every call, so modules
-/// can be added to a running agent. A link is followed only within the folder.
+/// Finds the executable with that name, which must not contain `/` or dots. Called for every
+/// operation, so modules can be added to a running agent. A link is followed only within the
+/// folder.
 pub fn find(folder: &Path, name: &str) -> io::Result<Option<PathBuf>> {
     let refuse = |why: &str| Err(io::Error::new(io::ErrorKind::PermissionDenied, why));
     let folder = folder.canonicalize()?;
@@ -63,7 +66,7 @@ impl Module for External {
             Outcome { ok: true, truncated: ended.stdout.truncated, stopped: ended.stopped, ..Outcome::default() };
         let text = ended.stdout.text();
         if !text.trim().is_empty() {
-            // Not `Value`: that would round large numbers.
+            // Not `Value`, which would round large numbers.
             match serde_json::from_str::<&RawValue>(&text) {
                 Ok(json) => outcome.output = Some(json.to_owned()),
                 Err(_) if ended.stdout.truncated => {
@@ -137,7 +140,7 @@ mod tests {
     async fn a_module_gets_of_the_agents_environment_what_is_named_and_no_more() {
         let dir = tempfile::tempdir().expect("a folder");
         script(dir.path(), "env", "echo \"[\\\"$CARGO_MANIFEST_DIR\\\",\\\"$CARGO_PKG_NAME\\\"]\"");
-        // Cargo sets both for tests.
+        // Cargo sets both variables for tests.
         let named = std::env::var("CARGO_PKG_NAME").unwrap_or_default();
         let exec = ExecConfig { env: vec!["CARGO_PKG_NAME".into()], ..ExecConfig::default() };
         let config = AgentConfig { modules_dir: Some(dir.path().to_path_buf()), exec, ..AgentConfig::default() };

@@ -1,5 +1,6 @@
-//! What an agent can do. A module is one implementation of [`Module`] and one line in [`Modules::new`], or a call of
-//! [`Modules::with`] in your own program. Each executable in the modules folder is a module too ([`external`]).
+//! The agent's capabilities. A module is one implementation of [`Module`] and one line in
+//! [`Modules::new`], or a call of [`Modules::with`] in your own program. Each executable in the
+//! modules folder is a module too ([`external`]).
 
 mod environment;
 pub mod exec;

@@ -1,4 +1,4 @@
-//! What a module is: one call per operation, with one outcome.
+//! The interface of a module: one call per operation, with one outcome.
 
 use super::stop::{Stop, StopReason};
 use crate::agent::processes::Trace;
@@ -6,14 +6,14 @@ use async_trait::async_trait;
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
 
-/// One operation, as its module gets it.
+/// One operation, as passed to its module.
 #[derive(Debug)]
 pub struct Call {
     /// The parameters from the action; any JSON.
     pub parameters: Option<Box<RawValue>>,
     /// When to stop. The call of a module that does not stop is dropped a few seconds later.
     pub stop: Stop,
-    /// Where the processes of this run are recorded.
+    /// Records the processes of this run.
     pub(in crate::agent) trace: Trace,
 }
 
@@ -33,17 +33,17 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// A success.
+    /// A successful outcome.
     pub fn done(output: Option<Box<RawValue>>) -> Self {
         Self { ok: true, output, ..Self::default() }
     }
 
-    /// A failure.
+    /// A failed outcome.
     pub fn failed(error: impl Into<String>) -> Self {
         Self { error: Some(error.into()), ..Self::default() }
     }
 
-    /// An operation that was stopped.
+    /// The outcome of an operation that was stopped.
     pub fn stopped(reason: StopReason) -> Self {
         Self { error: Some(reason.to_string()), stopped: Some(reason), ..Self::default() }
     }
@@ -61,9 +61,9 @@ impl Outcome {
     }
 }
 
-/// Something that an agent can do.
+/// A capability of the agent.
 #[async_trait]
 pub trait Module: Send + Sync {
-    /// Carries out one operation. Wrong parameters are a failed outcome like any other.
+    /// Executes one operation. Wrong parameters are a failed outcome like any other.
     async fn call(&self, call: Call) -> Outcome;
 }

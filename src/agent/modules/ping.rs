@@ -1,9 +1,9 @@
-//! `ping`: answers its parameters, to the letter.
+//! `ping`: returns its parameters unchanged.
 
 use super::{Call, Module, Outcome};
 use async_trait::async_trait;
 
-/// Answers its parameters.
+/// Returns its parameters.
 #[derive(Clone, Copy, Debug)]
 pub struct Ping;
 

@@ -1,8 +1,9 @@
-//! Runs one program in a process group of its own and collects what it writes.
+//! Runs one program in its own process group and collects its output.
 //!
-//! What happens to the processes that it started is in [`processes`](crate::agent::processes): all of them are killed when
-//! the run is stopped or its future is dropped, and when a signal killed the program; none when it exited. A program that
-//! stays in the background must not hold the pipes: they are read for [`DRAIN`] after the exit, and then closed.
+//! The processes that it started are handled by [`processes`](crate::agent::processes). All of them
+//! are killed when the run is stopped or its future is dropped, and when a signal killed the
+//! program. None is killed when the program exited. A program that stays in the background must not
+//! hold the pipes: they are read for [`DRAIN`] after the exit, and then closed.
 
 use super::{Stop, StopReason};
 use crate::agent::config::{Bounds, LimitsConfig};
@@ -17,9 +18,10 @@ use tokio::process::{ChildStdin, Command};
 
 /// How long to continue reading after the program ended or was killed, while other processes still hold the pipes.
 const DRAIN: Duration = Duration::from_secs(1);
-/// How long a killed process may take to die; one that hangs in the kernel is left to the runtime's reaper.
+/// How long a killed process may take to die. One that hangs in the kernel is left to the runtime's
+/// reaper.
 const REAP: Duration = Duration::from_secs(2);
-/// What a program wrote, as far as it is kept.
+/// The stored part of a program's output.
 #[derive(Debug, Default)]
 pub(super) struct Captured {
     pub(super) bytes: Vec<u8>,
@@ -27,7 +29,7 @@ pub(super) struct Captured {
 }
 
 impl Captured {
-    /// Reads to the end; what goes beyond `cap` is dropped, or the writer would block.
+    /// Reads to the end. Bytes beyond `cap` are read and dropped, otherwise the writer would block.
     async fn fill(&mut self, from: Option<impl AsyncRead + Unpin>, cap: usize) {
         let Some(mut from) = from else { return };
         let mut chunk = vec![0; 8 * 1024];
@@ -43,7 +45,8 @@ impl Captured {
         }
     }
 
-    /// As text; what is no UTF-8, a character that the cap cut in two among it, becomes U+FFFD.
+    /// As text. Bytes that are not UTF-8 become U+FFFD, including a character that the cap cut in
+    /// two.
     pub(super) fn text(&self) -> String {
         String::from_utf8_lossy(&self.bytes).into_owned()
     }
@@ -52,7 +55,7 @@ impl Captured {
 /// How a program ended.
 #[derive(Debug)]
 pub(super) struct Ended {
-    /// `None` when it was stopped.
+    /// `None` if it was stopped.
     pub(super) status: Option<ExitStatus>,
     pub(super) stopped: Option<StopReason>,
     pub(super) stdout: Captured,
@@ -60,7 +63,7 @@ pub(super) struct Ended {
 }
 
 impl Ended {
-    /// Why it did not go well; `None` when it did.
+    /// Why it failed; `None` if it succeeded.
     pub(super) fn error(&self) -> Option<String> {
         match (self.stopped, self.status) {
             (Some(reason), _) => Some(reason.to_string()),
@@ -79,7 +82,7 @@ fn signal_name(number: i32) -> String {
     Signal::try_from(number).map_or_else(|_| format!("signal {number}"), |signal| signal.as_str().to_owned())
 }
 
-/// Runs `command` until it ends or `stop` says so. Without `input` its standard input is empty.
+/// Runs `command` until it ends or `stop` resolves. Without `input`, its standard input is empty.
 pub(super) async fn run(
     mut command: Command,
     input: Option<Vec<u8>>,
@@ -134,7 +137,7 @@ pub(super) async fn run(
     Ok(Ended { status, stopped, stdout, stderr })
 }
 
-/// Has the program begin its life with these limits, so that there is no moment without them.
+/// Sets the limits before the program starts, so that it never runs without them.
 #[allow(unsafe_code, reason = "between fork and exec only calls that are safe there may be made")]
 fn limit(command: &mut Command, limits: LimitsConfig) {
     let resources = limits.resources();
@@ -143,7 +146,7 @@ fn limit(command: &mut Command, limits: LimitsConfig) {
     }
     let set = move || {
         for (resource, limit) in &resources {
-            // More than the agent itself may take can't be given, and is no more than it has then.
+            // A limit above the agent's own can't be set. The program then keeps the agent's.
             let (_, most) = getrlimit(*resource)?;
             let limit = (*limit).min(most);
             setrlimit(*resource, limit, limit)?;
@@ -159,7 +162,7 @@ fn limit(command: &mut Command, limits: LimitsConfig) {
 
 async fn feed(pipe: Option<ChildStdin>, input: Option<Vec<u8>>) {
     if let (Some(mut pipe), Some(input)) = (pipe, input) {
-        // A program needn't read its input.
+        // A program need not read its input.
         let _ = pipe.write_all(&input).await;
     }
 }

@@ -18,7 +18,8 @@ pub struct Modules {
     built_in: BTreeMap<String, Arc<dyn Module>>,
     folder: Option<PathBuf>,
     bounds: Bounds,
-    /// Names of the variables that programs in the folder get from the agent's environment, beyond the basics.
+    /// Names of the agent's variables that programs in the folder get, in addition to the basic
+    /// ones.
     env: Vec<String>,
 }
 
@@ -31,14 +32,15 @@ impl Modules {
             .with("exec", Exec::new(config.exec.clone(), config.bounds()))
     }
 
-    /// Adds a module, or replaces the one of that name.
+    /// Adds a module, or replaces the one with that name.
     #[must_use]
     pub fn with(mut self, name: &str, module: impl Module + 'static) -> Self {
         self.built_in.insert(name.to_owned(), Arc::new(module));
         self
     }
 
-    /// The module of that name; built-in ones go before the folder's. The error is a sentence for people.
+    /// The module with that name; built-in ones take precedence over the folder. The error is a
+    /// sentence for people.
     pub fn find(&self, name: &str) -> Result<Arc<dyn Module>, String> {
         if let Some(module) = self.built_in.get(name) {
             return Ok(module.clone());

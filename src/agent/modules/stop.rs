@@ -1,9 +1,9 @@
-//! When and why a run is stopped before its end.
+//! When and why a run is stopped early.
 
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Why a run is stopped before its end.
+/// Why a run is stopped early.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StopReason {
     /// Its timeout has passed.
@@ -27,7 +27,7 @@ impl std::fmt::Display for StopReason {
     }
 }
 
-/// When a run must stop: at its deadline, or when it is told to.
+/// Tells a run when to stop: at its deadline, or for another reason.
 #[derive(Clone, Debug)]
 pub struct Stop {
     told: watch::Receiver<Option<StopReason>>,
@@ -35,7 +35,7 @@ pub struct Stop {
 }
 
 impl Stop {
-    /// Stops at `deadline`, or when the sender gives a reason. A sender that is gone gives none.
+    /// Stops at `deadline`, or when the sender gives a reason. A dropped sender gives none.
     pub fn new(told: watch::Receiver<Option<StopReason>>, deadline: Instant) -> Self {
         Self { told, deadline }
     }
@@ -46,7 +46,7 @@ impl Stop {
         told.or_else(|| (Instant::now() >= self.deadline).then_some(StopReason::TimedOut))
     }
 
-    /// Waits until it is time to stop.
+    /// Waits until it is time to stop, and returns the reason.
     pub async fn wait(&mut self) -> StopReason {
         tokio::select! {
             reason = async {

@@ -1,4 +1,4 @@
-//! Calls of modules, for tests.
+//! Calls modules in tests.
 
 use super::module::{Call, Outcome};
 use super::stop::{Stop, StopReason};
@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 use uuid::Uuid;
 
-/// A call, and what stops it.
+/// A call, and the sender that stops it.
 pub(in crate::agent) fn call(parameters: &str, timeout: Duration) -> (Call, watch::Sender<Option<StopReason>>) {
     let (tell, told) = watch::channel(None);
     let parameters = Some(RawValue::from_string(parameters.into()).expect("valid JSON"));

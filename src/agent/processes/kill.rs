@@ -11,8 +11,10 @@ use std::time::{Duration, Instant};
 /// How long to wait between two passes.
 const PAUSE: Duration = Duration::from_millis(5);
 
-/// Kills all processes of these runs until none is left or the time is over, and returns the pids of the remaining ones.
-/// A pass that finds nothing must be followed by another, because a process that is about to become another program has no
+/// Kills all processes of these runs until none is left or the time is over, and returns the pids
+/// of the remaining ones. A pass that finds nothing must be followed by another, because a process
+/// that is executing a new program has no environment for a moment. Blocks. If `within` is zero, it
+/// makes a single pass.
 /// environment for a moment. Blocks; if `within` is zero it makes a single pass.
 pub(crate) fn kill(trees: &[Tree], within: Duration) -> Vec<i32> {
     let begun = Instant::now();
@@ -40,7 +42,8 @@ fn pass(trees: &[Tree]) -> Vec<i32> {
     }
     let members = members(trees, &all(), boot().as_deref(), seeds, i32::try_from(std::process::id()).unwrap_or(0));
     for pid in &members {
-        // Another process is hit only if this one has been reaped and its pid reused since the pass read `/proc`.
+        // Another process is hit only if this one was reaped and its pid reused since the pass read
+        // `/proc`.
         let _ = send(Pid::from_raw(*pid), Signal::SIGKILL);
     }
     members
@@ -55,8 +58,8 @@ fn members(trees: &[Tree], processes: &[Process], boot: Option<&str>, seeds: Has
     let leaders: HashMap<i32, u64> = processes.iter().map(|process| (process.pid, process.started)).collect();
     let is_in_group = |process: &Process| {
         groups.get(&process.group).is_some_and(|group| {
-            // While a group has members the kernel gives its number to no new process. So if there is a process of that
-            // number that started at another time, the old group is gone.
+            // While a group has members, the kernel gives its number to no new process. So if a
+            // process with that number started at another time, the old group is gone.
             Some(group.boot.as_str()) == boot
                 && process.session == group.session
                 && process.started >= group.started

@@ -19,7 +19,7 @@ impl Process {
         Self::parse(pid, &fs::read(format!("/proc/{pid}/stat")).ok()?)
     }
 
-    /// The program's name stands in parentheses and may itself contain any byte.
+    /// The program's name is in parentheses and may contain any byte.
     pub(super) fn parse(pid: i32, stat: &[u8]) -> Option<Self> {
         let end = stat.iter().rposition(|byte| *byte == b')')?;
         let rest = std::str::from_utf8(stat.get(end + 1..)?).ok()?;
@@ -36,9 +36,9 @@ impl Process {
         })
     }
 
-    /// Whether the environment that it was started with holds one of these entries.
+    /// Whether its initial environment contains one of these entries.
     pub(super) fn has_one_of(&self, entries: &HashSet<Vec<u8>>) -> bool {
-        // Unreadable for processes of other users, which the agent couldn't kill either.
+        // Unreadable for other users' processes, which the agent couldn't kill either.
         fs::read(format!("/proc/{}/environ", self.pid))
             .is_ok_and(|environment| environment.split(|byte| *byte == 0).any(|entry| entries.contains(entry)))
     }

@@ -1,7 +1,8 @@
 //! Starts programs so that the kernel kills them when the agent dies.
 //!
-//! `PR_SET_PDEATHSIG` fires when the *thread* that started a program ends. The threads of a runtime end: blocking ones
-//! when they are idle, workers with the runtime. So one thread that lives as long as this process starts all programs.
+//! `PR_SET_PDEATHSIG` fires when the *thread* that started a program ends. The threads of a runtime
+//! do end: blocking ones when they are idle, workers with the runtime. So one thread that lives as
+//! long as this process starts all programs.
 
 use super::kill::kill;
 use super::trace::Trace;
@@ -20,7 +21,7 @@ use tokio::process::{Child, ChildStderr, ChildStdin, ChildStdout, Command};
 use tokio::runtime::Handle;
 use tokio::sync::oneshot;
 
-/// How often a program whose file is being written is tried again, and how long to wait each time.
+/// How often to retry a program whose file is being written, and how long to wait each time.
 const BUSY_ATTEMPTS: u32 = 100;
 const BUSY_WAIT: Duration = Duration::from_millis(20);
 
@@ -32,31 +33,31 @@ struct Job {
     reply: oneshot::Sender<(Command, io::Result<Program>)>,
 }
 
-/// The thread that starts them.
+/// The thread that starts all programs.
 static THREAD: LazyLock<io::Result<Sender<Job>>> = LazyLock::new(|| {
     let (jobs, inbox) = channel();
     std::thread::Builder::new().name("spawner".into()).spawn(move || work(&inbox))?;
     Ok(jobs)
 });
 
-/// The programs that were started and not reaped yet, by pid. See [`super::orphans`].
+/// The started programs that are not reaped yet, by pid. See [`super::orphans`].
 static OWN: Mutex<Option<HashSet<i32>>> = Mutex::new(None);
 
-/// Locks the set of this process's own programs. None is started meanwhile.
+/// Locks the set of this process's own programs. No program is started while it is locked.
 pub(super) fn own() -> MutexGuard<'static, Option<HashSet<i32>>> {
-    // An insertion or removal doesn't panic half-way.
+    // A panic can't leave the set half-changed.
     OWN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn work(inbox: &Receiver<Job>) {
     while let Ok(Job { mut command, trace, runtime, reply }) = inbox.recv() {
-        // A panic here would end the thread, and with it all that it started.
+        // A panic here would end the thread, and with it all programs that it started.
         let started = catch_unwind(AssertUnwindSafe(|| {
             let _within = runtime.enter();
             start(&mut command, &trace)
         }));
         let started = started.unwrap_or_else(|_| Err(io::Error::other("starting it panicked")));
-        // When nobody waits for it any more, dropping the program kills it.
+        // If the caller is gone, dropping the program kills it.
         let _ = reply.send((command, started));
     }
 }
@@ -73,7 +74,7 @@ fn start(command: &mut Command, trace: &Trace) -> io::Result<Program> {
     Ok(Program { child, pid, group, tree })
 }
 
-/// Starts a program in a process group of its own.
+/// Starts a program in its own process group.
 pub(in crate::agent) async fn spawn(mut command: Command, trace: &Trace) -> io::Result<Program> {
     prepare(&mut command, trace);
     let jobs = THREAD.as_ref().map_err(|error| io::Error::new(error.kind(), error.to_string()))?;
@@ -84,7 +85,8 @@ pub(in crate::agent) async fn spawn(mut command: Command, trace: &Trace) -> io::
         jobs.send(job).map_err(|_| ended())?;
         let (again, started) = started.await.map_err(|_| ended())?;
         match started {
-            // The file is still being written, or a process that was forked meanwhile holds it open for a moment.
+            // The file is still being written, or a process forked in the meantime holds it open
+            // for a moment.
             Err(error) if error.kind() == io::ErrorKind::ExecutableFileBusy && attempts < BUSY_ATTEMPTS => {
                 attempts += 1;
                 tokio::time::sleep(BUSY_WAIT).await;
@@ -99,14 +101,14 @@ fn ended() -> io::Error {
     io::Error::other("the thread that starts programs has ended")
 }
 
-/// What the new process does to itself before it becomes the program.
+/// What the new process does before it executes the program.
 #[allow(unsafe_code, reason = "between fork and exec only calls that are safe there may be made")]
 fn prepare(command: &mut Command, trace: &Trace) {
     let cgroup = trace.cgroup();
     let agent = getpid();
     let prepare = move || {
         if let Some(cgroup) = &cgroup {
-            // Where that is refused, mark and group remain.
+            // If that is refused, mark and group remain.
             let _ = write(&cgroup.processes, b"0");
         }
         set_pdeathsig(Signal::SIGKILL)?;
@@ -121,11 +123,11 @@ fn prepare(command: &mut Command, trace: &Trace) {
     }
 }
 
-/// A program that was started. Dropped before its end, it is killed with all of its run.
+/// A started program. If it is dropped before its end, its whole run is killed.
 #[derive(Debug)]
 pub(in crate::agent) struct Program {
     child: Child,
-    /// `None` once it is reaped: the number may be another process's then.
+    /// `None` once it is reaped, since its pid may then belong to another process.
     pid: Option<i32>,
     group: Option<Group>,
     tree: Tree,
@@ -137,12 +139,13 @@ impl Program {
         self.group.clone()
     }
 
-    /// Its standard input, output and error; each can be taken once.
+    /// Its standard input, output and error. Each can be taken once.
     pub(in crate::agent) fn pipes(&mut self) -> (Option<ChildStdin>, Option<ChildStdout>, Option<ChildStderr>) {
         (self.child.stdin.take(), self.child.stdout.take(), self.child.stderr.take())
     }
 
-    /// Waits until it ends. What it left running isn't touched, also when this is dropped afterwards.
+    /// Waits until it ends. Processes that it left running aren't touched, not even when this is
+    /// dropped afterwards.
     pub(in crate::agent) async fn wait(&mut self) -> io::Result<ExitStatus> {
         let status = self.child.wait().await?;
         self.forget();
@@ -152,7 +155,7 @@ impl Program {
     /// Kills its process group at once, unless it has ended.
     pub(in crate::agent) fn kill_group(&self) {
         if let Some(pid) = self.pid {
-            // An error means that nothing is left in it.
+            // An error means that the group is empty.
             let _ = killpg(Pid::from_raw(pid), Signal::SIGKILL);
         }
     }
@@ -168,7 +171,8 @@ impl Drop for Program {
     fn drop(&mut self) {
         if self.pid.is_some() {
             self.kill_group();
-            // Blocks for a moment; it happens where a run's future is dropped, not when a run is stopped.
+            // Blocks for a moment. This happens only if a run's future is dropped, and not if a run
+            // is stopped.
             kill(std::slice::from_ref(&self.tree), Duration::ZERO);
             self.forget();
         }

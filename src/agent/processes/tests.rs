@@ -27,13 +27,13 @@ fn process(pid: i32, parent: i32, group: i32, session: i32, started: u64) -> Pro
     Process { pid, parent, group, session, started, is_zombie: false }
 }
 
-/// A tree that is found by its group alone.
+/// A tree that can be found only by its group.
 fn grouped(id: i32, session: i32, started: u64) -> Tree {
     let group = Group { id, session, started, boot: BOOT.into() };
     Tree { groups: vec![group], ..Tree::new(Uuid::new_v4()) }
 }
 
-// These pids are above any that a kernel gives, so that no environment is found for them.
+// These pids are above any that the kernel assigns, so that no environment is found for them.
 const A: i32 = 900_000_001;
 const B: i32 = 900_000_002;
 const C: i32 = 900_000_003;
@@ -79,7 +79,7 @@ fn processes_are_found_by_mark_and_by_group_and_no_others_are_killed() {
     let pid = i32::try_from(grouped.id()).expect("a pid");
     let group = Group::led_by(pid).expect("a group");
     let later = Group { started: group.started + 1, ..group.clone() };
-    // Killed processes are zombies of this test until it waits for them.
+    // Killed processes are this test's zombies until it waits for them.
     assert!(kill(&[tree.clone(), Tree { groups: vec![later], ..Tree::new(Uuid::new_v4()) }], LONG).is_empty());
     assert_eq!(marked.wait().expect("its end").signal(), Some(Signal::SIGKILL as i32));
     assert!(other.try_wait().expect("its state").is_none(), "it has another mark");
@@ -102,7 +102,7 @@ fn the_control_group_is_read_from_what_the_kernel_says() {
         31 24 0:26 / /sys/fs/cgroup rw,nosuid shared:9 - cgroup2 cgroup2 rw\n";
     assert_eq!(cgroup::mount_point(mounts).as_deref(), Some(std::path::Path::new("/sys/fs/cgroup")));
     assert_eq!(cgroup::mount_point("24 1 0:5 / /dev rw - devtmpfs udev rw\n"), None);
-    // A path from the journal that is not of the run's own name is left alone.
+    // A path from the journal without the run's name is left alone.
     let dir = tempfile::tempdir().expect("a folder");
     let tree = Tree { cgroup: Some(dir.path().to_path_buf()), ..Tree::new(Uuid::new_v4()) };
     assert!(cgroup::kill(&tree).is_empty() && !dir.path().join("cgroup.kill").exists());

@@ -1,4 +1,4 @@
-//! What is known of a run's processes while it runs.
+//! Records a run's processes while it runs.
 
 use super::cgroup;
 use super::kill;
@@ -9,10 +9,11 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use uuid::Uuid;
 
-/// How long killed processes may take to disappear. A process that hangs in the kernel is not waited for any longer.
+/// How long killed processes may take to disappear. A process that hangs in the kernel is not
+/// waited for any longer.
 const GONE_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// What is known of the processes of one run. Clones share it.
+/// The known processes of one run. Clones share them.
 #[derive(Clone, Debug)]
 pub(in crate::agent) struct Trace {
     run: RunRef,
@@ -26,7 +27,7 @@ impl Trace {
         Self { run, tree: Arc::new(Mutex::new(Tree::new(mark))), journal }
     }
 
-    /// What is known so far.
+    /// The processes known so far.
     pub(in crate::agent) fn tree(&self) -> Tree {
         self.lock().clone()
     }
@@ -47,7 +48,8 @@ impl Trace {
         }
     }
 
-    /// The control group of the run, created at the first call; `None` where the agent may not create any.
+    /// The control group of the run, created at the first call. `None` if the agent can't create
+    /// one.
     pub(super) fn cgroup(&self) -> Option<cgroup::Joining> {
         let mut tree = self.lock();
         let joining = cgroup::create(tree.mark)?;
@@ -67,7 +69,7 @@ impl Trace {
         }
     }
 
-    /// After the run's end: removes its control group, unless something was left running there.
+    /// After the run's end: removes its control group, unless processes were left running there.
     pub(in crate::agent) fn ended(&self) {
         if let Some(folder) = &self.lock().cgroup {
             cgroup::remove(folder);
@@ -75,7 +77,7 @@ impl Trace {
     }
 
     fn lock(&self) -> std::sync::MutexGuard<'_, Tree> {
-        // No change of the tree can panic half-way.
+        // A panic can't leave the tree half-changed.
         self.tree.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

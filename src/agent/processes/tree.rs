@@ -22,7 +22,7 @@ pub struct Group {
 }
 
 impl Group {
-    /// The group that `pid` leads; `None` when there is no such process, or no `/proc`.
+    /// The group that `pid` leads. `None` without such a process, or without `/proc`.
     pub(super) fn led_by(pid: i32) -> Option<Self> {
         let process = Process::read(pid)?;
         Some(Self { id: pid, session: process.session, started: process.started, boot: boot()? })
@@ -34,7 +34,7 @@ impl Group {
 pub struct Tree {
     /// The value of the mark in their environment.
     pub mark: Uuid,
-    /// The groups of the programs that the agent started, one per operation at most.
+    /// The groups of the programs that the agent started, at most one per operation.
     #[serde(default)]
     pub groups: Vec<Group>,
     /// The run's own control group.

@@ -25,7 +25,7 @@ impl Running {
         soon(self.task).await.expect("no panic").expect("a good end");
     }
 
-    /// As `kill -9` does it.
+    /// Simulates `kill -9`.
     async fn kill(self) {
         self.task.abort();
         let _ = self.task.await;
@@ -102,7 +102,7 @@ async fn a_result_is_sent_again_after_every_reconnect_until_it_is_stored() {
     let first = peer.results().await;
     assert_eq!((first.len(), first[0].status), (1, RunStatus::Succeeded));
     drop(peer);
-    // Another connection, another process after a crash, and then it is stored.
+    // Another connection, then another process after a crash, and then the result is stored.
     let mut peer = server.session().await;
     assert_eq!(peer.hello.running, [run_ref(1)]);
     assert_eq!(peer.results().await[0].run_ref(), run_ref(1));
@@ -136,7 +136,7 @@ async fn a_repeat_is_answered_from_the_journal_even_after_a_crash() {
     let result = peer.results().await.remove(0);
     peer.stored(vec![run_ref(1)]).await;
     peer.commands([command(1), command(2)]).await;
-    // Which of both frames comes first is left open.
+    // The order of the two frames is not defined.
     let (mut repeated, mut received) = (Vec::new(), Vec::new());
     while repeated.is_empty() || received.is_empty() {
         match peer.frame().await {
@@ -196,7 +196,7 @@ async fn an_enroll_answer_that_got_lost_is_asked_for_under_the_same_nonce_also_a
 #[tokio::test]
 async fn a_token_that_a_repeated_call_took_back_is_replaced() {
     let (dir, mut server) = (folder(), Server::start().await);
-    // The answer came, and nobody has shown the token to the server yet.
+    // The answer arrived, but the token hasn't been used on the server yet.
     let state = dir.path().join("state");
     std::fs::create_dir(&state).expect("made");
     std::fs::write(state.join("token"), "taken-back\n").expect("written");
@@ -236,7 +236,7 @@ async fn expiry_is_judged_by_the_clock_of_the_server() {
     assert_eq!(received, [run_ref(2)], "an hour past here, an hour to go there");
     statuses.sort_by_key(|(run, _)| *run);
     assert_eq!(statuses, [(run_ref(1), RunStatus::Expired), (run_ref(2), RunStatus::Succeeded)]);
-    // A server that says that it is wrong about that is asked for the time again.
+    // When a server rejects an expiry, the agent asks it for the time again.
     let RunRef { action, run } = run_ref(1);
     let rejected = vec![Rejected { action, run, reason: "it has not expired".into() }];
     peer.send(&ServerFrame::Stored(Stored { commands: vec![run_ref(2)], rejected })).await;
@@ -247,7 +247,7 @@ async fn expiry_is_judged_by_the_clock_of_the_server() {
     loop {
         match peer.frame().await {
             AgentFrame::Received { commands } => break assert_eq!(commands, [run_ref(1)]),
-            // That the other one is stored may not have been written before the connection ended.
+            // The other result's `stored` may not have been written before the connection ended.
             AgentFrame::Results { results } => assert_eq!(results[0].run_ref(), run_ref(2)),
             other => panic!("{other:?}"),
         }
@@ -301,7 +301,7 @@ async fn a_frame_that_makes_no_sense_closes_the_connection_and_an_unknown_one_do
     ] {
         let mut peer = server.session().await;
         peer.socket.send(Message::text(r#"{"type":"weather"}"#)).await.expect("sent");
-        // The agent may close before it has read all of it.
+        // The agent may close before it has read everything.
         let _ = peer.socket.send(nonsense).await;
         assert!(matches!(peer.frame().await, AgentFrame::Error(_)));
         assert_eq!(u16::from(peer.closed().await.code), close::MALFORMED);
@@ -361,7 +361,7 @@ async fn a_check_in_takes_what_is_due_runs_it_and_reports_it() {
     let ping = |n| with_operations(n, r#"[{"module":"ping","parameters":1}]"#);
     let script = |answers: Vec<(u16, String)>| *server.check_in.lock().expect("not poisoned") = answers.into();
 
-    // The first breaks off after the run; the second reports it, and takes another.
+    // The first check-in breaks off after the run; the second reports it and fetches another.
     script(vec![due(vec![ping(1)]), (200, String::new()), (503, "{}".into())]);
     let error = soon(once()).await.expect_err("the result is not taken");
     assert!(matches!(error, AgentError::CheckIn(_)), "{error}");

@@ -1,4 +1,4 @@
-//! What the agent's parts are tested with.
+//! Helpers for the tests of the agent's parts.
 
 mod connection;
 mod runner;
@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
 use uuid::Uuid;
 
-/// Waits for what must come soon; a test that hangs says where.
+/// Waits for an event that must come soon. A hanging test shows where.
 #[track_caller]
 fn soon<T>(what: impl Future<Output = T>) -> impl Future<Output = T> {
     let place = std::panic::Location::caller();
@@ -48,14 +48,14 @@ fn with_operations(n: u128, operations: &str) -> Command {
     }
 }
 
-/// A run that stands at the gate.
+/// A run that waits at the gate.
 struct AtGate {
     name: String,
     open: oneshot::Sender<bool>,
 }
 
 impl AtGate {
-    /// Lets it end, well or not.
+    /// Ends the run, successfully or not.
     fn end(self, ok: bool) {
         self.open.send(ok).expect("the run waits");
     }
@@ -69,7 +69,7 @@ struct Gate {
 }
 
 impl Gate {
-    /// The module, those who stand at it, and the most that ever did at a time.
+    /// The module, the runs that wait at it, and the most that ever waited at the same time.
     fn new() -> (Self, mpsc::UnboundedReceiver<AtGate>, Arc<AtomicUsize>) {
         let (arrivals, at_gate) = mpsc::unbounded_channel();
         let most = Arc::new(AtomicUsize::new(0));

@@ -17,7 +17,7 @@ struct Rig {
     outbox: Arc<Outbox>,
     journal: SharedJournal,
     clock: Arc<ServerClock>,
-    /// What the machine's clock counts, in milliseconds.
+    /// The machine's clock, in milliseconds.
     boot: Arc<AtomicI64>,
     at_gate: mpsc::UnboundedReceiver<AtGate>,
     most: Arc<AtomicUsize>,
@@ -26,14 +26,14 @@ struct Rig {
 }
 
 impl Rig {
-    /// A runner that knows the time, which stands still.
+    /// A runner that knows the time, which doesn't advance.
     fn start(dir: &Path, capacity: u32) -> Self {
         let rig = Self::start_without_time(dir, capacity);
         rig.clock.set(Timestamp::of_this_machine());
         rig
     }
 
-    /// The same, before a server has said what time it is.
+    /// The same, before the server has sent its time.
     fn start_without_time(dir: &Path, capacity: u32) -> Self {
         let (journal, recovered) = Journal::open(dir, Timestamp::of_this_machine()).expect("a journal");
         let journal = SharedJournal::new(journal);
@@ -62,7 +62,7 @@ impl Rig {
         soon(self.at_gate.recv()).await.expect("somebody at the gate")
     }
 
-    /// Waits until this was said to be safe.
+    /// Waits until this run was reported as received.
     async fn received(&self, run: RunRef) {
         let outbox = &self.outbox;
         soon(async {
@@ -85,7 +85,7 @@ impl Rig {
         self.journal.peek(|journal| journal.results(&[run], u64::MAX)).expect("readable").0.remove(0)
     }
 
-    /// Waits until this was said to have expired when it came.
+    /// Waits until this run was reported as expired on arrival.
     async fn expired(&self, run: RunRef) {
         let outbox = &self.outbox;
         soon(async {
@@ -225,7 +225,7 @@ async fn a_cancel_stops_what_runs_and_forgets_what_waits() {
     assert_eq!((result.status, error(&result)), (RunStatus::Cancelled, "cancelled"));
     assert_eq!(rig.next_at_gate().await.name, "3");
     assert_eq!(rig.state(2), Some(State::Forgotten));
-    // Delivered once more it stays forgotten.
+    // When it is delivered again, it stays forgotten.
     rig.send([command(2), command(3)]).await;
     rig.received(run_ref(3)).await;
     assert_eq!(rig.state(2), Some(State::Forgotten));
@@ -250,7 +250,7 @@ async fn a_later_run_ends_the_earlier_ones_wherever_they_are() {
         let result = rig.result(RunRef { run: 2, ..run_ref(n) }).await;
         assert_eq!(result.status, RunStatus::Succeeded);
     }
-    // Of a third one only a later run is known.
+    // Of a third command, only a later run is known.
     rig.send([Command { run: 3, ..command(3) }, command(3)]).await;
     assert_eq!(error(&rig.result(run_ref(3)).await), "superseded before it started");
     rig.next_at_gate().await.end(true);
@@ -289,7 +289,7 @@ async fn an_expired_command_is_not_run_and_is_answered_so() {
     rig.send([command(1), Command { expires_at: soon_over, ..command(2) }]).await;
     rig.received(run_ref(2)).await;
     let first = rig.next_at_gate().await;
-    // The machine slept, and its wall clock has no part in it.
+    // The machine slept; its wall clock doesn't matter.
     rig.boot.fetch_add(600_000, Ordering::SeqCst);
     rig.send([Command { expires_at: soon_over, ..command(3) }, command(4)]).await;
     rig.expired(run_ref(3)).await;
@@ -298,7 +298,7 @@ async fn an_expired_command_is_not_run_and_is_answered_so() {
     first.end(true);
     assert_eq!(rig.next_at_gate().await.name, "4");
     assert_eq!(rig.state(3), None);
-    // A server that has not expired it delivers it again, once its clock was asked for anew.
+    // A server where it hasn't expired delivers it again, after the agent has read its clock again.
     rig.clock.set(now);
     rig.send([Command { expires_at: soon_over, ..command(3) }]).await;
     rig.received(run_ref(3)).await;
@@ -328,8 +328,8 @@ async fn what_the_journal_held_waits_for_the_time() {
     rig.next_at_gate().await;
     rig.stop().await;
 
-    // Ten minutes later, after a boot. Whatever this machine's wall clock says, nothing of it is run or ended before a
-    // server says what time it is.
+    // Ten minutes later, after a reboot. Whatever this machine's wall clock says, no run starts or
+    // ends before the server has sent its time.
     let mut rig = Rig::start_without_time(dir.path(), 1);
     rig.cancel(9).await;
     let (tell, mut settled) = oneshot::channel();
@@ -358,7 +358,7 @@ async fn a_cancel_finds_what_the_journal_held() {
     let mut rig = Rig::start_without_time(dir.path(), 1);
     rig.clock.set(Timestamp::of_this_machine());
     rig.cancel(2).await;
-    // It may have begun before the cancel came.
+    // It may have started before the cancel arrived.
     let mut next = rig.next_at_gate().await;
     if next.name == "2" {
         next = rig.next_at_gate().await;
@@ -390,7 +390,7 @@ async fn nothing_is_acknowledged_while_the_journal_can_not_be_written() {
     rig.send([command(2)]).await;
     assert!(matches!(rig.fault().await, Fault::Journal(_)));
     assert!(rig.outbox.open().received.is_empty() && rig.state(2).is_none() && rig.at_gate.is_empty());
-    // It comes again, and meanwhile a run ends: both are written as soon as that is possible.
+    // It is delivered again while a run ends: both are written as soon as possible.
     first.end(true);
     rig.send([command(2)]).await;
     rig.received(run_ref(2)).await;

@@ -12,22 +12,22 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::server::{ErrorResponse, Request, Response};
 use tokio_tungstenite::tungstenite::protocol::CloseFrame;
 
-/// A plain HTTP request's head, in small pending, and its body.
+/// A plain HTTP request: its head in lower case, and its body.
 pub(super) type Asked = (String, serde_json::Value);
 
-/// How the request for the stream begins.
+/// The beginning of the request for the stream.
 const STREAM: [u8; STREAM_LEN] = *b"GET /v1/agent/stream";
 const STREAM_LEN: usize = 20;
 
-/// Answers enrolling and takes connections.
+/// Answers enrolling and accepts connections.
 pub(super) struct Server {
     pub(super) url: String,
-    /// Status (0: none is sent) and body for every enrolling.
+    /// Status (0: no answer is sent) and body for every enrolling.
     pub(super) answer: Arc<Mutex<(u16, String)>>,
-    /// What is answered before that, in turn.
+    /// Answers before that one, in order.
     pub(super) first: Arc<Mutex<VecDeque<(u16, String)>>>,
     pub(super) enrolled: mpsc::UnboundedReceiver<Asked>,
-    /// What is answered to the calls of a check-in, in turn.
+    /// Answers to the calls of a check-in, in order.
     pub(super) check_in: Arc<Mutex<VecDeque<(u16, String)>>>,
     sessions: mpsc::UnboundedReceiver<(String, WebSocketStream<TcpStream>)>,
 }
@@ -87,7 +87,7 @@ impl Server {
         Self { url, answer, first, enrolled, check_in, sessions }
     }
 
-    /// The next connection, once it said `hello`.
+    /// The next connection, after its `hello`.
     #[track_caller]
     pub(super) fn connection(&mut self) -> impl Future<Output = Peer> {
         let next = soon(self.sessions.recv());
@@ -109,7 +109,7 @@ impl Server {
         }
     }
 
-    /// The next connection, welcomed.
+    /// The next connection, after `welcome`.
     #[track_caller]
     pub(super) fn session(&mut self) -> impl Future<Output = Peer> {
         let connection = self.connection();
@@ -121,7 +121,7 @@ impl Server {
     }
 }
 
-/// The agent, seen from the server.
+/// The server's side of an agent's connection.
 pub(super) struct Peer {
     pub(super) bearer: String,
     pub(super) hello: Hello,
@@ -161,7 +161,7 @@ impl Peer {
         AgentFrame::parse(text).expect("a frame").expect("a known one")
     }
 
-    /// The next frame must be `received`.
+    /// Expects `received` as the next frame.
     pub(super) async fn received(&mut self) -> Vec<RunRef> {
         match self.frame().await {
             AgentFrame::Received { commands } => commands,
@@ -169,7 +169,7 @@ impl Peer {
         }
     }
 
-    /// The next frame must be `results`.
+    /// Expects `results` as the next frame.
     pub(super) async fn results(&mut self) -> Vec<RunResult> {
         match self.frame().await {
             AgentFrame::Results { results } => results,

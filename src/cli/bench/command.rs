@@ -6,13 +6,13 @@ use std::process::ExitCode;
 
 #[derive(Debug, clap::Subcommand)]
 pub(in crate::cli) enum Command {
-    /// From an accepted action until all its commands are stored
+    /// Time from an accepted action until all its commands are stored
     Create(throughput::Args),
     /// A command's whole life: stored, delivered, its result stored
     Life(throughput::Args),
-    /// An idle server: from POST /v1/actions until a connected agent has the command
+    /// An idle server: time from POST /v1/actions until a connected agent has the command
     Latency(latency::Args),
-    /// The delay queue, beside other implementations
+    /// The delay queue compared with other implementations
     Delay(delay::Args),
 }
 

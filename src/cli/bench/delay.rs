@@ -1,7 +1,8 @@
-//! `odoshi bench delay`: the delay queue beside others of its kind.
+//! `odoshi bench delay`: compares the delay queue with other implementations.
 //!
-//! Each is measured in a process of its own, so that each takes its memory from the system; one after the other in each
-//! round, so that all see the same machine. The queues hold numbers; what a number and its key take is not counted.
+//! Each is measured in its own process, so that each takes its memory from the system. They take
+//! turns in each round, so that all see the same machine. The queues hold numbers; the size of a
+//! number and its key is not counted.
 
 use crate::cli::outcome::Outcome;
 use crate::domain::delay::{DelayQueue, WhenFull};
@@ -20,11 +21,11 @@ use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
 use tokio_util::time::delay_queue::{self, DelayQueue as TokioQueue};
 
-/// From the first insert to when the first entry is due: all must be in by then.
+/// Time from the first insert until the first entry is due. All must be inserted by then.
 const LEAD: Duration = Duration::from_secs(3);
-/// Over how long entries fall due whose pops are timed.
+/// Time over which the entries with timed pops fall due.
 const SPREAD: Duration = Duration::from_secs(2);
-/// How many are popped at a time.
+/// Maximum number of entries popped at a time.
 const CHUNK: usize = 1_000;
 
 #[derive(Clone, Debug, clap::Args)]
@@ -32,13 +33,13 @@ pub(in crate::cli) struct Args {
     /// Entries in the queue
     #[arg(long, value_name = "N", default_value_t = 1_000_000, value_parser = clap::value_parser!(u32).range(1..=20_000_000))]
     entries: u32,
-    /// How many fall due per second while lateness is measured
+    /// Entries that fall due per second while lateness is measured
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     rate: u32,
     /// Rounds; the median counts
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
-    /// Measure this one alone, and print what was measured as JSON
+    /// Measure only this one, and print its figures as JSON
     #[arg(long, hide = true)]
     measure: Option<Kind>,
 }
@@ -66,12 +67,12 @@ impl Kind {
 
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Figures {
-    /// Nanoseconds each.
+    /// Nanoseconds per entry.
     insert: f64,
     pop: f64,
-    /// Beyond the key and the value.
+    /// Per entry, beyond the key and the value.
     bytes: f64,
-    /// Microseconds: p50, p99, the most.
+    /// Microseconds: p50, p99, maximum.
     lateness: [f64; 3],
 }
 
@@ -103,14 +104,14 @@ fn measure_apart(kind: Kind, args: &Args) -> Result<Figures, Box<dyn Error>> {
     Ok(serde_json::from_slice(&output.stdout)?)
 }
 
-/// A queue under measurement: of numbers, by when they are due.
+/// A queue under measurement: numbers, ordered by due time.
 trait Queue {
     /// Bytes of a key and a value.
     const PAYLOAD: f64;
 
     fn insert(&mut self, number: u64, due: Instant);
 
-    /// Waits for what is due next, and takes some of it.
+    /// Waits until entries are due, and takes some of them.
     async fn due(&mut self, into: &mut Vec<u64>);
 }
 
@@ -222,7 +223,7 @@ async fn measure(kind: Kind, args: &Args) -> Result<Figures, Box<dyn Error>> {
 
 async fn measure_queue<Q: Queue>(args: &Args, make: impl Fn() -> Q) -> Result<Figures, Box<dyn Error>> {
     let entries = args.entries as usize;
-    // The same numbers for all.
+    // The same numbers for all queues.
     let mut random = rand::rngs::StdRng::seed_from_u64(7);
     let dues: Vec<Duration> =
         (0..entries).map(|_| LEAD + Duration::from_micros(random.random_range(0..micros(SPREAD)))).collect();
@@ -238,7 +239,7 @@ async fn measure_queue<Q: Queue>(args: &Args, make: impl Fn() -> Q) -> Result<Fi
         return Err(format!("inserting took {insert:?}, longer than {LEAD:?}: take fewer --entries").into());
     }
     let bytes = (resident()? - before) / entries as f64 - Q::PAYLOAD;
-    // A timer's tick later, too.
+    // Until all entries are due, plus a timer tick.
     sleep_until(begun + LEAD + SPREAD + Duration::from_millis(10)).await;
     let (popping, mut popped) = (Instant::now(), 0);
     while popped < entries {
@@ -248,7 +249,7 @@ async fn measure_queue<Q: Queue>(args: &Args, make: impl Fn() -> Q) -> Result<Fi
     }
     let pop = popping.elapsed();
 
-    // One after the other falls due; they came in any order.
+    // The entries fall due one after the other, but were inserted in random order.
     let mut queue = make();
     let mut order: Vec<u64> = (0..entries as u64).collect();
     order.shuffle(&mut random);

@@ -1,4 +1,5 @@
-//! A server with a fleet that lives in a sender: commands are taken over, and answered at once if they are to be.
+//! A server with a fleet that is simulated by a sender. It takes commands over, and answers them at
+//! once if the benchmark needs results.
 
 use crate::Odoshi;
 use crate::config::Config;
@@ -20,11 +21,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use uuid::Uuid;
 
-/// The transport of the fleet.
+/// The fleet's transport.
 const TRANSPORT: &str = "bench";
 /// A result of 120 bytes.
 const RESULT: &str = r#"[{"module":"exec","ok":true,"output":{"exit_code":0,"stdout":" 12:00:00 up 42 days, load average: 0.00","stderr":""}}]"#;
-/// A round that takes longer has gone wrong.
+/// The longest that a round may take.
 const PATIENCE: Duration = Duration::from_secs(600);
 
 /// A server, and the agents in its store.
@@ -71,7 +72,8 @@ impl Fleet {
         self.batch
     }
 
-    /// One action over the whole fleet: how long until all its commands are stored, or (`life`) it is completed.
+    /// Runs one action over the whole fleet. Returns the time until all its commands are stored or,
+    /// with `life`, the action is completed.
     pub(super) async fn round(&self, life: bool) -> Result<Duration, Box<dyn Error>> {
         self.answering.store(life, Ordering::Release);
         let store = self.running.store();
@@ -98,7 +100,7 @@ impl Fleet {
         }
     }
 
-    /// Waits until the action is out of the way of the next round.
+    /// Waits until the action no longer affects the next round.
     async fn settle(&self, id: Uuid) -> Result<(), Box<dyn Error>> {
         let started = Instant::now();
         loop {
@@ -139,7 +141,7 @@ impl Handler<Deliver> for BenchSender {
         Box::pin(async move {
             if answering {
                 let reports = deliveries.iter().map(|delivery| report(delivery, answer(delivery, now))).collect();
-                // What is not recorded is delivered again.
+                // Unrecorded commands are delivered again.
                 context.record(reports).await.ok();
             }
         })

@@ -1,4 +1,5 @@
-//! An idle server: from `POST /v1/actions` to a connected agent having the command, over HTTP and a WebSocket on loopback.
+//! An idle server: time from `POST /v1/actions` until a connected agent has the command, over HTTP
+//! and a WebSocket on loopback.
 
 use super::raw;
 use crate::Odoshi;
@@ -19,19 +20,21 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::{WebSocketStream, client_async};
 
-/// Pauses between samples, so that each finds an idle server.
+/// Pause between samples, so that each finds an idle server.
 const PAUSE: Duration = Duration::from_millis(10);
-/// In how many turns the samples are taken, so that ours and the bare ones see the same machine.
+/// Number of turns that the samples are divided into, so that ours and the bare ones see the same
+/// machine.
 const TURNS: u32 = 10;
-/// An answer that takes longer has gone wrong.
+/// The longest that an answer may take.
 const PATIENCE: Duration = Duration::from_secs(60);
 
 #[derive(Clone, Debug, clap::Args)]
 pub(in crate::cli) struct Args {
-    /// Actions, one after the other
+    /// Number of actions, one after the other
     #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u32).range(10..=100_000))]
     samples: u32,
-    /// The database, in which it uses a schema of its own; without it, SQLite in a temporary folder
+    /// The URL of a database, in which a separate schema is used; without it, SQLite in a temporary
+    /// folder
     #[arg(long, value_name = "URL")]
     store: Option<String>,
 }
@@ -44,12 +47,12 @@ pub(super) async fn run(args: &Args, folder: &Path) -> Result<(), Box<dyn Error>
     Ok(())
 }
 
-/// What each sample took.
+/// The duration of each sample.
 #[derive(Default)]
 struct Times {
-    /// Until the `202`.
+    /// Time until the `202`.
     accepted: Vec<Duration>,
-    /// Until the agent had the command.
+    /// Time until the agent had the command.
     arrived: Vec<Duration>,
     /// Two transactions of one row each, on the same store.
     bare: Vec<Duration>,
@@ -106,7 +109,7 @@ async fn measure(args: &Args, place: &ScratchStore, folder: &Path) -> Result<Tim
     Ok(times)
 }
 
-/// An agent that does nothing but answer.
+/// An agent that only answers.
 struct BenchAgent(WebSocketStream<TcpStream>);
 
 impl BenchAgent {
@@ -125,7 +128,7 @@ impl BenchAgent {
         Ok(self.0.send(Message::text(frame.to_string())).await?)
     }
 
-    /// The next frame of this type.
+    /// Waits for the next frame of this type.
     async fn until(&mut self, kind: &str) -> Result<Value, Box<dyn Error>> {
         loop {
             match tokio::time::timeout(PATIENCE, self.0.next()).await? {

@@ -1,6 +1,7 @@
 //! `odoshi bench`: measures this machine, with a bare baseline in the same run.
 //!
-//! Only the ratio is meaningful: machines differ, and so do hours of the day. Each figure is the median of the rounds.
+//! Only the ratio is meaningful: machines differ, and their speed varies over the day. Each figure
+//! is the median of the rounds.
 
 mod command;
 mod delay;

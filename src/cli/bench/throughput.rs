@@ -1,4 +1,5 @@
-//! `odoshi bench create` and `odoshi bench life`: commands per second, beside the same rows inserted without a server.
+//! `odoshi bench create` and `odoshi bench life`: commands per second, compared with inserting the
+//! same rows without a server.
 
 use super::{fleet, raw};
 use crate::cli::outcome::Outcome;
@@ -11,13 +12,14 @@ use std::time::Duration;
 
 #[derive(Clone, Debug, clap::Args)]
 pub(in crate::cli) struct Args {
-    /// Agents, and so commands per round
+    /// Number of agents, and so of commands per round
     #[arg(long, value_name = "N", default_value_t = 100_000, value_parser = clap::value_parser!(u32).range(1..=2_000_000))]
     agents: u32,
     /// Rounds; the median counts
     #[arg(long, value_name = "N", default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
-    /// The database, where a separate schema is used; without it, SQLite in a temporary folder
+    /// The URL of a database, in which a separate schema is used; without it, SQLite in a temporary
+    /// folder
     #[arg(long, value_name = "URL")]
     store: Option<String>,
     /// Repeat every round while another connection holds a transaction open (PostgreSQL)
@@ -29,12 +31,13 @@ pub(in crate::cli) struct Args {
 #[derive(Default)]
 struct Times {
     ours: Vec<Duration>,
-    /// Beside a transaction that is held open.
+    /// The rounds with a transaction held open.
     held: Vec<Duration>,
     bare: Vec<Duration>,
 }
 
-/// Measures and prints. `life` is the whole life of the commands, not only their creation.
+/// Measures and prints. With `life`, measures the whole life of the commands and not only their
+/// creation.
 pub(super) fn run(args: &Args, life: bool, folder: &Path) -> Outcome {
     let times = actix_rt::System::new().block_on(async {
         let place = ScratchStore::at(args.store.as_deref()).await?;

@@ -28,7 +28,7 @@ const DEFAULT_TIMEOUT: Span = Span::secs(300);
 /// Maximum of each duration in a document. With longer ones, times would no longer fit RFC 3339.
 const LONGEST: Duration = Duration::from_secs(100 * 366 * 86_400);
 
-/// A document's `id`: a UUID, or the number that MIG writes there, which is ignored.
+/// A document's `id`: a UUID, or the number that MIG writes, which is ignored.
 #[derive(Clone, Copy, Debug, Default)]
 struct DocumentId(Option<Uuid>);
 
@@ -44,31 +44,31 @@ impl<'de> Deserialize<'de> for DocumentId {
     }
 }
 
-/// An action document as it is read. It has the keys of the interface and no others.
+/// An action document as it is read. It has exactly the keys of the interface.
 #[derive(Debug, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 #[schema(as = ActionDocument)]
 pub(crate) struct Document {
-    /// The same id again is the same action.
+    /// Submitting the same id again returns the same action.
     #[serde(default)]
     #[schema(value_type = Option<Uuid>)]
     id: DocumentId,
-    /// For people.
+    /// A name for people.
     #[schema(min_length = 1, max_length = 2048, example = "uptime of the web tier")]
     name: String,
-    /// Which agents: a target expression.
+    /// A target expression: the agents of the action.
     #[schema(min_length = 1, example = "labels.role = 'web'")]
     target: String,
-    /// Run in order, up to the first that fails.
+    /// Run in order until one fails.
     #[schema(min_items = 1, max_items = 64)]
     operations: Vec<Operation>,
-    /// Not delivered before this; by default, now.
+    /// Nothing is delivered before this time; by default, now.
     #[serde(default, alias = "validfrom")]
     valid_from: Option<Timestamp>,
     /// Instead of `valid_from`: the time from now.
     #[serde(default)]
     delay: Option<Span>,
-    /// Not delivered from this time on.
+    /// Nothing is delivered from this time on.
     #[serde(default, alias = "expireafter")]
     expires_at: Option<Timestamp>,
     /// Instead of `expires_at`: the time from `valid_from`.
@@ -77,7 +77,7 @@ pub(crate) struct Document {
     /// Due times are spread evenly over this time.
     #[serde(default)]
     spread: Option<Span>,
-    /// Time for a run, counted from `received`.
+    /// Timeout of a run, counted from `received`.
     #[serde(default)]
     timeout: Option<Span>,
     /// Failed delivery attempts after which a command is undeliverable.
@@ -88,10 +88,10 @@ pub(crate) struct Document {
     #[serde(default)]
     #[schema(minimum = 1, maximum = 1_000)]
     max_runs: Option<i64>,
-    /// Which agents belong to it.
+    /// Whether agents that match later belong to it.
     #[serde(default)]
     membership: Membership,
-    /// Of the commands that wait for one agent, the one with the highest priority goes first.
+    /// Among the commands that wait for one agent, the highest priority is delivered first.
     #[serde(default)]
     #[schema(minimum = -100, maximum = 100)]
     priority: i64,
@@ -154,15 +154,17 @@ struct Shown<'a> {
 }
 
 impl NewAction {
-    /// Reads and checks an action document. `id` is taken when the document names none; `now` is the store's time.
+    /// Reads and checks an action document. `id` is used if the document has none; `now` is the
+    /// store's time.
     ///
     /// # Errors
-    /// A problem that names the line and column, or the key, that is wrong.
+    /// A problem that names the line and column, or the key, of the mistake.
     pub fn from_json(json: &[u8], id: Uuid, now: Timestamp) -> Result<Self, Problem> {
         let value: Value = serde_json::from_slice(json)
             .map_err(|error| Problem::new(ProblemKind::MalformedJson, format!("not valid JSON: {error}")))?;
         check_is_object(json)?;
-        // Read again from the text, not from `value`: operations keep their numbers to the letter, and errors have a line.
+        // Read again from the text instead of `value`: operations keep the exact form of their
+        // numbers, and errors have a line.
         let mut reader = serde_json::Deserializer::from_slice(json);
         let document: Document = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
             let path = error.path().to_string();

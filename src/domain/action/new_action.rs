@@ -8,29 +8,30 @@ use uuid::Uuid;
 /// A valid action that is not stored yet.
 #[derive(Clone, Debug)]
 pub struct NewAction {
-    /// Its public id: the document's, or the one that was given for it.
+    /// Its public id: from the document, or generated.
     pub id: Uuid,
-    /// What the caller calls this request: the same key again is the same action.
+    /// The caller's key for this request. The same key again returns the same action.
     pub idempotency_key: Option<String>,
-    /// Who submitted it; the server itself, where nobody says otherwise.
+    /// The author; the server itself by default.
     pub author: Author,
     /// The document with defaults filled in, as JSON.
     pub document: String,
-    /// SHA-256 of the document as it was written (keys sorted): the same id with another digest is a conflict.
+    /// SHA-256 of the original document with sorted keys. The same id with another digest is a
+    /// conflict.
     pub digest: Vec<u8>,
     /// The operations as JSON.
     pub operations: String,
-    /// For people.
+    /// A name for people.
     pub name: String,
-    /// The target expression as it was written; it has been parsed once.
+    /// The target expression as written. It has been parsed once.
     pub target: String,
-    /// Not delivered before this.
+    /// Nothing is delivered before this time.
     pub valid_from: Timestamp,
-    /// Not delivered from this on.
+    /// Nothing is delivered from this time on.
     pub expires_at: Timestamp,
-    /// Due times spread over this long, in milliseconds; 0: all at `valid_from`.
+    /// The time over which due times are spread, in milliseconds; 0: all are due at `valid_from`.
     pub spread: Span,
-    /// Time for a run, counted from `received`.
+    /// Timeout of a run, counted from `received`.
     pub timeout: Span,
     /// Failed delivery attempts after which a command is undeliverable; `None`: until it expires.
     pub max_deliveries: Option<i32>,
@@ -38,6 +39,6 @@ pub struct NewAction {
     pub max_runs: i32,
     /// Whether agents that match later belong to it.
     pub membership: Membership,
-    /// Of the commands that wait for one agent, the one with the highest priority goes first.
+    /// Among the commands that wait for one agent, the highest priority is delivered first.
     pub priority: i32,
 }

@@ -15,23 +15,23 @@ pub struct Action {
     pub no: i64,
     /// The public id.
     pub id: Uuid,
-    /// For people.
+    /// A name for people.
     pub name: String,
     /// The target expression.
     pub target: String,
     /// What agents do.
     pub operations: Operations,
-    /// Not delivered before this.
+    /// Nothing is delivered before this time.
     pub valid_from: Timestamp,
-    /// Not delivered from this on.
+    /// Nothing is delivered from this time on.
     pub expires_at: Timestamp,
-    /// Due times spread over this long.
+    /// The time over which due times are spread.
     pub spread: Duration,
-    /// For runs and attempts.
+    /// The limits for runs and attempts.
     pub policy: Policy,
-    /// Of the commands that wait for one agent, the one with the highest priority goes first.
+    /// Among the commands that wait for one agent, the highest priority is delivered first.
     pub priority: i32,
-    /// A user cancelled it. Set as soon as this node hears of it; the store is authoritative.
+    /// A user cancelled it. Set as soon as this node learns of it; the store is authoritative.
     cancelled: AtomicBool,
     /// A user paused it: none of its commands is delivered. Set like `cancelled`.
     paused: AtomicBool,
@@ -72,7 +72,7 @@ impl Action {
         self.cancelled.load(Ordering::Relaxed)
     }
 
-    /// Marks it as cancelled, for everyone who holds it.
+    /// Marks it as cancelled in all its users.
     pub fn set_cancelled(&self) {
         self.cancelled.store(true, Ordering::Relaxed);
     }
@@ -82,7 +82,7 @@ impl Action {
         self.paused.load(Ordering::Relaxed)
     }
 
-    /// Marks it as paused or resumed, for everyone who holds it.
+    /// Marks it as paused or resumed in all its users.
     pub fn set_paused(&self, paused: bool) {
         self.paused.store(paused, Ordering::Relaxed);
     }

@@ -20,7 +20,7 @@ pub struct Change {
 /// What happens to an open row.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum OpenChange {
-    /// It stays as it is, or absent.
+    /// It stays as it is, or stays absent.
     Keep,
     /// It is written.
     Put(Open),
@@ -48,11 +48,11 @@ pub enum Answer {
         run: i32,
         /// Failed delivery attempts of it so far.
         attempts: i32,
-        /// When.
+        /// When it is due.
         due_at: Timestamp,
     },
-    /// It changes nothing: the command, or this run of it, was decided before.
+    /// Nothing changes: the command, or this run of it, was decided before.
     Decided,
-    /// It is impossible; the text says why.
+    /// The event is impossible; the text says why.
     Rejected(String),
 }

@@ -10,25 +10,25 @@ use std::time::Duration;
 
 /// The first wait after a failed attempt or run; it doubles from there.
 pub(super) const BACKOFF_MIN: Duration = Duration::from_secs(1);
-/// The longest wait between attempts.
+/// The longest wait after a failed attempt or run.
 pub(super) const BACKOFF_MAX: Duration = Duration::from_secs(300);
-/// The wait before a command is delivered again that its agent wrongly took for expired. By then the agent has read the
-/// server's clock again.
+/// The wait before a command is delivered again whose agent wrongly considered it expired. By then
+/// the agent has read the server's clock again.
 const DISBELIEVED: Duration = Duration::from_secs(10);
 
 fn unchanged(answer: Answer) -> Change {
     Change { outcome: None, open: OpenChange::Keep, late: None, answer }
 }
 
-/// The wait before attempt `failed + 1`: doubles from a second up to a cap; `jitter` (0 to 1) takes up to half of it
-/// away.
+/// The wait before attempt `failed + 1`: doubles from a second up to a cap. `jitter` (0 to 1) takes
+/// up to half of it away.
 pub fn backoff(failed: i32, jitter: f64) -> Duration {
     let doublings = u32::try_from(failed.saturating_sub(1)).unwrap_or(0).min(16);
     let full = BACKOFF_MIN.saturating_mul(1 << doublings).min(BACKOFF_MAX);
     full.mul_f64(1.0 - jitter.clamp(0.0, 1.0) / 2.0)
 }
 
-/// What `event` changes about a command of which the store knows `known`.
+/// What `event` changes about a command of which the store holds `known`.
 pub fn decide(known: &Known, event: Event, policy: &Policy, now: Timestamp, jitter: f64) -> Change {
     if !known.exists {
         return unchanged(Answer::Rejected("there is no such command for this agent".into()));
@@ -41,7 +41,7 @@ pub fn decide(known: &Known, event: Event, policy: &Policy, now: Timestamp, jitt
             _ => unchanged(Answer::Decided),
         };
     };
-    // The reconciler ends a cancelled command in any case.
+    // A reconciler closes cancelled commands in any case.
     let event = match event {
         Event::AttemptFailed { run, .. } | Event::FoundExpired { run, .. } if known.cancelled && run == current => {
             Event::Cancelled
@@ -77,7 +77,8 @@ pub fn decide(known: &Known, event: Event, policy: &Policy, now: Timestamp, jitt
         }
         Event::Result(end) if end.run < current && end.run >= 1 => after_the_end(known, *end),
         Event::Result(end) => unchanged(Answer::Rejected(format!("run {} is not due; run {current} is", end.run))),
-        // A report may be older than what is known: the number of failed attempts never decreases.
+        // A report may be older than the store's state: the number of failed attempts never
+        // decreases.
         Event::Sent { run, attempts: failed, at } if run == current => match known.open {
             Some(Open { state: OpenState::Sent, .. }) => unchanged(Answer::Stored),
             _ => {
@@ -167,7 +168,7 @@ fn again(outcome: Option<Outcome>, run: i32, attempts: i32, due_at: Timestamp) -
     Change { outcome, open: OpenChange::Put(open), late: None, answer: Answer::Again { run, attempts, due_at } }
 }
 
-/// A result for a run that was decided without it is stored beside the outcome and changes nothing.
+/// A result for a run that was already decided is stored beside the outcome and changes nothing.
 fn after_the_end(known: &Known, end: RunEnd) -> Change {
     let end = as_counted(known, end);
     let ran = known.last.map_or(0, |(run, _)| run);

@@ -1,10 +1,10 @@
-//! What happens to a command.
+//! The events of a command.
 
 use super::state::CommandState;
 use crate::domain::time::Timestamp;
 use std::time::Duration;
 
-/// What happened to a command.
+/// An event of a command.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
     /// Its agent reports how a run ended.
@@ -36,7 +36,7 @@ pub enum Event {
     },
     /// No result arrived within the timeout and the grace period.
     Overdue,
-    /// Its action has expired: a command that was not delivered is not delivered any more.
+    /// Its action has expired, so an undelivered command is no longer delivered.
     Expired,
     /// Its agent found it expired and did not start it.
     FoundExpired {

@@ -1,8 +1,8 @@
 //! The life of a command: its states, and the one function that decides what an event changes.
 //!
-//! Both stores call [`decide()`] while they hold the rows of a command, so they cannot differ in what a late result, a
-//! second run or a cancel does. It is pure: it takes what the store [knows](Known) and what [happened](Event), and
-//! returns what to [write](Change).
+//! Both stores call [`decide()`] while they hold the rows of a command. So they cannot differ in
+//! the effect of a late result, a second run or a cancel. The function is pure: it takes what the
+//! store [knows](Known) and what [happened](Event), and returns what to [write](Change).
 
 mod change;
 mod decide;

@@ -17,11 +17,11 @@ pub enum CommandState {
     Succeeded = 2,
     /// The run failed.
     Failed = 3,
-    /// No result in time.
+    /// There was no result in time.
     TimedOut = 4,
     /// `max_deliveries` delivery attempts failed, or the agent was removed.
     Undeliverable = 5,
-    /// Not delivered in time.
+    /// It was not delivered in time.
     Expired = 6,
     /// A user cancelled its action.
     Cancelled = 7,
@@ -88,7 +88,7 @@ impl From<RunStatus> for CommandState {
 pub enum OpenState {
     /// Its agent was unreachable, or at capacity, when it was due.
     Waiting = 0,
-    /// To be delivered again, or run again.
+    /// To be delivered again or run again.
     Retry = 1,
     /// Its agent has it, and has not reported a result.
     Sent = 2,

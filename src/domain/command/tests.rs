@@ -35,7 +35,8 @@ struct Rows {
     known: Known,
     outcomes: Vec<Outcome>,
     late: BTreeMap<i32, RunEnd>,
-    /// What its agent had already came back: nothing was said about the delivery attempts before.
+    /// A run that its agent had from before came back: the report doesn't know the earlier delivery
+    /// attempts.
     came_back: bool,
 }
 
@@ -44,9 +45,9 @@ impl Rows {
         Self { known: Known { exists: true, ..Known::default() }, ..Self::default() }
     }
 
-    /// Applies what is decided, and checks what must hold of every single step.
+    /// Applies a decision, and checks the invariants of every single step.
     fn step(&mut self, event: Event, policy: &Policy, now: Timestamp, jitter: f64) -> Answer {
-        // The reconciler says `cancelled` of actions that a user ended, and of no others.
+        // The reconciler reports `cancelled` only for actions that a user cancelled.
         self.known.cancelled |= event == Event::Cancelled;
         let before = self.known;
         let found_expired = matches!(event, Event::FoundExpired { .. });
@@ -97,7 +98,7 @@ impl Rows {
         change.answer
     }
 
-    /// What must hold of the rows at every time.
+    /// Checks the invariants of the rows.
     fn check(&self, policy: &Policy) {
         let finals = self.outcomes.iter().filter(|outcome| outcome.is_final).count();
         assert!(finals <= 1 && (finals == 0 || self.outcomes.last().is_some_and(|outcome| outcome.is_final)));
@@ -273,7 +274,7 @@ fn what_is_with_the_agent_does_not_expire_and_can_be_cancelled() {
     assert_eq!(rows.known.state(), CommandState::Cancelled);
 }
 
-/// A command of an action that a user has ended, and of which the reconciler has said nothing yet.
+/// A command of an action that a user has cancelled, before the reconciler's report.
 fn of_a_cancelled_action() -> Rows {
     let mut rows = Rows::new();
     rows.known.cancelled = true;
@@ -297,7 +298,7 @@ fn a_run_that_a_cancel_killed_is_cancelled_and_no_run_follows_a_cancel() {
         assert_eq!(rows.known.state(), counted, "{said:?} with up to {max_runs} runs");
         assert_eq!(rows.outcomes.len(), 1);
         assert!(rows.outcomes[0].end.results.is_some() && rows.known.open.is_none());
-        // The reconciler comes too late, and a repeat changes nothing.
+        // The reconciler's report comes too late, and a repeat changes nothing.
         assert_eq!(rows.step(Event::Cancelled, &policy(max_runs, None), START, 0.0), Answer::Decided);
         assert_eq!(rows.step(result(1, said), &policy(max_runs, None), START, 0.0), Answer::Stored);
         assert_eq!(rows.known.state(), counted);
@@ -312,7 +313,7 @@ fn a_cancelled_result_of_what_nobody_cancelled_has_failed() {
     assert_eq!(rows.outcomes[0].end.status, CommandState::Failed);
     rows.step(result(2, CommandState::Cancelled), &policy(2, None), START, 0.0);
     assert_eq!(rows.known.state(), CommandState::Failed);
-    // So is one that comes too late to decide anything.
+    // The same for a result that comes too late to decide anything.
     let mut rows = Rows::new();
     rows.step(Event::Expired, &policy(1, None), START, 0.0);
     rows.step(result(1, CommandState::Cancelled), &policy(1, None), START, 0.0);

@@ -1,27 +1,30 @@
-//! What goes before what: a sorted beginning, and behind it unsorted runs, each wholly after the one before.
+//! The order of the items: a sorted head, followed by unsorted runs, each wholly after the one
+//! before.
 //!
-//! Only what is about to leave is sorted; the rest is merely divided, coarsely, and each run is divided again when it grows
-//! or its turn comes. So an insert is a search among a few hundred runs and a push, a pop is a pop from a short vector, and
-//! nothing ever takes longer than a run is long: a heap pays for its order with a cache miss per level, a timing wheel
-//! with moving entries from wheel to wheel, and neither knows its farthest entry.
+//! Only the items that leave soon are sorted. The rest is divided coarsely, and each run is divided
+//! again when it grows or its turn comes. So an insert is a search among a few hundred runs and a
+//! push, a pop is a pop from a short vector, and no operation takes longer than a run is long. A
+//! heap pays for its order with a cache miss per level, a timing wheel with moving entries from
+//! wheel to wheel, and neither knows its farthest entry.
 
 use std::cmp::Ordering;
 use std::collections::VecDeque;
 
-/// How much is sorted at a time. The beginning holds at most twice as much.
+/// Number of items that are sorted at a time. The head holds at most twice as many.
 const HEAD: usize = 128;
-/// What a long run is cut down to, step by step, before its beginning is sorted.
+/// The lengths to which a long run is cut, step by step, before its beginning is sorted.
 const CUTS: [usize; 2] = [1_024, HEAD];
-/// A run that is longer than this is divided.
+/// A longer run is divided.
 const RUN: usize = 8_192;
 
-/// An entry's place in the order, and where the rest of it is.
+/// An entry's place in the order, and the slot with the rest of it.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Item<T> {
     pub due: T,
-    /// Unique, and growing: equal times leave as they came.
+    /// Unique and growing, so that items with equal times leave in order of arrival.
     pub sequence: u64,
-    /// The priority, turned round: its bits inverted, which has a counterpart for each.
+    /// The inverted priority, so that the highest comes first: bitwise, because every value has an
+    /// inverse.
     pub rank: i32,
     pub slot: u32,
 }
@@ -49,13 +52,13 @@ impl<T: Ord> Eq for Item<T> {}
 /// See the module.
 #[derive(Debug)]
 pub(super) struct Order<T> {
-    /// Descending: the last one is next.
+    /// Descending: the last item is next.
     head: Vec<Item<T>>,
-    /// Each comes wholly after the head and the runs before it.
+    /// Each run comes wholly after the head and the runs before it.
     runs: VecDeque<Vec<Item<T>>>,
-    /// For each run: all its items come after this one, and all before it don't.
+    /// For each run, an item that all its items come after. No item before the run does.
     after: VecDeque<Item<T>>,
-    /// The due times of `after`: a search among plain times takes a third of the time.
+    /// The due times of `after`: searching plain times takes a third of the time.
     after_due: VecDeque<T>,
     len: usize,
 }
@@ -76,7 +79,7 @@ impl<T: Copy + Ord> Order<T> {
         if self.after_due.get(runs) == Some(&item.due) {
             runs = self.after.partition_point(|after| *after < item);
         }
-        // It belongs to the last one that it comes after.
+        // The item belongs to the last run that it comes after.
         let Some(index) = runs.checked_sub(1) else { return self.push_to_head(item) };
         self.runs[index].push(item);
         if self.runs[index].len() > RUN {
@@ -105,7 +108,8 @@ impl<T: Copy + Ord> Order<T> {
         self.runs.remove(index)
     }
 
-    /// Leaves the first `keep` items (at least one, not all) in this run, and makes the others a run behind it.
+    /// Keeps the first `keep` items (at least one, not all) in this run, and makes the others a run
+    /// behind it.
     fn divide(&mut self, index: usize, keep: usize) {
         let items = &mut self.runs[index];
         let (_, after, _) = items.select_nth_unstable(keep - 1);
@@ -114,13 +118,14 @@ impl<T: Copy + Ord> Order<T> {
         self.insert_run(index + 1, after, others);
     }
 
-    /// Makes the first `keep` items of the first run, which is more than twice as long, a run before it.
+    /// Makes the first `keep` items of the first run a run before it. That run is more than twice
+    /// as long.
     fn cut_off(&mut self, keep: usize) {
         let items = &mut self.runs[0];
         let (_, after, _) = items.select_nth_unstable(keep - 1);
         let after = *after;
         let first = items[..keep].to_vec();
-        // The last ones take their place: within a run order says nothing.
+        // The last items take their place: a run is unordered.
         let length = items.len() - keep;
         items.copy_within(length.., 0);
         items.truncate(length);
@@ -129,7 +134,8 @@ impl<T: Copy + Ord> Order<T> {
         self.insert_run(0, before, first);
     }
 
-    /// The next one; `None` when there is none, or when [`settle`](Self::settle) was not called since the last change.
+    /// The next item. `None` if there is none, or [`settle`](Self::settle) was not called since the
+    /// last change.
     pub fn first(&self) -> Option<&Item<T>> {
         self.head.last()
     }
@@ -141,7 +147,7 @@ impl<T: Copy + Ord> Order<T> {
         Some(item)
     }
 
-    /// Sees to it that the beginning isn't empty unless all is.
+    /// Refills the head if it is empty and there are runs.
     pub fn settle(&mut self) {
         if !self.head.is_empty() || self.runs.is_empty() {
             return;
@@ -155,7 +161,7 @@ impl<T: Copy + Ord> Order<T> {
         self.head.sort_unstable_by(|a, b| b.cmp(a));
     }
 
-    /// Takes the farthest one out.
+    /// Removes the farthest item.
     pub fn pop_last(&mut self) -> Option<Item<T>> {
         let Some(last) = self.runs.len().checked_sub(1) else {
             if self.head.is_empty() {
@@ -164,7 +170,7 @@ impl<T: Copy + Ord> Order<T> {
             self.len -= 1;
             return Some(self.head.remove(0));
         };
-        // The ones before it will be asked for too.
+        // The items before it will be taken next.
         let length = self.runs[last].len();
         if length > 2 * HEAD {
             self.divide(last, length - HEAD);

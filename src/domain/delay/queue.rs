@@ -5,35 +5,36 @@ use crate::domain::time::Timestamp;
 use hashbrown::hash_table::{Entry as KeyEntry, HashTable};
 use std::hash::{BuildHasher, Hash};
 
-/// Entries that a cancel or a reschedule left behind are swept out when there are so many more of them than of others.
+/// Stale items (left behind by a cancel or a reschedule) are swept out when they outnumber the live
+/// ones by this many.
 pub(super) const SWEEP: usize = 1_024;
 
 /// What happens to an entry for which there is no room.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenFull {
-    /// It is refused.
+    /// The new entry is refused.
     Refuse,
-    /// It takes the place of the farthest one, which is given back, unless it would itself be the farthest.
+    /// The farthest entry is displaced and returned, unless the new one would be the farthest.
     Displace,
 }
 
-/// An entry on its way out.
+/// An entry that leaves the queue.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry<K, V, T = Timestamp> {
-    /// What it was called.
+    /// Its key.
     pub key: K,
     /// When it is due.
     pub due: T,
-    /// Of those due at the same time the highest goes first.
+    /// Among entries with equal due times, the highest leaves first.
     pub priority: i32,
-    /// What it is.
+    /// Its value.
     pub value: V,
 }
 
-/// Why an entry was not taken in; the value is given back.
+/// Why an entry was not accepted. The value is returned.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum InsertError<V> {
-    /// There is no room, and nothing in it that is farther.
+    /// There is no room, and no entry is farther.
     Full(V),
     /// There is an entry for this key.
     Known(V),
@@ -43,13 +44,13 @@ pub enum InsertError<V> {
 
 #[derive(Debug)]
 pub(super) struct Slot<K, V> {
-    /// Of the item in the order that stands for it; others are left over from before.
+    /// The sequence of its current item in the order. Items with other numbers are stale.
     sequence: u64,
     rank: i32,
     entry: Option<(K, V)>,
 }
 
-/// Where a key is: a part of its hash, and its slot.
+/// A key's place: a part of its hash, and its slot.
 type IndexSlot = (u32, u32);
 
 /// A queue in order of due time, with at most one entry for a key; see the [module](super).
@@ -65,7 +66,7 @@ pub struct DelayQueue<K, V, T = Timestamp> {
     when_full: WhenFull,
     paused: bool,
     stopped: Option<T>,
-    /// The deadline of the stop has come.
+    /// The deadline of the stop has passed.
     over: bool,
 }
 
@@ -87,12 +88,12 @@ impl<K: Eq + Hash, V, T: Copy + Ord> DelayQueue<K, V, T> {
         }
     }
 
-    /// How many entries it holds.
+    /// The number of entries.
     pub fn len(&self) -> usize {
         self.keys.len()
     }
 
-    /// Whether it holds none.
+    /// Whether there are no entries.
     pub fn is_empty(&self) -> bool {
         self.keys.is_empty()
     }
@@ -107,10 +108,10 @@ impl<K: Eq + Hash, V, T: Copy + Ord> DelayQueue<K, V, T> {
         self.find(key).is_some()
     }
 
-    /// Puts `value` in. Answers the entry that it displaced, if it did; that one is the caller's again.
+    /// Inserts `value`. Returns the entry that it displaced, if any.
     ///
     /// # Errors
-    /// Gives `value` back when there is no room for it, when there is an entry for `key`, and after a stop.
+    /// Returns `value` if there is no room for it, if there is an entry for `key`, or after a stop.
     pub fn insert(
         &mut self,
         key: K,
@@ -173,7 +174,7 @@ impl<K: Eq + Hash, V, T: Copy + Ord> DelayQueue<K, V, T> {
         Ok(displaced)
     }
 
-    /// Takes the entry of this key out.
+    /// Removes the entry of this key.
     pub fn cancel(&mut self, key: &K) -> Option<V> {
         let slot = self.find(key)?;
         let (_, value) = self.vacate(slot)?;
@@ -181,7 +182,8 @@ impl<K: Eq + Hash, V, T: Copy + Ord> DelayQueue<K, V, T> {
         Some(value)
     }
 
-    /// Moves the entry of this key to another time, as if it had come now; false if there is none.
+    /// Moves the entry of this key to another time, as if it had just arrived. False if there is
+    /// none.
     pub fn reschedule(&mut self, key: &K, due: T) -> bool {
         let Some(slot) = self.find(key) else { return false };
         let (sequence, rank) = (self.sequence, self.slots[slot as usize].rank);
@@ -192,7 +194,7 @@ impl<K: Eq + Hash, V, T: Copy + Ord> DelayQueue<K, V, T> {
         true
     }
 
-    /// Removes all entries that `unwanted` picks, and says how many they were.
+    /// Removes all entries that `unwanted` matches, and returns their number.
     pub fn cancel_where(&mut self, mut unwanted: impl FnMut(&K, &V) -> bool) -> usize {
         let before = self.len();
         for slot in 0..self.slots.len() as u32 {
@@ -204,13 +206,15 @@ impl<K: Eq + Hash, V, T: Copy + Ord> DelayQueue<K, V, T> {
         before - self.len()
     }
 
-    /// When the next entry leaves; `None` when none does: there is none, or a pause, or the deadline of a stop comes before.
+    /// When the next entry leaves. `None` if there is none, during a pause, or if the deadline of a
+    /// stop comes before.
     pub fn next_due(&self) -> Option<T> {
         let next = self.order.first().map(|item| item.due).filter(|_| !self.paused && !self.over)?;
         self.stopped.is_none_or(|deadline| next < deadline).then_some(next)
     }
 
-    /// Takes up to `limit` entries that are due at `now`, in order; none during a pause, or after the deadline of a stop.
+    /// Takes up to `limit` entries that are due at `now`, in order. None during a pause, or after
+    /// the deadline of a stop.
     pub fn pop_due(&mut self, now: T, limit: usize) -> Vec<Entry<K, V, T>> {
         let mut due = Vec::new();
         self.over |= self.stopped.is_some_and(|deadline| now >= deadline);
@@ -218,7 +222,7 @@ impl<K: Eq + Hash, V, T: Copy + Ord> DelayQueue<K, V, T> {
             return due;
         }
         while due.len() < limit && self.order.first().is_some_and(|item| item.due <= now) {
-            // The first one is alive: it was settled.
+            // The first item is live, because the order was settled.
             due.extend(self.order.pop().and_then(|item| self.take(item)));
             self.settle();
         }
@@ -226,22 +230,22 @@ impl<K: Eq + Hash, V, T: Copy + Ord> DelayQueue<K, V, T> {
         due
     }
 
-    /// Gives nothing out until [`resume`](Self::resume); entries come and go otherwise.
+    /// Holds all entries back until [`resume`](Self::resume). Inserts and cancels still work.
     pub fn pause(&mut self) {
         self.paused = true;
     }
 
-    /// Goes on; what crashed due meanwhile leaves first, in order.
+    /// Ends a pause. Entries that fell due in the meantime leave first, in order.
     pub fn resume(&mut self) {
         self.paused = false;
     }
 
-    /// Takes nothing in any more. What is due goes on leaving before `deadline`, and not from then on.
+    /// Accepts no more entries. Due ones still leave before `deadline`, but not from then on.
     pub fn stop(&mut self, deadline: T) {
         self.stopped = Some(deadline);
     }
 
-    /// Everything that has not left, in order.
+    /// All entries that have not left, in order.
     pub fn into_rest(mut self) -> Vec<Entry<K, V, T>> {
         let mut rest = Vec::with_capacity(self.len());
         while let Some(item) = self.order.pop() {
@@ -268,7 +272,7 @@ impl<K: Eq + Hash, V, T: Copy + Ord> DelayQueue<K, V, T> {
         slot.sequence == item.sequence && slot.entry.is_some()
     }
 
-    /// The entry that an item which was just taken out of the order stands for.
+    /// Takes the entry of an item that was just removed from the order.
     fn take(&mut self, item: Item<T>) -> Option<Entry<K, V, T>> {
         let (key, value) = self.vacate(item.slot)?;
         Some(Entry { key, due: item.due, priority: !item.rank, value })
@@ -293,7 +297,7 @@ impl<K: Eq + Hash, V, T: Copy + Ord> DelayQueue<K, V, T> {
         }
     }
 
-    /// Sees to it that the first one is alive.
+    /// Drops stale items until the first one is live.
     fn settle(&mut self) {
         loop {
             self.order.settle();
@@ -304,7 +308,7 @@ impl<K: Eq + Hash, V, T: Copy + Ord> DelayQueue<K, V, T> {
         }
     }
 
-    /// After something was left behind.
+    /// Sweeps stale items out if there are too many.
     fn sweep(&mut self) {
         if self.order.len() > 2 * self.len() + SWEEP {
             let slots = &self.slots;
@@ -317,7 +321,7 @@ impl<K: Eq + Hash, V, T: Copy + Ord> DelayQueue<K, V, T> {
         self.shrink();
     }
 
-    /// Gives memory back when all has left.
+    /// Releases memory when the queue is empty.
     fn shrink(&mut self) {
         if self.is_empty() && self.slots.len() > SWEEP {
             self.order = Order::new();
@@ -332,8 +336,8 @@ impl<K: Eq, V> Slot<K, V> {
     }
 }
 
-/// The hash by which a table finds a place, from the part that is kept: growing looks at no slot.
+/// The table's hash from the stored part of it, so that growing the table reads no slot.
 fn rehash(place: &IndexSlot) -> u64 {
-    // The table looks at the lowest bits and the highest.
+    // The table uses the lowest and the highest bits.
     u64::from(place.0).wrapping_mul(0x9E37_79B9_7F4A_7C15)
 }

@@ -1,10 +1,10 @@
-//! The queue, held to a plain list.
+//! The queue compared with a plain list.
 
 use super::queue::SWEEP;
 use super::*;
 use proptest::prelude::*;
 
-/// Room in the queues of these sequences: small, so that it is often full.
+/// Capacity of the queues in these sequences: small, so that they are often full.
 const CAPACITY: usize = 12;
 
 #[derive(Clone, Debug)]
@@ -14,7 +14,7 @@ enum Step {
         due: i64,
         priority: i32,
     },
-    /// Many at once, beyond what is sorted at a time.
+    /// Many entries at once, more than are sorted at a time.
     Many {
         count: u16,
         due: i64,
@@ -144,7 +144,7 @@ fn compare(steps: Vec<Step>, capacity: usize, when_full: WhenFull) -> Result<(),
     let mut queue: DelayQueue<u32, u64, i64> = DelayQueue::new(capacity, when_full);
     let mut model =
         Model { entries: Vec::new(), arrival: 0, capacity, when_full, paused: false, stopped: None, over: false };
-    // Every value is another one: what goes in must come out, once.
+    // Every value is different: each that goes in must come out once.
     let (mut now, mut value, mut inside) = (0, 0, std::collections::BTreeSet::new());
     let mut insert = |queue: &mut DelayQueue<u32, u64, i64>, model: &mut Model, key, due, priority| {
         value += 1;
@@ -217,7 +217,7 @@ fn compare(steps: Vec<Step>, capacity: usize, when_full: WhenFull) -> Result<(),
     Ok(())
 }
 
-/// Ten times as many with `scripts/test --long`.
+/// Ten times as many sequences with `scripts/test --long`.
 fn cases(default: u32) -> ProptestConfig {
     let long = std::env::var_os("ODOSHI_TEST_LONG").is_some();
     ProptestConfig::with_cases(if long { 10 * default } else { default })
@@ -245,7 +245,7 @@ proptest! {
 
 #[test]
 fn a_hundred_thousand_leave_in_order_whatever_comes_meanwhile() {
-    // So many that runs are divided at both ends, with equal times among them.
+    // Enough entries that runs are divided at both ends, with equal times among them.
     let mut queue: DelayQueue<u64, u64, u64> = DelayQueue::new(100_000, WhenFull::Displace);
     let mut state = 1_u64;
     let mut random = |below: u64| {

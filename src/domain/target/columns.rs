@@ -1,4 +1,4 @@
-//! The names of columns, in all the ways of writing them, MIG's among them.
+//! The names of columns, in all their spellings, including MIG's.
 
 use super::error::{Result, at};
 use super::expression::Column;
@@ -6,7 +6,7 @@ use super::sql_tree::{folded, literal, place, what_it_is};
 use sqlparser::ast::{BinaryOperator, Expr, Ident, Value as Literal};
 use sqlparser::tokenizer::Location;
 
-/// The longest path into facts; nobody's facts are deeper.
+/// The longest path into facts. No facts are nested deeper.
 const MAX_PATH: usize = 64;
 
 /// A column: a name, dotted names, or a name and JSON arrows.

@@ -12,13 +12,14 @@ use sqlparser::ast::{
 use sqlparser::tokenizer::Location;
 use uuid::Uuid;
 
-/// The most values of one list. Each is a bound parameter; PostgreSQL takes 65,535 in a statement.
+/// Maximum number of values in one list. Each is a bound parameter; PostgreSQL takes 65,535 in a
+/// statement.
 const MAX_LIST: usize = 10_000;
-/// How far from now a moment may be: 100 years.
+/// Maximum distance of a moment from now: 100 years.
 const MAX_OFFSET: Span = Span::days(36_525);
 
-/// A condition. Recursion is as deep as parentheses and NOT are nested, which the parser limits; chains of AND and OR
-/// are walked in a loop.
+/// Converts a condition. Recursion is as deep as parentheses and NOT are nested, which the parser
+/// limits. Chains of AND and OR are walked in a loop.
 pub(super) fn target(expr: &Expr, around: Location) -> Result<Target> {
     match expr {
         Expr::Nested(inner) => target(inner, around),
@@ -133,14 +134,15 @@ fn like(expr: &Expr, pattern: &Expr, ignore_case: bool, negated: bool, around: L
     let Value::Text(pattern) = value(pattern, &column, around)? else {
         return Err(at(here, "the pattern of LIKE must be a text in single quotes"));
     };
-    // In SQL an escape with nothing to escape is an error, or not, depending on the database.
+    // Whether a trailing escape is an error in SQL depends on the database.
     if (pattern.len() - pattern.trim_end_matches('\\').len()) % 2 == 1 {
         return Err(at(here, r"the pattern ends with a \ that escapes nothing; write \\ for a backslash"));
     }
     Ok(Target::Like { column, pattern, ignore_case, negated })
 }
 
-/// Whether it is rather a value than a column, to know which side of a comparison is which.
+/// Whether an expression is a value rather than a column. This tells which side of a comparison is
+/// which.
 fn is_value(expr: &Expr) -> bool {
     match expr {
         Expr::Nested(inner) => is_value(inner),
@@ -151,7 +153,7 @@ fn is_value(expr: &Expr) -> bool {
     }
 }
 
-/// A value of the kind that the column is compared with.
+/// Converts a value to the type of the column that it is compared with.
 fn value(expr: &Expr, column: &Column, around: Location) -> Result<Value> {
     let here = place(expr, around);
     match expr {
@@ -193,7 +195,7 @@ fn number(digits: &str, sign: f64, column: &Column, here: Location) -> Result<Va
         return Err(at(here, format!("{column} is a time: compare it with '2026-01-01T00:00:00Z' or now()")));
     }
     match digits.parse::<f64>() {
-        // Adding zero makes 0 of -0.
+        // Adding zero turns -0 into 0.
         Ok(number) if number.is_finite() => Ok(Value::Number(number * sign + 0.0)),
         _ => Err(at(here, format!("{digits} is not a number of double precision"))),
     }
@@ -225,7 +227,7 @@ fn interval(found: &Interval, here: Location) -> Result<i64> {
         (Some(Literal::SingleQuotedString(text)), None, None) => text,
         _ => return Err(at(here, "an interval is written interval '5 minutes'")),
     };
-    // Months and years are no fixed time, and nothing here is shorter than a millisecond.
+    // Months and years have no fixed length, and nothing here is shorter than a millisecond.
     const UNITS: [&str; 23] = [
         "ms",
         "msec",
@@ -259,7 +261,7 @@ fn interval(found: &Interval, here: Location) -> Result<i64> {
     }
 }
 
-/// The id in `action('…')`, or `None` when it is something else.
+/// The id in `action('…')`; `None` for any other expression.
 fn action_call(expr: &Expr, around: Location) -> Result<Option<Uuid>> {
     let call = match expr {
         Expr::Nested(inner) => return action_call(inner, around),

@@ -46,7 +46,8 @@ fn joined(f: &mut Formatter<'_>, parts: &[Target], by: &str) -> fmt::Result {
     Ok(())
 }
 
-/// In parentheses where AND or OR is inside: no more of them than needed, since parsers limit the depth.
+/// Writes parentheses where AND or OR is inside. No more than needed, since parsers limit the
+/// depth.
 fn operand(f: &mut Formatter<'_>, target: &Target) -> fmt::Result {
     match target {
         Target::And(_) | Target::Or(_) => write!(f, "({target})"),

@@ -1,23 +1,23 @@
-//! Errors of a target expression, with their places in its text.
+//! Errors of a target expression, with their positions in its text.
 
 use sqlparser::tokenizer::Location;
 
-/// Why a text is not a target expression, and where.
+/// Why a text is not a target expression, with its position.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("line {line}, column {column}: {message}")]
 pub struct TargetError {
-    /// From 1.
+    /// The line, from 1.
     pub line: u64,
-    /// From 1, in characters.
+    /// The column, from 1, in characters.
     pub column: u64,
-    /// A sentence for people.
+    /// A message for people.
     pub message: String,
 }
 
-/// What reading a part of an expression gives.
+/// The result of reading a part of an expression.
 pub(super) type Result<T> = std::result::Result<T, TargetError>;
 
-/// An error at a place of the text.
+/// An error at a position in the text.
 pub(super) fn at(place: Location, message: impl Into<String>) -> TargetError {
     TargetError { line: place.line.max(1), column: place.column.max(1), message: message.into() }
 }

@@ -1,4 +1,4 @@
-//! What a target means, on one agent in memory: the reference for the stores' SQL.
+//! The meaning of a target, evaluated on one agent in memory: the reference for the stores' SQL.
 
 use super::{Column, CompareOp, Target, Value};
 use crate::domain::command::CommandState;
@@ -9,34 +9,36 @@ use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use uuid::Uuid;
 
-/// What is a number where a text stands beside a number literal, as a POSIX regular expression; at most
-/// [`MAX_NUMBER`] characters. The exponent is short so that no database finds it too large for a double.
+/// Texts that count as numbers when compared with a number literal, as a POSIX regular expression;
+/// at most [`MAX_NUMBER`] characters. The exponent is short so that no database finds it too large
+/// for a double.
 pub const NUMBER_PATTERN: &str = r"^-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,2})?$";
-/// The longest text that is a number. Enough for any double; and with the exponent far from its limits.
+/// The longest text that counts as a number. Enough for any double, and it keeps the exponent far
+/// from its limits.
 pub const MAX_NUMBER: usize = 64;
 
-/// All that a target can ask of one agent.
+/// All attributes of one agent that a target can use.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct AgentRecord {
     /// Its unique name.
     pub name: String,
-    /// How it is reached.
+    /// Its transport.
     pub transport: String,
     /// Whether `status` is `online`.
     pub online: bool,
     /// Disabled agents never match.
     pub disabled: bool,
-    /// Of the agent program, once it has said so.
+    /// The agent program's version, once reported.
     pub version: Option<String>,
-    /// NULL before the first contact.
+    /// The last contact; NULL before the first.
     pub last_seen: Option<Timestamp>,
     /// When it was enrolled or added.
     pub enrolled_at: Timestamp,
-    /// What operators say of it.
+    /// Labels, set by operators.
     pub labels: BTreeMap<String, String>,
-    /// What it says of itself: a JSON object.
+    /// Facts, reported by the agent: a JSON object.
     pub facts: serde_json::Map<String, Json>,
-    /// The newest values.
+    /// The newest metadata values.
     pub metadata: BTreeMap<String, Json>,
     /// The states of its commands, by the actions' public ids.
     pub commands: BTreeMap<Uuid, CommandState>,
@@ -49,12 +51,13 @@ enum Datum<'a> {
 }
 
 impl Target {
-    /// Whether an action with this target is for this agent: it isn't disabled, and the condition is true.
+    /// Whether an action with this target includes this agent: it isn't disabled, and the condition
+    /// is true.
     pub fn matches(&self, agent: &AgentRecord, now: Timestamp) -> bool {
         !agent.disabled && self.evaluate(agent, now) == Some(true)
     }
 
-    /// The condition in SQL's three-valued logic; `None` is unknown.
+    /// Evaluates the condition in SQL's three-valued logic; `None` is unknown.
     pub fn evaluate(&self, agent: &AgentRecord, now: Timestamp) -> Option<bool> {
         match self {
             Self::All => Some(true),
@@ -105,7 +108,7 @@ impl AgentRecord {
     }
 }
 
-/// What is at this path in the facts, as text.
+/// The fact at this path, as text.
 pub fn fact_text<'a>(facts: &'a serde_json::Map<String, Json>, path: &[String]) -> Option<Cow<'a, str>> {
     let (first, rest) = path.split_first()?;
     let found = rest.iter().try_fold(facts.get(first)?, |value, key| match value {
@@ -116,7 +119,7 @@ pub fn fact_text<'a>(facts: &'a serde_json::Map<String, Json>, path: &[String]) 
     as_text(found)
 }
 
-/// What `->>` gives.
+/// The result of `->>`.
 fn as_text(value: &Json) -> Option<Cow<'_, str>> {
     match value {
         Json::Null => None,
@@ -125,7 +128,7 @@ fn as_text(value: &Json) -> Option<Cow<'_, str>> {
     }
 }
 
-/// The number that a text is, if it is one: see [`NUMBER_PATTERN`].
+/// The number that a text contains, if any: see [`NUMBER_PATTERN`].
 pub fn number_of(text: &str) -> Option<f64> {
     let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
     let unsigned = text.strip_prefix('-').unwrap_or(text);
@@ -149,7 +152,7 @@ fn compare(datum: &Datum<'_>, op: CompareOp, value: &Value, now: Timestamp) -> O
         (Datum::Text(text), Value::Text(other)) => text.as_bytes().cmp(other.as_bytes()),
         (Datum::Text(text), Value::Number(number)) => number_of(text)?.partial_cmp(number)?,
         (Datum::Time(time), Value::Moment(moment)) => time.cmp(&moment.when(now)),
-        // No expression parses to these.
+        // No expression is parsed into these.
         (Datum::Text(_), Value::Moment(_)) | (Datum::Time(_), Value::Text(_) | Value::Number(_)) => return None,
     };
     Some(match op {
@@ -162,7 +165,7 @@ fn compare(datum: &Datum<'_>, op: CompareOp, value: &Value, now: Timestamp) -> O
     })
 }
 
-/// AND: false if any is, else unknown if any is.
+/// AND: false if any is false, otherwise unknown if any is unknown.
 fn all(parts: impl Iterator<Item = Option<bool>>) -> Option<bool> {
     let mut result = Some(true);
     for part in parts {
@@ -175,7 +178,7 @@ fn all(parts: impl Iterator<Item = Option<bool>>) -> Option<bool> {
     result
 }
 
-/// OR: true if any is, else unknown if any is.
+/// OR: true if any is true, otherwise unknown if any is unknown.
 fn any(parts: impl Iterator<Item = Option<bool>>) -> Option<bool> {
     all(parts.map(|part| part.map(|known| !known))).map(|none| !none)
 }
@@ -189,8 +192,8 @@ enum Step {
     Exactly(char),
 }
 
-/// SQL's LIKE with `\` as its escape. Greedy, going back to the last `%` alone, which is enough and keeps it from
-/// taking exponential time.
+/// SQL's LIKE with `\` as its escape. It is greedy and backtracks only to the last `%`. That is
+/// enough, and avoids exponential time.
 pub fn like(text: &str, pattern: &str, ignore_case: bool) -> bool {
     let mut letters = pattern.chars();
     let mut steps = Vec::new();

@@ -5,18 +5,19 @@ use crate::domain::time::Timestamp;
 use std::time::Duration;
 use uuid::Uuid;
 
-/// Which agents: a condition with SQL's three-valued logic. An agent matches when it is true, not when it is unknown.
+/// Selects agents: a condition in SQL's three-valued logic. An agent matches if it is true; unknown
+/// is not enough.
 ///
-/// At most a few hundred levels deep when it was parsed, and so safe to walk by recursion.
+/// A parsed target is at most a few hundred levels deep, so it is safe to walk by recursion.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Target {
     /// `TRUE`: the whole fleet.
     All,
-    /// True for what was false, and unknown for what was unknown.
+    /// True for false, and unknown for unknown.
     Not(Box<Target>),
-    /// All of these, at least two.
+    /// All conditions, at least two.
     And(Vec<Target>),
-    /// Any of these, at least two.
+    /// Any of the conditions, at least two.
     Or(Vec<Target>),
     /// `COLUMN op VALUE`
     Compare {
@@ -31,7 +32,7 @@ pub enum Target {
     In {
         /// The left side.
         column: Column,
-        /// At least one.
+        /// The values, at least one.
         values: Vec<Value>,
         /// `NOT IN`
         negated: bool,
@@ -40,20 +41,20 @@ pub enum Target {
     Like {
         /// The left side.
         column: Column,
-        /// Never ends in an escape that escapes nothing.
+        /// The pattern. It never ends in an incomplete escape.
         pattern: String,
-        /// `ILIKE`: the ASCII letters match in either case, and no others, on all stores alike.
+        /// `ILIKE`: ASCII letters match in either case, and no other characters do, on all stores.
         ignore_case: bool,
         /// `NOT LIKE`
         negated: bool,
     },
-    /// `COLUMN [NOT] BETWEEN low AND high`, both included.
+    /// `COLUMN [NOT] BETWEEN low AND high`, bounds included.
     Between {
         /// The left side.
         column: Column,
-        /// The lowest.
+        /// The lower bound.
         low: Value,
-        /// The highest.
+        /// The upper bound.
         high: Value,
         /// `NOT BETWEEN`
         negated: bool,
@@ -65,50 +66,51 @@ pub enum Target {
         /// `IS NOT NULL`
         negated: bool,
     },
-    /// `action('ID') = 'STATE'`: agents whose command of an earlier action is in this state. False, never unknown, for
-    /// those that have no command of it.
+    /// `action('ID') = 'STATE'`: agents whose command of an earlier action is in this state. False,
+    /// never unknown, for agents without a command of that action.
     ActionState {
         /// The action's public id.
         action: Uuid,
-        /// The state of its command for the agent.
+        /// The state of the agent's command.
         state: CommandState,
     },
 }
 
-/// An attribute of an agent. All are text, except the two times.
+/// An attribute of an agent. All are texts, except the two times.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Column {
     /// Its unique name.
     Name,
-    /// How it is reached.
+    /// Its transport.
     Transport,
     /// `online` or `offline`.
     Status,
-    /// Of the agent program.
+    /// The agent program's version.
     Version,
     /// A time.
     LastSeen,
     /// A time.
     EnrolledAt,
-    /// The label of this key.
+    /// The label with this key.
     Label(String),
-    /// What is at this path (at least one key) in the facts, as text: a string without its quotes, anything else as
-    /// JSON; JSON's `null` is NULL. A key of digits alone is an index where the fact is an array.
+    /// The fact at this path (at least one key), as text: a string without its quotes, anything
+    /// else as JSON; JSON's `null` is NULL. A key of digits alone is an index if the fact is an
+    /// array.
     Fact(Vec<String>),
-    /// The newest value of this key, as text.
+    /// The newest metadata value of this key, as text.
     Metadata(String),
     /// MIG's `<facts.os>.<name>`; NULL without that fact.
     QueueLoc,
 }
 
 impl Column {
-    /// Whether it is a point in time, which is compared with [`Value::Moment`] alone.
+    /// Whether it is a time, which is compared only with [`Value::Moment`].
     pub fn is_time(&self) -> bool {
         matches!(self, Self::LastSeen | Self::EnrolledAt)
     }
 }
 
-/// How two values are compared.
+/// A comparison operator.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CompareOp {
     /// `=`
@@ -126,7 +128,7 @@ pub enum CompareOp {
 }
 
 impl CompareOp {
-    /// As SQL writes it.
+    /// The operator in SQL.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Equal => "=",
@@ -138,7 +140,7 @@ impl CompareOp {
         }
     }
 
-    /// The same with its sides exchanged: `1 < x` is `x > 1`.
+    /// The operator for exchanged sides: `1 < x` is `x > 1`.
     #[must_use]
     pub const fn flipped(self) -> Self {
         match self {
@@ -151,31 +153,32 @@ impl CompareOp {
     }
 }
 
-/// What a column is compared with.
+/// The value that a column is compared with.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Value {
-    /// Compared bytewise; never holds a NUL character, which PostgreSQL can't store.
+    /// A text, compared bytewise. It never contains a NUL character, which PostgreSQL can't store.
     Text(String),
-    /// Finite and not `-0`; beside it a text that is not a number (see [`number_of`](super::number_of)) is NULL.
+    /// A number, finite and not `-0`. A text that is not a number (see
+    /// [`number_of`](super::number_of)) compares as NULL.
     Number(f64),
-    /// Beside a column that is a time.
+    /// A time, for columns that are times.
     Moment(Moment),
 }
 
 /// A point in time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Moment {
-    /// This one.
+    /// A fixed time.
     At(Timestamp),
     /// This many milliseconds after `now()`; negative values are before it.
     Now {
-        /// At most 100 years either way.
+        /// The offset, at most 100 years either way.
         offset_ms: i64,
     },
 }
 
 impl Moment {
-    /// The point in time when it is `now`.
+    /// The point in time, given the current time `now`.
     pub fn when(self, now: Timestamp) -> Timestamp {
         match self {
             Self::At(time) => time,

@@ -1,9 +1,10 @@
-//! Target expressions: which agents an action is for.
+//! Target expressions: they select the agents of an action.
 //!
-//! Users write a boolean SQL expression. [`Target::parse`] reads it with an SQL parser into a typed tree; what the tree
-//! cannot hold is an error with its place. The text never reaches a database, and the stores bind every value as a
-//! parameter. [`Target::evaluate`] defines the meaning of the tree; tests compare the stores' SQL with it. `Display` writes
-//! a canonical text that parses to the same tree.
+//! Users write a boolean SQL expression. [`Target::parse`] reads it with an SQL parser into a typed
+//! tree. What the tree cannot hold is an error with its position. The text never reaches a
+//! database, and the stores bind every value as a parameter. [`Target::evaluate`] defines the
+//! meaning of the tree; tests compare the stores' SQL with it. `Display` writes a canonical text
+//! that parses to the same tree.
 
 mod columns;
 mod convert;

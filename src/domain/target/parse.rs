@@ -1,4 +1,4 @@
-//! Text to target: limits, the SQL parser, and the places of its errors.
+//! Parses a text into a target: limits, the SQL parser, and the positions of its errors.
 
 use super::convert::target;
 use super::error::{TargetError, at};
@@ -9,17 +9,18 @@ use sqlparser::tokenizer::{Location, Token, TokenWithSpan, Tokenizer, Whitespace
 
 /// The longest expression in bytes. A list of thousands of names fits.
 pub const MAX_TEXT: usize = 64 * 1024;
-/// How deep parentheses and NOT may be nested, in steps of the parser.
+/// Maximum nesting of parentheses and NOT, in steps of the parser.
 const MAX_DEPTH: usize = 200;
-/// Stack for the parser, reserved for the time of one call and only touched as far as needed. `a OR a OR …` makes a
-/// tree as deep as the text is long, and the parser drops it by recursion; in debug builds the worst known text of
-/// 64 KiB needs less than 4 MiB. A thread's usual 2 MiB, of which the caller used some, would be a gamble.
+/// Stack for the parser, reserved during one call and only touched as far as needed. `a OR a OR …`
+/// makes a tree as deep as the text is long, and the parser drops it by recursion. In debug builds
+/// the worst known text of 64 KiB needs less than 4 MiB. A thread's usual 2 MiB, partly used by the
+/// caller, might not be enough.
 const STACK: usize = 32 * 1024 * 1024;
 
 impl Target {
     /// Parses an expression of the interface's section 3.
     ///
-    /// Reads any text without panicking, and in time that grows with its length.
+    /// Accepts any text without panicking, in time that grows with its length.
     pub fn parse(text: &str) -> Result<Self, TargetError> {
         if text.len() > MAX_TEXT {
             let message = format!("the expression has {} bytes, and at most {MAX_TEXT} are allowed", text.len());
@@ -63,7 +64,7 @@ fn parse(text: &str) -> Result<Target, TargetError> {
     target(&expression, first)
 }
 
-/// The parser writes the place into its message, unless it is the end of the text.
+/// The parser writes the position into its message, unless it is the end of the text.
 fn syntax_error(error: ParserError, here: Location, end: Location) -> TargetError {
     let message = match error {
         ParserError::RecursionLimitExceeded => return at(here, "the expression is nested too deeply"),
@@ -84,7 +85,7 @@ fn sentence(message: &str) -> String {
     message.replacen("Expected: ", "expected ", 1).replacen(", found: ", ", and found ", 1).replace("EOF", "the end")
 }
 
-/// The place behind the last character.
+/// The position after the last character.
 fn end_of(text: &str) -> Location {
     let line = text.matches('\n').count() as u64 + 1;
     let last = text.rsplit('\n').next().unwrap_or_default();

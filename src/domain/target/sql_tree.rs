@@ -1,12 +1,12 @@
-//! Looks at nodes of the SQL parser's tree: where they are, what they are, what to call them.
+//! Helpers for nodes of the SQL parser's tree: their positions, kinds and names.
 
 use sqlparser::ast::{Expr, Function, FunctionArg, FunctionArguments, Ident, InTarget, Spanned, Value as Literal};
 use sqlparser::tokenizer::Location;
 
-/// Where an expression begins, or the nearest place around it that is known.
+/// The position where an expression begins, or the nearest known one around it.
 ///
-/// It is where its leftmost part begins. The parser's own `span()` walks the whole tree by recursion, with kilobytes of
-/// stack for each link of a chain as long as the text.
+/// An expression begins where its leftmost part begins. The parser's own `span()` walks the whole
+/// tree by recursion, with kilobytes of stack for each link of a chain as long as the text.
 pub(super) fn place(expr: &Expr, around: Location) -> Location {
     let mut leftmost = expr;
     let start = loop {
@@ -52,12 +52,12 @@ pub(super) fn literal(expr: &Expr) -> Option<&Literal> {
     }
 }
 
-/// A name as SQL compares it: without double quotes, upper and lower case are the same.
+/// A name as SQL compares it: as written in double quotes, otherwise in lower case.
 pub(super) fn folded(name: &Ident) -> String {
     if name.quote_style.is_some() { name.value.clone() } else { name.value.to_ascii_lowercase() }
 }
 
-/// Whether it is a plain call of this function, without any of SQL's ornaments.
+/// Whether an expression is a plain call of this function, without any of SQL's extras.
 pub(super) fn is_call_of(call: &Function, name: &str) -> bool {
     let [part] = call.name.0.as_slice() else { return false };
     part.as_ident().is_some_and(|ident| folded(ident) == name)
@@ -69,7 +69,7 @@ pub(super) fn is_call_of(call: &Function, name: &str) -> bool {
         && call.within_group.is_empty()
 }
 
-/// The arguments of a call that has nothing but arguments.
+/// The arguments of a call that has only arguments.
 pub(super) fn arguments(call: &Function) -> Option<&[FunctionArg]> {
     match &call.args {
         FunctionArguments::List(list) if list.duplicate_treatment.is_none() && list.clauses.is_empty() => {
@@ -79,7 +79,7 @@ pub(super) fn arguments(call: &Function) -> Option<&[FunctionArg]> {
     }
 }
 
-/// What an expression is, for an error message.
+/// Describes an expression for an error message.
 pub(super) fn what_it_is(expr: &Expr) -> String {
     match expr {
         Expr::Function(call) => format!("the function {}", call.name),

@@ -1,13 +1,15 @@
-//! How far each open action's commands have been taken in, and whose are read next.
+//! Tracks how far each open action's commands have been read, and chooses the action to read next.
 
 use crate::domain::time::Timestamp;
 use std::collections::BTreeMap;
 
-/// With so many actions the order of reading is made anew for each read; with more it is made for [`AGENDA`] of them.
+/// Up to this number of actions, every read sorts them anew. Above it, a plan of [`AGENDA`] actions
+/// is used up first.
 const FULL_PLAN_LIMIT: usize = 1_000;
 const AGENDA: usize = 64;
 
-/// Where a reading goes back to, and when. Apart from where it is, which a read that is under way moves on.
+/// Where a reading must go back to, and when. Kept apart from the position, which a read under way
+/// moves on.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Back<P>(Option<(P, Timestamp)>);
 
@@ -18,7 +20,7 @@ impl<P> Default for Back<P> {
 }
 
 impl<P: Copy + Ord> Back<P> {
-    /// Goes back to `to` at least, and at `when` at the latest.
+    /// Goes back to `to` or earlier, at `when` or sooner.
     pub fn add(&mut self, to: P, when: Timestamp) {
         self.0 = Some(self.0.map_or((to, when), |(at, then)| (at.min(to), then.min(when))));
     }
@@ -31,47 +33,48 @@ impl<P: Copy + Ord> Back<P> {
         self.0.is_some_and(|(_, when)| when <= now)
     }
 
-    /// Where to, if it is time.
+    /// The place to go back to, if it is time.
     pub fn take_due(&mut self, now: Timestamp) -> Option<P> {
         self.0.take_if(|(_, when)| *when <= now).map(|(to, _)| to)
     }
 }
 
-/// How far one action's commands have been taken in.
+/// How far one action's commands have been read.
 #[derive(Debug)]
 pub(super) struct Cursor {
-    /// The agent key up to which they are.
+    /// The agent key up to which commands have been read.
     pub at: i64,
-    /// `Some`: there is, or may be, more in the store, to be read at this time.
+    /// `Some`: the store has, or may have, more to read at this time.
     pub behind: Option<Timestamp>,
-    /// What comes next is due no sooner, as far as is known: the nearest are read first.
+    /// The earliest due time of the next commands, as far as is known. The nearest are read first.
     pub next_due: Timestamp,
-    /// A hint came while the store was read.
+    /// A hint arrived during a read.
     pub hinted: bool,
-    /// What lies beyond this agent key was displaced, passed over or lost.
+    /// Commands beyond this agent key were displaced, passed over or lost.
     pub back: Back<i64>,
     /// `dispatched_through` when it was compared last; `None`: it was not compared yet.
     pub dispatched: Option<i64>,
     /// This node writes down whose agents are away, and sends what isn't a stream.
     pub owned: bool,
-    /// The last reading of the open actions that had begun when the cursor was made: up to that one none has to know it.
+    /// The newest reading of the open actions that had begun when the cursor was made. That reading
+    /// and earlier ones may not list the action.
     pub reading: u64,
 }
 
 impl Cursor {
-    /// At this agent key, with nothing to be read.
+    /// A cursor at this agent key, with nothing to read.
     pub fn new(at: i64, owned: bool, reading: u64) -> Self {
         let (next_due, back) = (Timestamp(i64::MIN), Back::default());
         Self { at, behind: None, next_due, hinted: false, back, dispatched: None, owned, reading }
     }
 
-    /// Goes back to an agent key, at this time, for something that is due no sooner than `due`.
+    /// Goes back to an agent key at time `when`, for commands due at `due` or later.
     pub fn go_back(&mut self, to: i64, when: Timestamp, due: Timestamp) {
         self.back.add(to, when);
         self.next_due = self.next_due.min(due);
     }
 
-    /// There is more, to be read at this time, and due no sooner than `due`.
+    /// More commands are to be read at time `when`; they are due at `due` or later.
     pub fn wait(&mut self, when: Timestamp, due: Timestamp) {
         self.behind = Some(when);
         self.next_due = if self.back.is_set() { self.next_due.min(due) } else { due };
@@ -82,19 +85,20 @@ impl Cursor {
     }
 }
 
-/// See the module.
+/// The cursors of all open actions.
 #[derive(Debug, Default)]
 pub(super) struct Cursors {
     pub by_action: BTreeMap<i64, Cursor>,
-    /// Those that are read next, the last one first.
+    /// The actions to read next, the last one first.
     agenda: Vec<i64>,
-    /// The action whose commands were read last; of those alike the next one has its turn.
+    /// The action that was read last. Among actions with equal due times, the one after it has its
+    /// turn.
     last_read: i64,
 }
 
 impl Cursors {
-    /// The action whose commands are to be read now, and when the next of them is due: the nearest, lest what has time fills
-    /// the room.
+    /// The action to read now, and when its next command is due. It is the nearest one, so that
+    /// commands with later due times don't fill the queue.
     pub fn nearest(&mut self, now: Timestamp) -> Option<(i64, Timestamp)> {
         let waiting = |no: &i64| self.by_action.get(no).is_some_and(|cursor| cursor.is_waiting(now));
         while self.agenda.last().is_some_and(|no| !waiting(no)) {
@@ -119,7 +123,7 @@ impl Cursors {
         self.agenda = turns.into_iter().map(|(.., no)| no).collect();
     }
 
-    /// Where the reading of this action begins. Should it fail, it begins there again.
+    /// Begins a read of this action and returns its start. A failed read begins there again.
     pub fn begin(&mut self, no: i64, now: Timestamp) -> Option<i64> {
         self.agenda.pop();
         self.last_read = no;

@@ -15,37 +15,41 @@ use std::collections::{BTreeSet, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-/// Every how many comparisons open rows are read a second time: only what was lost needs it.
+/// Open rows are read a second time every this many comparisons. Only lost rows need it.
 const SECOND_READING: u32 = 6;
-/// How long what doesn't fit waits for room, if it has time.
+/// How long a command that doesn't fit waits for room, unless it is due sooner.
 const FOR_ROOM: Duration = Duration::from_secs(5);
-/// So much before its time it is read again. More than [`READ_AHEAD`]: nothing else may wake the scheduler.
+/// How long before its due time such a command is read again. Longer than `READ_AHEAD_INTERVAL`,
+/// since nothing else may wake the scheduler in time.
 const READ_AHEAD: Duration = Duration::from_secs(3);
-/// How long nothing is read that is no nearer than what has just been refused.
+/// After a refusal, how long reads are skipped that would bring nothing nearer than the refused
+/// command.
 const TRY_AGAIN: Duration = Duration::from_secs(1);
-/// Rows per read, where room is short: one that is nearer than the farthest may be among them.
+/// Minimum number of rows per read when room is short: one of them may be nearer than the farthest
+/// in memory.
 const MIN_PAGE: usize = 1_000;
-/// How long a paused action is left alone; it is looked at at once when it goes on.
+/// How long a paused action is left alone. Resuming it causes a look at once.
 const PAUSED: Duration = Duration::from_secs(60);
-/// Rows per read.
+/// Maximum number of rows per read.
 const PAGE: usize = 5_000;
 
-/// What is read next.
+/// The next read.
 enum Next {
     /// The commands of an action from its cursor on.
     Commands(i64, i64),
-    /// Open rows from this place on, due up to this time; `true`: the second reading.
+    /// Open rows after this place, due up to this time. `true` marks the second reading.
     Open(DueCursor, Timestamp, bool),
 }
 
-/// What a read brought.
+/// The result of a read.
 enum Page {
     Commands(i64, Option<Arc<Action>>, UndispatchedPage),
     Open(Vec<(Arc<Action>, Arc<str>, Due)>, Option<DueCursor>, Timestamp, bool),
 }
 
 impl DelayScheduler {
-    /// Takes in what was just committed, if it joins on to what is here; else the cursor is behind.
+    /// Takes in commands that were just committed if they join on to the cursor. Otherwise the
+    /// cursor falls behind.
     pub(super) fn take_committed(&mut self, committed: Committed, ctx: &mut Context<Self>) {
         let Committed { action, after, through, commands } = committed;
         let now = self.node.store.now();
@@ -69,8 +73,9 @@ impl DelayScheduler {
         }
     }
 
-    /// Takes commands in, in key order, as far as there is room and the horizon reaches. Those of an action that isn't
-    /// `owned` are only taken in if their agents are here; the others are another node's.
+    /// Takes commands in, in key order, as far as there is room and the horizon reaches. For an
+    /// action that isn't `owned`, only commands of agents connected here are taken in; the others
+    /// belong to another node.
     fn take_in(
         &mut self,
         action: &Arc<Action>,
@@ -87,14 +92,14 @@ impl DelayScheduler {
         let mut stopped = None;
         for (agent_no, transport, due_at) in commands {
             if due_at > horizon {
-                // Ahead of its time by half the horizon.
+                // Ahead of its due time by half the horizon.
                 stopped = Some((due_at.minus(self.horizon / 2).max(now), due_at));
                 break;
             }
             let is_stream = &*transport == STREAM;
             let is_here = is_stream && self.node.presence.contains(agent_no);
             if !owned && !is_here {
-                // Not ours.
+                // Belongs to another node.
             } else if is_stream && !is_here {
                 if self.holds + away.len() >= HOLDS_AT_A_TIME {
                     stopped = Some((now, due_at));
@@ -115,18 +120,19 @@ impl DelayScheduler {
         stopped.map_or(Taken::All, |(when, due)| Taken::Until(at, when, due))
     }
 
-    /// When a command that finds no room is to be looked at again; if it is due, that is as soon as there is some.
+    /// When to read a command again that found no room. If it is due, that is now.
     fn when_there_is_room(&self, due_at: Timestamp) -> Timestamp {
         let now = self.node.store.now();
         due_at.minus(READ_AHEAD).min(now.plus(FOR_ROOM)).max(now)
     }
 
-    /// Whether what is due no sooner than `next_due` would only be refused. (Looked at now and then all the same.)
+    /// Whether commands due at `next_due` or later would only be refused. Expires after
+    /// [`TRY_AGAIN`].
     fn is_crowded(&self, now: Timestamp, next_due: Timestamp) -> bool {
         self.refused.is_some_and(|(at, due)| next_due >= due && now.since(at) < TRY_AGAIN)
     }
 
-    /// What was displaced is the store's again: it is to be read once more.
+    /// Schedules another read of a command that was displaced or found no room.
     pub(super) fn give_back(&mut self, due: &Due) {
         let when = self.when_there_is_room(due.due_at);
         if due.open {
@@ -136,9 +142,9 @@ impl DelayScheduler {
         }
     }
 
-    /// Takes in commands with an open row that fall due again. Those of streams that are not connected here are left to
-    /// the sessions, which find them when they come; and whether it is this node that sends what isn't a stream, the
-    /// store says.
+    /// Takes in commands with an open row that fall due again. Stream commands of agents that are
+    /// not connected here are left to their sessions, which find them when the agents connect. For
+    /// other transports, the store says whether this node sends them.
     pub(super) fn take_again(&mut self, again: Vec<Due>, ctx: &mut Context<Self>) {
         if again.is_empty() || self.stopped {
             return;
@@ -177,7 +183,7 @@ impl DelayScheduler {
         }));
     }
 
-    /// Reads what is due to be read, one page at a time.
+    /// Starts the next read that is due. Only one runs at a time, for one page.
     pub(super) fn read(&mut self, ctx: &mut Context<Self>) {
         if self.reading || self.stopped || self.holds >= HOLDS_AT_A_TIME {
             return;
@@ -239,12 +245,13 @@ impl DelayScheduler {
             return Some(Next::Open(place, horizon, false));
         }
         let nearest = self.cursors.nearest(now).filter(|(_, next_due)| !self.is_crowded(now, *next_due));
-        // In turn with what is read for the first time: there may be much of it, again and again.
+        // Alternates with first readings: a second reading may bring many rows, again and again.
         self.has_had_turn = !self.has_had_turn && nearest.is_some();
         if let Some(place) = self.open_rows.second()
             && (self.has_had_turn || nearest.is_none())
         {
-            // Up to the horizon: what another node wrote may be due soon, and the first reading has passed its place.
+            // Up to the horizon: a row written by another node may be due soon, and the first
+            // reading has passed its place.
             return Some(Next::Open(place, horizon, true));
         }
         let (no, _) = nearest?;
@@ -261,7 +268,7 @@ impl DelayScheduler {
                         continue;
                     }
                     if !self.insert(&action, &transport, due) {
-                        // Up to here; the rest when there is room.
+                        // The rest is read when there is room.
                         let when = self.when_there_is_room(place.0);
                         return self.open_rows.refused(place, when);
                     }
@@ -297,20 +304,21 @@ impl DelayScheduler {
         }
     }
 
-    /// Has the open actions read, and compares the cursors with them then.
+    /// Requests a reading of the open actions, with which the cursors are then compared.
     pub(super) fn look_again(&mut self) {
         self.compare_after = Some(self.node.signals.open_actions().reading());
         self.node.signals.read_open_actions();
     }
 
-    /// Adds cursors for open actions that have none, drops those of actions that ended, and goes back in those where nothing
-    /// has moved since the last comparison though commands are missing.
+    /// Adds cursors for open actions that have none and drops those of actions that ended. Moves
+    /// back the cursor of an action with missing commands that hasn't advanced since the last
+    /// comparison.
     pub(super) fn compare(&mut self, snapshot: &Snapshot) {
         self.comparisons = self.comparisons.wrapping_add(1);
         let Snapshot { reading, actions: open } = snapshot;
         let now = self.node.store.now();
         let known: BTreeSet<i64> = open.iter().map(|action| action.no).collect();
-        // The list can't know one that was made after it was begun.
+        // A cursor that was made after the reading began can't be in its list.
         self.cursors.by_action.retain(|no, cursor| known.contains(no) || cursor.reading >= *reading);
         for action in open.iter().filter(|action| !action.cancelled && !action.expired) {
             let dispatched = action.dispatched_through;
@@ -320,9 +328,9 @@ impl DelayScheduler {
                 ..Cursor::new(dispatched, action.owned, *reading)
             };
             let cursor = self.cursors.by_action.entry(action.no).or_insert_with(fresh);
-            // What is not due yet is not missing, and what is being read neither.
+            // Commands that are not due yet are not missing, nor are those being read.
             let waits = action.valid_from > now || cursor.behind.is_some_and(|when| when <= now);
-            // What was another node's is this one's now.
+            // This node has become the owner.
             let is_taken_over = !std::mem::replace(&mut cursor.owned, action.owned) && action.owned;
             let is_stuck = !waits && dispatched < action.resolved_through && cursor.dispatched == Some(dispatched);
             if is_taken_over || is_stuck {
@@ -336,7 +344,7 @@ impl DelayScheduler {
     }
 }
 
-/// An action that this version can't read keeps nobody else waiting.
+/// Logs an action that this version can't read. It must not hold up other actions.
 fn unreadable(no: i64, error: &StoreError) {
     log::error!(action = no, error:% = error.chain(); "an action is passed over");
 }
@@ -344,6 +352,7 @@ fn unreadable(no: i64, error: &StoreError) {
 /// How much of a page was taken in.
 enum Taken {
     All,
-    /// Up to this agent key (0: nothing); the rest is to be looked at then, and is due no sooner than that.
+    /// Up to this agent key (0: nothing). Read the rest at the first time; it is due at the second
+    /// or later.
     Until(i64, Timestamp, Timestamp),
 }

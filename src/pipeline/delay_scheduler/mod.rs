@@ -1,25 +1,29 @@
 //! Delivers commands when they are due.
 //!
-//! Only what is due within `delay.horizon`, and whose agent can be reached from here, is in memory; the rest waits in the
-//! store. Three ways lead in:
-//! - a *cursor* per open action over its commands in key order (due times grow with the key). The command store's
-//!   [`Committed`] moves it on without reading; where that doesn't join on, or there is no room, or the rest is not due
-//!   yet, the cursor stays *behind* and reads from the store when its time has come;
-//! - open rows that fall due again, by [`Rescheduled`] and read ahead of time from the store;
-//! - now and then everything that should have gone out long ago is read again: a lost hint costs latency and nothing else.
+//! In memory are only commands that are due within `delay.horizon` and whose agent can be reached
+//! from here. The rest waits in the store. Commands come in three ways:
+//! - A *cursor* per open action runs over its commands in key order (due times grow with the key).
+//!   The command store's [`Committed`] moves it on without a read. If that doesn't join on, or
+//!   there is no room, or the rest is not due yet, the cursor stays *behind* and reads from the
+//!   store when its time has come.
+//! - Open rows that fall due again come by [`Rescheduled`], or are read ahead of time from the
+//!   store.
+//! - Now and then, all overdue commands are read again. A lost hint costs latency and nothing else.
 //!
-//! Where room is short the nearest are in memory: what is nearer displaces the farthest, which goes back to the store, and
-//! its cursor back to before it.
+//! If room is short, the nearest commands are in memory. A nearer command displaces the farthest
+//! one, which goes back to the store, and its cursor moves back to before it.
 //!
-//! What is paused or cancelled is passed over when it is due, from that moment on. What was paused is read again when it is
-//! resumed. Delays, `valid_from`, spreads and retries all pass through here. Timeouts and expiry are not scheduled here. They
-//! need to be accurate to seconds only, so a reconciler finds them by an index.
+//! Paused or cancelled commands are passed over when they are due, from that moment on. Paused ones
+//! are read again on resume. Delays, `valid_from`, spreads and retries all pass through here.
+//! Timeouts and expiry are not scheduled here. They need to be accurate to seconds only, so a
+//! reconciler finds them by an index.
 //!
-//! Commands of agents that have no connection here get an open row `waiting`, and are found when the agent connects.
-//! What is due goes to the sender router in order of (due time, priority, arrival), in chunks, a few at a time.
+//! Commands of agents that have no connection here get an open row `waiting`, and are found when
+//! the agent connects. Due commands go to the sender router in order of (due time, priority,
+//! arrival), in chunks, with a few chunks in flight.
 //!
-//! Crash: it restarts with empty state, each cursor at the action's `dispatched_through`. What was in flight may go out
-//! twice; agents run it once.
+//! Crash: restarts with empty state, with each cursor at the action's `dispatched_through`.
+//! Commands that were in flight may be delivered twice; agents run them once.
 
 mod cursor;
 mod intake;
@@ -46,26 +50,26 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
 
-/// How much goes to the router at a time.
+/// Maximum number of commands per chunk.
 const CHUNK: usize = 1_000;
-/// Chunks that the router has not answered yet.
+/// Maximum number of chunks that the router has not answered yet.
 const CHUNKS_AT_A_TIME: usize = 4;
-/// How many commands may be on their way to a `waiting` row.
+/// Maximum number of commands for which a `waiting` row is being written.
 const HOLDS_AT_A_TIME: usize = 20_000;
-/// How long what was cancelled may stay in memory.
+/// How long cancelled commands may stay in memory.
 const CANCEL_SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-/// The wait before a command whose chunk the router gave back is tried again.
+/// The wait before commands that the router gave back are tried again.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
-/// Sleep no longer than this: the machine's clock may be set.
+/// Longest sleep, because the machine's clock may be set.
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);
-/// How often open rows that come due within the horizon are read, at most.
+/// Shortest interval between reads of open rows that come due within the horizon.
 const READ_AHEAD_INTERVAL: Duration = Duration::from_secs(2);
-/// How often all open actions are compared with the cursors, for what was lost.
+/// How often all open actions are compared with the cursors, to find lost commands.
 const COMPARE_INTERVAL: Duration = Duration::from_secs(10);
-/// Commands are read ahead at least so far: a read takes time, and comes every few seconds.
+/// Smallest horizon: a read takes time, and comes every few seconds.
 const LEAST_HORIZON: Duration = Duration::from_secs(5);
 
-/// What is known of a command in memory.
+/// A command in memory.
 #[derive(Clone, Debug)]
 struct Entry {
     action: Arc<Action>,
@@ -78,26 +82,28 @@ pub struct DelayScheduler {
     node: Arc<Node>,
     router: Addr<SenderRouter>,
     recorder: Recorder,
-    /// How far ahead of their time commands are in memory.
+    /// How long before their due time commands are read into memory.
     horizon: Duration,
     queue: DelayQueue<(i64, i64), Entry>,
     cursors: Cursors,
     open_rows: OpenRows,
-    /// When something found no room, and when that is due; none has been made since.
+    /// When a command last found no room, and its due time. Cleared when room is made.
     refused: Option<(Timestamp, Timestamp)>,
     /// Comparisons with the open actions so far.
     comparisons: u32,
-    /// The first reading of the open actions after this one is to be compared with the cursors.
+    /// Set: the first reading of the open actions after this one is to be compared with the
+    /// cursors.
     compare_after: Option<u64>,
-    /// The last read was one of open rows for the second time.
+    /// The last read was a second reading of open rows.
     has_had_turn: bool,
-    /// Commands in chunks that the router has: their run, and attempts before. An answer during a read is kept in mind
-    /// until that is done: it may bring them as they were before.
+    /// Run and attempts of the commands in chunks that the router has. Answers that come during a
+    /// read are kept in `answered` until the read is done, because it may bring these commands in
+    /// their earlier state.
     dispatched: HashMap<(i64, i64), (i32, i32)>,
     answered: Vec<(i64, i64)>,
     chunks: usize,
     holds: usize,
-    /// Cancelled actions of which something may be in memory.
+    /// Cancelled actions that may have commands in memory.
     cancelled: HashSet<i64>,
     reading: bool,
     timer: Option<(Timestamp, SpawnHandle)>,
@@ -106,7 +112,7 @@ pub struct DelayScheduler {
 }
 
 impl DelayScheduler {
-    /// With nothing in memory.
+    /// A scheduler with nothing in memory.
     pub fn new(node: Arc<Node>, router: Addr<SenderRouter>, recorder: Recorder) -> Self {
         let delay = &node.config.delay;
         Self {
@@ -137,13 +143,13 @@ impl DelayScheduler {
         self.node.store.now().plus(self.horizon)
     }
 
-    /// Puts one command in; false when there is no room for it.
+    /// Inserts one command. False if there is no room for it.
     fn insert(&mut self, action: &Arc<Action>, transport: &Arc<str>, due: Due) -> bool {
         let at = due.due_at;
         self.insert_at(action, transport, due, at)
     }
 
-    /// The same, to go out at a time of its own.
+    /// The same, with another time of delivery.
     fn insert_at(&mut self, action: &Arc<Action>, transport: &Arc<str>, due: Due, at: Timestamp) -> bool {
         let key = (due.action_no, due.agent_no);
         let at = at.max(action.valid_from);
@@ -164,7 +170,7 @@ impl DelayScheduler {
         }
     }
 
-    /// The same; what finds no room is read again later.
+    /// The same. A command that finds no room is read again later.
     fn insert_or_give_back(&mut self, action: &Arc<Action>, transport: &Arc<str>, due: Due, at: Timestamp) {
         if !self.insert_at(action, transport, due.clone(), at) {
             self.give_back(&due);
@@ -181,7 +187,8 @@ impl DelayScheduler {
                 break;
             }
             self.refused = None;
-            // What a user ended or what expired gets its outcome from the housekeeper; what is paused is read again.
+            // A reconciler closes cancelled and expired commands. Paused ones are read again on
+            // resume.
             let goes_on = |action: &Action| !action.is_cancelled() && !action.is_paused() && action.expires_at > now;
             due.retain(|entry| goes_on(&entry.value.action));
             let entries: Vec<Entry> = due.into_iter().map(|entry| entry.value).collect();
@@ -210,7 +217,7 @@ impl DelayScheduler {
             scheduler.chunks -= 1;
             scheduler.answered.extend(entries.iter().map(|entry| (entry.due.action_no, entry.due.agent_no)));
             scheduler.forget_answered();
-            // All of it, if the router itself crashed.
+            // If the router itself crashed, the whole chunk comes back.
             let back = answer.unwrap_or_else(|_| {
                 entries
                     .into_iter()
@@ -232,7 +239,7 @@ impl DelayScheduler {
         }));
     }
 
-    /// Forgets what the router has answered for, unless a read is under way.
+    /// Forgets the commands that the router has answered for, unless a read is under way.
     fn forget_answered(&mut self) {
         if !self.reading {
             for key in std::mem::take(&mut self.answered) {
@@ -251,7 +258,8 @@ impl DelayScheduler {
                     ctx.cancel_future(timer);
                 }
                 if let Some(next) = next {
-                    // A millisecond more: the store's time is cut to milliseconds, and nothing may go out early.
+                    // One millisecond more: the store truncates times to milliseconds, and nothing
+                    // may be delivered early.
                     let wait = next.since(self.node.store.now()).min(LONGEST_SLEEP) + Duration::from_millis(1);
                     let timer = ctx.run_later(wait, |scheduler, ctx| {
                         scheduler.timer = None;
@@ -264,7 +272,7 @@ impl DelayScheduler {
         }
     }
 
-    /// Writes `waiting` rows for commands whose agents are not here.
+    /// Writes `waiting` rows for commands whose agents are not connected here.
     fn hold(&mut self, action: &Arc<Action>, away: Vec<(i64, Timestamp)>, ctx: &mut Context<Self>) {
         if away.is_empty() {
             return;
@@ -273,8 +281,8 @@ impl DelayScheduler {
         self.holds += count;
         let action = action.clone();
         let (store, recorder) = (self.node.store.clone(), self.recorder.clone());
-        // The commands are committed, and then the sessions are read: a node whose session isn't seen here yet reads them
-        // with its backlog.
+        // The commands are committed before the sessions are read. A node with a session that isn't
+        // visible here yet reads them with its backlog.
         let written = async move {
             let agents: Vec<i64> = away.iter().map(|(agent_no, _)| *agent_no).collect();
             let elsewhere: HashSet<i64> = store.session_elsewhere(&agents).await.ok()?.into_iter().collect();
@@ -289,7 +297,7 @@ impl DelayScheduler {
         ctx.spawn(written.into_actor(self).map(move |written, scheduler, ctx| {
             scheduler.holds -= count;
             if written.is_none() {
-                // The slow reading finds them: they have neither outcome nor open row.
+                // A later comparison finds them: they have neither outcome nor open row.
                 log::warn!(commands = count; "commands of absent agents are looked at again later");
             }
             scheduler.read(ctx);
@@ -319,7 +327,7 @@ impl Actor for DelayScheduler {
 
 impl Supervised for DelayScheduler {
     fn restarting(&mut self, _: &mut Self::Context) {
-        // What was in hand is in the store; nothing is left to be drained.
+        // Commands that were in memory are in the store; nothing is left to drain.
         self.draining.take().map(|drained| drained.send(()));
         let fresh = Self::new(self.node.clone(), self.router.clone(), self.recorder.clone());
         *self = Self { stopped: self.stopped, ..fresh };
@@ -353,7 +361,7 @@ impl Handler<Cancelled> for DelayScheduler {
         for (no, _) in &cancelled.0 {
             self.cursors.by_action.remove(no);
         }
-        // Its memory is given back a moment later, that of many at once.
+        // The queue is swept a moment later, once for many cancels.
         if !self.queue.is_empty() {
             if self.cancelled.is_empty() {
                 ctx.run_later(CANCEL_SWEEP_INTERVAL, |scheduler, ctx| {
@@ -378,7 +386,7 @@ impl Handler<Resumed> for DelayScheduler {
                 cursor.go_back(cursor.dispatched.unwrap_or(0), now, Timestamp(i64::MIN));
             }
         }
-        // Those with an open row.
+        // Finds commands with an open row.
         self.open_rows.read_news();
         self.look_again();
     }
@@ -426,7 +434,7 @@ impl Handler<Drain> for DelayScheduler {
     type Result = ResponseFuture<()>;
 
     fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
-        // What is not delivered stays pending in the store.
+        // Undelivered commands stay pending in the store.
         self.stopped = true;
         self.queue.stop(self.node.store.now());
         log::info!(commands = self.queue.len(); "commands that wait for their time stay in the store");

@@ -1,42 +1,43 @@
-//! How far open rows have been read, in the order of their due times, and what of them is read next.
+//! Tracks how far open rows have been read, in order of their due times, and chooses the next read.
 
 use super::cursor::Back;
 use crate::domain::time::Timestamp;
 use crate::store::{Due, DueCursor};
 
-/// Before all open rows.
+/// The place before all open rows.
 const FIRST: DueCursor = (Timestamp(i64::MIN), 0, 0);
 
-/// See the module.
+/// The reading positions in the open rows.
 #[derive(Debug)]
 pub(super) struct OpenRows {
-    /// Those up to here have been read.
+    /// Rows up to this place have been read.
     through: DueCursor,
-    /// The rest didn't all fit: not before this.
+    /// If a row was refused, no read before this time.
     not_before: Timestamp,
-    /// What comes then is due no sooner.
+    /// The rows of the next read are due at this time or later.
     next_due: Timestamp,
-    /// What was displaced, or is new, comes after this.
+    /// Displaced and new rows come after this place.
     back: Back<DueCursor>,
-    /// Where the slow second reading of what is due is, while there is one.
+    /// The position of the slow second reading, while there is one.
     second: Option<DueCursor>,
-    /// There is to be one more after it.
+    /// Another second reading follows the current one.
     once_more: bool,
 }
 
 impl OpenRows {
-    /// Nothing has been read.
+    /// Starts with nothing read.
     pub fn new() -> Self {
         let (not_before, next_due) = (FIRST.0, FIRST.0);
         Self { through: FIRST, not_before, next_due, back: Back::default(), second: None, once_more: false }
     }
 
-    /// Reads from this one on again, at this time.
+    /// Reads from this row on again, at this time.
     pub fn go_back(&mut self, due: &Due, when: Timestamp) {
         self.back.add((due.due_at, due.action_no, due.agent_no - 1), when);
     }
 
-    /// After what the reading goes on, and when that is due, if now is the time: those due up to `ahead` are to have been read.
+    /// The place after which the next read begins and its due time, if now is the time. Rows due up
+    /// to `ahead` should have been read.
     pub fn next(&mut self, now: Timestamp, ahead: Timestamp) -> Option<(DueCursor, Timestamp)> {
         if let Some(place) = self.back.take_due(now) {
             self.through = self.through.min(place);
@@ -46,39 +47,40 @@ impl OpenRows {
         (self.through.0 < ahead && self.not_before <= now).then_some((self.through, self.next_due))
     }
 
-    /// This one is taken in.
+    /// This row was taken in.
     pub fn taken(&mut self, place: DueCursor) {
         self.through = place;
     }
 
-    /// This one found no room: it is read again then.
+    /// This row found no room and is read again at `when`.
     pub fn refused(&mut self, place: DueCursor, when: Timestamp) {
         (self.not_before, self.next_due) = (when, place.0);
     }
 
-    /// All up to here are taken in.
+    /// All rows up to here were taken in.
     pub fn read_through(&mut self, place: DueCursor) {
         (self.through, self.next_due) = (place, place.0);
     }
 
-    /// Reads all that are due a second time, for what was lost.
+    /// Reads all due rows a second time, to find lost ones.
     pub fn read_again(&mut self) {
         self.second.get_or_insert(FIRST);
     }
 
-    /// Reads all that are due a second time, since something is new: if that is under way, once more when it is done, lest it
-    /// never comes beyond its beginning.
+    /// Reads all due rows a second time because there are new ones. If a second reading is under
+    /// way, another one follows it. Restarting it each time could keep it at its beginning for
+    /// ever.
     pub fn read_news(&mut self) {
         self.once_more = self.second.is_some();
         self.read_again();
     }
 
-    /// After what the second reading goes on, while there is one.
+    /// The place after which the second reading continues, while there is one.
     pub fn second(&self) -> Option<DueCursor> {
         self.second
     }
 
-    /// The second reading has come to this one; `None`: to the end.
+    /// The second reading has reached this place; `None`: the end.
     pub fn second_read_through(&mut self, place: Option<DueCursor>) {
         self.second = place;
         if place.is_none() && std::mem::take(&mut self.once_more) {

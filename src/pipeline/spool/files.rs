@@ -1,4 +1,4 @@
-//! Moves that never overwrite, and names that are free.
+//! Moves that never overwrite, and the search for free names.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, TryLockError};
@@ -7,14 +7,14 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
-/// How often a move is tried while other processes take the names.
+/// How often a move is tried while other processes take the same names.
 pub(super) const TRIES: usize = 1_000;
 /// The longest file name of Linux' file systems, in bytes.
 const MAX_NAME: usize = 255;
-/// What stands beside a file in `failed/`.
+/// The ending of the file beside a file in `failed/`.
 const ERROR_ENDING: usize = ".error".len();
 
-/// Names the place in an I/O error.
+/// Adds the path to an I/O error.
 pub(super) fn at(path: &Path) -> impl FnOnce(io::Error) -> io::Error {
     move |error| io::Error::new(error.kind(), format!("{}: {error}", path.display()))
 }
@@ -24,7 +24,7 @@ pub(super) fn sync_dir(dir: &Path) -> io::Result<()> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(at(dir))
 }
 
-/// Whether this process has the lock now. Where a file system knows no locks, it is as if it had.
+/// Whether this process has the lock now. True as well on a file system without locks.
 pub(super) fn try_lock(file: &File) -> io::Result<bool> {
     match file.try_lock() {
         Ok(()) => Ok(true),
@@ -34,13 +34,13 @@ pub(super) fn try_lock(file: &File) -> io::Result<bool> {
     }
 }
 
-/// `EBADF`: NFS wants a file open for writing to lock it.
+/// `EBADF`: to lock a file, NFS wants it open for writing.
 fn has_no_locks(code: i32) -> bool {
     use nix::errno::Errno;
     [Errno::EBADF, Errno::ENOSYS, Errno::EOPNOTSUPP, Errno::EINVAL, Errno::ENOLCK].contains(&Errno::from_raw(code))
 }
 
-/// Whether `path` still names the file that is open.
+/// Whether `path` still names the open file.
 pub(super) fn same_file(file: &File, path: &Path) -> bool {
     match (file.metadata(), fs::symlink_metadata(path)) {
         (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
@@ -48,7 +48,7 @@ pub(super) fn same_file(file: &File, path: &Path) -> bool {
     }
 }
 
-/// Renames; `AlreadyExists` when there is something at `to`, whatever it is.
+/// Renames. Fails with `AlreadyExists` if anything exists at `to`.
 pub(super) fn rename_no_replace(from: &Path, to: &Path) -> io::Result<()> {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
@@ -63,12 +63,13 @@ pub(super) fn rename_no_replace(from: &Path, to: &Path) -> io::Result<()> {
     rename_by_link(from, to)
 }
 
-/// The same by a second link, which fails when the name is taken; for a folder, or without links, by looking first.
+/// The same by a hard link, which fails if the name is taken. A folder, or a file system without
+/// links, is checked first and then renamed.
 pub(super) fn rename_by_link(from: &Path, to: &Path) -> io::Result<()> {
     match fs::hard_link(from, to) {
         Ok(()) => fs::remove_file(from).inspect_err(|error| {
             if error.kind() != ErrorKind::NotFound {
-                // Not moved after all; a second name would be a second file to everybody else.
+                // The move failed. With a second name, other processes would see a second file.
                 let _ = fs::remove_file(to);
             }
         }),
@@ -81,7 +82,7 @@ pub(super) fn rename_by_link(from: &Path, to: &Path) -> io::Result<()> {
     }
 }
 
-/// Moves `from` into `dir` under `name`, or with the first suffix that is free, and says under which.
+/// Moves `from` into `dir` under `name`, or with the first free suffix. Returns the name.
 pub(super) fn move_to_free_name(from: &Path, dir: &Path, name: &OsStr) -> io::Result<OsString> {
     for number in first_free(dir, name, suffixed) {
         let free = suffixed(name, number);
@@ -94,8 +95,8 @@ pub(super) fn move_to_free_name(from: &Path, dir: &Path, name: &OsStr) -> io::Re
     Err(at(&dir.join(name))(ErrorKind::AlreadyExists.into()))
 }
 
-/// Numbers to try: from one that seems to be the first free one. It is found by doubling and halving, since a producer
-/// may use one name for all of its files.
+/// Numbers to try, starting at what seems to be the first free one. It is found by doubling and
+/// halving, since a producer may use one name for all of its files.
 pub(super) fn first_free(dir: &Path, name: &OsStr, naming: fn(&OsStr, u64) -> OsString) -> std::ops::Range<u64> {
     let taken = |number| fs::symlink_metadata(dir.join(naming(name, number))).is_ok();
     let (mut below, mut free) = (0, 0);
@@ -115,7 +116,7 @@ pub(super) fn suffixed(name: &OsStr, number: u64) -> OsString {
     fitting(name, number, MAX_NAME)
 }
 
-/// The same with room for the `.error` beside it.
+/// The same, with room for the `.error` file's name.
 pub(super) fn in_failed(name: &OsStr, number: u64) -> OsString {
     fitting(name, number, MAX_NAME - ERROR_ENDING)
 }
@@ -128,7 +129,7 @@ fn fitting(name: &OsStr, number: u64, room: usize) -> OsString {
         _ => format!(".{number}.json"),
     };
     let mut length = stem.len().min(room - ending.len());
-    // Not in the middle of a UTF-8 character.
+    // Don't cut within a UTF-8 character.
     while length < stem.len() && length > 0 && stem[length] & 0xC0 == 0x80 {
         length -= 1;
     }

@@ -1,4 +1,4 @@
-//! The folder: files are taken from `new/`, and moved to `done/`, to `failed/` or back.
+//! The folder: takes files from `new/` and moves them to `done/`, to `failed/` or back.
 
 use super::files::{
     TRIES, at, first_free, in_failed, move_to_free_name, rename_no_replace, same_file, sync_dir, try_lock,
@@ -14,9 +14,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 use uuid::Uuid;
 
-/// The namespace of derived ids, a random constant: it must never change.
+/// The namespace of derived ids: a random constant that must never change.
 const NAMESPACE: Uuid = Uuid::from_u128(0x6a0f_3c1e_52d4_4b7a_9c43_1f0e_8d26_b957);
-/// Maximum number of names to remember that have to wait. Remembered names don't hold up other files.
+/// Maximum number of waiting names to remember. Remembered names don't hold up other files.
 const MAX_LATER: usize = 10_000;
 
 /// The folder, and the files that this process has taken from it.
@@ -26,16 +26,17 @@ pub struct Spool {
     max_body: u64,
     /// Open and locked files in `cur/`.
     held: HashMap<OsString, File>,
-    /// Names in `new/` that could not be taken; tried again when there is nothing else.
+    /// Names in `new/` that could not be taken. They are tried again when there are too few others.
     later: HashSet<OsString>,
 }
 
-/// A file in `cur/`, to be stored and then given to [`Spool::done`], [`Spool::fail`] or [`Spool::give_back`].
+/// A file in `cur/`, to be stored and then passed to [`Spool::done`], [`Spool::fail`] or
+/// [`Spool::give_back`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct TakenFile {
     /// Its name, without a folder; not always UTF-8.
     pub name: OsString,
-    /// Its bytes, at least one and at most `max_body`; not always JSON.
+    /// Its content: at least one byte and at most `max_body` bytes, not always JSON.
     pub content: Vec<u8>,
     /// The action's id if the document has none.
     pub derived_id: Uuid,
@@ -44,27 +45,29 @@ pub struct TakenFile {
 /// The result of taking one file.
 #[derive(Debug)]
 pub enum Taken {
-    /// It waits in `cur/` for the caller.
+    /// It is in `cur/` for the caller.
     File(TakenFile),
-    /// It cannot be read as a file. It is in `failed/` already.
+    /// It can't be read as a file, and has been moved to `failed/`.
     Failed {
         /// Its name in `new/`.
         name: OsString,
         /// What the `.error` file says.
         problem: Problem,
     },
-    /// It could not be moved or opened for a reason that isn't its own (no room, no file descriptors). It stays in
-    /// `new/`, or in `cur/` where [`Spool::recover`] finds it, and is tried again.
+    /// It could not be moved or opened, for a reason outside the file (no disk space, no file
+    /// descriptors). It stays in `new/`, or in `cur/` where [`Spool::recover`] finds it, and is
+    /// tried again.
     Stuck {
         /// Its name.
         name: OsString,
-        /// Why; names the place.
+        /// The error, with the path.
         error: io::Error,
     },
 }
 
 impl Spool {
-    /// Opens the folder, making what is missing (mode 0700). Files over `max_body` bytes will fail.
+    /// Opens the folder and creates what is missing (mode 0700). Files over `max_body` bytes will
+    /// fail.
     pub fn open(dir: impl Into<PathBuf>, max_body: u64) -> io::Result<Self> {
         let dir = dir.into();
         DirBuilder::new().recursive(true).mode(0o700).create(&dir).map_err(at(&dir))?;
@@ -80,30 +83,32 @@ impl Spool {
                 return Err(at(&folder)(ErrorKind::NotADirectory.into()));
             }
             if found.dev() != device {
-                // A rename would not be one.
+                // Moves between file systems would not be renames.
                 return Err(at(&folder)(ErrorKind::CrossesDevices.into()));
             }
         }
         sync_dir(&dir)?;
         if let Some(parent) = dir.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            // Best effort: the parent may be somebody else's and not readable, and then it wasn't made just now.
+            // Best effort: the parent may belong to another user and be unreadable. In that case
+            // this process did not create it.
             let _ = sync_dir(parent);
         }
         Ok(Self { dir, max_body, held: HashMap::new(), later: HashSet::new() })
     }
 
-    /// The same folder, with nothing taken from it.
+    /// The same folder, with no files taken from it.
     pub fn reopened(&self) -> Self {
         Self { dir: self.dir.clone(), max_body: self.max_body, held: HashMap::new(), later: HashSet::new() }
     }
 
-    /// Where new files appear, to be watched.
+    /// The folder where new files appear, to watch.
     pub fn new_dir(&self) -> PathBuf {
         self.dir.join("new")
     }
 
-    /// Moves back to `new/` what a crash left in `cur/`, and says how many. What this process or another living one
-    /// has in hand stays. For the start, and for a slow timer where processes share the spool.
+    /// Moves files that a crash left in `cur/` back to `new/`, and returns their number. Files that
+    /// this or another living process works on stay. Called at the start, and by a slow timer
+    /// because processes may share the spool.
     pub fn recover(&mut self) -> io::Result<usize> {
         let cur = self.dir.join("cur");
         let mut moved = 0;
@@ -116,7 +121,8 @@ impl Spool {
             let lock = match open_plainly(&path) {
                 Ok(file) if !try_lock(&file)? || !same_file(&file, &path) => continue,
                 Ok(file) => Some(file),
-                // Not a file, or not readable: nobody can hold a lock on it. It fails when it is taken again.
+                // It is not a file, or not readable, so no process can have it locked. It fails
+                // when it is taken again.
                 Err(_) => None,
             };
             match self.put_back(&name) {
@@ -129,22 +135,23 @@ impl Spool {
         Ok(moved)
     }
 
-    /// Takes up to `limit` files from `new/`, those of them that are older first.
+    /// Takes up to `limit` files from `new/`, oldest first.
     ///
-    /// The work is bounded by `limit` and not by how many files there are: it is the first `limit` of the folder's
-    /// order that are sorted. Since taken files leave the folder, each has its turn.
+    /// The work is bounded by `limit` and not by the number of files: only the first `limit` in the
+    /// folder's own order are sorted. Since taken files leave the folder, each has its turn.
     pub fn take(&mut self, limit: usize) -> io::Result<Vec<Taken>> {
         Ok(self.candidates(limit)?.into_iter().filter_map(|name| self.take_one(name)).collect())
     }
 
-    /// The action of this file is committed: moves it to `done/` and says under which name.
+    /// The action of this file is committed: moves the file to `done/` and returns its name there.
     pub fn done(&mut self, name: &OsStr) -> io::Result<OsString> {
         let moved = move_to_free_name(&self.dir.join("cur").join(name), &self.dir.join("done"), name)?;
         self.held.remove(name);
         Ok(moved)
     }
 
-    /// This file can't be an action: moves it to `failed/` with the problem beside it, and says under which name.
+    /// This file is not a valid action: moves it to `failed/` with the problem beside it, and
+    /// returns its name there.
     pub fn fail(&mut self, name: &OsStr, problem: &Problem) -> io::Result<OsString> {
         let moved = self.move_to_failed(name, problem)?;
         self.held.remove(name);
@@ -158,7 +165,8 @@ impl Spool {
         Ok(())
     }
 
-    /// Removes up to `limit` files that were put into `done/` or `failed/` longer than `age` ago, and says how many.
+    /// Removes up to `limit` files that were moved to `done/` or `failed/` more than `age` ago, and
+    /// returns their number.
     pub fn prune(&self, age: Duration, limit: usize) -> io::Result<usize> {
         let Some(before) = SystemTime::now().checked_sub(age) else { return Ok(0) };
         let before = before.duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
@@ -169,7 +177,7 @@ impl Spool {
                     return Ok(removed);
                 }
                 let path = entry.map_err(at(&folder))?.path();
-                // A rename sets the change time; the modification time is the producer's.
+                // A rename sets the change time. The modification time comes from the producer.
                 let Ok(found) = fs::symlink_metadata(&path) else { continue };
                 if found.is_dir() || u64::try_from(found.ctime()).unwrap_or(0) >= before {
                     continue;
@@ -184,7 +192,8 @@ impl Spool {
         Ok(removed)
     }
 
-    /// Up to `limit` names from `new/`, oldest first; those that had to wait only when there are too few others.
+    /// Up to `limit` names from `new/`, oldest first. Names that had to wait come only if there are
+    /// too few others.
     pub(super) fn candidates(&mut self, limit: usize) -> io::Result<Vec<OsString>> {
         let new = self.new_dir();
         let (mut fresh, mut waiting) = (Vec::new(), Vec::new());
@@ -204,20 +213,21 @@ impl Spool {
         fresh.append(&mut waiting);
         let mut aged: Vec<_> = fresh
             .into_iter()
-            // Without metadata it vanished, which the claim will find out.
+            // Without metadata the file has vanished. The claim will notice.
             .map(|name| (fs::symlink_metadata(new.join(&name)).map_or(i128::MAX, |found| modified_ns(&found)), name))
             .collect();
         aged.sort();
         Ok(aged.into_iter().map(|(_, name)| name).collect())
     }
 
-    /// Takes one file. `None` when another process has it, or it vanished.
+    /// Takes one file. `None` if another process has it, or it has vanished.
     pub(super) fn take_one(&mut self, name: OsString) -> Option<Taken> {
         let (new, cur) = (self.new_dir().join(&name), self.dir.join("cur").join(&name));
         match rename_no_replace(&new, &cur) {
             Ok(()) => {}
             Err(error) if vanished(&new, &error) => return None,
-            // One of this name is still being stored; this one's turn comes when that has gone.
+            // A file of the same name is still being stored. This one waits until that one has left
+            // `cur/`.
             Err(error) if error.kind() == ErrorKind::AlreadyExists => {
                 self.wait_for(name);
                 return None;
@@ -242,11 +252,12 @@ impl Spool {
         }
     }
 
-    /// Opens, locks and reads a claimed file. `None` when another process recovered it before it was locked.
+    /// Opens, locks and reads a claimed file. `None` if another process recovered it before it was
+    /// locked.
     fn read(&self, name: &OsStr, path: &Path) -> Result<Option<(File, TakenFile)>, Refused> {
         let shown = name.display();
         let unreadable = |why: String| Refused::Problem(Problem::new(ProblemKind::Unreadable, why));
-        // Looked at before it is opened: to open a device can have effects.
+        // Checked before opening, because opening a device can have effects.
         match fs::symlink_metadata(path) {
             Ok(found) if found.is_file() => {}
             Ok(found) => return Err(unreadable(format!("{shown} is {}, not a regular file", what_it_is(&found)))),
@@ -269,7 +280,7 @@ impl Spool {
             return Ok(None);
         }
         let mut content = Vec::new();
-        // One byte more than allowed: the size may grow between looking and reading.
+        // One byte more than allowed, because the file may have grown since its size was read.
         (&mut file).take(self.max_body.saturating_add(1)).read_to_end(&mut content).map_err(Refused::NotNow)?;
         if content.is_empty() {
             return Err(Refused::Problem(Problem::new(ProblemKind::MalformedJson, format!("{shown} is empty"))));
@@ -296,7 +307,8 @@ impl Spool {
             let mut error_name = free.clone();
             error_name.push(".error");
             let error_path = failed.join(&error_name);
-            // Made first and only if it is new, it also keeps the name for this process.
+            // Created before the move, and only if it is new: this also reserves the name for this
+            // process.
             let mut beside = match OpenOptions::new().write(true).create_new(true).mode(0o600).open(&error_path) {
                 Ok(file) => file,
                 Err(error) if error.kind() == ErrorKind::AlreadyExists => continue,
@@ -307,7 +319,8 @@ impl Spool {
             match moved {
                 Ok(()) => return sync_dir(&failed).map(|()| free),
                 Err(error) => {
-                    // It would say something of a file that is not there. If even this fails, it takes up a name.
+                    // Without its file, the `.error` would be wrong. If the removal fails too, a
+                    // name is lost and nothing else.
                     let _ = fs::remove_file(&error_path);
                     if error.kind() != ErrorKind::AlreadyExists {
                         return Err(at(&from)(error));
@@ -318,8 +331,8 @@ impl Spool {
         Err(at(&failed)(ErrorKind::AlreadyExists.into()))
     }
 
-    /// Moves a file from `cur/` to `new/` under the same name. A newer file of that name, which no process has taken yet, is
-    /// renamed first.
+    /// Moves a file from `cur/` back to `new/` under the same name. If a newer file there has that
+    /// name, which no process has taken yet, the newer file is renamed first.
     fn put_back(&self, name: &OsStr) -> io::Result<()> {
         let (cur, new) = (self.dir.join("cur").join(name), self.new_dir());
         for _ in 0..TRIES {
@@ -336,7 +349,7 @@ impl Spool {
     }
 
     fn back_and_stuck(&mut self, name: OsString, error: io::Error) -> Taken {
-        // When it can't even go back it stays in cur/, where recover finds it.
+        // If it can't be moved back, it stays in `cur/`, where `recover` finds it.
         let _ = self.put_back(&name);
         self.stuck(name, error)
     }
@@ -354,20 +367,22 @@ impl Spool {
     }
 }
 
-/// Why the caller does not get a claimed file.
+/// Why the caller doesn't get a claimed file.
 enum Refused {
     /// The file is invalid.
     Problem(Problem),
-    /// Something on this machine failed.
+    /// An operation on this machine failed.
     NotNow(io::Error),
 }
 
-/// The id of an action whose document has none: UUIDv5 over the file's name, modification time and content. A rename
-/// keeps them all, and so the same file is the same action however often it is taken.
+/// The id of an action whose document has none: a UUIDv5 of the file's name, modification time and
+/// content. A rename keeps all three, so the same file is the same action however often it is
+/// taken.
 pub fn derived_id(name: &OsStr, content: &[u8], modified_ns: i128) -> Uuid {
     let name = name.as_bytes();
     let mut all = Vec::with_capacity(name.len() + content.len() + 24);
-    // The length first, or a byte could move from the name to what follows and give the same id.
+    // The length comes first. Otherwise bytes could move from the name to the next field and give
+    // the same id.
     all.extend((name.len() as u64).to_le_bytes());
     all.extend(name);
     all.extend(modified_ns.to_le_bytes());
@@ -375,7 +390,7 @@ pub fn derived_id(name: &OsStr, content: &[u8], modified_ns: i128) -> Uuid {
     Uuid::new_v5(&NAMESPACE, &all)
 }
 
-/// Whether an operation failed because the file has gone, and not because a folder has.
+/// Whether an operation failed because the file is gone, and not because a folder is.
 fn vanished(path: &Path, error: &io::Error) -> bool {
     error.kind() == ErrorKind::NotFound && fs::symlink_metadata(path).is_err()
 }
@@ -388,7 +403,8 @@ fn is_for_us(name: &OsStr) -> bool {
     name.as_bytes().ends_with(b".json") && !name.as_bytes().starts_with(b".")
 }
 
-/// Follows no link, and doesn't wait for the other end of a FIFO. (The standard library sets `O_CLOEXEC`.)
+/// Follows no link, and doesn't wait for the other end of a FIFO. The standard library sets
+/// `O_CLOEXEC`.
 fn open_plainly(path: &Path) -> io::Result<File> {
     let flags = nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK;
     OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)

@@ -46,7 +46,7 @@ fn names(spool: &Spool, folder: &str) -> Vec<String> {
     names
 }
 
-/// The one file in `new/` fails when it is taken, with what is beside it in `failed/`.
+/// Takes the one file in `new/`, which must fail, and returns what is beside it in `failed/`.
 fn failure(spool: &mut Spool) -> Problem {
     let mut taken = spool.take(10).expect("taken");
     let Some(Taken::Failed { name, problem }) = taken.pop() else { panic!("not failed: {taken:?}") };
@@ -116,7 +116,7 @@ fn empty_and_too_large_files_fail_by_name() {
     let problem = failure(&mut spool);
     assert_eq!((problem.status, problem.detail.contains("large.json has 101 bytes")), (413, true), "{problem}");
     put(&spool, "just.json", &"x".repeat(100));
-    // Truncated JSON and bytes that are no text are the caller's to judge.
+    // Truncated JSON and bytes that are not text are for the caller to judge.
     put(&spool, "truncated.json", "{\"name\": \"x");
     fs::write(spool.dir.join("new/latin.json"), b"{\"name\": \"\xe9\"}").expect("written");
     assert_eq!(take_files(&mut spool).len(), 3);
@@ -131,7 +131,7 @@ fn what_is_not_a_regular_file_fails_and_is_not_followed() {
     assert!(failure(&mut spool).detail.contains("link.json is a symbolic link"));
     fs::create_dir(spool.dir.join("new/folder.json")).expect("made");
     assert!(failure(&mut spool).detail.contains("folder.json is a directory"));
-    // With nobody to write, a plain open of the FIFO would never return.
+    // Without a writer, a plain open of the FIFO would never return.
     mkfifo(&spool.dir.join("new/fifo.json"), nix::sys::stat::Mode::S_IRWXU).expect("made");
     assert!(failure(&mut spool).detail.contains("fifo.json is a FIFO"));
     let socket = std::os::unix::net::UnixListener::bind(spool.dir.join("new/socket.json")).expect("bound");
@@ -158,7 +158,7 @@ fn a_name_taken_in_done_or_failed_gets_a_suffix_and_so_does_its_error() {
         let error = fs::read(spool.dir.join("failed").join(format!("{name}.error"))).expect("beside");
         assert_eq!(serde_json::from_slice::<Problem>(&error).expect("a problem").detail, content);
     }
-    // A stray error of an earlier crash takes up its name.
+    // A stray `.error` file of an earlier crash occupies its name.
     fs::write(spool.dir.join("failed/y.json.error"), "old").expect("written");
     put(&spool, "y.json", "");
     spool.take(1).expect("taken");
@@ -185,8 +185,8 @@ fn names_that_are_not_utf_8_or_as_long_as_they_can_be_work() {
     assert!(names(&spool, "failed").iter().any(|name| name.ends_with("é.1.json.error")), "cut between characters");
 }
 
-/// How many files were left behind, when some are. A child that another test starts holds what this process held, locks too,
-/// until it has become another program.
+/// Waits until files can be recovered, and returns their number. A child process that another test
+/// starts holds this process's files and locks until it executes its program.
 #[allow(clippy::disallowed_methods, reason = "no arbiter runs here")]
 fn soon_recovered(spool: &mut Spool) -> usize {
     let started = std::time::Instant::now();
@@ -205,7 +205,7 @@ fn the_same_file_has_the_same_id_however_often_it_is_taken() {
     let first = take_files(&mut spool);
     spool.give_back(&first[0].name).expect("given back");
     assert_eq!(take_files(&mut spool), first);
-    // A crash: the locks are gone, the file is in cur/.
+    // A crash: the locks are gone, and the file is in `cur/`.
     let mut after = Spool::open(&spool.dir, MAX).expect("opens");
     drop(spool);
     assert_eq!(soon_recovered(&mut after), 1);
@@ -263,7 +263,7 @@ fn a_move_that_fails_leaves_the_file_and_is_an_error() {
     assert_eq!(names(&spool, "cur"), ["x.json"]);
     fs::create_dir(spool.dir.join("done")).expect("made");
     spool.done(&file.name).expect("now");
-    // A file that should fail, and can't: it is told, stays, and does not stand in the way.
+    // A file that should fail but can't be moved is reported, stays, and doesn't block other files.
     put(&spool, "empty.json", "");
     let taken = spool.take(1).expect("taken");
     assert!(matches!(&taken[..], [Taken::Stuck { name, .. }] if name == "empty.json"), "{taken:?}");
@@ -276,12 +276,13 @@ fn a_move_that_fails_leaves_the_file_and_is_an_error() {
 
 #[test]
 fn a_full_disk_leaves_the_file_where_it_is() {
-    // Only a privileged process in a namespace of its own could mount a small disk; a limit on the size of files is
-    // the same to the code: the error beside the file can't be written.
+    // Only a privileged process in its own namespace could mount a small disk. A limit on file size
+    // has the same effect on the code: the `.error` file can't be written.
     run_child("child_with_no_room", &[], None);
 }
 
-/// The body of [`a_full_disk_leaves_the_file_where_it_is`], in a process of its own because limits are a process's.
+/// The body of [`a_full_disk_leaves_the_file_where_it_is`], in its own process because limits apply
+/// to a whole process.
 #[test]
 fn child_with_no_room() {
     use nix::sys::{resource, signal};
@@ -399,7 +400,7 @@ fn a_file_that_may_not_be_read_fails() {
     let (dir, spool) = spool();
     fs::set_permissions(put(&spool, "closed.json", "{}"), fs::Permissions::from_mode(0o000)).expect("set");
     if Uid::effective().is_root() {
-        // Root may read everything, so somebody else has to try.
+        // Root may read everything, so the test needs another user.
         let folders = ["", "tmp", "new", "cur", "done", "failed", "new/closed.json"].map(|name| spool.dir.join(name));
         for path in folders.iter().map(PathBuf::as_path).chain([dir.path()]) {
             chown(path, Some(Uid::from_raw(NOBODY)), Some(Gid::from_raw(NOBODY))).expect("changed");
@@ -439,7 +440,7 @@ fn of_two_processes_only_one_takes_each_file() {
     assert_eq!((taken.len(), different.len(), names(&spool, "done").len()), (1_000, 1_000, 1_000));
 }
 
-/// One of the two of [`of_two_processes_only_one_takes_each_file`].
+/// One of the two processes of [`of_two_processes_only_one_takes_each_file`].
 #[test]
 fn child_that_races() {
     let (Some(dir), Some(list)) = (argument(0), argument(1)) else { return };

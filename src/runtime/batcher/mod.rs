@@ -1,12 +1,14 @@
-//! Gathers items from many senders and writes them in one transaction: the one mechanism behind the command store, the
-//! outcomes and the sessions.
+//! Collects items from many senders and writes them in one transaction. The command store, the
+//! outcomes and the sessions are batchers.
 //!
-//! A [`Put`] is answered after the commit of its items. While one batch is written the next one fills. A batch that can't be
-//! written is kept and tried again with backoff, for as long as it takes. It is never dropped, and since senders have a
-//! bounded number of puts in flight, they slow down. If one item keeps the batch from being written, that item is found and
-//! answered with its error, and the rest is written: see [`isolation`](crate::runtime::isolation).
+//! A [`Put`] is answered after the commit of its items. While one batch is written, the next one
+//! fills. A batch that can't be written is kept and tried again with backoff, for as long as it
+//! takes. It is never dropped. Senders have a bounded number of puts in flight, so they slow down.
+//! If one item keeps the batch from being written, that item is found and answered with its error,
+//! and the rest is written: see [`isolation`](super::isolation).
 //!
-//! Crash: what it holds is dropped and its senders get [`Interrupted`]. They read the store, or put it in again.
+//! Crash: the items in memory are dropped, and their senders get [`Interrupted`]. They read the
+//! store, or put the items again.
 
 use crate::domain::batch::{Filling, Limits, Reason, Tip};
 use crate::error_chain::ErrorChain;
@@ -26,46 +28,47 @@ mod tests;
 
 /// Where a batcher's items go.
 pub trait Sink: Clone + Unpin + 'static {
-    /// What is put in.
+    /// One item to write.
     type Item: 'static + Send + Unpin;
-    /// What comes back for each, after the commit.
+    /// The answer to one item, after the commit.
     type Answer: 'static + Send + Unpin;
 
-    /// The actor's name, for logs.
+    /// The actor's name in logs and metrics.
     const NAME: &'static str;
 
-    /// How much of a batch an item takes up.
+    /// How much of a batch's limit an item uses.
     fn weight(_item: &Self::Item) -> usize {
         1
     }
 
-    /// Where it counts.
+    /// The metrics that the batcher counts in.
     fn metrics(&self) -> &Metrics;
 
-    /// Writes all items in one transaction, or none; answers in their order.
+    /// Writes all items in one transaction, or none. Returns the answers in their order.
     fn write(&self, items: &[Self::Item]) -> impl Future<Output = StoreResult<Vec<Self::Answer>>>;
 
-    /// Tells others what is durable now, before the answers go out.
+    /// Signals what is now durable, before the answers are sent.
     fn written(&self, items: Vec<Self::Item>, answers: &[Verdict<Self::Answer>]) -> impl Future<Output = ()>;
 }
 
-/// The store won't take an item, now or later.
+/// The store rejects an item, now and later.
 #[derive(Clone, Debug, thiserror::Error)]
 #[error("{0}")]
 pub struct ItemRejected(String);
 
-/// The batcher crashed, or stopped, with items in hand. Whether they were written only the store can say.
+/// The batcher crashed or stopped with items in memory. Only the store knows whether they were
+/// written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("the actor that writes this was interrupted; the store says whether it was written")]
 pub struct Interrupted;
 
-/// What came of one item.
+/// The answer to one item.
 pub type Verdict<A> = Result<A, ItemRejected>;
 
-/// What came of the items of a [`Put`], in their order.
+/// The answers to the items of a [`Put`], in their order.
 pub type Answers<A> = Result<Vec<Verdict<A>>, Interrupted>;
 
-/// Anyone → batcher: these items. Answered in their order after the commit.
+/// Any part → batcher: write these items. Answered in their order after the commit.
 pub struct Put<I, A> {
     items: Vec<I>,
     answer: PhantomData<fn() -> A>,
@@ -75,7 +78,7 @@ impl<I, A: 'static> Message for Put<I, A> {
     type Result = Answers<A>;
 }
 
-/// The way into a batcher.
+/// A handle for putting items into a batcher.
 pub struct Writer<I: Send + 'static, A: Send + 'static>(Recipient<Put<I, A>>);
 
 impl<I: Send + 'static, A: Send + 'static> Clone for Writer<I, A> {
@@ -85,7 +88,7 @@ impl<I: Send + 'static, A: Send + 'static> Clone for Writer<I, A> {
 }
 
 impl<I: Send + 'static, A: Send + 'static> Writer<I, A> {
-    /// The way into the batcher at this address.
+    /// A handle to the batcher at this address.
     pub fn new<S>(batcher: Addr<Batcher<S>>) -> Self
     where
         S: Sink<Item = I, Answer = A>,
@@ -93,7 +96,7 @@ impl<I: Send + 'static, A: Send + 'static> Writer<I, A> {
         Self(batcher.recipient())
     }
 
-    /// Puts items in. They are queued when this returns, and answered after their commit.
+    /// Puts items in. They are queued when this returns. The future resolves after their commit.
     ///
     /// # Errors
     /// [`Interrupted`]: the items may or may not be written.
@@ -103,10 +106,10 @@ impl<I: Send + 'static, A: Send + 'static> Writer<I, A> {
     }
 }
 
-/// Where the answers to a [`Put`] go.
+/// The channel for the answers to a [`Put`].
 type Reply<A> = oneshot::Sender<Vec<Verdict<A>>>;
 
-/// The sender of a [`Put`], and the answers that are there.
+/// The sender of a [`Put`], and the answers so far.
 struct Waiting<A> {
     answers: RefCell<Vec<Option<Verdict<A>>>>,
     left: Cell<usize>,
@@ -122,13 +125,13 @@ impl<A> Waiting<A> {
         if self.left.get() == 0
             && let Some(reply) = self.reply.take()
         {
-            // A sender that no longer waits has gone; what it put in is durable all the same.
+            // A sender that no longer waits is gone. Its items are durable all the same.
             reply.send(self.answers.take().into_iter().flatten().collect()).ok();
         }
     }
 }
 
-/// An item, and the put that it is of.
+/// An item, and the put that it belongs to.
 struct Entry<S: Sink> {
     item: S::Item,
     owner: Rc<Waiting<S::Answer>>,
@@ -158,7 +161,7 @@ pub struct Batcher<S: Sink> {
     sink: S,
     limits: Limits,
     filling: Filling<Group<S>>,
-    /// What failed and is to be tried again.
+    /// Batches and parts that failed and are tried again.
     retries: Retries<Entry<S>>,
     flushing: bool,
     /// A `TipNow` is in the mailbox.
@@ -175,7 +178,7 @@ impl<S: Sink> Batcher<S> {
         Self { sink, limits, filling, retries, flushing: false, tipping: false, timer: None, drained: Vec::new() }
     }
 
-    /// Writes what is due, or sets the timer to when something is.
+    /// Writes what is due, or sets the timer for the next write.
     fn consider(&mut self, ctx: &mut Context<Self>) {
         if let Some(timer) = self.timer.take() {
             ctx.cancel_future(timer);
@@ -256,7 +259,7 @@ impl<S: Sink> Batcher<S> {
     }
 }
 
-/// Writes a part in one transaction and answers its owners; or gives it back with the error.
+/// Writes a part in one transaction and answers its owners, or returns it with the error.
 async fn write<S: Sink>(sink: S, mut part: Part<Entry<S>>) -> Option<(Part<Entry<S>>, StoreError)> {
     let entries = std::mem::take(&mut part.items);
     let (items, owners): (Vec<_>, Vec<_>) =
@@ -287,7 +290,7 @@ impl<S: Sink> Actor for Batcher<S> {
 
 impl<S: Sink> Supervised for Batcher<S> {
     fn restarting(&mut self, _: &mut Self::Context) {
-        // The senders of what was in here see their replies dropped.
+        // The senders of these items see their replies dropped.
         self.sink.metrics().progress().works(S::NAME);
         *self = Self::new(self.sink.clone(), self.limits);
     }
@@ -307,7 +310,7 @@ impl<S: Sink> Handler<Put<S::Item, S::Answer>> for Batcher<S> {
         self.filling.push(Group { items, reply }, weight, now);
         self.sink.metrics().batch_waits(S::NAME, self.filling.weight());
         if first && !self.flushing && self.retries.is_empty() && self.filling.is_quiet(now) {
-            // Behind what is in the mailbox already: all of that goes into the same batch.
+            // Queued behind the messages in the mailbox, which all go into the same batch.
             self.tipping = true;
             ctx.address().do_send(TipNow);
         } else {
@@ -317,7 +320,7 @@ impl<S: Sink> Handler<Put<S::Item, S::Answer>> for Batcher<S> {
     }
 }
 
-/// To itself: the mailbox holds nothing more that came before the first item.
+/// Batcher → itself: the messages that were in the mailbox before this one are handled.
 #[derive(Message)]
 #[rtype(result = "()")]
 struct TipNow;

@@ -1,5 +1,5 @@
-//! One connection of an agent, from its upgrade to its close: greets, has a [`Session`] serve it, and says goodbye.
-//! Tested with a socket in `tests.rs`.
+//! One connection of an agent, from upgrade to close: greets the agent, runs its [`Session`], and
+//! closes the socket.
 
 use super::deps::SessionDeps;
 use super::greeting::greet;
@@ -10,7 +10,7 @@ use actix_ws::{AggregatedMessageStream, CloseCode, CloseReason};
 use std::time::Duration;
 use uuid::Uuid;
 
-/// Serves one connection until it ends. `agent` has shown this token.
+/// Serves one connection until it ends. `agent` has authenticated with this token.
 pub async fn serve(
     deps: SessionDeps,
     agent: AgentRef,
@@ -37,6 +37,6 @@ pub async fn serve(
         }
         socket.close(Some(CloseReason { code: CloseCode::from(end.code), description: None })).await
     };
-    // A peer that doesn't read won't read this either; the socket is dropped then.
+    // A peer that doesn't read won't read this either. The socket is dropped then.
     tokio::time::timeout(Duration::from_secs(5), farewell).await.ok();
 }

@@ -7,24 +7,24 @@ use actix::prelude::*;
 use std::sync::Arc;
 use tokio::sync::Semaphore;
 
-/// Bytes of results that all sessions together have in memory.
+/// Maximum number of bytes of results in memory, over all sessions.
 const RESULTS_IN_MEMORY: usize = 256 * 1024 * 1024;
 
 /// See the module.
 #[derive(Clone)]
 pub struct SessionDeps {
-    /// What every part of this process works with.
+    /// The context of this process.
     pub node: Arc<Node>,
-    /// Where results are recorded.
+    /// Records results.
     pub context: SenderContext,
-    /// Where a session signs its connection on.
+    /// Signs connections on.
     pub sender: Addr<StreamSender>,
-    /// Bytes of results that all sessions together may have in memory.
+    /// Permits for the bytes of results in memory, over all sessions.
     pub budget: Arc<Semaphore>,
 }
 
 impl SessionDeps {
-    /// With an empty memory.
+    /// With the whole budget free.
     pub fn new(node: Arc<Node>, context: SenderContext, sender: Addr<StreamSender>) -> Self {
         Self { node, context, sender, budget: Arc::new(Semaphore::new(RESULTS_IN_MEMORY)) }
     }

@@ -13,7 +13,7 @@ use uuid::Uuid;
 /// Why a session ends.
 pub(super) struct End {
     pub(super) code: u16,
-    /// For an `error` frame before the close.
+    /// Sent in an `error` frame before the close.
     pub(super) error: Option<(&'static str, String)>,
 }
 
@@ -26,7 +26,7 @@ impl End {
         Self { code, error: Some((name, message.into())) }
     }
 
-    /// The connection isn't signed on, or no more.
+    /// The end of a connection that isn't signed on, or no longer is.
     pub(super) fn refused(why: NotConnected) -> Self {
         match why {
             NotConnected::Away => Self::with(close::GOING_AWAY),
@@ -42,7 +42,7 @@ impl End {
     }
 }
 
-/// Waits for a valid `hello`, and signs the connection on.
+/// Waits for a valid `hello` and signs the connection on.
 pub(super) async fn greet(
     deps: &SessionDeps,
     agent: &AgentRef,
@@ -73,7 +73,7 @@ pub(super) async fn greet(
     if deps.node.store.agent_refresh(agent.no, None, &hello.facts, &hello.version).await.map_err(away)? {
         deps.node.signals.agent_changed(agent.no);
     }
-    // What the agent showed may be of some seconds ago: whether it is still let in, the store says now.
+    // The authentication may be seconds old. The store says now whether the agent is still allowed.
     let connected = deps.sender.send(Connect { agent_no: agent.no, token, after: None }).await;
     let connected = connected.unwrap_or(Err(NotConnected::Away)).map_err(End::refused)?;
     Ok((hello, connected))

@@ -1,4 +1,4 @@
-//! What sessions and the stream sender say to each other. How a dropped connection signs off is tested with the sender.
+//! The messages between sessions and the stream sender.
 
 use crate::senders::contract::Delivery;
 use actix::prelude::*;
@@ -10,36 +10,37 @@ use uuid::Uuid;
 /// Stream sender → a session.
 #[derive(Debug)]
 pub(super) enum ToSession {
-    /// Deliver these.
+    /// Deliver these commands.
     Commands(Vec<Delivery>),
-    /// A user cancelled these.
+    /// A user cancelled these actions.
     Cancelled(Arc<[(i64, Uuid)]>),
-    /// A newer connection of this agent is here.
+    /// The agent has a newer connection.
     Replaced,
-    /// The server goes away.
+    /// The server stops.
     Leave,
     /// The agent is disabled or removed.
     Disabled,
 }
 
-/// Session → stream sender: this agent is connected. Answered when the store knows; then the backlog can be read.
+/// Session → stream sender: this agent is connected. Answered after the store has committed it.
+/// Then the session can read the backlog.
 #[derive(Message)]
 #[rtype(result = "Result<Connected, NotConnected>")]
 pub struct Connect {
     /// The agent.
     pub agent_no: i64,
-    /// The token that it has shown.
+    /// The token that it authenticated with.
     pub token: Uuid,
-    /// The same connection was signed on before, with this epoch.
+    /// The epoch with which the same connection was signed on before.
     pub after: Option<i64>,
 }
 
 /// Why a connection is not signed on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotConnected {
-    /// This process stops, or the store could not be asked.
+    /// This process stops, or the store is unavailable.
     Away,
-    /// The agent is disabled or removed, or its token is not valid any more.
+    /// The agent is disabled or removed, or its token is no longer valid.
     NotAllowed,
     /// The agent has a newer connection.
     Replaced,
@@ -47,20 +48,20 @@ pub enum NotConnected {
 
 /// A session's end of its connection to the stream sender.
 pub struct Connected {
-    /// What is to be done.
+    /// Messages to the session.
     pub(super) inbox: mpsc::Receiver<ToSession>,
-    /// Set when something didn't fit into the inbox: the store has more.
+    /// Set when something didn't fit into the inbox: the store has more commands.
     pub more: Arc<AtomicBool>,
-    /// Set when a newer connection of the agent is here, also if the inbox had no room to say so.
+    /// Set when the agent has a newer connection. Works even if the inbox is full.
     pub replaced: Arc<AtomicBool>,
-    /// Which of the agent's connections it is, for the store.
+    /// The connection's epoch in the store.
     pub epoch: i64,
     /// Signs the connection off.
     pub(super) _sign_off: SignOff,
 }
 
-/// Tells the stream sender that a connection is gone, however it went: its task may have panicked, or may never have
-/// learned that it was signed on.
+/// Tells the stream sender on drop that a connection is gone. This covers a task that panicked and
+/// one that never learned that it was signed on.
 pub(super) struct SignOff {
     pub(super) sender: Recipient<Disconnect>,
     pub(super) agent_no: i64,
@@ -75,15 +76,16 @@ impl Drop for SignOff {
     }
 }
 
-/// Session → stream sender: this connection is gone, and all that it held is recorded, or is found in the store.
+/// Session → stream sender: this connection is gone. All that it held is recorded or still in the
+/// store.
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct Disconnect {
     /// The agent.
     pub agent_no: i64,
-    /// Which of its connections to this process.
+    /// The connection's number in this process.
     pub serial: u64,
-    /// The same for the store, if it has said so.
+    /// Its epoch, if the store has answered.
     pub epoch: Option<i64>,
 }
 
@@ -91,7 +93,7 @@ pub struct Disconnect {
 pub(super) struct Handle {
     pub(super) serial: u64,
     pub(super) token: Uuid,
-    /// Which of the agent's connections it is; while the store has not said so, none before it is newer.
+    /// The connection's epoch. `None` until the store has answered; it then counts as the newest.
     pub(super) epoch: Option<i64>,
     pub(super) inbox: mpsc::Sender<ToSession>,
     pub(super) more: Arc<AtomicBool>,

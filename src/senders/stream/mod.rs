@@ -1,7 +1,8 @@
 //! The stream sender: delivers commands to agents that are connected by WebSocket.
 //!
-//! [`StreamSender`] is the actor; it knows which connection belongs to which agent. Each connection is a task of its own
-//! ([`connection`]): it greets the agent, then a session serves it, and keeps what is in flight to it ([`in_flight`]).
+//! [`StreamSender`] is the actor; it knows which connection belongs to which agent. Each connection
+//! is a task of its own ([`connection`]). It greets the agent, then a session serves the agent and
+//! tracks what is in flight to it ([`in_flight`]).
 
 pub mod connection;
 mod deps;

@@ -1,4 +1,5 @@
-//! What a session asks of the store: backlogs, and records that are tried again while the outcomes are being restarted.
+//! A session's requests to the store: backlogs, and records that are tried again while the outcomes
+//! actor restarts.
 
 use super::deps::SessionDeps;
 use super::in_flight::result_report;
@@ -15,22 +16,23 @@ use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
 
-/// How often a record is tried before the connection is given up.
+/// How often a record is tried before the session ends.
 const RECORD_TRIES: u32 = 6;
 
-/// Something that was under way is done.
+/// The result of a finished request.
 pub(super) enum Done {
-    /// Results: what the agent is told, or nothing could be recorded.
+    /// Results: the answer to the agent. `None` if nothing could be recorded.
     Results(Option<Stored>),
-    /// Other reports, and the answers to those that concern a run at the agent.
+    /// Other reports: the answers to those about a run at the agent. `None` if nothing could be
+    /// recorded.
     Reports(Option<Vec<(RunRef, Answer)>>),
     /// A part of the backlog, and whether the store has more.
     Backlog(Result<(Vec<Delivery>, bool), StoreError>),
-    /// Runs that the agent has from before.
+    /// Runs that the agent has from earlier connections, and actions that don't exist.
     Adopted(Vec<(Arc<Action>, i32)>, Vec<Uuid>),
 }
 
-/// Reads a part of the backlog: what is due now; what is due soon goes to the scheduler.
+/// Reads a part of the backlog: commands that are due now. Those due soon go to the scheduler.
 pub(super) async fn backlog(
     deps: &SessionDeps,
     agent_no: i64,
@@ -40,7 +42,7 @@ pub(super) async fn backlog(
     let rows = deps.node.store.command_backlog(agent_no, now.plus(deps.node.config.delay.horizon.0), limit).await?;
     let full = rows.len() >= limit;
     let (due, soon): (Vec<_>, Vec<_>) = rows.into_iter().partition(|due| due.due_at <= now);
-    // What is due now comes first: with something of later in the page, there is no more that is due now.
+    // Rows come in due order. If the page contains a later command, no more are due now.
     let more = full && soon.is_empty();
     deps.node.signals.due_soon(soon);
     let mut deliveries = Vec::with_capacity(due.len());
@@ -52,7 +54,8 @@ pub(super) async fn backlog(
     Ok((deliveries, more))
 }
 
-/// Records results, also those of runs that this session didn't deliver, and says what the agent is to be told.
+/// Records results, including those of runs that this session didn't deliver, and returns the
+/// answer to the agent.
 pub(crate) async fn store_results(
     actions: &ActionCache,
     context: &SenderContext,
@@ -80,7 +83,7 @@ pub(crate) async fn store_results(
     log::trace!(agent = agent_no, results = reports.len(); "recording results");
     for ((run, is_expired), answer) in runs.into_iter().zip(record(context, reports).await?) {
         match answer {
-            // It comes again. Told why, the agent may learn the time anew.
+            // The run comes again. The reason gives the agent the server's time.
             Ok(Answer::Again { .. }) if is_expired => {
                 let reason = format!("it has not expired: the server's time is {}", context.store.now());
                 stored.rejected.push(Rejected { action: run.action, run: run.run, reason });
@@ -98,7 +101,7 @@ pub(crate) async fn store_results(
     Some(stored)
 }
 
-/// An action by its public id; the outer `None`: the store is away.
+/// Finds an action by its public id. The outer `None` means that the store is away.
 async fn look_up(actions: &ActionCache, run: RunRef) -> Option<Option<Arc<Action>>> {
     for attempt in 0..RECORD_TRIES {
         match actions.get_by_id(run.action).await {
@@ -110,7 +113,7 @@ async fn look_up(actions: &ActionCache, run: RunRef) -> Option<Option<Arc<Action
     None
 }
 
-/// Records, patiently while the outcomes are being restarted.
+/// Records reports, with retries while the outcomes actor restarts.
 pub(crate) async fn record(context: &SenderContext, reports: Vec<Report>) -> Option<Vec<Verdict<Answer>>> {
     for attempt in 0..RECORD_TRIES {
         if let Ok(answers) = context.record(reports.clone()).await {

@@ -1,13 +1,12 @@
 //! One agent's connection, from `hello` to the close.
 //!
-//! A loop over what can happen next: the socket takes a frame, the agent says something, the stream sender has commands, a
-//! record is durable, or a deadline has come. Everything that is under way is bounded, and while a bound is reached the
-//! socket isn't read, so that the pressure reaches the agent. Results are answered `stored` after their commit.
+//! A loop over the next event: the socket takes a frame, the agent sends something, the stream
+//! sender has commands, a record is durable, or a deadline has passed. Everything in flight is
+//! bounded. While a bound is reached, the socket isn't read, so that the agent feels backpressure.
+//! Results are answered `stored` after their commit.
 //!
-//! Should the store's actors fall, records are tried again a few times; then the connection is closed with 1012, and the
-//! agent comes back with all that was not stored.
-//!
-//! It needs a socket to be tested: the tests beside this file (`tests.rs`) serve whole connections.
+//! If the store's actors crash, records are tried again a few times. Then the connection is closed
+//! with 1012, and the agent reconnects with all results that were not stored.
 
 use super::deps::SessionDeps;
 use super::greeting::End;
@@ -33,16 +32,16 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
-/// Frames that wait for the socket; beyond that the agent isn't read.
+/// Maximum number of frames that wait for the socket. At this number the agent isn't read.
 const OUTBOX: usize = 64;
-/// Records under way; beyond that the agent isn't read.
+/// Maximum number of records in flight. At this number the agent isn't read.
 const RECORDS: usize = 16;
-/// How long the socket may take no frame.
+/// How long the socket may accept no frame.
 const STALLED: Duration = Duration::from_secs(30);
-/// A frame of commands is closed when it has grown to this, in bytes.
+/// Size in bytes at which a frame of commands is closed.
 const FULL_FRAME: usize = MAX_FRAME / 2;
 
-/// One agent, while it is connected.
+/// One connected agent.
 pub(super) struct Session {
     deps: SessionDeps,
     agent: AgentRef,
@@ -50,13 +49,13 @@ pub(super) struct Session {
     connected: Connected,
     in_flight: InFlight,
     outbox: VecDeque<String>,
-    /// Since when the socket takes no frame.
+    /// Since when the socket has accepted no frame.
     stalled: Option<Instant>,
     working: FuturesUnordered<LocalBoxFuture<'static, Done>>,
-    /// Results that wait for room in the budget.
+    /// Results that wait for room in the memory budget.
     parked: Option<(Vec<RunResult>, u32)>,
     reading_backlog: bool,
-    /// Not before this, since the store was away.
+    /// No backlog is read before this time, because the store was away.
     backlog_after: Instant,
     last_heard: Instant,
     last_ping: Instant,
@@ -93,7 +92,7 @@ impl Session {
         if hello.running.is_empty() {
             self.read_backlog();
         } else {
-            // What the agent has already is taken in first, lest it be delivered again.
+            // Adopt the agent's runs first, so that they are not delivered again.
             self.adopt(hello.running);
         }
         loop {
@@ -104,7 +103,7 @@ impl Session {
             let deadline = self.deadline();
             let listening = self.outbox.len() < OUTBOX && self.working.len() < RECORDS && self.parked.is_none();
             if !listening {
-                // Who isn't listened to can't be silent.
+                // An agent that isn't read can't be called silent.
                 self.last_heard = Instant::now();
             }
             let (next_frame, parked) =
@@ -139,7 +138,8 @@ impl Session {
     }
 
     fn deliver(&mut self) {
-        // The next commands are chosen when the socket has taken the ones before: priorities may have changed.
+        // The next commands are chosen after the socket has taken the earlier ones: priorities may
+        // have changed.
         if !self.outbox.is_empty() {
             return;
         }
@@ -169,7 +169,7 @@ impl Session {
     fn deadline(&self) -> Instant {
         let fixed = (self.last_ping + PING_EVERY).min(self.last_heard + SILENCE);
         let stalled = self.stalled.map(|since| since + STALLED);
-        // A backlog that could not be read is read again then.
+        // After this time, a backlog that could not be read is read again.
         let backlog = Some(self.backlog_after).filter(|at| *at > Instant::now());
         [self.in_flight.next_deadline(), stalled, backlog].into_iter().flatten().fold(fixed, Instant::min)
     }
@@ -184,7 +184,7 @@ impl Session {
         }
         if now >= self.last_ping + PING_EVERY {
             self.last_ping = now;
-            // A socket that is full is found out by `stalled`.
+            // A full socket is detected by `stalled`.
             tokio::time::timeout(Duration::from_millis(100), socket.ping(b"")).await.ok();
         }
         if self.in_flight.take_early(now) {
@@ -211,7 +211,7 @@ impl Session {
             Some(Ok(AggregatedMessage::Binary(_))) => {
                 Some(End::error(close::MALFORMED, "binary", "frames are JSON text"))
             }
-            // The connection broke: nobody is there to be told.
+            // The connection broke: no error frame can be sent.
             Some(Ok(AggregatedMessage::Close(_)) | Err(ProtocolError::Io(_))) | None => Some(End::with(close::DONE)),
             Some(Err(error)) => Some(End::error(close::MALFORMED, "bad-frame", error.to_string())),
         }
@@ -248,7 +248,7 @@ impl Session {
                 }
                 None
             }
-            // Not kept by this version; without `metadata_stored` the agent keeps it.
+            // This version stores no metadata. Without `metadata_stored`, the agent keeps it.
             AgentFrame::Metadata { .. } => None,
             AgentFrame::Error(ErrorFrame { code, message }) => {
                 let message: String = message.chars().take(500).collect();
@@ -294,12 +294,14 @@ impl Session {
         }
     }
 
-    /// Takes commands onto the desk; those without room get an open row and are read from the store later.
+    /// Offers commands to the agent's desk. Those without room get an open row and are read from
+    /// the store later.
     fn offer(&mut self, deliveries: Vec<Delivery>, from_backlog: bool) {
         let now = Instant::now();
         let mut held = Vec::new();
         for delivery in deliveries {
-            // The backlog comes in order; what the scheduler brings may be less urgent than what is still to be read.
+            // The backlog comes in order. A command from the scheduler may be less urgent than
+            // those still to be read.
             let store_has_more = !from_backlog && self.connected.more.load(Ordering::Acquire);
             if let Offered::Back(back) = self.in_flight.offer(delivery, store_has_more, now) {
                 self.connected.more.store(true, Ordering::Release);
@@ -319,14 +321,15 @@ impl Session {
         self.connected.more.store(false, Ordering::Release);
         let deps = self.deps.clone();
         let agent_no = self.agent.no;
-        // What is here already comes again, and is known: so many more are read.
+        // The page contains the commands that are here already, so the limit is raised by their
+        // number.
         let limit = QUEUE + self.in_flight.queued() + self.in_flight.flying();
         self.working.push(Box::pin(async move { Done::Backlog(backlog(&deps, agent_no, limit).await) }));
     }
 
     fn adopt(&mut self, runs: Vec<RunRef>) {
         let actions = self.deps.node.actions.clone();
-        // More than any capacity can't be running; the rest would only cost look-ups.
+        // An agent can't run more than its capacity. Looking up more would be wasted.
         let runs: HashSet<RunRef> = runs.into_iter().take(2 * MAX_CAPACITY).collect();
         self.working.push(Box::pin(async move {
             let (mut adopted, mut unknown) = (Vec::new(), Vec::new());
@@ -387,14 +390,15 @@ impl Session {
                 let mut over = Vec::new();
                 for (run, answer) in answers {
                     match answer {
-                        // Its row says `sent`, and its result is awaited; or it is undeliverable.
+                        // The row says `sent`, and the result is awaited; or the command is
+                        // undeliverable.
                         Answer::Stored => self.in_flight.settled(run),
-                        // An attempt that failed: it comes again through the scheduler.
+                        // The attempt failed. The scheduler delivers the command again.
                         Answer::Again { .. } => self.in_flight.forget(run),
-                        // Decided while the agent was away: nobody waits for its result.
+                        // The run was decided while the agent was away. Its result is not awaited.
                         Answer::Decided | Answer::Rejected(_) => {
                             self.in_flight.finish(run, Instant::now());
-                            // A later run kills this one by its arrival; a cancel would hit them both.
+                            // A later run kills this one when it arrives. A cancel would hit both.
                             if !self.in_flight.has(run.action) {
                                 over.push(run.action);
                             }
@@ -438,14 +442,14 @@ impl Session {
         None
     }
 
-    /// Finishes what is under way, and leaves to the store what was in hand.
+    /// Finishes what is in flight and hands all unfinished commands back to the store.
     pub(super) async fn leave(&mut self) {
         while let Some(done) = self.working.next().await {
             if let Done::Results(Some(stored)) = done {
                 stored.commands.iter().for_each(|run| self.in_flight.forget(*run));
             }
         }
-        // Commands that were on their way in here.
+        // Commands that were still in the inbox.
         self.connected.inbox.close();
         let mut reports = Vec::new();
         while let Some(input) = self.connected.inbox.recv().await {
@@ -460,7 +464,7 @@ impl Session {
         if record(&self.deps.context, reports).await.is_none() {
             log::warn!(agent = self.agent.name.as_str(); "what an agent left behind is looked at again later");
         } else if self.connected.replaced.load(Ordering::Acquire) {
-            // Its newer connection, here or elsewhere, may have read its backlog before.
+            // The newer connection, here or elsewhere, may have read its backlog before this.
             self.deps.node.signals.backlog_changed(self.agent.no);
         }
     }

@@ -1,4 +1,5 @@
-//! Writes which agents are connected here: the connects and disconnects of many sessions in one transaction.
+//! Writes which agents are connected here: connects and disconnects of many sessions share one
+//! transaction.
 
 use crate::context::Node;
 use crate::metrics::Metrics;
@@ -11,50 +12,52 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// The actor.
 pub type Sessions = Batcher<SessionSink>;
 
-/// The way into it.
+/// The actor's handle for the stream sender.
 pub type SessionWriter = Writer<SessionChange, Option<Opened>>;
 
-/// A connection came or went.
+/// A connection was opened or closed.
 #[derive(Clone, Copy, Debug)]
 pub enum SessionChange {
-    /// It is here.
+    /// The agent is connected.
     Opened {
         /// What the store needs to know.
         opening: SessionOpening,
-        /// A later connection to this process has a higher one.
+        /// The connection's number in this process; later ones are higher.
         serial: u64,
     },
-    /// It is gone.
+    /// The connection is gone.
     Closed {
         /// The agent.
         agent_no: i64,
-        /// The connection that it was.
+        /// The connection's number in this process.
         serial: u64,
-        /// The same, if the store has said so; without it, all that this process has had of the agent.
+        /// Its epoch, if the store has answered. Without one, all of the agent's sessions at this
+        /// process are closed.
         epoch: Option<i64>,
     },
 }
 
-/// Connects, as (agent, serial), that are not written yet, and whether a disconnect or a newer connect has overtaken them.
+/// Connects that are not written yet, as (agent, serial), and whether a disconnect or a newer
+/// connect has overtaken them.
 ///
-/// A batch that failed is set aside while others are written: a connect that is tried again must not bring back a connection
-/// that has gone, nor take the place of a newer one.
+/// A batch that failed is set aside while others are written. A retried connect must not bring back
+/// a connection that is gone, nor replace a newer one.
 #[derive(Clone, Debug, Default)]
 pub struct Opening(Arc<Mutex<BTreeMap<(i64, u64), bool>>>);
 
 impl Opening {
     fn lock(&self) -> MutexGuard<'_, BTreeMap<(i64, u64), bool>> {
-        // Whole at every step.
+        // The map is consistent after every step.
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// These are about to be written.
+    /// Registers changes that are about to be written.
     fn begin(&self, changes: &[SessionChange]) {
         let mut opening = self.lock();
         for change in changes {
             match *change {
                 SessionChange::Opened { opening: SessionOpening { agent_no, after, .. }, serial } => {
-                    // One that is opened once more is older than one that is opened for the first time.
+                    // A repeated opening is older than a first one.
                     if after.is_none() {
                         opening
                             .range_mut((agent_no, 0)..(agent_no, serial))
@@ -76,7 +79,7 @@ impl Opening {
         }
     }
 
-    /// These are written, or never will be.
+    /// Removes changes that are written, or never will be.
     fn end(&self, changes: &[SessionChange]) {
         let mut opening = self.lock();
         for change in changes {
@@ -87,18 +90,18 @@ impl Opening {
     }
 }
 
-/// Connects and disconnects, on their way into the store.
+/// Writes connects and disconnects to the store.
 #[derive(Clone)]
 pub struct SessionSink {
-    /// Where they are written, counted and signalled.
+    /// Store, metrics and signals.
     pub node: Arc<Node>,
-    /// Empty at first.
+    /// Empty at the start.
     pub opening: Opening,
 }
 
 impl Sink for SessionSink {
     type Item = SessionChange;
-    /// What became of one that was opened.
+    /// The result of an opening.
     type Answer = Option<Opened>;
 
     const NAME: &'static str = "sessions";
@@ -117,7 +120,7 @@ impl Sink for SessionSink {
             let agents: Vec<i64> = opened.keys().copied().collect();
             let moved: HashSet<i64> = self.node.store.session_elsewhere(&agents).await?.into_iter().collect();
             answers = agents.iter().copied().zip(self.node.store.session_open(&openings).await?).collect();
-            // Where they were, their connections may half live on.
+            // The nodes that held these agents may still have half-dead connections.
             let superseded = answers.iter().filter_map(|(agent_no, opened)| match opened {
                 Opened::As(epoch) if moved.contains(agent_no) => Some((*agent_no, *epoch)),
                 _ => None,
@@ -143,7 +146,7 @@ impl Sink for SessionSink {
     }
 }
 
-/// What is left to be written of many changes: the newest connection of an agent is all that counts.
+/// The changes that remain to be written: only the newest connection of an agent counts.
 #[derive(Debug, Default)]
 struct Batch {
     opened: BTreeMap<i64, (SessionOpening, u64)>,
@@ -154,12 +157,12 @@ struct Batch {
 impl Batch {
     fn of(changes: &[SessionChange]) -> Self {
         let mut batch = Self::default();
-        // Those without an epoch.
+        // Agents with closed connections whose epoch is unknown.
         let mut unknown = BTreeSet::new();
         for change in changes {
             match *change {
                 SessionChange::Opened { opening, serial } => {
-                    // One that is opened once more is older than one that is opened for the first time.
+                    // A repeated opening is older than a first one.
                     let rank = |opening: &SessionOpening| opening.after.unwrap_or(i64::MAX);
                     let newest = batch.opened.entry(opening.agent_no).or_insert((opening, serial));
                     if rank(&opening) >= rank(&newest.0) {
@@ -168,7 +171,7 @@ impl Batch {
                 }
                 SessionChange::Closed { agent_no, serial, epoch } => {
                     if batch.opened.get(&agent_no).is_some_and(|(_, opened)| *opened == serial) {
-                        // It came and went.
+                        // The connection was opened and closed within the batch.
                         batch.opened.remove(&agent_no);
                     }
                     match epoch {
@@ -178,7 +181,7 @@ impl Batch {
                 }
             }
         }
-        // What is written anew takes their place.
+        // The rows of connections opened here replace the old ones.
         let gone = unknown.into_iter().filter(|agent_no| !batch.opened.contains_key(agent_no));
         batch.closed.extend(gone.map(|agent_no| (agent_no, i64::MAX)));
         batch
@@ -193,7 +196,7 @@ mod tests {
         SessionChange::Opened { opening: SessionOpening { agent_no, token: None, after }, serial }
     }
 
-    /// (agent, serial) of those to be opened, and (agent, epoch) of those to be closed.
+    /// (agent, serial) of the openings, and (agent, epoch) of the closings.
     type Left = (Vec<(i64, u64)>, Vec<(i64, i64)>);
 
     fn left(changes: &[SessionChange]) -> Left {
@@ -216,7 +219,7 @@ mod tests {
         opening.begin(&[opened(1, 7, None), opened(1, 8, Some(3))]);
         assert!(!opening.is_overtaken(&opened(1, 7, None)), "one that is opened once more is older");
         opening.end(&[first, second, opened(1, 7, None), opened(1, 8, Some(3))]);
-        // A disconnect whose connect is written leaves nothing behind.
+        // A disconnect of a connect that is already written leaves nothing behind.
         opening.begin(&[closed]);
         assert!(opening.lock().is_empty());
     }

@@ -1,9 +1,10 @@
 //! `exec`: runs a program without a shell.
 //!
-//! What may run is the agent's own decision, not the server's:
+//! The agent decides what may run, not the server:
 //!
-//! - `exec.allow` names the programs. An absolute path allows just that path, a bare name is looked up in the *agent's*
-//!   `PATH`. What an allowed program does with its arguments isn't looked at: allowing `sh` allows everything.
+//! - `exec.allow` names the programs. An absolute path allows just that path, a bare name is looked
+//!   up in the *agent's* `PATH`. The arguments of an allowed program are not checked: allowing `sh`
+//!   allows everything.
 //! - `exec.env` names the variables that an action may set. Without it an action could make an allowed program run
 //!   other code (see `environment`).
 //! - `exec.cwd` names the folders in which a program may be started, since programs read settings and code from there.
@@ -21,7 +22,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use tokio::process::Command;
 
-/// Runs programs.
+/// The module that runs programs.
 #[derive(Clone, Debug)]
 pub struct Exec {
     config: ExecConfig,
@@ -46,7 +47,7 @@ struct Output {
 }
 
 impl Exec {
-    /// Runs what `config` allows and keeps as much output as `bounds` say.
+    /// Runs what `config` allows, within `bounds`.
     pub fn new(config: ExecConfig, bounds: Bounds) -> Self {
         Self { config, bounds }
     }
@@ -88,7 +89,7 @@ impl Exec {
         Ok(command)
     }
 
-    /// The real path of a folder that an action names, if it is in one of those that are allowed.
+    /// The real path of a folder that an action names, if it is in an allowed folder.
     fn folder(&self, cwd: &Path) -> Result<PathBuf, String> {
         let refused = || format!("cwd: \"{}\" is not in a folder of this agent's exec.cwd", cwd.display());
         if self.config.cwd.is_empty() {
@@ -101,7 +102,7 @@ impl Exec {
     }
 }
 
-/// Reads a map and refuses a key that comes twice: which of its values counts must not depend on the reader.
+/// Reads a map and rejects duplicate keys: which value counts must not depend on the reader.
 fn each_once<'de, D: Deserializer<'de>>(from: D) -> Result<BTreeMap<String, String>, D::Error> {
     struct EachOnce;
     impl<'de> Visitor<'de> for EachOnce {

@@ -74,7 +74,8 @@ async fn a_program_that_is_not_allowed_does_not_run() {
     }
 }
 
-/// Each runs code of the action's choice in an allowed program, or changes which program is found.
+/// Each of these runs code of the action's choice in an allowed program, or changes which program
+/// is found.
 const HIJACKERS: [&str; 12] = [
     "BASH_ENV",
     "ENV",
@@ -107,7 +108,7 @@ async fn an_action_sets_only_variables_that_the_agent_allows() {
     }
     let outcome = run_with(&exec, &json!({"argv": [name], "env": {"LESS": "more"}}).to_string()).await;
     assert_eq!(testing::output(&outcome)["stdout"], "more\n");
-    // Where everything is allowed, this is as well; but for what is no variable, or the agent's own.
+    // With `"*"`, these are allowed as well, except for invalid names and the agent's own variable.
     let outcome = run(&["*"], json!({"argv": [name], "env": {"BASH_ENV": "/dev/null", "LESS": "all"}})).await;
     assert_eq!(testing::output(&outcome)["stdout"], "all\n");
     let exec_all = configured(&["*"], &[], &[]);
@@ -137,7 +138,7 @@ async fn a_program_gets_a_minimal_environment_of_the_agent() {
         let more: Vec<_> = names.iter().filter(|name| !basics.contains(name) && !name.starts_with("LC_")).collect();
         assert!(more.is_empty(), "{more:?}");
     }
-    // Cargo sets it for tests; named, it is passed on.
+    // Cargo sets this variable for tests. It is passed on if it is named.
     let exec = configured(&["env"], &["CARGO_MANIFEST_DIR"], &[]);
     let outcome = run_with(&exec, r#"{"argv": ["env"]}"#).await;
     let is_passed = testing::output(&outcome)["stdout"].as_str().expect("text").contains("CARGO_MANIFEST_DIR=");
@@ -214,12 +215,13 @@ async fn output_beyond_the_cap_is_read_and_dropped() {
     assert_eq!(output["stderr"], "end\n");
 }
 
-/// Runs a script that starts a grandchild, waits until both live, does `stop`, and sees them dead.
+/// Runs a script that starts a grandchild, waits until both live, calls `stop`, and checks that
+/// both die.
 async fn all_die(timeout: Duration, stop: impl FnOnce(tokio::sync::watch::Sender<Option<StopReason>>)) -> Outcome {
     let dir = tempfile::tempdir().expect("a folder");
     let fifo = dir.path().join("alive");
     nix::unistd::mkfifo(&fifo, nix::sys::stat::Mode::S_IRWXU).expect("a named pipe");
-    // Both processes hold the pipe open for writing: it ends when both are dead, and not before.
+    // Both processes hold the pipe open for writing, so it ends when both are dead.
     let script = format!("exec 3>{}; echo up >&3; echo partial; sleep 1000 & sleep 1000", fifo.display());
     let parameters = json!({"argv": ["sh", "-c", script]}).to_string();
     let (call, tell) = testing::call(&parameters, timeout);
@@ -280,7 +282,7 @@ fn end(pid: &str) {
 
 #[tokio::test]
 async fn what_a_program_left_in_the_background_lives_and_does_not_hold_up_its_run() {
-    // In its group and with its pipes; and in a session of its own, as a daemon.
+    // One in its group and with its pipes, and one in its own session, like a daemon.
     for script in ["sleep 1000 & echo $!", "setsid sleep 1000 >/dev/null 2>&1 & echo $!; exit 3"] {
         let outcome = run(&["sh"], json!({"argv": ["sh", "-c", script]})).await;
         let output = testing::output(&outcome);

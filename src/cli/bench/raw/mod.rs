@@ -1,4 +1,4 @@
-//! What the database alone can do: the same rows in the same batches, without anything around it.
+//! The speed of the database alone: the same rows in the same batches, without a server.
 
 pub(super) mod postgres;
 pub(super) mod sqlite;

@@ -6,8 +6,8 @@ use diesel::sql_types::{Array, BigInt, Text};
 use diesel_async::RunQueryDsl;
 use std::time::{Duration, Instant};
 
-/// How long it takes to insert `count` commands, and with `life` as many outcomes, in transactions of `batch` rows, over one
-/// connection.
+/// Time to insert `count` commands, and with `life` as many outcomes, in transactions of `batch`
+/// rows over one connection.
 pub(in crate::cli::bench) async fn round(
     scratch: &Scratch,
     count: u32,
@@ -46,7 +46,7 @@ pub(in crate::cli::bench) async fn round(
     Ok(started.elapsed())
 }
 
-/// How long two transactions of one row each take, `samples` times, with a pause between.
+/// Time for two transactions of one row each, `samples` times, with a pause between.
 pub(in crate::cli::bench) async fn pairs(
     scratch: &Scratch,
     samples: u32,

@@ -9,7 +9,8 @@ use std::time::{Duration, Instant};
 
 type Failure = Box<dyn std::error::Error + Send + Sync>;
 
-/// How long it takes to insert `count` commands, and with `life` as many outcomes, in transactions of `batch` rows.
+/// Time to insert `count` commands, and with `life` as many outcomes, in transactions of `batch`
+/// rows.
 pub(in crate::cli::bench) fn round(database: &Path, count: u32, batch: usize, life: bool) -> Result<Duration, Failure> {
     let mut conn = SqliteConnection::establish(&database.display().to_string())?;
     conn.batch_execute(
@@ -47,7 +48,7 @@ fn insert(conn: &mut SqliteConnection, statement: &str, rows: &str) -> QueryResu
     conn.immediate_transaction(|conn| sql_query(statement).bind::<Text, _>(rows).execute(conn).map(|_| ()))
 }
 
-/// How long two transactions of one row each take, `samples` times, with a pause between.
+/// Time for two transactions of one row each, `samples` times, with a pause between.
 #[allow(clippy::disallowed_methods, reason = "it has a thread of its own")]
 pub(in crate::cli::bench) fn pairs(database: &Path, samples: u32, pause: Duration) -> Result<Vec<Duration>, Failure> {
     let mut conn = SqliteConnection::establish(&database.display().to_string())?;

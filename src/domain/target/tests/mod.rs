@@ -1,4 +1,4 @@
-//! Reading target expressions: what is accepted, and where errors are.
+//! Parsing target expressions: what is accepted, and where errors are.
 
 mod evaluation;
 mod properties;
@@ -11,7 +11,7 @@ fn parse(text: &str) -> Target {
     Target::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"))
 }
 
-/// The canonical text of what was parsed.
+/// The canonical text of a parsed expression.
 fn canonical(text: &str) -> String {
     let target = parse(text);
     let canonical = target.to_string();
@@ -218,7 +218,7 @@ fn limits_are_errors_and_not_crashes() {
     let list = vec!["1"; 10_000].join(",");
     parse(&format!("facts.n IN ({list})"));
     parse(&format!("{}TRUE{}", "(".repeat(40), ")".repeat(40)));
-    // Long chains are no deep trees to us, but they are to the parser.
+    // We flatten long chains, but the parser builds deep trees from them.
     let Target::Or(parts) = parse(&vec!["TRUE"; 8_000].join(" OR ")) else { panic!("not OR") };
     assert_eq!(parts.len(), 8_000);
     for link in

@@ -1,4 +1,4 @@
-//! Properties of all expressions: reading never panics, and printing loses nothing.
+//! Properties of all expressions: parsing never panics, and printing loses nothing.
 
 use super::evaluation::agent;
 use crate::domain::command::CommandState;
@@ -75,7 +75,7 @@ fn tree() -> impl Strategy<Value = Target> {
     })
 }
 
-/// Pieces of the language in any order reach deeper into the parser than random letters.
+/// Pieces of the language in any order reach deeper into the parser than random letters do.
 fn soup() -> impl Strategy<Value = String> {
     let pieces = [
         "name",

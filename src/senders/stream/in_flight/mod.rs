@@ -1,8 +1,10 @@
-//! What is in flight to one connected agent, and what waits for it: the plain part of a session, without a runtime.
+//! The commands of one connected agent, in flight or waiting: the part of a session that needs no
+//! runtime.
 //!
-//! A command is *queued* until the agent has room, then *flying* until its result is stored. At most `capacity` fly at a
-//! time. What a session holds for longer than [`OPEN_ROW_AFTER`] gets an open row, so that the store knows where it is; most
-//! commands are over before that, and cost their two inserts and nothing else.
+//! A command is *queued* until the agent has room, then *flying* until its result is stored. At
+//! most `capacity` commands fly at a time. A command that the session holds for longer than
+//! [`OPEN_ROW_AFTER`] gets an open row, so that the store knows where it is. Most commands are over
+//! before that, and cost their two inserts and nothing else.
 
 use crate::domain::action::{Action, GRACE};
 use crate::domain::command::{Event, RunEnd};
@@ -20,21 +22,23 @@ mod tests;
 
 /// How long a command may be in a session without an open row.
 pub const OPEN_ROW_AFTER: Duration = Duration::from_secs(1);
-/// How long after delivering `received` must come.
+/// How long after delivery `received` must come.
 pub const RECEIVED_TIMEOUT: Duration = Duration::from_secs(30);
-/// How many commands wait for room; more stay in the store.
+/// Maximum number of commands that wait for room. More stay in the store.
 pub const QUEUE: usize = 256;
-/// What was read from the store is offered within this time, or goes to the agent once more, which costs no more than that.
+/// Rows read from the store are offered within this time. A later one may be delivered again, which
+/// costs one message.
 const STALE: Duration = Duration::from_secs(5);
-/// How long what was early stays in the store at most before it is looked at again: the database's clock may be set.
+/// The longest wait before a command that was early is read again: the database's clock may be set.
 const RECHECK_INTERVAL: Duration = Duration::from_secs(30);
-/// The most unfinished commands that an agent may take, whatever it says.
+/// Maximum number of unfinished commands at an agent, whatever capacity it announces.
 pub const MAX_CAPACITY: usize = 1_000;
-/// Bytes of operations that may be on their way to an agent: an agent that doesn't read them has them in this process's
-/// memory. As much as the largest frame: one that reads says `received` long before that is a bottleneck.
+/// Maximum bytes of operations in transit to an agent. If the agent doesn't read, they are in this
+/// process's memory. As large as the largest frame: an agent that reads says `received` long before
+/// this is a bottleneck.
 const IN_TRANSIT: usize = MAX_FRAME;
 
-/// (−priority, due, action): who goes first.
+/// (−priority, due, action): the order of delivery.
 type Turn = (Reverse<i32>, Timestamp, i64);
 
 #[derive(Debug)]
@@ -48,40 +52,42 @@ struct Flying {
     action: Arc<Action>,
     due_at: Timestamp,
     attempts: i32,
-    /// Nothing is written about it, as far as this session knows.
+    /// As far as this session knows, the store has no row about the run.
     skip_lookup: bool,
-    /// Its open row is written, or on its way.
+    /// Its open row is written, or being written.
     recorded: bool,
     delivered_at: Instant,
     received_at: Option<Timestamp>,
-    /// Its result is on its way to the store.
+    /// Its result is being stored.
     ended: bool,
-    /// `received` did not come: the attempt has failed, and what that means is on its way to the store.
+    /// `received` did not come: the attempt has failed, and its report is being stored.
     given_up: bool,
-    /// From here on nobody waits for its result.
+    /// When to stop waiting for its result.
     until: Option<Instant>,
 }
 
 impl Flying {
-    /// Bytes that are on their way to the agent.
+    /// Bytes in transit to the agent.
     fn in_transit(&self) -> usize {
         if self.received_at.is_some() || self.ended { 0 } else { self.action.operations.get().len() }
     }
 
     fn wait_from(&mut self, clock: Instant) {
-        // A second more than the housekeeper waits: what the store says then comes first.
+        // One second longer than the `overdue` reconciler waits, so that the store's decision comes
+        // first.
         self.until.get_or_insert(clock + self.action.policy.timeout + GRACE + Duration::from_secs(1));
     }
 }
 
-/// What became of an offered command.
+/// The result of offering a command.
 #[derive(Debug)]
 pub enum Offered {
     /// It waits for room.
     Queued,
-    /// It is here already.
+    /// The session has it already.
     Known,
-    /// There is no room for this one, itself or another that it displaced: it must stay in the store.
+    /// There is no room for this command, which was offered or displaced. It must stay in the
+    /// store.
     Back(Delivery),
 }
 
@@ -92,19 +98,20 @@ pub struct InFlight {
     capacity: usize,
     queue: BTreeMap<Turn, Queued>,
     flying: HashMap<RunRef, Flying>,
-    /// Which run of an action's command is queued or flying.
+    /// The run of each action's command that is queued or flying.
     runs: HashMap<i64, i32>,
-    /// Runs that ended here within [`STALE`], and within the one before: a read that began earlier may still bring them.
+    /// Runs that ended here within the current [`STALE`] period and the one before. A read that
+    /// began earlier may still bring them.
     over: [HashSet<(i64, i32)>; 2],
     over_since: Option<Instant>,
-    /// Reports about commands that were put back, since their action is paused or they are early.
+    /// Reports about commands that were put back, because their action is paused or they are early.
     put_back: Vec<Report>,
-    /// When the first of those that were early is due.
+    /// When the first of the early commands is due.
     early_until: Option<Instant>,
 }
 
 impl InFlight {
-    /// Empty, for an agent that takes `capacity` commands at a time.
+    /// An empty queue for an agent that takes `capacity` commands at a time.
     pub fn new(agent_no: i64, capacity: u32) -> Self {
         let capacity = usize::try_from(capacity).unwrap_or(MAX_CAPACITY).min(MAX_CAPACITY);
         Self {
@@ -120,19 +127,20 @@ impl InFlight {
         }
     }
 
-    /// How many commands wait for room.
+    /// Number of commands that wait for room.
     pub fn queued(&self) -> usize {
         self.queue.len()
     }
 
-    /// How many commands are at the agent or on their way to it.
+    /// Number of commands at the agent or on their way to it.
     pub fn flying(&self) -> usize {
         self.flying.len()
     }
 
-    /// Takes a command that is due, if it isn't here and there is room. What goes first displaces what goes last. While the
-    /// `store_has_more`, only what goes before the last one here is taken: something that waits in the store may go
-    /// before the rest, and the queue stays the beginning of all that waits.
+    /// Takes a due command if it isn't known and there is room. If the queue is full, a more urgent
+    /// command displaces the least urgent one. While the `store_has_more`, only commands more
+    /// urgent than the last one here are taken: others in the store may be more urgent than the
+    /// rest, and the queue must stay the beginning of all waiting commands.
     pub fn offer(&mut self, delivery: Delivery, store_has_more: bool, now: Instant) -> Offered {
         let no = delivery.action.no;
         self.turn_over(now);
@@ -166,14 +174,14 @@ impl InFlight {
         self.flying.retain(|_, flying| flying.action.no != no);
     }
 
-    /// What is to be recorded of commands that [`deliver`](Self::deliver) put back.
+    /// Takes the reports about commands that [`deliver`](Self::deliver) put back.
     pub fn take_put_back(&mut self) -> Vec<Report> {
         std::mem::take(&mut self.put_back)
     }
 
-    /// The commands to deliver now, while the agent has room. What was cancelled or has expired is dropped: the
-    /// housekeeper closes it. What is paused goes back to the store, and so does what is early, however it came here: the
-    /// database's clock may have been set back.
+    /// The commands to deliver now, as far as the agent has room. Cancelled and expired commands
+    /// are dropped: a reconciler closes them. Paused and early ones go back to the store. A command
+    /// may be early because the database's clock was set back.
     pub fn deliver(&mut self, now: Timestamp, clock: Instant) -> Vec<Command> {
         let mut commands = Vec::new();
         if self.queue.is_empty() {
@@ -220,7 +228,7 @@ impl InFlight {
         commands
     }
 
-    /// The agent says that it has this run; false if this session didn't deliver it.
+    /// The agent has received this run. False if this session didn't deliver it.
     pub fn received(&mut self, run: RunRef, now: Timestamp, clock: Instant) -> bool {
         match self.flying.get_mut(&run) {
             Some(flying) => {
@@ -234,7 +242,7 @@ impl InFlight {
 
     /// Takes in a run that the agent has from an earlier connection.
     pub fn adopt(&mut self, action: Arc<Action>, run: i32, now: Timestamp, clock: Instant) {
-        // An older run of the same command is being killed by the newer one.
+        // The newer run of the same command is killing this one.
         if self.runs.get(&action.no).is_some_and(|known| *known > run) {
             return;
         }
@@ -274,7 +282,7 @@ impl InFlight {
         ))
     }
 
-    /// Whatever was recorded about this run, it is not this session's concern any more.
+    /// Forgets a run that is no longer this session's concern, whatever was recorded about it.
     pub fn forget(&mut self, run: RunRef) {
         if let Some(flying) = self.flying.remove(&run)
             && self.runs.get(&flying.action.no) == Some(&run.run)
@@ -283,7 +291,8 @@ impl InFlight {
         }
     }
 
-    /// What happened to this run is stored: if that was a delivery attempt that came to nothing, it takes up no room any more.
+    /// A report about this run is stored. If it was about a failed attempt, the run no longer takes
+    /// up room.
     pub fn settled(&mut self, run: RunRef) {
         if self.flying.get(&run).is_some_and(|flying| flying.given_up) {
             self.forget(run);
@@ -296,7 +305,8 @@ impl InFlight {
             || self.queue.values().any(|queued| queued.delivery.action.id == action)
     }
 
-    /// The store says that this run is over: it isn't to be delivered again, whatever was read before.
+    /// The store says that this run is over. It must not be delivered again, even if an earlier
+    /// read brings it.
     pub fn finish(&mut self, run: RunRef, now: Instant) {
         self.turn_over(now);
         if let Some(flying) = self.flying.get(&run) {
@@ -312,7 +322,7 @@ impl InFlight {
         }
     }
 
-    /// Removes all that belongs to actions that were ended by a user; answers which of them the agent has.
+    /// Removes all commands of these cancelled actions, and returns the actions that the agent has.
     pub fn cancel(&mut self, nos: &[i64]) -> Vec<uuid::Uuid> {
         let here: Vec<uuid::Uuid> = self
             .flying
@@ -326,12 +336,13 @@ impl InFlight {
         here
     }
 
-    /// Whether what was put back early may be due now, and is to be read from the store again.
+    /// Whether an early command that was put back may be due now, and should be read again.
     pub fn take_early(&mut self, clock: Instant) -> bool {
         self.early_until.take_if(|until| clock >= *until).is_some()
     }
 
-    /// When there is something to do by the clock alone: a window ends, or `received` is overdue.
+    /// The next time to call [`look_at_clock`](Self::look_at_clock): a window ends, or `received`
+    /// is overdue.
     pub fn next_deadline(&self) -> Option<Instant> {
         let flying = self.flying.values().filter(|flying| !flying.ended).filter_map(|flying| {
             match (flying.received_at, flying.recorded) {
@@ -345,10 +356,11 @@ impl InFlight {
         flying.chain(queued).chain(self.early_until).min()
     }
 
-    /// Open rows for what is here for longer than the window, and attempts that came to nothing.
+    /// Reports for commands that have been here for longer than the window, and for failed
+    /// attempts.
     pub fn look_at_clock(&mut self, clock: Instant) -> Vec<(Option<RunRef>, Report)> {
         let mut reports = Vec::new();
-        // The housekeeper has given these up; the agent kills them by itself.
+        // The `overdue` reconciler has given these up, and the agent kills them on its own.
         let over = |flying: &Flying| !flying.ended && flying.until.is_some_and(|until| clock >= until);
         let over: Vec<RunRef> = self.flying.iter().filter(|(_, flying)| over(flying)).map(|(run, _)| *run).collect();
         over.into_iter().for_each(|run| self.forget(run));
@@ -368,7 +380,7 @@ impl InFlight {
                 };
                 reports.push((Some(*run), report_of(&flying.action, self.agent_no, event)));
             } else if !flying.recorded && age >= OPEN_ROW_AFTER {
-                // Received later than the window: its row is written anew then.
+                // If `received` comes after the window, `late_received` writes the row anew.
                 flying.recorded = true;
                 let event = match flying.received_at {
                     Some(at) => Event::Sent { run: run.run, attempts: flying.attempts, at },
@@ -387,7 +399,7 @@ impl InFlight {
         reports
     }
 
-    /// A received run whose `received` came after its window: the store should say `sent`.
+    /// The report for a run whose `received` came after its window: the store should say `sent`.
     pub fn late_received(&mut self, run: RunRef) -> Option<Report> {
         let flying = self.flying.get(&run)?;
         let at = flying.received_at.filter(|_| flying.recorded && !flying.ended)?;
@@ -395,7 +407,8 @@ impl InFlight {
         Some(report_of(&flying.action, self.agent_no, event))
     }
 
-    /// Gives everything up: what the store should know of each command when the connection is gone.
+    /// Clears everything, and returns what the store should know of each command after the
+    /// connection.
     pub fn close(&mut self) -> Vec<Report> {
         let agent_no = self.agent_no;
         let flying = std::mem::take(&mut self.flying).into_iter().filter(|(_, flying)| !flying.ended);
@@ -441,7 +454,8 @@ pub fn result_report(
         sent_at,
         started_at: result.started_at,
         finished_at: now,
-        // Read from JSON a moment ago; an empty list says less, but doesn't lose the outcome.
+        // The results were just read from JSON, so this can't fail. An empty list would still keep
+        // the outcome.
         results: Some(serde_json::to_string(&result.results).unwrap_or_else(|_| "[]".into())),
         error,
     };

@@ -2,7 +2,7 @@ use super::*;
 use crate::domain::action::NewAction;
 use crate::store::Due;
 
-/// A command of the `no`th action, due when its number says.
+/// A command of action `no`, whose due time follows from its number.
 fn delivery(no: i64, priority: i32) -> Delivery {
     let document =
         format!(r#"{{"name":"n","target":"TRUE","operations":[{{"module":"ping"}}],"priority":{priority}}}"#);
@@ -50,7 +50,7 @@ fn what_is_early_is_put_back_and_read_again_when_it_is_due() {
     in_flight.offer(skip_lookup, false, clock);
     in_flight.offer(delivery(9_000, 0), false, clock);
     in_flight.offer(delivery(1, 0), false, clock);
-    // Its row says that it is due, and its action isn't valid.
+    // The row says that the command is due, but the action isn't valid yet.
     let mut invalid = delivery(5, 0);
     Arc::get_mut(&mut invalid.action).expect("nobody else has it").valid_from = Timestamp(8_000);
     in_flight.offer(invalid, false, clock);

@@ -1,10 +1,12 @@
-//! Knows which agents are connected here, and passes commands on to their sessions.
+//! Knows which agents are connected here, and passes commands to their sessions.
 //!
-//! Receives [`Deliver`] from the sender router, and [`Connect`]/[`Disconnect`] from the sessions, one per connection. What can't be
-//! passed on (the agent has gone, or its session has no room) gets a `waiting` row, and the session reads it from the store
-//! later. Twice a minute it compares its connections with what the store says of them.
+//! Receives [`Deliver`] from the sender router, and [`Connect`]/[`Disconnect`] from the sessions,
+//! one per connection. If the agent has gone or its session has no room, the command gets a
+//! `waiting` row, and the session reads it from the store later. Twice a minute the sender compares
+//! its connections with the store.
 //!
-//! Crash: the sessions notice that their channel is closed, connect again and read their backlog from the store.
+//! Crash: the sessions notice that their channel is closed, connect again and read their backlog
+//! from the store.
 
 use crate::error_chain::ErrorChain;
 use crate::runtime::Drain;
@@ -26,9 +28,9 @@ mod tests;
 
 /// How often connections are compared with what the store says of them and their agents.
 const CHECK_INTERVAL: Duration = Duration::from_secs(30);
-/// Connections per comparison.
+/// Connections per store call of that comparison.
 const CHECK_PAGE: usize = 1_000;
-/// Messages that wait for one session.
+/// Messages that a session's inbox holds.
 const SESSION_INBOX: usize = 64;
 
 /// See the module.
@@ -38,7 +40,7 @@ pub struct StreamSender {
     sessions: SessionWriter,
     by_agent: HashMap<i64, Handle>,
     last_serial: u64,
-    /// The connections are being compared with what the store knows.
+    /// The connections are being compared with the store.
     checking: bool,
     drained: Option<oneshot::Sender<()>>,
     leaving: bool,
@@ -59,7 +61,7 @@ impl StreamSender {
         }
     }
 
-    /// Has a session end; if it has no room to be told, it finds its channel closed.
+    /// Ends a session. If its inbox is full, the session finds its channel closed instead.
     fn close(&mut self, agent_no: i64, why: ToSession) {
         let Some(handle) = self.by_agent.get(&agent_no) else { return };
         if handle.inbox.try_send(why).is_err() {
@@ -69,16 +71,16 @@ impl StreamSender {
         }
     }
 
-    /// Has a session look at the store for more.
+    /// Makes a session read the store for more commands.
     fn wake(&self, agent_no: i64) {
         if let Some(handle) = self.by_agent.get(&agent_no) {
             handle.more.store(true, Ordering::Release);
-            // It looks when it is woken; a full inbox wakes it anyway.
+            // The session looks at `more` when a message wakes it. A full inbox wakes it anyway.
             handle.inbox.try_send(ToSession::Commands(Vec::new())).ok();
         }
     }
 
-    /// Has a session end, since its agent has a newer connection.
+    /// Ends a session because its agent has a newer connection.
     fn replace(&mut self, agent_no: i64) {
         if let Some(handle) = self.by_agent.get(&agent_no) {
             handle.replaced.store(true, Ordering::Release);
@@ -86,8 +88,8 @@ impl StreamSender {
         }
     }
 
-    /// Compares all connections with what the store knows, a page at a time: an agent may be disabled or removed, or
-    /// connected elsewhere, and nobody said so; and a row may be missing.
+    /// Compares all connections with the store, a page at a time. Lost hints are found this way: an
+    /// agent may be disabled, removed or connected elsewhere. A session's row may also be missing.
     fn check(&mut self, ctx: &mut Context<Self>) {
         if self.checking || self.leaving || self.by_agent.is_empty() {
             return;
@@ -128,13 +130,13 @@ impl StreamSender {
         let serial = self.by_agent.get(&agent_no).filter(|handle| handle.epoch == Some(epoch)).map(|h| h.serial);
         match (state, serial) {
             (SessionState::Restored, None) => {
-                // It went while it was written.
+                // The connection ended while its row was written.
                 let gone = SessionChange::Closed { agent_no, serial: 0, epoch: Some(epoch) };
                 ctx.spawn(self.sessions.put(vec![gone]).into_actor(self).map(|_, _, _| ()));
             }
             (SessionState::Restored, Some(_)) => {
                 log::warn!(agent = agent_no; "a connection was not written in the store, and is now");
-                // What came meanwhile is in the store.
+                // Commands that came in the meantime are in the store.
                 self.wake(agent_no);
             }
             (SessionState::NotAllowed, Some(_)) => self.close(agent_no, ToSession::Disabled),
@@ -213,7 +215,8 @@ impl Handler<AgentDisabled> for StreamSender {
     type Result = ();
 
     fn handle(&mut self, AgentDisabled(agent_no): AgentDisabled, _: &mut Self::Context) {
-        // Without room to be told it is closed as if replaced, and isn't let in again.
+        // If the inbox is full, the channel closes as if replaced, and the agent isn't allowed to
+        // connect again.
         self.close(agent_no, ToSession::Disabled);
     }
 }
@@ -247,7 +250,7 @@ impl Handler<Connect> for StreamSender {
         if self.leaving {
             return refused(NotConnected::Away);
         }
-        // Only one that was signed on before can meet a newer one.
+        // Only a connection that was signed on before can meet a newer one.
         let newest = self.by_agent.get(&agent_no).map(|handle| handle.epoch.unwrap_or(i64::MAX));
         if after.zip(newest).is_some_and(|(after, newest)| newest > after) {
             return refused(NotConnected::Replaced);
@@ -261,7 +264,7 @@ impl Handler<Connect> for StreamSender {
             Handle { serial, token, epoch: None, inbox: sender, more: more.clone(), replaced: replaced.clone() };
         let mut sign_off = SignOff { sender: ctx.address().recipient(), agent_no, serial, epoch: None };
         if let Some(older) = self.by_agent.insert(agent_no, handle) {
-            // If its inbox is full it finds out when it has read it: the channel closes behind it.
+            // If its inbox is full, the older session finds the channel closed after reading it.
             older.replaced.store(true, Ordering::Release);
             older.inbox.try_send(ToSession::Replaced).ok();
         }
@@ -293,14 +296,15 @@ impl Handler<Disconnect> for StreamSender {
             self.by_agent.remove(&agent_no);
             self.presence.remove(agent_no);
         }
-        // Which one it was in the store isn't known if the answer to its opening was lost: then nothing of the agent is left,
-        // unless it has another connection here, which has taken its place.
+        // Without an epoch, the answer to its opening was lost. All of the agent's sessions here
+        // are then closed in the store, unless another connection has taken its place.
         if epoch.is_none() && self.by_agent.contains_key(&agent_no) {
             return;
         }
         let change = SessionChange::Closed { agent_no, serial, epoch };
         let stored = self.sessions.put(vec![change]);
-        // If it isn't stored, the next connection replaces it, or the next start forgets it.
+        // If this isn't stored, the next connection replaces the row, or the next start of a node
+        // removes it.
         ctx.spawn(stored.into_actor(self).map(|_, sender, _| {
             if sender.by_agent.is_empty()
                 && let Some(drained) = sender.drained.take()
@@ -327,7 +331,7 @@ impl Handler<Drain> for StreamSender {
                 });
             };
             leave(self);
-            // Inboxes that were full are told again.
+            // Inboxes that were full get the message again.
             ctx.run_interval(Duration::from_millis(200), move |sender, _| leave(sender));
         }
         Box::pin(async move {
