@@ -1,6 +1,7 @@
 //! `odoshi agent` as a process; stopped when dropped.
 
-use super::server::{eventually, program};
+use super::server::program;
+use super::wait::eventually;
 use std::fs::File;
 use std::os::unix::process::CommandExt;
 use std::path::Path;

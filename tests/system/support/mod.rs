@@ -7,13 +7,15 @@ mod proxy;
 mod server;
 mod slots;
 mod sql;
+mod wait;
 mod wire;
 
 pub use agent_process::AgentProcess;
 pub use balancer::Balancer;
 pub use fleet::Fleet;
 pub use proxy::{Line, Proxy};
-pub use server::{On, PATIENCE, Server, ServerOptions, SmallDisk, by_length, eventually, program, until_reached};
+pub use server::{On, Server, ServerOptions, SmallDisk, program};
 pub use slots::mostly_waits;
 pub use sql::Sql;
+pub use wait::{PATIENCE, by_length, eventually, until_reached};
 pub use wire::{WireAgent, success};

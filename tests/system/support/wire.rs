@@ -1,6 +1,6 @@
 //! An agent that says exactly what a test wants it to say.
 
-use super::server::PATIENCE;
+use super::wait::PATIENCE;
 use futures_util::{SinkExt, StreamExt};
 use rand::RngExt;
 use serde_json::{Value, json};
