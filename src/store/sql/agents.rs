@@ -59,8 +59,9 @@ pub(in crate::store) fn leaves(no: i64) -> Sql {
 /// Selects the keys of leaving agents.
 pub(in crate::store) fn list_leaving(here: &str, limit: usize) -> Sql {
     // Nobody owns an agent: the oldest node does it.
-    sql("SELECT agent_no AS key FROM departures WHERE (SELECT min(incarnation) FROM nodes) = ? \
+    sql("SELECT agent_no AS key FROM departures WHERE coalesce((SELECT min(incarnation) FROM nodes), ?) = ? \
          ORDER BY agent_no LIMIT ?")
+    .bind(here.to_owned())
     .bind(here.to_owned())
     .bind(sql_limit(limit))
 }
