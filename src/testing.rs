@@ -153,18 +153,8 @@ impl Listeners {
         let (scheduler, stream) = (self.add("scheduler"), self.add("stream"));
         Board {
             resolver,
-            scheduler: SchedulerInbox {
-                rescheduled: scheduler.clone().recipient(),
-                cancelled: scheduler.clone().recipient(),
-                resumed: scheduler.clone().recipient(),
-                peer_news: scheduler.clone().recipient(),
-                open_actions: scheduler.recipient(),
-            },
-            stream: StreamInbox {
-                disabled: stream.clone().recipient(),
-                superseded: stream.clone().recipient(),
-                backlog: stream.recipient(),
-            },
+            scheduler: SchedulerInbox::of(&scheduler),
+            stream: StreamInbox::of(&stream),
             senders: vec![self.add("sender 1").recipient(), self.add("sender 2").recipient()],
             open_actions: self.add("open_actions").recipient(),
             after_open_actions: vec![self.add("after 1").recipient(), self.add("after 2").recipient()],

@@ -97,18 +97,8 @@ impl Addresses {
         let own = stream.clone().recipient();
         Board {
             resolver: resolver.address().recipient(),
-            scheduler: SchedulerInbox {
-                rescheduled: scheduler.clone().recipient(),
-                cancelled: scheduler.clone().recipient(),
-                resumed: scheduler.clone().recipient(),
-                peer_news: scheduler.clone().recipient(),
-                open_actions: scheduler.recipient(),
-            },
-            stream: StreamInbox {
-                disabled: stream.clone().recipient(),
-                superseded: stream.clone().recipient(),
-                backlog: stream.recipient(),
-            },
+            scheduler: SchedulerInbox::of(&scheduler),
+            stream: StreamInbox::of(&stream),
             senders: senders.iter().map(|sender| sender.cancelled.clone()).chain([own]).collect(),
             open_actions: reconcilers.open_actions.address().recipient(),
             after_open_actions: vec![

@@ -38,6 +38,23 @@ pub struct SchedulerInbox {
     pub open_actions: Recipient<OpenActionsRead>,
 }
 
+impl SchedulerInbox {
+    /// All of them at one address.
+    pub fn of<A>(address: &Addr<A>) -> Self
+    where
+        A: Actor<Context = Context<A>> + Handler<Rescheduled> + Handler<Cancelled> + Handler<Resumed>,
+        A: Handler<PeerNews> + Handler<OpenActionsRead>,
+    {
+        Self {
+            rescheduled: address.clone().recipient(),
+            cancelled: address.clone().recipient(),
+            resumed: address.clone().recipient(),
+            peer_news: address.clone().recipient(),
+            open_actions: address.clone().recipient(),
+        }
+    }
+}
+
 /// The stream sender's recipients.
 pub struct StreamInbox {
     /// Agents that may no longer be connected.
@@ -46,6 +63,20 @@ pub struct StreamInbox {
     pub superseded: Recipient<SessionSuperseded>,
     /// Agents for which the store has more commands.
     pub backlog: Recipient<BacklogChanged>,
+}
+
+impl StreamInbox {
+    /// All of them at one address.
+    pub fn of<A>(address: &Addr<A>) -> Self
+    where
+        A: Actor<Context = Context<A>> + Handler<AgentDisabled> + Handler<SessionSuperseded> + Handler<BacklogChanged>,
+    {
+        Self {
+            disabled: address.clone().recipient(),
+            superseded: address.clone().recipient(),
+            backlog: address.clone().recipient(),
+        }
+    }
 }
 
 /// The recipients of all signals. There are no actor types here.
