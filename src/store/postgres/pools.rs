@@ -16,7 +16,7 @@ const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(5);
 /// agents takes, and short enough that a connection is not lost to one question.
 const PEOPLE_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// For whom a call is made.
+/// The kind of caller.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Caller {
     /// Resolving, delivering, recording, and what reconciles them.
