@@ -1,6 +1,9 @@
-//! A transport of one's own: an actor that handles `Deliver`, `Cancelled` and `Drain`, and one line that registers it.
+//! A transport of one's own: how it delivers one command, and one line that registers it.
 //!
-//! This one writes each command to stdout and calls it a success. A real one would call a chat, a pager or a switch.
+//! This one writes each command to stdout. A real one would call a chat, a pager or a switch. An
+//! operation `{"module": "say", "parameters": TEXT}` is printed; another module fails the command;
+//! and the first attempt at each agent fails, to show that it is made again.
+//!
 //! `cargo run --example custom_sender`, then drop this into `odoshi-data/spool/new/hello.json`:
 //!
 //! ```json
@@ -8,68 +11,53 @@
 //! ```
 #![allow(clippy::print_stdout, reason = "the console is where this sender delivers to")]
 
-use actix::prelude::*;
+use async_trait::async_trait;
 use odoshi::Odoshi;
 use odoshi::config::Config;
 use odoshi::domain::agent::Enrollment;
-use odoshi::domain::command::{CommandState, Event, RunEnd};
-use odoshi::senders::{Cancelled, Deliver, Delivery, Drain, SenderContext, report, run_end};
+use odoshi::domain::protocol::OperationResult;
+use odoshi::senders::pooled::{PooledSender, Transport};
+use odoshi::senders::{Delivery, Outcome};
 use odoshi::store::NewAgent;
 
-struct ConsoleSender {
-    context: SenderContext,
-}
+struct Console;
 
-impl Actor for ConsoleSender {
-    type Context = Context<Self>;
-}
-
-// After a panic there is nothing to rebuild: what was in hand is still in the store.
-impl Supervised for ConsoleSender {}
-
-impl Handler<Deliver> for ConsoleSender {
-    type Result = ResponseFuture<()>;
-
-    fn handle(&mut self, Deliver(deliveries): Deliver, _: &mut Self::Context) -> Self::Result {
-        let context = self.context.clone();
-        Box::pin(async move {
-            let mut reports = Vec::with_capacity(deliveries.len());
-            for delivery in &deliveries {
-                println!("{}: {}", delivery.action.name, delivery.action.operations.get());
-                reports.push(report(delivery, succeeded(delivery, &context)));
+#[async_trait]
+impl Transport for Console {
+    async fn deliver(&self, delivery: &Delivery) -> Outcome {
+        let name = &delivery.agent.name;
+        if delivery.due.attempts == 0 {
+            println!("{name} is busy");
+            return Outcome::AttemptFailed { error: "it is busy".into(), retry_after: None };
+        }
+        let command = delivery.command();
+        let operations = match command.operations.parse() {
+            Ok(operations) => operations,
+            Err(error) => return Outcome::Failed { error: format!("operations: {error}"), results: vec![] },
+        };
+        let mut results = Vec::new();
+        for operation in operations {
+            if operation.module != "say" {
+                return Outcome::Failed { error: format!("a console can't {}", operation.module), results };
             }
-            // Durable when this is answered. What could not be recorded is found again, and delivered again.
-            if let Err(error) = context.record(reports).await {
-                log::warn!(error = error.to_string().as_str(), commands = deliveries.len(); "commands are delivered again");
-            }
-        })
+            println!("{name}: {}: {}", command.name, operation.parameters);
+            results.push(OperationResult {
+                module: operation.module,
+                ok: true,
+                output: None,
+                error: None,
+                truncated: false,
+            });
+        }
+        Outcome::Succeeded(results)
     }
-}
-
-impl Handler<Cancelled> for ConsoleSender {
-    type Result = ();
-
-    // A console can't take a line back.
-    fn handle(&mut self, _: Cancelled, _: &mut Self::Context) {}
-}
-
-impl Handler<Drain> for ConsoleSender {
-    type Result = ();
-
-    // Nothing is in flight when a `Deliver` has been answered.
-    fn handle(&mut self, _: Drain, _: &mut Self::Context) {}
-}
-
-fn succeeded(delivery: &Delivery, context: &SenderContext) -> Event {
-    let end = run_end(delivery, CommandState::Succeeded, context.store.now());
-    Event::Result(Box::new(RunEnd { results: Some(r#"[{"module":"say","ok":true}]"#.into()), ..end }))
 }
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or("info")).init();
     let config = Config::load(None, &[])?;
     actix_rt::System::new().block_on(async {
-        let odoshi = Odoshi::builder(config).sender("console", |context| ConsoleSender { context });
+        let odoshi = Odoshi::builder(config).sender("console", |context| PooledSender::new(context, Console));
         let running = odoshi.start().await?;
         // An agent that does not connect by itself; a name that is there already is left as it is.
         let enrollment = Enrollment::from_json(br#"{"name": "my-terminal"}"#)?;

@@ -17,7 +17,8 @@ use crate::metrics::Metrics;
 use crate::pipeline::outcomes::OutcomeSink;
 use crate::reconcilers::open_actions::ReadOpenActions;
 use crate::runtime::{Batcher, Drain, Reconcile, Sink, Supervision, Unstarted, Wake, Writer};
-use crate::senders::{Cancelled, Deliver, Delivery, Recorder, report_of};
+use crate::senders::stream::DeliverToSessions;
+use crate::senders::{Cancelled, Deliver, Delivery, DueCommand, Recorder, report_of};
 use crate::signals::{
     ActionCache, AgentDisabled, BacklogChanged, Board, OpenActionsRead, PeerNews, Presence, Publish, Rescheduled,
     Resumed, SchedulerInbox, SessionSuperseded, Signals, StreamInbox,
@@ -380,7 +381,7 @@ pub fn action(no: i64, changes: Value, now: Timestamp) -> Arc<Action> {
 }
 
 /// The first run of a command of `action`, due when the action is, on its way to its agent.
-pub fn delivery(action: &Arc<Action>, agent_no: i64) -> Delivery {
+pub fn delivery(action: &Arc<Action>, agent_no: i64) -> DueCommand {
     let due = Due {
         action_no: action.no,
         agent_no,
@@ -390,7 +391,7 @@ pub fn delivery(action: &Arc<Action>, agent_no: i64) -> Delivery {
         priority: action.priority,
         open: false,
     };
-    Delivery { due, action: action.clone() }
+    DueCommand { due, action: action.clone() }
 }
 
 /// How a run ended.
@@ -409,16 +410,16 @@ pub fn end(run: i32, status: CommandState, now: Timestamp) -> RunEnd {
 
 /// A sender that passes on what it is given, and crashes once when that is for an agent with the key `fatal`.
 pub struct TestSender {
-    pub delivered: mpsc::UnboundedSender<Delivery>,
+    pub delivered: mpsc::UnboundedSender<DueCommand>,
     pub fatal: Option<i64>,
 }
 
 impl TestSender {
     /// Starts one; answers where commands go, and where they come out.
-    pub fn start(fatal: Option<i64>) -> (Recipient<Deliver>, mpsc::UnboundedReceiver<Delivery>) {
+    pub fn start(fatal: Option<i64>) -> (Addr<Self>, mpsc::UnboundedReceiver<DueCommand>) {
         let (delivered, deliveries) = mpsc::unbounded_channel();
         let sender = Unstarted::default().start("test_sender", Self { delivered, fatal }, &supervision());
-        (sender.recipient(), deliveries)
+        (sender, deliveries)
     }
 }
 
@@ -432,15 +433,25 @@ impl Supervised for TestSender {
     }
 }
 
-impl Handler<Deliver> for TestSender {
+impl Handler<DeliverToSessions> for TestSender {
     type Result = ();
 
-    fn handle(&mut self, Deliver(deliveries): Deliver, _: &mut Self::Context) {
-        let is_fatal = deliveries.iter().any(|delivery| Some(delivery.due.agent_no) == self.fatal);
+    fn handle(&mut self, DeliverToSessions(commands): DeliverToSessions, _: &mut Self::Context) {
+        let is_fatal = commands.iter().any(|command| Some(command.due.agent_no) == self.fatal);
         assert!(!is_fatal, "a fatal delivery");
-        for delivery in deliveries {
-            self.delivered.send(delivery).ok();
+        for command in commands {
+            self.delivered.send(command).ok();
         }
+    }
+}
+
+impl Handler<Deliver> for TestSender {
+    type Result = MessageResult<Deliver>;
+
+    fn handle(&mut self, Deliver(deliveries): Deliver, ctx: &mut Self::Context) -> Self::Result {
+        let commands = deliveries.into_iter().map(Delivery::into_command).collect();
+        self.handle(DeliverToSessions(commands), ctx);
+        MessageResult(Vec::new())
     }
 }
 

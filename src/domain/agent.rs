@@ -116,6 +116,19 @@ pub struct AgentRef {
     pub disabled: bool,
 }
 
+/// What a sender needs to reach an agent that doesn't connect to the server.
+#[derive(Clone, Debug)]
+pub struct AgentContact {
+    /// The store's key.
+    pub no: i64,
+    /// Unique among agents that are not removed.
+    pub name: String,
+    /// Its address, if the transport needs one.
+    pub address: Option<String>,
+    /// Signs webhooks to it.
+    pub secret: Option<SigningSecret>,
+}
+
 /// A token's role, from least to most; `Enroll` and `Agent` are outside this order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "snake_case")]
@@ -204,6 +217,11 @@ impl SigningSecret {
     pub fn random() -> Self {
         let bytes: [u8; 32] = rand::rng().random();
         Self(format!("whsec_{}", STANDARD.encode(bytes)))
+    }
+
+    /// A secret that was stored.
+    pub fn stored(text: String) -> Self {
+        Self(text)
     }
 
     /// The text to show once, and to store.

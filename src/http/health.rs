@@ -29,6 +29,8 @@ pub(super) struct Readiness {
     actors: Vec<crate::runtime::ActorReport>,
     /// Actors whose work has been failing for 10 s or more. Actions can be accepted all the same.
     stalled: Vec<crate::metrics::Stalled>,
+    /// The senders of this process.
+    senders: Vec<crate::metrics::SenderReport>,
     /// Due commands that no node has a sender for, by transport. They wait until such a node
     /// starts. Counted every 10 s, up to 100,000.
     unserved: BTreeMap<String, i64>,
@@ -50,7 +52,8 @@ pub(super) async fn readyz(api: web::Data<Api>) -> HttpResponse {
     let actors = api.supervision.reports();
     let stalled = api.node.metrics.progress().stalled();
     let ready = store == "ok" && !draining && actors.iter().all(|actor| actor.state == "running");
-    let readiness = Readiness { ready, store, draining, actors, stalled, unserved };
+    let senders = api.node.metrics.senders().reports();
+    let readiness = Readiness { ready, store, draining, actors, stalled, senders, unserved };
     if ready {
         HttpResponse::Ok().json(readiness)
     } else {

@@ -2,6 +2,8 @@
 
 mod progress;
 mod registry;
+mod senders;
 
 pub use progress::{Progress, Stalled};
 pub use registry::{ActorGauge, Metrics};
+pub use senders::{DeliveryResult, SenderReport, SenderStatus, Senders};

@@ -9,7 +9,7 @@
 //! | `odoshi_batch_retries_total` | `actor` | failed tries of batches, with a transient error |
 //! | `odoshi_batch_refused_total` | `actor` | items given up, because the store accepts others and not these |
 //! | `odoshi_commands_total` | | commands written |
-//! | `odoshi_reports_total` | `event` | recorded reports about commands: `result`, `sent`, `hold`, `attempt_failed`, `overdue`, `expired`, `cancelled`, `undeliverable` |
+//! | `odoshi_reports_total` | `event` | recorded reports about commands: `result`, `sent`, `hold`, `queued`, `postponed`, `attempt_failed`, `overdue`, `expired`, `cancelled`, `undeliverable` |
 //! | `odoshi_run_ends_total` | `state` | ended runs by state, reported by agents or decided by the server |
 //! | `odoshi_http_request_seconds` | `method`, `path` | from the request's head to the answer's head, a histogram |
 //! | `odoshi_http_connections` | | open connections, those of agents included |
@@ -22,9 +22,14 @@
 //! | `odoshi_actor_stalled_seconds` | `actor` | how long the oldest work of an actor has been failing, 0 if none is |
 //! | `odoshi_actor_running` | `actor` | 1, or 0 while the actor is restarting or stopped |
 //! | `odoshi_hints_total` | `what` | messages to other nodes: `sent`, `failed`; hints from them: `heard` |
+//! | `odoshi_sender_waiting` | `transport` | commands that wait in a sender |
+//! | `odoshi_sender_in_flight` | `transport` | deliveries under way |
+//! | `odoshi_sender_hosts_away` | `transport` | hosts or brokers that can't be reached |
+//! | `odoshi_sender_deliveries_total` | `transport`, `result` | deliveries: `delivered`, `attempt_failed`, `refused`, `panicked` |
 //! | `odoshi_store_up` | | 1 when the store answers |
 
 use super::progress::Progress;
+use super::senders::Senders;
 use crate::domain::batch::Reason;
 use crate::domain::command::{CommandState, Event};
 use crate::domain::time::Timestamp;
@@ -81,6 +86,11 @@ struct Inner {
     actor_restarts: Family<Label, Gauge>,
     actor_running: Family<Label, Gauge>,
     hints: Family<Label, Counter>,
+    senders: Senders,
+    sender_waiting: Family<Label, Gauge>,
+    sender_in_flight: Family<Label, Gauge>,
+    sender_hosts_away: Family<Label, Gauge>,
+    sender_deliveries: Family<[(&'static str, &'static str); 2], Counter>,
     store_up: Gauge,
 }
 
@@ -119,6 +129,11 @@ impl Default for Metrics {
             actor_restarts: Family::default(),
             actor_running: Family::default(),
             hints: Family::default(),
+            senders: Senders::default(),
+            sender_waiting: Family::default(),
+            sender_in_flight: Family::default(),
+            sender_hosts_away: Family::default(),
+            sender_deliveries: Family::default(),
             store_up: Gauge::default(),
         };
         let of = &mut inner.registry;
@@ -145,6 +160,10 @@ impl Default for Metrics {
         of.register("actor_restarts", "Restarts of each actor since the start", inner.actor_restarts.clone());
         of.register("actor_running", "1, or 0 while it is restarted or stopped", inner.actor_running.clone());
         of.register("hints", "Messages between nodes", inner.hints.clone());
+        of.register("sender_waiting", "Commands that wait in a sender", inner.sender_waiting.clone());
+        of.register("sender_in_flight", "Deliveries under way", inner.sender_in_flight.clone());
+        of.register("sender_hosts_away", "Hosts or brokers that can't be reached", inner.sender_hosts_away.clone());
+        of.register("sender_deliveries", "Deliveries by result", inner.sender_deliveries.clone());
         of.register("store_up", "1 when the store answers", inner.store_up.clone());
         Self(Arc::new(inner))
     }
@@ -166,6 +185,11 @@ impl Metrics {
     /// An item was given up.
     pub fn item_refused(&self, actor: &'static str) {
         self.0.batch_refused.get_or_create(&[("actor", actor)]).inc();
+    }
+
+    /// The numbers of each sender.
+    pub fn senders(&self) -> &Senders {
+        &self.0.senders
     }
 
     /// Where actors report whether they make progress.
@@ -211,6 +235,8 @@ impl Metrics {
             Event::Result(_) => "result",
             Event::Sent { .. } => "sent",
             Event::Hold { .. } => "hold",
+            Event::Queued { .. } => "queued",
+            Event::Postponed { .. } => "postponed",
             Event::AttemptFailed { .. } => "attempt_failed",
             Event::Overdue => "overdue",
             Event::Expired => "expired",
@@ -225,7 +251,11 @@ impl Metrics {
             Event::Expired | Event::FoundExpired { .. } => CommandState::Expired,
             Event::Cancelled => CommandState::Cancelled,
             Event::Undeliverable { .. } => CommandState::Undeliverable,
-            Event::Sent { .. } | Event::Hold { .. } | Event::AttemptFailed { .. } => return,
+            Event::Sent { .. }
+            | Event::Hold { .. }
+            | Event::Queued { .. }
+            | Event::Postponed { .. }
+            | Event::AttemptFailed { .. } => return,
         };
         self.0.run_ends.get_or_create(&[("state", ended.as_str())]).inc();
     }
@@ -272,6 +302,17 @@ impl Metrics {
         }
         for (actor, seconds) in inner.progress.seconds() {
             inner.actor_stalled.get_or_create(&[("actor", actor)]).set(seconds);
+        }
+        for (transport, status) in inner.senders.all() {
+            let (label, number) = ([("transport", transport)], |number| i64::try_from(number).unwrap_or(i64::MAX));
+            let report = status.report(transport);
+            inner.sender_waiting.get_or_create(&label).set(number(report.waiting));
+            inner.sender_in_flight.get_or_create(&label).set(number(report.in_flight));
+            inner.sender_hosts_away.get_or_create(&label).set(number(report.hosts_away));
+            for (result, count) in status.counts() {
+                let counter = inner.sender_deliveries.get_or_create(&[("transport", transport), ("result", result)]);
+                counter.inc_by(count.saturating_sub(counter.get()));
+            }
         }
         let mut text = String::new();
         encode(&mut text, &inner.registry)?;

@@ -30,7 +30,7 @@ use crate::pipeline::command_store::{CommandSink, CommandStore};
 use crate::pipeline::delay_scheduler::DelayScheduler;
 use crate::pipeline::outcomes::{OutcomeSink, Outcomes};
 use crate::pipeline::resolver::Resolver;
-use crate::pipeline::sender_router::{Routes, SenderRouter};
+use crate::pipeline::sender_router::{Route, Routes, SenderRouter};
 use crate::pipeline::spool::Spool;
 use crate::pipeline::spool_loader::SpoolLoader;
 use crate::reconcilers::Reconcilers;
@@ -190,18 +190,19 @@ impl Wiring {
         let sink = SessionSink { node: node.clone(), opening: Opening::default() };
         let sessions = start_batcher(sessions, sink, &node, &supervision);
         let recorder = Writer::new(outcomes.clone());
-        let context = SenderContext::new(node.store.clone(), recorder.clone());
+        let context = SenderContext::new(node.clone(), recorder.clone(), STREAM);
         let stream = StreamSender::new(context.clone(), node.presence.clone(), Writer::new(sessions.clone()));
         let stream = stream_sender.start("stream_sender", stream, &supervision);
         let mut routes = Routes::new();
         let mut drained_senders = vec![stream.clone().recipient()];
         if serves_stream {
-            routes.insert(STREAM.to_owned(), stream.clone().recipient());
+            routes.insert(STREAM.to_owned(), Route::Sessions(stream.clone().recipient()));
         }
         for sender in senders {
-            routes.insert(sender.transport.to_owned(), sender.deliver);
+            routes.insert(sender.transport.to_owned(), Route::Sender(sender.deliver));
             drained_senders.push(sender.drain);
-            (sender.start)(context.clone(), &supervision);
+            let context = SenderContext::new(node.clone(), recorder.clone(), sender.transport);
+            (sender.start)(context, &supervision);
         }
         let router = SenderRouter::new(node.clone(), routes, recorder.clone());
         let router = sender_router.start("sender_router", router, &supervision);

@@ -2,10 +2,11 @@
 
 use crate::domain::action::Action;
 use crate::domain::time::Timestamp;
-use crate::senders::Delivery;
+use crate::senders::DueCommand;
 use crate::store::CommandPage;
 use actix::prelude::*;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// Resolver → command store: one page of commands to write.
 pub struct NewPage {
@@ -32,9 +33,14 @@ pub struct Committed {
     pub commands: Vec<(i64, Arc<str>, Timestamp)>,
 }
 
-/// Delay scheduler → sender router: these commands are due, in order. Answered when the senders
-/// have taken them over. The answer lists those to try again: commands that are early, and those of
-/// a crashed sender.
+/// Delay scheduler → sender router: these commands of one transport are due, in order. Answered when
+/// its sender has taken them over. The answer lists those to try again, each after a wait: commands
+/// that are early, that the sender has no room for, or that a crashed sender had.
 #[derive(Message)]
-#[rtype(result = "Vec<(Arc<str>, Delivery)>")]
-pub struct Dispatch(pub Vec<(Arc<str>, Delivery)>);
+#[rtype(result = "Vec<(DueCommand, Duration)>")]
+pub struct Dispatch {
+    /// The transport of their agents.
+    pub transport: Arc<str>,
+    /// The commands.
+    pub commands: Vec<DueCommand>,
+}

@@ -9,7 +9,7 @@ use crate::domain::command::{Answer, Event};
 use crate::domain::protocol::{Command, MAX_FRAME, Rejected, RunRef, RunResult, Stored};
 use crate::domain::time::Timestamp;
 use crate::senders::stream::records::{record, store_results};
-use crate::senders::{Delivery, SenderContext, report_of};
+use crate::senders::{DueCommand, SenderContext, report_of};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -79,7 +79,7 @@ async fn read_due(
     let (mut commands, mut next, mut size) = (Vec::new(), None::<Timestamp>, 0);
     for due in node.store.command_backlog(agent_no, now.plus(ahead), limit).await? {
         let Some(action) = node.actions.get(due.action_no).await? else { continue };
-        let delivery = Delivery { due, action };
+        let delivery = DueCommand { due, action };
         let not_before = delivery.not_before();
         if not_before > now {
             next = Some(next.map_or(not_before, |next| next.min(not_before)));

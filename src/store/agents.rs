@@ -2,7 +2,7 @@
 //! removing them.
 
 use super::error::StoreResult;
-use crate::domain::agent::{AgentRef, Enrollment};
+use crate::domain::agent::{AgentContact, AgentRef, Enrollment};
 use crate::domain::audit::Author;
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
@@ -149,6 +149,9 @@ pub trait Agents: Send + Sync {
 
     /// The agents with these keys that are not removed, in key order.
     async fn agent_get_many(&self, agent_nos: &[i64]) -> StoreResult<Vec<AgentRef>>;
+
+    /// How to reach these agents, in key order. Leaves out those that are disabled or removed.
+    async fn agent_contacts(&self, agent_nos: &[i64]) -> StoreResult<Vec<AgentContact>>;
 
     /// Stores that an agent checked in over HTTP just now, unless a check-in of the last 30 s is
     /// stored.

@@ -50,8 +50,8 @@ pub trait Dispatch {
     /// The commands of an agent that are due before `horizon`: those due now first, then by
     /// priority (highest first), then by due time.
     ///
-    /// Leaves out commands that the agent has (`sent`), and those of actions that are paused,
-    /// cancelled, expired or ended.
+    /// Includes commands that lie at a broker for the agent (`queued`). Leaves out commands that the
+    /// agent has (`sent`), and those of actions that are paused, cancelled, expired or ended.
     async fn command_backlog(&self, agent_no: i64, horizon: Timestamp, limit: usize) -> StoreResult<Vec<Due>>;
 
     /// Open rows `waiting` or `retry` that this node delivers, with their agents' transports: those

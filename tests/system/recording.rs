@@ -5,8 +5,7 @@ use crate::support::{On, Server, ServerOptions, eventually, mostly_waits};
 use actix::prelude::*;
 use odoshi::Odoshi;
 use odoshi::config::Config;
-use odoshi::domain::command::{CommandState, Event};
-use odoshi::senders::{Cancelled, Deliver, Delivery, Drain, SenderContext, report, run_end};
+use odoshi::senders::{Cancelled, Deferred, Deliver, Delivery, Drain, Outcome, SenderContext};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
@@ -40,7 +39,7 @@ impl Actor for RecordingSender {
 impl Supervised for RecordingSender {}
 
 impl Handler<Deliver> for RecordingSender {
-    type Result = ResponseFuture<()>;
+    type Result = ResponseFuture<Vec<Deferred>>;
 
     fn handle(&mut self, Deliver(deliveries): Deliver, _: &mut Self::Context) -> Self::Result {
         let now = self.context.store.now();
@@ -50,13 +49,12 @@ impl Handler<Deliver> for RecordingSender {
         };
         let text: String = deliveries.iter().map(line).collect();
         self.file.write_all(text.as_bytes()).unwrap();
-        let end = |delivery: &Delivery| {
-            let end = run_end(delivery, CommandState::Succeeded, now);
-            report(delivery, Event::Result(Box::new(end)))
-        };
-        let reports = deliveries.iter().map(end).collect();
+        let reports = deliveries.iter().map(|delivery| delivery.report(Outcome::Succeeded(vec![]), now)).collect();
         let context = self.context.clone();
-        Box::pin(async move { drop(context.record(reports).await) })
+        Box::pin(async move {
+            drop(context.record(reports).await);
+            Vec::new()
+        })
     }
 }
 

@@ -43,7 +43,9 @@ pub fn decide(known: &Known, event: Event, policy: &Policy, now: Timestamp, jitt
     };
     // A reconciler closes cancelled commands in any case.
     let event = match event {
-        Event::AttemptFailed { run, .. } | Event::FoundExpired { run, .. } if known.cancelled && run == current => {
+        Event::AttemptFailed { run, .. } | Event::Postponed { run, .. } | Event::FoundExpired { run, .. }
+            if known.cancelled && run == current =>
+        {
             Event::Cancelled
         }
         event => event,
@@ -95,10 +97,22 @@ pub fn decide(known: &Known, event: Event, policy: &Policy, now: Timestamp, jitt
                 Change { open: OpenChange::Put(open), ..unchanged(Answer::Stored) }
             }
         },
+        Event::Queued { run, due_at } if run == current => match known.open {
+            // Its agent was faster than the broker's confirmation.
+            Some(Open { state: OpenState::Sent | OpenState::Queued, .. }) => unchanged(Answer::Stored),
+            _ => {
+                let open = Open { state: OpenState::Queued, run, attempts, due_at, sent_at: None };
+                Change { open: OpenChange::Put(open), ..unchanged(Answer::Stored) }
+            }
+        },
+        Event::Postponed { run, until } if run == current => match known.open {
+            Some(Open { state: OpenState::Sent | OpenState::Queued, .. }) => unchanged(Answer::Decided),
+            _ => again(None, run, attempts, until),
+        },
         Event::AttemptFailed { run, attempts: failed, error, retry_after } if run == current => {
             let attempts = attempts.max(failed);
             match known.open {
-                Some(Open { state: OpenState::Sent, .. }) => unchanged(Answer::Decided),
+                Some(Open { state: OpenState::Sent | OpenState::Queued, .. }) => unchanged(Answer::Decided),
                 _ if policy.max_deliveries.is_some_and(|most| attempts >= most) => {
                     let mut change = close(CommandState::Undeliverable, Some(error));
                     if let Some(outcome) = &mut change.outcome {
@@ -112,7 +126,9 @@ pub fn decide(known: &Known, event: Event, policy: &Policy, now: Timestamp, jitt
                 }
             }
         }
-        Event::Sent { .. } | Event::AttemptFailed { .. } => unchanged(Answer::Decided),
+        Event::Sent { .. } | Event::Queued { .. } | Event::Postponed { .. } | Event::AttemptFailed { .. } => {
+            unchanged(Answer::Decided)
+        }
         Event::Overdue => match known.open {
             Some(Open { state: OpenState::Sent, due_at, .. }) if due_at <= now => {
                 let mut change = close(CommandState::TimedOut, Some("no result came within the timeout".into()));

@@ -23,6 +23,20 @@ pub enum Event {
         /// When it is, or was, due.
         due_at: Timestamp,
     },
+    /// A broker has it for its agent. That is no delivery attempt: the agent's `received` is.
+    Queued {
+        /// The run.
+        run: i32,
+        /// When it was due.
+        due_at: Timestamp,
+    },
+    /// It can't be delivered now, because its broker or host is away. That is no delivery attempt.
+    Postponed {
+        /// The run.
+        run: i32,
+        /// When to try next.
+        until: Timestamp,
+    },
     /// A delivery attempt failed.
     AttemptFailed {
         /// The run.

@@ -92,11 +92,13 @@ pub enum OpenState {
     Retry = 1,
     /// Its agent has it, and has not reported a result.
     Sent = 2,
+    /// It lies at a broker, from which its agent takes it.
+    Queued = 3,
 }
 
 impl OpenState {
     /// The state with this number.
     pub fn from_code(code: i16) -> Option<Self> {
-        [Self::Waiting, Self::Retry, Self::Sent].into_iter().find(|state| *state as i16 == code)
+        [Self::Waiting, Self::Retry, Self::Sent, Self::Queued].into_iter().find(|state| *state as i16 == code)
     }
 }

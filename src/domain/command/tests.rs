@@ -132,6 +132,8 @@ fn event() -> impl Strategy<Value = Event> {
         }),
         4 => (run(), 0..3i32, at.clone()).prop_map(|(run, attempts, at)| Event::Sent { run, attempts, at }),
         3 => at.clone().prop_map(|due_at| Event::Hold { due_at }),
+        2 => (run(), at.clone()).prop_map(|(run, due_at)| Event::Queued { run, due_at }),
+        2 => (run(), at.clone()).prop_map(|(run, until)| Event::Postponed { run, until }),
         6 => (run(), 1..6i32).prop_map(|(run, attempts)| failed_attempt(run, attempts)),
         3 => Just(Event::Overdue),
         1 => Just(Event::Expired),
@@ -236,6 +238,34 @@ fn hand_overs_are_counted_anew_for_each_run() {
     assert_eq!(rows.outcomes[0].end.attempts, 1, "what was known of the run is kept with it");
     let answer = rows.step(failed_attempt(2, 1), &policy, START, 0.0);
     assert!(matches!(answer, Answer::Again { run: 2, attempts: 1, .. }), "{answer:?}");
+}
+
+#[test]
+fn what_lies_at_a_broker_is_pending_until_its_agent_has_it() {
+    let policy = policy(1, Some(1));
+    let (queued, later) = (Event::Queued { run: 1, due_at: START }, Timestamp(START.0 + 60_000));
+    let mut rows = Rows::new();
+    assert_eq!(rows.step(queued.clone(), &policy, START, 0.0), Answer::Stored);
+    assert_eq!(rows.step(failed_attempt(1, 1), &policy, START, 0.0), Answer::Decided, "no attempt was made");
+    assert_eq!(rows.step(Event::Postponed { run: 1, until: later }, &policy, START, 0.0), Answer::Decided);
+    assert_eq!(rows.known.open.map(|open| (open.state, open.attempts)), Some((OpenState::Queued, 0)));
+    assert_eq!(rows.known.state(), CommandState::Pending);
+    rows.step(Event::Sent { run: 1, attempts: 0, at: START }, &policy, START, 0.0);
+    assert_eq!(rows.step(queued, &policy, START, 0.0), Answer::Stored, "the agent was faster than the confirmation");
+    assert_eq!(rows.known.state(), CommandState::Sent);
+}
+
+#[test]
+fn a_postponed_command_comes_again_and_no_attempt_is_counted() {
+    let (policy, later) = (policy(1, Some(1)), Timestamp(START.0 + 60_000));
+    let mut rows = Rows::new();
+    for _ in 0..5 {
+        let answer = rows.step(Event::Postponed { run: 1, until: later }, &policy, START, 0.0);
+        assert_eq!(answer, Answer::Again { run: 1, attempts: 0, due_at: later });
+    }
+    let mut rows = of_a_cancelled_action();
+    rows.step(Event::Postponed { run: 1, until: later }, &policy, START, 0.0);
+    assert_eq!(rows.known.state(), CommandState::Cancelled);
 }
 
 #[test]

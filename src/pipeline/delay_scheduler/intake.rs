@@ -134,7 +134,15 @@ impl DelayScheduler {
 
     /// Schedules another read of a command that was displaced or found no room.
     pub(super) fn give_back(&mut self, due: &Due) {
-        let when = self.when_there_is_room(due.due_at);
+        self.give_back_at(due, self.when_there_is_room(due.due_at));
+    }
+
+    /// The same for a command whose sender takes nothing: not at once, even if it is due.
+    pub(super) fn give_back_later(&mut self, due: &Due) {
+        self.give_back_at(due, self.node.store.now().plus(FOR_ROOM));
+    }
+
+    fn give_back_at(&mut self, due: &Due, when: Timestamp) {
         if due.open {
             self.open_rows.go_back(due, when);
         } else if let Some(cursor) = self.cursors.by_action.get_mut(&due.action_no) {
@@ -191,7 +199,7 @@ impl DelayScheduler {
         let Some(next) = self.next_read() else { return };
         self.reading = true;
         let (store, book) = (self.node.store.clone(), self.node.actions.clone());
-        let limit = PAGE.min(self.queue.room().max(MIN_PAGE));
+        let limit = PAGE.min(self.lanes.room().max(MIN_PAGE));
         let read = async move {
             match next {
                 Next::Commands(no, after) => {
@@ -318,6 +326,9 @@ impl DelayScheduler {
         let Snapshot { reading, actions: open } = snapshot;
         let now = self.node.store.now();
         let known: BTreeSet<i64> = open.iter().map(|action| action.no).collect();
+        // Commands that a sender hasn't taken yet are not lost. While there are some, lost ones are
+        // looked for less often.
+        let looks_for_lost = !self.lanes.has_backlog(now) || self.comparisons.is_multiple_of(SECOND_READING);
         // A cursor that was made after the reading began can't be in its list.
         self.cursors.by_action.retain(|no, cursor| known.contains(no) || cursor.reading >= *reading);
         for action in open.iter().filter(|action| !action.cancelled && !action.expired) {
@@ -332,7 +343,10 @@ impl DelayScheduler {
             let waits = action.valid_from > now || cursor.behind.is_some_and(|when| when <= now);
             // This node has become the owner.
             let is_taken_over = !std::mem::replace(&mut cursor.owned, action.owned) && action.owned;
-            let is_stuck = !waits && dispatched < action.resolved_through && cursor.dispatched == Some(dispatched);
+            let is_stuck = looks_for_lost
+                && !waits
+                && dispatched < action.resolved_through
+                && cursor.dispatched == Some(dispatched);
             if is_taken_over || is_stuck {
                 cursor.go_back(dispatched, now, action.valid_from);
             }

@@ -20,13 +20,15 @@
 //!
 //! Commands of agents that have no connection here get an open row `waiting`, and are found when
 //! the agent connects. Due commands go to the sender router in order of (due time, priority,
-//! arrival), in chunks, with a few chunks in flight.
+//! arrival), in chunks of one transport, with a few chunks in flight for each transport. A sender
+//! that takes nothing holds up its own transport alone.
 //!
 //! Crash: restarts with empty state, with each cursor at the action's `dispatched_through`.
 //! Commands that were in flight may be delivered twice; agents run them once.
 
 mod cursor;
 mod intake;
+mod lanes;
 mod open_rows;
 #[cfg(test)]
 mod tests;
@@ -36,14 +38,14 @@ use super::sender_router::SenderRouter;
 use crate::context::Node;
 use crate::domain::action::Action;
 use crate::domain::command::Event;
-use crate::domain::delay::{DelayQueue, InsertError, WhenFull};
 use crate::domain::time::Timestamp;
 use crate::runtime::Drain;
-use crate::senders::{Delivery, Recorder, report_of};
+use crate::senders::{DueCommand, Recorder, report_of};
 use crate::signals::{Cancelled, OpenActionsRead, PeerNews, Rescheduled, Resumed};
 use crate::store::{Due, Report};
 use actix::prelude::*;
 use cursor::{Cursor, Cursors};
+use lanes::{Inserted, Lanes};
 use open_rows::OpenRows;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -52,13 +54,13 @@ use tokio::sync::oneshot;
 
 /// Maximum number of commands per chunk.
 const CHUNK: usize = 1_000;
-/// Maximum number of chunks that the router has not answered yet.
+/// Maximum number of chunks of a transport that the router has not answered yet.
 const CHUNKS_AT_A_TIME: usize = 4;
 /// Maximum number of commands for which a `waiting` row is being written.
 const HOLDS_AT_A_TIME: usize = 20_000;
 /// How long cancelled commands may stay in memory.
 const CANCEL_SWEEP_INTERVAL: Duration = Duration::from_secs(1);
-/// The wait before commands that the router gave back are tried again.
+/// The wait before commands are tried again whose router crashed.
 const RETRY_INTERVAL: Duration = Duration::from_millis(200);
 /// Longest sleep, because the machine's clock may be set.
 const LONGEST_SLEEP: Duration = Duration::from_secs(5);
@@ -84,7 +86,7 @@ pub struct DelayScheduler {
     recorder: Recorder,
     /// How long before their due time commands are read into memory.
     horizon: Duration,
-    queue: DelayQueue<(i64, i64), Entry>,
+    lanes: Lanes,
     cursors: Cursors,
     open_rows: OpenRows,
     /// When a command last found no room, and its due time. Cleared when room is made.
@@ -101,7 +103,6 @@ pub struct DelayScheduler {
     /// their earlier state.
     dispatched: HashMap<(i64, i64), (i32, i32)>,
     answered: Vec<(i64, i64)>,
-    chunks: usize,
     holds: usize,
     /// Cancelled actions that may have commands in memory.
     cancelled: HashSet<i64>,
@@ -117,7 +118,7 @@ impl DelayScheduler {
         let delay = &node.config.delay;
         Self {
             horizon: delay.horizon.0.max(LEAST_HORIZON),
-            queue: DelayQueue::new(delay.capacity, WhenFull::Displace),
+            lanes: Lanes::new(delay.capacity),
             cursors: Cursors::default(),
             open_rows: OpenRows::new(),
             refused: None,
@@ -126,7 +127,6 @@ impl DelayScheduler {
             has_had_turn: false,
             dispatched: HashMap::new(),
             answered: Vec::new(),
-            chunks: 0,
             holds: 0,
             cancelled: HashSet::new(),
             reading: false,
@@ -157,13 +157,19 @@ impl DelayScheduler {
             return true;
         }
         let entry = Entry { action: action.clone(), transport: transport.clone(), due };
-        match self.queue.insert(key, at, action.priority, entry) {
-            Ok(None) | Err(InsertError::Known(_) | InsertError::Stopped(_)) => true,
-            Ok(Some(displaced)) => {
-                self.give_back(&displaced.value.due);
+        match self.lanes.insert(entry, at) {
+            Inserted::Taken => true,
+            Inserted::Displaced(displaced) => {
+                self.give_back(&displaced.due);
                 true
             }
-            Err(InsertError::Full(_)) => {
+            // Reading must not stop at the commands of a transport whose sender takes nothing:
+            // those of others come after them.
+            Inserted::Full(entry) if self.lanes.is_behind(&entry.transport, self.node.store.now()) => {
+                self.give_back_later(&entry.due);
+                true
+            }
+            Inserted::Full(_) => {
                 self.refused = Some((self.node.store.now(), at));
                 false
             }
@@ -180,59 +186,56 @@ impl DelayScheduler {
     /// Delivers what is due, and sets the timer for what comes next.
     fn dispatch(&mut self, ctx: &mut Context<Self>) {
         crate::fault_point!("delay_scheduler");
-        while !self.stopped && self.chunks < CHUNKS_AT_A_TIME {
-            let now = self.node.store.now();
-            let mut due = self.queue.pop_due(now, CHUNK);
-            if due.is_empty() {
-                break;
+        let transports = if self.stopped { Vec::new() } else { self.lanes.with_credits() };
+        for transport in transports {
+            loop {
+                let now = self.node.store.now();
+                let mut due = self.lanes.pop_due(&transport, now, CHUNK);
+                if due.is_empty() {
+                    break;
+                }
+                self.refused = None;
+                // A reconciler closes cancelled and expired commands. Paused ones are read again on
+                // resume.
+                let goes_on =
+                    |action: &Action| !action.is_cancelled() && !action.is_paused() && action.expires_at > now;
+                due.retain(|entry| goes_on(&entry.action));
+                due.iter().for_each(|entry| self.node.metrics.dispatched(now.since(entry.due.due_at)));
+                self.send_chunk(transport.clone(), due, ctx);
             }
-            self.refused = None;
-            // A reconciler closes cancelled and expired commands. Paused ones are read again on
-            // resume.
-            let goes_on = |action: &Action| !action.is_cancelled() && !action.is_paused() && action.expires_at > now;
-            due.retain(|entry| goes_on(&entry.value.action));
-            let entries: Vec<Entry> = due.into_iter().map(|entry| entry.value).collect();
-            entries.iter().for_each(|entry| self.node.metrics.dispatched(now.since(entry.due.due_at)));
-            self.send_chunk(entries, ctx);
         }
-        self.node.metrics.delay_entries(self.queue.len(), self.queue.next_due());
+        self.node.metrics.delay_entries(self.lanes.len(), self.lanes.next_due());
         self.set_timer(ctx);
         self.finish_drain();
     }
 
-    fn send_chunk(&mut self, entries: Vec<Entry>, ctx: &mut Context<Self>) {
+    fn send_chunk(&mut self, transport: Arc<str>, entries: Vec<Entry>, ctx: &mut Context<Self>) {
         if entries.is_empty() {
             return;
         }
         let known = |entry: &Entry| ((entry.due.action_no, entry.due.agent_no), (entry.due.run, entry.due.attempts));
         self.dispatched.extend(entries.iter().map(known));
-        let deliveries = entries
-            .iter()
-            .map(|entry| (entry.transport.clone(), Delivery { due: entry.due.clone(), action: entry.action.clone() }))
-            .collect();
-        self.chunks += 1;
-        let answer = self.router.send(Dispatch(deliveries));
+        let commands =
+            entries.iter().map(|entry| DueCommand { due: entry.due.clone(), action: entry.action.clone() }).collect();
+        self.lanes.spend(&transport);
+        let answer = self.router.send(Dispatch { transport: transport.clone(), commands });
         ctx.spawn(answer.into_actor(self).map(move |answer, scheduler, ctx| {
             crate::fault_point!("delay_scheduler.answered");
-            scheduler.chunks -= 1;
+            scheduler.lanes.give_credit(&transport);
             scheduler.answered.extend(entries.iter().map(|entry| (entry.due.action_no, entry.due.agent_no)));
             scheduler.forget_answered();
             // If the router itself crashed, the whole chunk comes back.
             let back = answer.unwrap_or_else(|_| {
-                entries
-                    .into_iter()
-                    .map(|Entry { action, transport, due }| (transport, Delivery { due, action }))
-                    .collect()
+                log::warn!(commands = entries.len(); "due commands are tried again, since the router crashed");
+                let again = |Entry { action, due, .. }| (DueCommand { due, action }, RETRY_INTERVAL);
+                entries.into_iter().map(again).collect()
             });
-            if !back.is_empty() {
-                log::warn!(commands = back.len(); "due commands came back and are tried again");
-                let again = scheduler.node.store.now().plus(RETRY_INTERVAL);
-                for (transport, delivery) in back {
-                    let at = delivery.not_before().max(again);
-                    let Delivery { due, action } = delivery;
-                    scheduler.dispatched.remove(&(due.action_no, due.agent_no));
-                    scheduler.insert_or_give_back(&action, &transport, due, at);
-                }
+            let now = scheduler.node.store.now();
+            for (command, wait) in back {
+                let at = command.not_before().max(now.plus(wait));
+                let DueCommand { due, action } = command;
+                scheduler.dispatched.remove(&(due.action_no, due.agent_no));
+                scheduler.insert_or_give_back(&action, &transport, due, at);
             }
             scheduler.dispatch(ctx);
             scheduler.read(ctx);
@@ -249,7 +252,7 @@ impl DelayScheduler {
     }
 
     fn set_timer(&mut self, ctx: &mut Context<Self>) {
-        let next = if self.stopped || self.chunks >= CHUNKS_AT_A_TIME { None } else { self.queue.next_due() };
+        let next = if self.stopped { None } else { self.lanes.next_to_send() };
         match (next, &self.timer) {
             (Some(next), Some((set, _))) if *set <= next => {}
             (None, None) => {}
@@ -306,7 +309,7 @@ impl DelayScheduler {
     }
 
     fn finish_drain(&mut self) {
-        if self.chunks == 0
+        if self.lanes.chunks() == 0
             && self.holds == 0
             && let Some(drained) = self.draining.take()
         {
@@ -362,11 +365,11 @@ impl Handler<Cancelled> for DelayScheduler {
             self.cursors.by_action.remove(no);
         }
         // The queue is swept a moment later, once for many cancels.
-        if !self.queue.is_empty() {
+        if self.lanes.len() > 0 {
             if self.cancelled.is_empty() {
                 ctx.run_later(CANCEL_SWEEP_INTERVAL, |scheduler, ctx| {
                     let cancelled = std::mem::take(&mut scheduler.cancelled);
-                    scheduler.queue.cancel_where(|(action_no, _), _| cancelled.contains(action_no));
+                    scheduler.lanes.cancel_where(|(action_no, _)| cancelled.contains(action_no));
                     scheduler.refused = None;
                     scheduler.read(ctx);
                 });
@@ -436,8 +439,8 @@ impl Handler<Drain> for DelayScheduler {
     fn handle(&mut self, _: Drain, _: &mut Self::Context) -> Self::Result {
         // Undelivered commands stay pending in the store.
         self.stopped = true;
-        self.queue.stop(self.node.store.now());
-        log::info!(commands = self.queue.len(); "commands that wait for their time stay in the store");
+        self.lanes.stop(self.node.store.now());
+        log::info!(commands = self.lanes.len(); "commands that wait for their time stay in the store");
         let (sender, drained) = oneshot::channel();
         self.draining = Some(sender);
         self.finish_drain();

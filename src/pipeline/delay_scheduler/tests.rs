@@ -3,7 +3,7 @@ use crate::config::Config;
 use crate::domain::time::Span;
 use crate::pipeline::command_store::{CommandSink, PageWriter};
 use crate::pipeline::messages::NewPage;
-use crate::pipeline::sender_router::Routes;
+use crate::pipeline::sender_router::{Route, Routes};
 use crate::runtime::{Unstarted, Writer};
 use crate::store::CommandPage;
 use crate::testing::{TestNode, TestSender, batcher, me, next, supervision, until};
@@ -15,7 +15,7 @@ struct Fixture {
     node: TestNode,
     scheduler: Addr<DelayScheduler>,
     pages: PageWriter,
-    delivered: UnboundedReceiver<Delivery>,
+    delivered: UnboundedReceiver<DueCommand>,
 }
 
 /// A scheduler that delivers by stream and by webhook to the same sender, which crashes once for one agent.
@@ -23,7 +23,10 @@ async fn start_with(config: Config, fatal: Option<i64>, prepare: impl AsyncFnOnc
     let node = TestNode::with(config).await;
     prepare(&node).await;
     let (sender, delivered) = TestSender::start(fatal);
-    let routes = Routes::from(["stream", "webhook"].map(|transport| (transport.to_owned(), sender.clone())));
+    let routes = Routes::from([
+        ("stream".to_owned(), Route::Sessions(sender.clone().recipient())),
+        ("webhook".to_owned(), Route::Sender(sender.recipient())),
+    ]);
     let router = SenderRouter::new(node.node.clone(), routes, node.recorder.clone());
     let router = Unstarted::default().start("sender_router", router, &supervision());
     let scheduler = DelayScheduler::new(node.node.clone(), router, node.recorder.clone());

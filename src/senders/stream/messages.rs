@@ -1,6 +1,6 @@
 //! The messages between sessions and the stream sender.
 
-use crate::senders::contract::Delivery;
+use crate::senders::due_command::DueCommand;
 use actix::prelude::*;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
@@ -11,7 +11,7 @@ use uuid::Uuid;
 #[derive(Debug)]
 pub(super) enum ToSession {
     /// Deliver these commands.
-    Commands(Vec<Delivery>),
+    Commands(Vec<DueCommand>),
     /// A user cancelled these actions.
     Cancelled(Arc<[(i64, Uuid)]>),
     /// The agent has a newer connection.
@@ -21,6 +21,12 @@ pub(super) enum ToSession {
     /// The agent is disabled or removed.
     Disabled,
 }
+
+/// Sender router → stream sender: these commands are due. Answered when they are with the sessions,
+/// or written down as waiting.
+#[derive(Message)]
+#[rtype(result = "()")]
+pub struct DeliverToSessions(pub Vec<DueCommand>);
 
 /// Session → stream sender: this agent is connected. Answered after the store has committed it.
 /// Then the session can read the backlog.

@@ -17,6 +17,6 @@ mod sessions;
 mod tests;
 
 pub use deps::SessionDeps;
-pub use messages::{Connect, Connected, Disconnect, NotConnected};
+pub use messages::{Connect, Connected, DeliverToSessions, Disconnect, NotConnected};
 pub use sender::StreamSender;
 pub use sessions::{Opening, SessionChange, SessionSink, SessionWriter, Sessions};

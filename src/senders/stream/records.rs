@@ -9,7 +9,8 @@ use crate::domain::protocol::{Rejected, RunRef, RunResult, Stored};
 use crate::domain::time::Timestamp;
 use crate::error_chain::ErrorChain;
 use crate::runtime::batcher::Verdict;
-use crate::senders::contract::{Delivery, SenderContext};
+use crate::senders::contract::SenderContext;
+use crate::senders::due_command::DueCommand;
 use crate::signals::ActionCache;
 use crate::store::{Report, StoreError};
 use std::sync::Arc;
@@ -27,7 +28,7 @@ pub(super) enum Done {
     /// recorded.
     Reports(Option<Vec<(RunRef, Answer)>>),
     /// A part of the backlog, and whether the store has more.
-    Backlog(Result<(Vec<Delivery>, bool), StoreError>),
+    Backlog(Result<(Vec<DueCommand>, bool), StoreError>),
     /// Runs that the agent has from earlier connections, and actions that don't exist.
     Adopted(Vec<(Arc<Action>, i32)>, Vec<Uuid>),
 }
@@ -37,7 +38,7 @@ pub(super) async fn backlog(
     deps: &SessionDeps,
     agent_no: i64,
     limit: usize,
-) -> Result<(Vec<Delivery>, bool), StoreError> {
+) -> Result<(Vec<DueCommand>, bool), StoreError> {
     let now = deps.node.store.now();
     let rows = deps.node.store.command_backlog(agent_no, now.plus(deps.node.config.delay.horizon.0), limit).await?;
     let full = rows.len() >= limit;
@@ -48,7 +49,7 @@ pub(super) async fn backlog(
     let mut deliveries = Vec::with_capacity(due.len());
     for due in due {
         if let Some(action) = deps.node.actions.get(due.action_no).await? {
-            deliveries.push(Delivery { due, action });
+            deliveries.push(DueCommand { due, action });
         }
     }
     Ok((deliveries, more))
@@ -131,16 +132,17 @@ fn wait(attempt: u32) -> Duration {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::domain::agent::STREAM;
     use crate::domain::command::{CommandState, Event};
     use crate::domain::protocol::RunStatus;
     use crate::runtime::Unstarted;
-    use crate::senders::contract::report_of;
+    use crate::senders::due_command::report_of;
     use crate::senders::stream::StreamSender;
     use crate::testing::{REFUSED, TestNode, end};
     use serde_json::json;
 
     fn deps(node: &TestNode) -> SessionDeps {
-        let context = SenderContext::new(node.store.clone(), node.recorder.clone());
+        let context = SenderContext::new(node.node.clone(), node.recorder.clone(), STREAM);
         SessionDeps::new(node.node.clone(), context, Unstarted::<StreamSender>::default().address())
     }
 

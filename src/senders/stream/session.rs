@@ -20,7 +20,7 @@ use crate::domain::protocol::{
     close,
 };
 use crate::error_chain::ErrorChain;
-use crate::senders::contract::{Delivery, hold_report, report_of};
+use crate::senders::due_command::{DueCommand, hold_report, report_of};
 use crate::store::Report;
 use actix_ws::{AggregatedMessage, AggregatedMessageStream, ProtocolError};
 use futures_util::StreamExt;
@@ -296,7 +296,7 @@ impl Session {
 
     /// Offers commands to the agent's desk. Those without room get an open row and are read from
     /// the store later.
-    fn offer(&mut self, deliveries: Vec<Delivery>, from_backlog: bool) {
+    fn offer(&mut self, deliveries: Vec<DueCommand>, from_backlog: bool) {
         let now = Instant::now();
         let mut held = Vec::new();
         for delivery in deliveries {

@@ -6,7 +6,7 @@ use crate::domain::agent::MAX_DESCRIPTION;
 use crate::domain::command::CommandState::{Pending, Sent, Succeeded};
 use crate::domain::protocol::{MAX_FRAME, close};
 use crate::runtime::{Drain, Unstarted, Writer};
-use crate::senders::{Cancelled, Deliver, SenderContext};
+use crate::senders::{Cancelled, SenderContext};
 use crate::signals::BacklogChanged;
 use crate::store::AgentPatch;
 use crate::testing::{TestNode, batcher, delivery, me, supervision, until};
@@ -49,7 +49,7 @@ async fn upgrade(
 async fn start() -> Fixture {
     let node = TestNode::new().await;
     let agents = node.agents(2).await;
-    let context = SenderContext::new(node.store.clone(), node.recorder.clone());
+    let context = SenderContext::new(node.node.clone(), node.recorder.clone(), crate::domain::agent::STREAM);
     let sessions = SessionSink { node: node.node.clone(), opening: Opening::default() };
     let sender = StreamSender::new(context.clone(), node.node.presence.clone(), Writer::new(batcher(sessions)));
     let sender = Unstarted::default().start("stream_sender", sender, &supervision());
@@ -85,7 +85,7 @@ impl Fixture {
     }
 
     async fn deliver(&self, action: &Arc<Action>, place: usize) {
-        self.sender.send(Deliver(vec![delivery(action, self.agents[place])])).await.expect("it lives");
+        self.sender.send(DeliverToSessions(vec![delivery(action, self.agents[place])])).await.expect("it lives");
     }
 
     async fn stop(self) {

@@ -4,12 +4,12 @@ use super::pools::Caller;
 use super::store::PostgresStore;
 use super::transaction::body;
 use super::{audit, error};
-use crate::domain::agent::{AgentRef, Enrollment};
+use crate::domain::agent::{AgentContact, AgentRef, Enrollment};
 use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::agents::CHECK_IN_WRITTEN;
-use crate::store::sql::agents::{self as statements, AgentViewRow, agent_view};
+use crate::store::sql::agents::{self as statements, AgentViewRow, ContactRow, agent_view};
 use crate::store::sql::schema::agents;
 use crate::store::sql::tokens::{self, TokenRow};
 use crate::store::sql::{Key, Transports, corrupt, filter, sql, sql_limit};
@@ -60,6 +60,11 @@ impl Agents for PostgresStore {
 
     async fn agent_get(&self, agent_no: i64) -> StoreResult<Option<AgentRef>> {
         self.agent_get_many(&[agent_no]).await.map(|mut agents| agents.pop())
+    }
+
+    async fn agent_contacts(&self, agent_nos: &[i64]) -> StoreResult<Vec<AgentContact>> {
+        let agent_nos = Arc::new(agent_nos.to_vec());
+        self.read(Caller::Pipeline, "agent_contacts", body!([agent_nos] conn => contacts(conn, &agent_nos))).await
     }
 
     async fn agent_get_many(&self, agent_nos: &[i64]) -> StoreResult<Vec<AgentRef>> {
@@ -274,6 +279,16 @@ async fn get_many(conn: &mut AsyncPgConnection, nos: &[i64]) -> QueryResult<Vec<
     .await?;
     let agent = |Row { no, name, transport, address, disabled }| AgentRef { no, name, transport, address, disabled };
     Ok(rows.into_iter().map(agent).collect())
+}
+
+async fn contacts(conn: &mut AsyncPgConnection, nos: &[i64]) -> QueryResult<Vec<AgentContact>> {
+    let rows: Vec<ContactRow> =
+        sql("SELECT no, name, address, secret FROM agents WHERE no = ANY(?) AND removed_at IS NULL AND NOT disabled \
+         ORDER BY no")
+        .bind(nos.to_vec())
+        .load(conn)
+        .await?;
+    Ok(rows.into_iter().map(ContactRow::contact).collect())
 }
 
 /// How many agents match.

@@ -102,7 +102,7 @@ async fn backlog(
         "WITH v AS MATERIALIZED (SELECT ?::bigint AS agent, ?::bigint AS horizon, ?::bigint AS now) \
          SELECT d.* FROM (SELECT p.action_no, p.agent_no, p.run, p.attempts, p.due_at, a.priority, TRUE AS open, \
          '' AS transport FROM v CROSS JOIN LATERAL (SELECT * FROM open_commands x WHERE x.agent_no = v.agent \
-         AND x.state IN ({waiting}, {retry}) AND x.due_at <= v.horizon OFFSET 0) p \
+         AND x.state IN ({waiting}, {retry}, {queued}) AND x.due_at <= v.horizon OFFSET 0) p \
          CROSS JOIN LATERAL (SELECT priority FROM actions x WHERE x.no = p.action_no AND {alive} OFFSET 0) a \
          UNION ALL \
          SELECT c.action_no, c.agent_no, 1, 0, coalesce(c.due_at, a.valid_from), a.priority, FALSE, '' \
@@ -113,6 +113,7 @@ async fn backlog(
          ORDER BY (d.due_at > v.now), d.priority DESC, d.due_at, d.action_no LIMIT ?",
         waiting = OpenState::Waiting as i16,
         retry = OpenState::Retry as i16,
+        queued = OpenState::Queued as i16,
     ))
     .bind(agent_no)
     .bind(horizon.0)

@@ -2,9 +2,11 @@
 
 use super::statement::{Sql, sql};
 use super::values::{corrupt, sql_limit};
+use crate::domain::agent::{AgentContact, SigningSecret};
 use crate::domain::time::Timestamp;
 use crate::store::AgentView;
 use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Nullable, Text};
 use serde_json::value::RawValue;
 
 /// An agent as users see it: name, transport, address, labels, facts, version, enrolled_at,
@@ -27,6 +29,26 @@ pub(in crate::store) fn agent_view(row: AgentViewRow) -> QueryResult<AgentView> 
         last_seen: last_seen.map(Timestamp),
         disabled,
     })
+}
+
+/// How to reach an agent.
+#[derive(QueryableByName)]
+pub(in crate::store) struct ContactRow {
+    #[diesel(sql_type = BigInt)]
+    no: i64,
+    #[diesel(sql_type = Text)]
+    name: String,
+    #[diesel(sql_type = Nullable<Text>)]
+    address: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    secret: Option<String>,
+}
+
+impl ContactRow {
+    pub(in crate::store) fn contact(self) -> AgentContact {
+        let Self { no, name, address, secret } = self;
+        AgentContact { no, name, address, secret: secret.map(SigningSecret::stored) }
+    }
 }
 
 /// Selects the agent's key if it checked in after a time.

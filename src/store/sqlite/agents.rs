@@ -3,12 +3,12 @@
 use super::audit;
 use super::error::sort;
 use super::store::{SqliteStore, json};
-use crate::domain::agent::{AgentRef, Enrollment};
+use crate::domain::agent::{AgentContact, AgentRef, Enrollment};
 use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::agents::CHECK_IN_WRITTEN;
-use crate::store::sql::agents::{self as statements, AgentViewRow, agent_view};
+use crate::store::sql::agents::{self as statements, AgentViewRow, ContactRow, agent_view};
 use crate::store::sql::schema::agents;
 use crate::store::sql::tokens::{self, TokenRow};
 use crate::store::sql::{Key, Transports, corrupt, filter, sql_limit};
@@ -61,6 +61,11 @@ impl Agents for SqliteStore {
 
     async fn agent_get(&self, agent_no: i64) -> StoreResult<Option<AgentRef>> {
         self.read("agent_get", move |conn| get_many(conn, &[agent_no])).await.map(|mut agents| agents.pop())
+    }
+
+    async fn agent_contacts(&self, agent_nos: &[i64]) -> StoreResult<Vec<AgentContact>> {
+        let agent_nos = agent_nos.to_vec();
+        self.read("agent_contacts", move |conn| contacts(conn, &agent_nos)).await
     }
 
     async fn agent_get_many(&self, agent_nos: &[i64]) -> StoreResult<Vec<AgentRef>> {
@@ -251,6 +256,16 @@ fn get_many(conn: &mut SqliteConnection, nos: &[i64]) -> QueryResult<Vec<AgentRe
         .load::<(i64, String, String, Option<String>, bool)>(conn)?;
     let agent = |(no, name, transport, address, disabled)| AgentRef { no, name, transport, address, disabled };
     Ok(rows.into_iter().map(agent).collect())
+}
+
+fn contacts(conn: &mut SqliteConnection, nos: &[i64]) -> QueryResult<Vec<AgentContact>> {
+    let rows: Vec<ContactRow> = sql_query(
+        "SELECT no, name, address, secret FROM agents WHERE no IN (SELECT value FROM json_each(?1)) \
+         AND removed_at IS NULL AND NOT disabled ORDER BY no",
+    )
+    .bind::<Text, _>(json(nos)?)
+    .load(conn)?;
+    Ok(rows.into_iter().map(ContactRow::contact).collect())
 }
 
 /// How many agents match.

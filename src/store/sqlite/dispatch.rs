@@ -87,7 +87,7 @@ fn backlog(
         "SELECT * FROM (SELECT p.action_no, p.agent_no, p.run, p.attempts, p.due_at, a.priority, TRUE AS open, \
          '' AS transport \
          FROM open_commands p INDEXED BY open_commands_agent CROSS JOIN actions a ON a.no = p.action_no \
-         WHERE p.agent_no = ?1 AND p.state IN ({waiting}, {retry}) AND p.due_at <= ?2 AND {alive} \
+         WHERE p.agent_no = ?1 AND p.state IN ({waiting}, {retry}, {queued}) AND p.due_at <= ?2 AND {alive} \
          UNION ALL \
          SELECT c.action_no, c.agent_no, 1, 0, coalesce(c.due_at, a.valid_from), a.priority, FALSE, '' \
          FROM actions a CROSS JOIN commands c ON c.action_no = a.no AND c.agent_no = ?1 \
@@ -96,6 +96,7 @@ fn backlog(
          ORDER BY (due_at > ?3), priority DESC, due_at, action_no LIMIT ?4",
         waiting = OpenState::Waiting as i16,
         retry = OpenState::Retry as i16,
+        queued = OpenState::Queued as i16,
     ))
     .bind::<BigInt, _>(agent_no)
     .bind::<BigInt, _>(horizon.0)

@@ -10,7 +10,7 @@ use crate::domain::action::{Action, GRACE};
 use crate::domain::command::{Event, RunEnd};
 use crate::domain::protocol::{Command, MAX_FRAME, RunRef, RunResult, RunStatus};
 use crate::domain::time::Timestamp;
-use crate::senders::contract::{Delivery, hold_report, report_of};
+use crate::senders::due_command::{DueCommand, hold_report, report_of};
 use crate::store::Report;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, HashMap, HashSet};
@@ -43,7 +43,7 @@ type Turn = (Reverse<i32>, Timestamp, i64);
 
 #[derive(Debug)]
 struct Queued {
-    delivery: Delivery,
+    delivery: DueCommand,
     since: Instant,
 }
 
@@ -88,7 +88,7 @@ pub enum Offered {
     Known,
     /// There is no room for this command, which was offered or displaced. It must stay in the
     /// store.
-    Back(Delivery),
+    Back(DueCommand),
 }
 
 /// See the module.
@@ -141,7 +141,7 @@ impl InFlight {
     /// command displaces the least urgent one. While the `store_has_more`, only commands more
     /// urgent than the last one here are taken: others in the store may be more urgent than the
     /// rest, and the queue must stay the beginning of all waiting commands.
-    pub fn offer(&mut self, delivery: Delivery, store_has_more: bool, now: Instant) -> Offered {
+    pub fn offer(&mut self, delivery: DueCommand, store_has_more: bool, now: Instant) -> Offered {
         let no = delivery.action.no;
         self.turn_over(now);
         if self.over.iter().any(|over| over.contains(&(no, delivery.due.run))) {
@@ -208,7 +208,7 @@ impl InFlight {
                 continue;
             }
             commands.push(delivery.command());
-            let Delivery { due, action } = delivery;
+            let DueCommand { due, action } = delivery;
 
             let flying = Flying {
                 skip_lookup: due.run == 1 && !due.open,

@@ -3,13 +3,13 @@ use crate::domain::action::NewAction;
 use crate::store::Due;
 
 /// A command of action `no`, whose due time follows from its number.
-fn delivery(no: i64, priority: i32) -> Delivery {
+fn delivery(no: i64, priority: i32) -> DueCommand {
     let document =
         format!(r#"{{"name":"n","target":"TRUE","operations":[{{"module":"ping"}}],"priority":{priority}}}"#);
     let new = NewAction::from_json(document.as_bytes(), uuid::Uuid::now_v7(), Timestamp(0)).expect("valid");
     let action = Arc::new(Action::from_new(no, &new, false, false).expect("valid"));
     let due = Due { action_no: no, agent_no: 1, run: 1, attempts: 0, due_at: Timestamp(no), priority, open: true };
-    Delivery { due, action }
+    DueCommand { due, action }
 }
 
 fn back(offered: Offered) -> Option<i64> {
@@ -78,14 +78,14 @@ fn while_the_store_has_more_only_what_goes_before_the_last_one_is_taken() {
 }
 
 /// One that nothing is written about.
-fn skip_lookup(no: i64) -> Delivery {
+fn skip_lookup(no: i64) -> DueCommand {
     let mut delivery = delivery(no, 0);
     delivery.due.open = false;
     delivery
 }
 
 /// Hands over a command of each of these actions; answers their runs.
-fn flying(in_flight: &mut InFlight, deliveries: Vec<Delivery>, clock: Instant) -> Vec<RunRef> {
+fn flying(in_flight: &mut InFlight, deliveries: Vec<DueCommand>, clock: Instant) -> Vec<RunRef> {
     deliveries.into_iter().for_each(|delivery| drop(in_flight.offer(delivery, false, clock)));
     in_flight.deliver(Timestamp(1_000), clock).iter().map(Command::run_ref).collect()
 }

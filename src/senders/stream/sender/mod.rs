@@ -1,6 +1,6 @@
 //! Knows which agents are connected here, and passes commands to their sessions.
 //!
-//! Receives [`Deliver`] from the sender router, and [`Connect`]/[`Disconnect`] from the sessions,
+//! Receives [`DeliverToSessions`] from the sender router, and [`Connect`]/[`Disconnect`] from the sessions,
 //! one per connection. If the agent has gone or its session has no room, the command gets a
 //! `waiting` row, and the session reads it from the store later. Twice a minute the sender compares
 //! its connections with the store.
@@ -10,8 +10,11 @@
 
 use crate::error_chain::ErrorChain;
 use crate::runtime::Drain;
-use crate::senders::contract::{Deliver, Delivery, SenderContext, hold_report};
-use crate::senders::stream::messages::{Connect, Connected, Disconnect, Handle, NotConnected, SignOff, ToSession};
+use crate::senders::contract::SenderContext;
+use crate::senders::due_command::{DueCommand, hold_report};
+use crate::senders::stream::messages::{
+    Connect, Connected, DeliverToSessions, Disconnect, Handle, NotConnected, SignOff, ToSession,
+};
 use crate::senders::stream::sessions::{SessionChange, SessionWriter};
 use crate::signals::{AgentDisabled, BacklogChanged, Cancelled, Presence, SessionSuperseded};
 use crate::store::{Opened, SessionHeld, SessionOpening, SessionState};
@@ -164,12 +167,12 @@ impl Supervised for StreamSender {
     }
 }
 
-impl Handler<Deliver> for StreamSender {
+impl Handler<DeliverToSessions> for StreamSender {
     type Result = ResponseFuture<()>;
 
-    fn handle(&mut self, Deliver(deliveries): Deliver, _: &mut Self::Context) -> Self::Result {
+    fn handle(&mut self, DeliverToSessions(deliveries): DeliverToSessions, _: &mut Self::Context) -> Self::Result {
         crate::fault_point!("stream_sender");
-        let mut by_agent: HashMap<i64, Vec<Delivery>> = HashMap::new();
+        let mut by_agent: HashMap<i64, Vec<DueCommand>> = HashMap::new();
         for delivery in deliveries {
             by_agent.entry(delivery.due.agent_no).or_default().push(delivery);
         }

@@ -46,7 +46,7 @@ async fn start() -> Fixture {
     let agents = node.agents(2).await;
     let tokens = vec![node.token(agents[0]).await, node.token(agents[1]).await];
     let action = node.resolved(json!({}), &agents).await;
-    let context = SenderContext::new(node.store.clone(), node.recorder.clone());
+    let context = SenderContext::new(node.node.clone(), node.recorder.clone(), crate::domain::agent::STREAM);
     let sessions = SessionSink { node: node.node.clone(), opening: Opening::default() };
     let sender = StreamSender::new(context, node.node.presence.clone(), Writer::new(batcher(sessions)));
     let sender = Unstarted::default().start("stream_sender", sender, &supervision());
@@ -65,7 +65,7 @@ impl Fixture {
 
     async fn deliver(&self, places: &[usize]) {
         let deliveries = places.iter().map(|place| delivery(&self.action, self.agents[*place])).collect();
-        self.sender.send(Deliver(deliveries)).await.expect("it lives");
+        self.sender.send(DeliverToSessions(deliveries)).await.expect("it lives");
     }
 
     async fn waits(&self) -> Vec<i64> {

@@ -1,0 +1,134 @@
+//! What `/readyz` and `/metrics` show of each sender.
+
+use serde::Serialize;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use utoipa::ToSchema;
+
+/// The numbers of one sender. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct SenderStatus(Arc<Numbers>);
+
+#[derive(Debug, Default)]
+struct Numbers {
+    waiting: AtomicUsize,
+    running: AtomicUsize,
+    away: AtomicUsize,
+    delivered: AtomicU64,
+    attempts_failed: AtomicU64,
+    refused: AtomicU64,
+    panicked: AtomicU64,
+}
+
+/// A sender as `/readyz` shows it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
+pub struct SenderReport {
+    /// The transport.
+    pub transport: &'static str,
+    /// `ok`, or `away`: the broker or the mail server can't be reached, or every host that has
+    /// commands.
+    pub state: &'static str,
+    /// Hosts or brokers that can't be reached at the moment.
+    pub hosts_away: usize,
+    /// Commands that wait in this sender.
+    pub waiting: usize,
+    /// Deliveries under way.
+    pub in_flight: usize,
+}
+
+/// How a delivery went, for the counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DeliveryResult {
+    /// The receiver has it.
+    Delivered,
+    /// The attempt failed.
+    AttemptFailed,
+    /// The receiver refuses it, or ran it without success.
+    Refused,
+    /// The sender's code panicked.
+    Panicked,
+}
+
+impl SenderStatus {
+    /// Sets how many commands wait, how many are being delivered, and how many hosts are away.
+    pub fn set(&self, waiting: usize, in_flight: usize, hosts_away: usize) {
+        self.0.waiting.store(waiting, Ordering::Relaxed);
+        self.0.running.store(in_flight, Ordering::Relaxed);
+        self.0.away.store(hosts_away, Ordering::Relaxed);
+    }
+
+    /// Counts a delivery.
+    pub fn count(&self, result: DeliveryResult) {
+        let counter = match result {
+            DeliveryResult::Delivered => &self.0.delivered,
+            DeliveryResult::AttemptFailed => &self.0.attempts_failed,
+            DeliveryResult::Refused => &self.0.refused,
+            DeliveryResult::Panicked => &self.0.panicked,
+        };
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// The deliveries so far, by result.
+    pub fn counts(&self) -> [(&'static str, u64); 4] {
+        let of = |counter: &AtomicU64| counter.load(Ordering::Relaxed);
+        [
+            ("delivered", of(&self.0.delivered)),
+            ("attempt_failed", of(&self.0.attempts_failed)),
+            ("refused", of(&self.0.refused)),
+            ("panicked", of(&self.0.panicked)),
+        ]
+    }
+
+    /// The sender as `/readyz` shows it.
+    pub fn report(&self, transport: &'static str) -> SenderReport {
+        let of = |number: &AtomicUsize| number.load(Ordering::Relaxed);
+        let (waiting, in_flight, hosts_away) = (of(&self.0.waiting), of(&self.0.running), of(&self.0.away));
+        let state = if hosts_away > 0 && in_flight == 0 { "away" } else { "ok" };
+        SenderReport { transport, state, hosts_away, waiting, in_flight }
+    }
+}
+
+/// All senders of this process, by transport. Clones share them.
+#[derive(Clone, Debug, Default)]
+pub struct Senders(Arc<Mutex<BTreeMap<&'static str, SenderStatus>>>);
+
+impl Senders {
+    fn lock(&self) -> MutexGuard<'_, BTreeMap<&'static str, SenderStatus>> {
+        // The map is consistent after every step.
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The sender of a transport.
+    pub fn of(&self, transport: &'static str) -> SenderStatus {
+        self.lock().entry(transport).or_default().clone()
+    }
+
+    /// All senders with their counts.
+    pub fn all(&self) -> Vec<(&'static str, SenderStatus)> {
+        self.lock().iter().map(|(transport, status)| (*transport, status.clone())).collect()
+    }
+
+    /// All senders as `/readyz` shows them.
+    pub fn reports(&self) -> Vec<SenderReport> {
+        self.lock().iter().map(|(transport, status)| status.report(transport)).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_sender_is_away_while_a_host_is_and_nothing_is_under_way() {
+        let senders = Senders::default();
+        let status = senders.of("nats");
+        for (in_flight, hosts_away, state) in [(0, 0, "ok"), (3, 1, "ok"), (0, 1, "away")] {
+            status.set(7, in_flight, hosts_away);
+            let report = SenderReport { transport: "nats", state, hosts_away, waiting: 7, in_flight };
+            assert_eq!(senders.reports(), [report]);
+        }
+        status.count(DeliveryResult::Refused);
+        assert_eq!(senders.of("nats").counts()[2], ("refused", 1), "the same sender");
+    }
+}

@@ -1,0 +1,268 @@
+//! What waits in a sender: a queue per group, with turns, limits and a circuit breaker for each.
+//! Pure: times come from the caller.
+
+use super::breaker::Breaker;
+use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// The wait before a command that found its group's queue full is offered again.
+const FULL_RETRY: Duration = Duration::from_secs(1);
+
+/// Limits of a sender.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Maximum number of deliveries under way.
+    pub concurrency: usize,
+    /// Maximum number of deliveries under way in one group.
+    pub per_group: usize,
+    /// Maximum number of commands that wait in one group. Others stay with the scheduler.
+    pub queue: usize,
+    /// Maximum time of one delivery. A delivery that takes longer is aborted and counts as a failed
+    /// attempt.
+    pub timeout: Duration,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { concurrency: 100, per_group: 100, queue: 2_000, timeout: Duration::from_secs(30) }
+    }
+}
+
+struct Group<J> {
+    waiting: VecDeque<J>,
+    running: usize,
+    breaker: Breaker,
+    /// It is in the list of turns.
+    has_turn: bool,
+}
+
+impl<J> Default for Group<J> {
+    fn default() -> Self {
+        Self { waiting: VecDeque::new(), running: 0, breaker: Breaker::default(), has_turn: false }
+    }
+}
+
+/// How a delivery went, as the breaker sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reach {
+    /// The host was reached.
+    Reached,
+    /// It was not.
+    Unreached,
+}
+
+/// See the module.
+pub(super) struct Groups<J> {
+    limits: Limits,
+    groups: HashMap<Arc<str>, Group<J>>,
+    /// Groups that have something to start, in turn.
+    turns: VecDeque<Arc<str>>,
+    running: usize,
+    waiting: usize,
+}
+
+impl<J> Groups<J> {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self { limits, groups: HashMap::new(), turns: VecDeque::new(), running: 0, waiting: 0 }
+    }
+
+    /// (waiting, running, groups that are away).
+    pub(super) fn numbers(&self) -> (usize, usize, usize) {
+        (self.waiting, self.running, self.groups.values().filter(|group| group.breaker.is_away()).count())
+    }
+
+    /// Takes a job, or gives it back with the wait after which it may be offered again.
+    pub(super) fn add(&mut self, name: &Arc<str>, job: J, now: Instant) -> Result<(), (J, Duration)> {
+        let group = self.groups.entry(name.clone()).or_default();
+        if let Some(left) = group.breaker.remaining(now) {
+            return Err((job, left.max(FULL_RETRY)));
+        }
+        if group.waiting.len() >= self.limits.queue {
+            return Err((job, FULL_RETRY));
+        }
+        group.waiting.push_back(job);
+        self.waiting += 1;
+        self.give_turn(name, now);
+        Ok(())
+    }
+
+    /// Puts a job back that was started and not attempted. It is the next of its group.
+    pub(super) fn put_back(&mut self, name: &Arc<str>, job: J) {
+        self.groups.entry(name.clone()).or_default().waiting.push_front(job);
+        self.waiting += 1;
+    }
+
+    fn give_turn(&mut self, name: &Arc<str>, now: Instant) {
+        let Some(group) = self.groups.get_mut(name) else { return };
+        let slots = group.breaker.slots(self.limits.per_group, now);
+        if !group.has_turn && !group.waiting.is_empty() && group.running < slots {
+            group.has_turn = true;
+            self.turns.push_back(name.clone());
+        }
+    }
+
+    /// The next job to start. The groups take turns.
+    pub(super) fn start(&mut self, now: Instant) -> Option<(Arc<str>, J)> {
+        while self.running < self.limits.concurrency {
+            let name = self.turns.pop_front()?;
+            let Some(group) = self.groups.get_mut(&name) else { continue };
+            group.has_turn = false;
+            if group.running >= group.breaker.slots(self.limits.per_group, now) {
+                continue;
+            }
+            let Some(job) = group.waiting.pop_front() else { continue };
+            group.running += 1;
+            self.running += 1;
+            self.waiting -= 1;
+            self.give_turn(&name, now);
+            return Some((name, job));
+        }
+        None
+    }
+
+    /// A started job is over. `None`: it was not attempted. Answers how long its group has to wait,
+    /// if its host is away.
+    pub(super) fn end(&mut self, name: &Arc<str>, reach: Option<Reach>, now: Instant, jitter: f64) -> Option<Duration> {
+        let group = self.groups.get_mut(name)?;
+        group.running -= 1;
+        self.running -= 1;
+        match reach {
+            Some(Reach::Reached) => group.breaker.reached(),
+            Some(Reach::Unreached) => group.breaker.failed(now, jitter),
+            None => {}
+        }
+        let left = group.breaker.remaining(now);
+        self.give_turn(name, now);
+        self.forget_idle(name);
+        left
+    }
+
+    /// The wait of a group is over: gives it its turn. Answers how long it is still to wait.
+    pub(super) fn wake(&mut self, name: &Arc<str>, now: Instant) -> Option<Duration> {
+        self.give_turn(name, now);
+        let left = self.groups.get(name).and_then(|group| group.breaker.remaining(now));
+        if left.is_none() {
+            self.forget_idle(name);
+        }
+        left
+    }
+
+    /// A group without jobs is forgotten, so that only hosts in use take memory. An open breaker is
+    /// kept until its wait is over.
+    fn forget_idle(&mut self, name: &Arc<str>) {
+        let idle = |group: &Group<J>| group.waiting.is_empty() && group.running == 0 && group.breaker.is_quiet();
+        if self.groups.get(name).is_some_and(idle) {
+            self.groups.remove(name);
+        }
+    }
+
+    /// Removes all waiting jobs.
+    pub(super) fn take_waiting(&mut self) -> Vec<J> {
+        self.waiting = 0;
+        self.turns.clear();
+        let groups = self.groups.values_mut();
+        groups
+            .flat_map(|group| {
+                group.has_turn = false;
+                std::mem::take(&mut group.waiting)
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::breaker::THRESHOLD;
+    use super::*;
+
+    fn limits(concurrency: usize, per_group: usize, queue: usize) -> Limits {
+        Limits { concurrency, per_group, queue, ..Limits::default() }
+    }
+
+    fn name(name: &str) -> Arc<str> {
+        Arc::from(name)
+    }
+
+    fn started(groups: &mut Groups<u32>, now: Instant) -> Vec<u32> {
+        std::iter::from_fn(|| groups.start(now)).map(|(_, job)| job).collect()
+    }
+
+    #[test]
+    fn groups_take_turns_within_their_limits() {
+        let now = Instant::now();
+        let mut groups = Groups::new(limits(5, 2, 10));
+        for job in 0..4 {
+            groups.add(&name("a"), job, now).expect("room");
+        }
+        for job in [10, 11] {
+            groups.add(&name("b"), job, now).expect("room");
+        }
+        assert_eq!(started(&mut groups, now), [0, 10, 1, 11]);
+        groups.end(&name("a"), Some(Reach::Reached), now, 0.0);
+        assert_eq!(started(&mut groups, now), [2]);
+        assert_eq!(groups.numbers(), (1, 4, 0));
+    }
+
+    #[test]
+    fn a_full_group_gives_back_and_others_have_room() {
+        let now = Instant::now();
+        let mut groups = Groups::new(limits(1, 1, 2));
+        for job in 0..2 {
+            groups.add(&name("slow"), job, now).expect("room");
+        }
+        assert_eq!(groups.add(&name("slow"), 2, now), Err((2, FULL_RETRY)));
+        assert!(groups.add(&name("fast"), 3, now).is_ok());
+    }
+
+    #[test]
+    fn a_host_that_is_away_is_probed_by_one_job_and_the_others_stay() {
+        let mut now = Instant::now();
+        let mut groups = Groups::new(limits(10, 5, 10));
+        let (host, other) = (name("host"), name("other"));
+        for job in 0..6 {
+            groups.add(&host, job, now).expect("room");
+        }
+        let mut wait = None;
+        for _ in 0..THRESHOLD {
+            let (_, job) = groups.start(now).expect("it is closed");
+            groups.put_back(&host, job);
+            wait = groups.end(&host, Some(Reach::Unreached), now, 0.0).or(wait);
+        }
+        let wait = wait.expect("it opened");
+        assert_eq!(started(&mut groups, now), [0; 0], "nothing goes out");
+        assert!(groups.add(&host, 9, now).is_err() && groups.add(&other, 20, now).is_ok());
+        assert_eq!(started(&mut groups, now), [20], "another host is not affected");
+        assert_eq!(groups.wake(&host, now), Some(wait), "too early");
+        now += wait;
+        assert_eq!(groups.wake(&host, now), None);
+        assert_eq!(started(&mut groups, now).len(), 1, "one probe");
+        groups.end(&host, Some(Reach::Reached), now, 0.0);
+        assert_eq!(started(&mut groups, now).len(), 5, "it is closed");
+    }
+
+    #[test]
+    fn groups_without_jobs_take_no_memory() {
+        let now = Instant::now();
+        let mut groups = Groups::new(limits(10, 5, 10));
+        for host in 0..100 {
+            groups.add(&name(&host.to_string()), host, now).expect("room");
+            let (host, _) = groups.start(now).expect("room");
+            groups.end(&host, Some(Reach::Reached), now, 0.0);
+        }
+        assert!(groups.groups.is_empty() && groups.turns.is_empty());
+    }
+
+    #[test]
+    fn what_waits_can_be_taken_out() {
+        let now = Instant::now();
+        let mut groups = Groups::new(limits(1, 1, 10));
+        for job in 0..3 {
+            groups.add(&name("a"), job, now).expect("room");
+        }
+        assert!(groups.start(now).is_some());
+        assert_eq!(groups.take_waiting(), [1, 2]);
+        groups.end(&name("a"), None, now, 0.0);
+        assert_eq!((groups.start(now), groups.numbers()), (None, (0, 0, 0)));
+    }
+}

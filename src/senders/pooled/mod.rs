@@ -1,0 +1,335 @@
+//! The machinery of a sender that makes one call per command: queues, bounded workers, a circuit
+//! breaker per host, timeouts, and recording.
+//!
+//! A transport implements [`Transport`], and [`PooledSender`] is the actor around it. The senders
+//! for webhooks, brokers and mail are built so. A sender of one's own that doesn't need this can be
+//! any actor that handles the three messages of [`senders`](super).
+//!
+//! Each *group* (for webhooks: each host) has its own queue, its own number of deliveries under way,
+//! and its own circuit breaker. So a slow or dead host never holds up another. While a
+//! breaker is open, the commands of its group wait here or with the scheduler: they stay `pending`,
+//! and no attempt is counted.
+//!
+//! Every delivery is a task of its own. A panic costs its command one attempt. A delivery that
+//! takes longer than [`Limits::timeout`] is aborted. A command that is offered again while it is in
+//! hand is not delivered twice.
+//!
+//! Crash: what was in hand has no outcome and no open row, so the scheduler finds it in the store
+//! and offers it again.
+
+mod breaker;
+mod groups;
+#[cfg(test)]
+mod tests;
+
+use super::contract::{Deferred, Deliver, Delivery, Outcome, SenderContext};
+use crate::metrics::DeliveryResult;
+use crate::runtime::Drain;
+use crate::signals::Cancelled;
+use crate::store::Report;
+use actix::prelude::*;
+use async_trait::async_trait;
+pub use groups::Limits;
+use groups::{Groups, Reach};
+use std::collections::{HashSet, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
+use uuid::Uuid;
+
+/// Maximum number of cancelled actions that wait to be passed to the transport. Cancelling is best
+/// effort: the oldest are dropped.
+const MAX_CANCELS: usize = 1_000;
+/// Maximum number of finished deliveries per recording.
+const RECORD_AT_A_TIME: usize = 1_000;
+/// The wait of a command whose action is paused. Resuming the action brings it earlier.
+const PAUSED_RETRY: Duration = Duration::from_secs(60);
+
+/// How commands reach their agents over one transport.
+#[async_trait]
+pub trait Transport: Send + Sync + 'static {
+    /// The limits of the sender. Read once, when it is made.
+    fn limits(&self) -> Limits {
+        Limits::default()
+    }
+
+    /// The group of a command, such as the host of its address. By default there is one group.
+    fn group(&self, _delivery: &Delivery) -> Arc<str> {
+        Arc::from("")
+    }
+
+    /// Delivers a command. May be aborted at any await after [`Limits::timeout`].
+    async fn deliver(&self, delivery: &Delivery) -> Outcome;
+
+    /// Users cancelled these actions, as (key, public id). Tells the agents that have them, as far
+    /// as the transport can.
+    async fn cancelled(&self, _actions: &[(i64, Uuid)]) {}
+}
+
+/// See the module.
+pub struct PooledSender<T: Transport> {
+    context: SenderContext,
+    transport: Arc<T>,
+    limits: Limits,
+    groups: Groups<Delivery>,
+    /// The commands that wait, are under way, or are being recorded.
+    in_hand: HashSet<(i64, i64)>,
+    finished: Vec<Report>,
+    is_recording: bool,
+    cancels: VecDeque<(i64, Uuid)>,
+    is_cancelling: bool,
+    draining: Option<oneshot::Sender<()>>,
+    is_stopped: bool,
+}
+
+impl<T: Transport> PooledSender<T> {
+    /// A sender over this transport.
+    pub fn new(context: SenderContext, transport: T) -> Self {
+        Self::over(context, Arc::new(transport))
+    }
+
+    fn over(context: SenderContext, transport: Arc<T>) -> Self {
+        let limits = transport.limits();
+        Self {
+            context,
+            transport,
+            limits,
+            groups: Groups::new(limits),
+            in_hand: HashSet::new(),
+            finished: Vec::new(),
+            is_recording: false,
+            cancels: VecDeque::new(),
+            is_cancelling: false,
+            draining: None,
+            is_stopped: false,
+        }
+    }
+
+    /// Starts deliveries as far as there is room.
+    fn start(&mut self, ctx: &mut Context<Self>) {
+        while !self.is_stopped && self.finished.len() < RECORD_AT_A_TIME {
+            let Some((group, delivery)) = self.groups.start(Instant::now()) else { break };
+            let now = self.context.store.now();
+            let action = &delivery.action;
+            // A reconciler closes what is cancelled or expired.
+            if action.is_cancelled() || action.expires_at <= now {
+                self.in_hand.remove(&delivery.key());
+                self.groups.end(&group, None, Instant::now(), 0.0);
+                continue;
+            }
+            if action.is_paused() {
+                let postponed = delivery.report(Outcome::Postponed { after: PAUSED_RETRY }, now);
+                self.groups.end(&group, None, Instant::now(), 0.0);
+                self.finished.push(postponed);
+                continue;
+            }
+            self.deliver(group, delivery, ctx);
+        }
+        self.show();
+    }
+
+    fn show(&self) {
+        let (waiting, running, away) = self.groups.numbers();
+        self.context.status().set(waiting, running, away);
+    }
+
+    fn deliver(&self, group: Arc<str>, delivery: Delivery, ctx: &mut Context<Self>) {
+        let (transport, timeout) = (self.transport.clone(), self.limits.timeout);
+        let copy = delivery.clone();
+        let task = tokio::spawn(async move {
+            crate::fault_point!("pooled_sender.deliver");
+            tokio::time::timeout(timeout, transport.deliver(&copy)).await
+        });
+        let ended = async move {
+            match task.await {
+                Ok(Ok(outcome)) => Ended::Outcome(outcome),
+                Ok(Err(_)) => Ended::Outcome(Outcome::Unreachable {
+                    error: format!("no answer within {}", humantime::format_duration(timeout)),
+                }),
+                Err(_) => Ended::Panicked,
+            }
+        };
+        ctx.spawn(ended.into_actor(self).map(move |ended, sender, ctx| {
+            sender.end(group, delivery, ended, ctx);
+        }));
+    }
+
+    fn end(&mut self, group: Arc<str>, delivery: Delivery, ended: Ended, ctx: &mut Context<Self>) {
+        let (reach, result) = ended.judged();
+        if let Some(result) = result {
+            self.context.status().count(result);
+        }
+        let outcome = match ended {
+            Ended::Outcome(Outcome::Away { error }) => {
+                log::debug!(transport = self.context.transport(), group = &*group, error = error.as_str(); "not reached");
+                self.groups.put_back(&group, delivery);
+                None
+            }
+            Ended::Outcome(outcome) => Some((delivery, outcome)),
+            Ended::Panicked => {
+                let error = "the sender panicked".to_owned();
+                Some((delivery, Outcome::AttemptFailed { error, retry_after: None }))
+            }
+        };
+        if let Some((delivery, outcome)) = outcome {
+            self.finished.push(delivery.report(outcome, self.context.store.now()));
+        }
+        if let Some(wait) = self.groups.end(&group, reach, Instant::now(), rand::random()) {
+            self.wake_later(group, wait, ctx);
+        }
+        self.start(ctx);
+        self.record(ctx);
+    }
+
+    fn wake_later(&self, group: Arc<str>, wait: Duration, ctx: &mut Context<Self>) {
+        ctx.run_later(wait, move |sender, ctx| {
+            if let Some(left) = sender.groups.wake(&group, Instant::now()) {
+                sender.wake_later(group, left, ctx);
+            }
+            sender.start(ctx);
+            sender.record(ctx);
+        });
+    }
+
+    /// Records what is finished, one batch at a time.
+    fn record(&mut self, ctx: &mut Context<Self>) {
+        if self.is_recording {
+            return;
+        }
+        if self.finished.is_empty() {
+            return self.finish_drain();
+        }
+        self.is_recording = true;
+        let reports = std::mem::take(&mut self.finished);
+        let keys: Vec<(i64, i64)> = reports.iter().map(|report| (report.action_no, report.agent_no)).collect();
+        let context = self.context.clone();
+        let recorded = async move { context.record_patiently(reports).await };
+        ctx.spawn(recorded.into_actor(self).map(move |_, sender, ctx| {
+            sender.is_recording = false;
+            for key in keys {
+                sender.in_hand.remove(&key);
+            }
+            sender.start(ctx);
+            sender.record(ctx);
+        }));
+    }
+
+    fn finish_drain(&mut self) {
+        if self.is_stopped
+            && self.groups.numbers().1 == 0
+            && let Some(drained) = self.draining.take()
+        {
+            drained.send(()).ok();
+        }
+    }
+
+    fn pass_cancels(&mut self, ctx: &mut Context<Self>) {
+        if self.is_cancelling || self.cancels.is_empty() || self.is_stopped {
+            return;
+        }
+        self.is_cancelling = true;
+        let actions: Vec<(i64, Uuid)> = std::mem::take(&mut self.cancels).into();
+        let transport = self.transport.clone();
+        let task = tokio::spawn(async move { transport.cancelled(&actions).await });
+        ctx.spawn(task.into_actor(self).map(|passed, sender, ctx| {
+            if passed.is_err() {
+                log::warn!(transport = sender.context.transport(); "agents were not told of a cancel, since the sender panicked");
+            }
+            sender.is_cancelling = false;
+            sender.pass_cancels(ctx);
+        }));
+    }
+}
+
+/// How a delivery's task ended.
+enum Ended {
+    Outcome(Outcome),
+    Panicked,
+}
+
+impl Ended {
+    /// What the breaker and the counters make of it. `None`: nothing.
+    fn judged(&self) -> (Option<Reach>, Option<DeliveryResult>) {
+        use Outcome::{AttemptFailed, Away, Failed, Postponed, Queued, Received, Succeeded, Unreachable};
+        match self {
+            Self::Outcome(Succeeded(_) | Received | Queued) => (Some(Reach::Reached), Some(DeliveryResult::Delivered)),
+            Self::Outcome(Failed { .. }) => (Some(Reach::Reached), Some(DeliveryResult::Refused)),
+            Self::Outcome(AttemptFailed { .. }) => (Some(Reach::Reached), Some(DeliveryResult::AttemptFailed)),
+            Self::Outcome(Unreachable { .. }) => (Some(Reach::Unreached), Some(DeliveryResult::AttemptFailed)),
+            Self::Outcome(Away { .. }) => (Some(Reach::Unreached), None),
+            Self::Outcome(Postponed { .. }) => (None, None),
+            Self::Panicked => (None, Some(DeliveryResult::Panicked)),
+        }
+    }
+}
+
+impl<T: Transport> Actor for PooledSender<T> {
+    type Context = Context<Self>;
+}
+
+impl<T: Transport> Supervised for PooledSender<T> {
+    fn restarting(&mut self, _: &mut Self::Context) {
+        // Nothing is left to drain. What was in hand is offered again.
+        self.draining.take().map(|drained| drained.send(()));
+        let fresh = Self::over(self.context.clone(), self.transport.clone());
+        *self = Self { is_stopped: self.is_stopped, ..fresh };
+    }
+}
+
+impl<T: Transport> Handler<Deliver> for PooledSender<T> {
+    type Result = MessageResult<Deliver>;
+
+    fn handle(&mut self, Deliver(deliveries): Deliver, ctx: &mut Self::Context) -> Self::Result {
+        crate::fault_point!("pooled_sender");
+        let now = Instant::now();
+        let mut deferred = Vec::new();
+        for delivery in deliveries {
+            if self.is_stopped {
+                deferred.push(Deferred { delivery, after: Duration::from_secs(1) });
+                continue;
+            }
+            let key = delivery.key();
+            if self.in_hand.contains(&key) {
+                continue;
+            }
+            let group = self.transport.group(&delivery);
+            match self.groups.add(&group, delivery, now) {
+                Ok(()) => {
+                    self.in_hand.insert(key);
+                }
+                Err((delivery, after)) => deferred.push(Deferred { delivery, after }),
+            }
+        }
+        self.start(ctx);
+        self.record(ctx);
+        MessageResult(deferred)
+    }
+}
+
+impl<T: Transport> Handler<Cancelled> for PooledSender<T> {
+    type Result = ();
+
+    fn handle(&mut self, Cancelled(actions): Cancelled, ctx: &mut Self::Context) {
+        self.cancels.extend(actions);
+        let over = self.cancels.len().saturating_sub(MAX_CANCELS);
+        self.cancels.drain(..over);
+        self.pass_cancels(ctx);
+    }
+}
+
+impl<T: Transport> Handler<Drain> for PooledSender<T> {
+    type Result = ResponseFuture<()>;
+
+    fn handle(&mut self, _: Drain, ctx: &mut Self::Context) -> Self::Result {
+        // What waits stays pending in the store. What is under way is finished and recorded.
+        self.is_stopped = true;
+        self.groups.take_waiting();
+        self.show();
+        let (sender, drained) = oneshot::channel();
+        self.draining = Some(sender);
+        self.record(ctx);
+        Box::pin(async move {
+            drained.await.ok();
+        })
+    }
+}
