@@ -22,8 +22,7 @@ pub mod senders;
 pub mod service;
 pub mod signals;
 pub mod store;
-#[cfg(test)]
-mod testing;
+pub mod testing;
 mod tls;
 
 pub use node::Odoshi;

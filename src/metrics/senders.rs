@@ -19,6 +19,7 @@ struct Numbers {
     attempts_failed: AtomicU64,
     refused: AtomicU64,
     panicked: AtomicU64,
+    recorded: AtomicU64,
 }
 
 /// A sender as `/readyz` shows it.
@@ -67,6 +68,16 @@ impl SenderStatus {
             DeliveryResult::Panicked => &self.0.panicked,
         };
         counter.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// `reports` reports are being recorded.
+    pub fn records(&self, reports: usize) {
+        self.0.recorded.fetch_add(reports as u64, Ordering::Relaxed);
+    }
+
+    /// Reports about commands so far.
+    pub fn recorded(&self) -> u64 {
+        self.0.recorded.load(Ordering::Relaxed)
     }
 
     /// The deliveries so far, by result.

@@ -1,16 +1,18 @@
 //! Builds a server from settings and senders.
 
 use super::error::{AppError, io_error};
+use super::extension::{ActorContext, ActorRegistration, ListenerRegistration};
 use super::open_files::OpenFiles;
 use super::running::Running;
 use super::startup;
-use super::wiring::{Registration, Wiring};
+use super::wiring::{Extensions, Registration, Wiring};
 use crate::config::Config;
 use crate::domain::agent::STREAM;
 use crate::error_chain::ErrorChain;
 use crate::http::{self, Listening};
 use crate::pipeline::spool::Spool;
 use crate::senders::{Cancelled, Deliver, Drain, SenderContext};
+use crate::signals::RecordedOutcome;
 use crate::store::{self, Store};
 use actix::prelude::*;
 use std::sync::Arc;
@@ -35,14 +37,14 @@ pub struct Odoshi;
 impl Odoshi {
     /// A server with these settings. Add senders of your own with [`Builder::sender`], then [`run`](Builder::run) it.
     pub fn builder(config: Config) -> Builder {
-        Builder { config, senders: Vec::new() }
+        Builder { config, extensions: Extensions::default() }
     }
 }
 
 /// A server that is being built. See [`Odoshi::builder`].
 pub struct Builder {
     config: Config,
-    senders: Vec<Registration>,
+    extensions: Extensions,
 }
 
 impl Builder {
@@ -55,7 +57,27 @@ impl Builder {
         A: Actor<Context = Context<A>> + Supervised + Unpin,
         A: Handler<Deliver> + Handler<Cancelled> + Handler<Drain>,
     {
-        self.senders.push(Registration::new(transport, make));
+        self.extensions.senders.push(Registration::new(transport, make));
+        self
+    }
+
+    /// Adds an actor of any kind: a source of actions, or a bridge to another system. It is
+    /// supervised, shown at `/readyz`, and drained before everything else.
+    #[must_use]
+    pub fn actor<A>(mut self, name: &'static str, make: impl FnOnce(ActorContext) -> A + 'static) -> Self
+    where
+        A: Actor<Context = Context<A>> + Supervised + Unpin + Handler<Drain>,
+    {
+        self.extensions.actors.push(ActorRegistration::new(name, make));
+        self
+    }
+
+    /// Calls `listen` for results that were recorded at this node, in batches, after the commit. It
+    /// must be quick. Results may be missed in a crash, and when `listen` is too slow for their
+    /// number; a hook is at least once.
+    #[must_use]
+    pub fn on_outcome(mut self, listen: impl FnMut(&[RecordedOutcome]) + Unpin + 'static) -> Self {
+        self.extensions.listeners.push(ListenerRegistration::new(listen));
         self
     }
 
@@ -75,7 +97,7 @@ impl Builder {
     /// # Errors
     /// If the store, the spool or the address can't be used.
     pub async fn start(self) -> Result<Running, AppError> {
-        let Self { config, senders } = self;
+        let Self { config, extensions } = self;
         config.validate()?;
         // Steps that can fail without touching the store come first, so that nothing has to be
         // undone.
@@ -89,12 +111,12 @@ impl Builder {
             .map_err(io_error(format!("the spool {}", config.spool_dir().display())))?;
         let store = store::open(&config).await?;
         let serves_stream = config.sender.enabled.iter().any(|name| name == STREAM);
-        let own = senders.iter().map(|sender| sender.transport);
+        let own = extensions.senders.iter().map(|sender| sender.transport);
         let transports: Vec<String> =
             serves_stream.then_some(STREAM).into_iter().chain(own).map(str::to_owned).collect();
         let preparing = prepare(&store, &config, transports).await?;
 
-        let wiring = Wiring::new(store.clone(), config.clone(), serves_stream, senders);
+        let wiring = Wiring::new(store.clone(), config.clone(), serves_stream, extensions);
         let wired = wiring.start(spool, open_files.spool);
         let address = listening.address();
         let api = http::Api::new(wired.sessions, wired.supervision.clone(), serves_stream, open_files.connections);

@@ -2,6 +2,7 @@
 
 mod builder;
 mod error;
+mod extension;
 mod open_files;
 mod running;
 mod startup;
@@ -10,5 +11,6 @@ mod wiring;
 
 pub use builder::{Builder, Odoshi, check};
 pub use error::AppError;
+pub use extension::ActorContext;
 pub use running::Running;
 pub use startup::reset_admin_token;

@@ -39,6 +39,11 @@ impl Running {
         self.address
     }
 
+    /// The parts of the node.
+    pub(crate) fn node(&self) -> &Arc<Node> {
+        &self.node
+    }
+
     /// The store.
     pub fn store(&self) -> &Arc<dyn Store> {
         &self.node.store

@@ -21,6 +21,7 @@
 //! outcomes come last. Work that isn't done by the deadline is still in the store. The pipeline
 //! lives on one arbiter, because a message to another thread costs a wake-up.
 
+use super::extension::{ActorRegistration, ListenerRegistration};
 use crate::config::Config;
 use crate::context::Node;
 use crate::domain::agent::STREAM;
@@ -74,6 +75,14 @@ impl Registration {
     }
 }
 
+/// What users added to the server, before it is started.
+#[derive(Default)]
+pub(super) struct Extensions {
+    pub(super) senders: Vec<Registration>,
+    pub(super) actors: Vec<ActorRegistration>,
+    pub(super) listeners: Vec<ListenerRegistration>,
+}
+
 /// The addresses of all actors before they are started.
 #[derive(Default)]
 struct Addresses {
@@ -91,7 +100,7 @@ struct Addresses {
 
 impl Addresses {
     /// The recipients of all signals.
-    fn board(&self, senders: &[Registration]) -> Board {
+    fn board(&self, extensions: &Extensions) -> Board {
         let Self { resolver, delay_scheduler, stream_sender, peers, reconcilers, .. } = self;
         let (scheduler, stream) = (delay_scheduler.address(), stream_sender.address());
         let own = stream.clone().recipient();
@@ -99,7 +108,8 @@ impl Addresses {
             resolver: resolver.address().recipient(),
             scheduler: SchedulerInbox::of(&scheduler),
             stream: StreamInbox::of(&stream),
-            senders: senders.iter().map(|sender| sender.cancelled.clone()).chain([own]).collect(),
+            senders: extensions.senders.iter().map(|sender| sender.cancelled.clone()).chain([own]).collect(),
+            listeners: extensions.listeners.iter().map(|listener| listener.listener.clone()).collect(),
             open_actions: reconcilers.open_actions.address().recipient(),
             after_open_actions: vec![
                 reconcilers.complete.address().recipient(),
@@ -146,7 +156,7 @@ impl Stages {
 pub(super) struct Wiring {
     node: Arc<Node>,
     addresses: Addresses,
-    senders: Vec<Registration>,
+    extensions: Extensions,
     serves_stream: bool,
 }
 
@@ -160,18 +170,19 @@ pub(super) struct Wired {
 
 impl Wiring {
     /// Makes all addresses, the signals and the node.
-    pub(super) fn new(store: Arc<dyn Store>, config: Config, serves_stream: bool, senders: Vec<Registration>) -> Self {
+    pub(super) fn new(store: Arc<dyn Store>, config: Config, serves_stream: bool, extensions: Extensions) -> Self {
         let addresses = Addresses::default();
         let actions = ActionCache::new(store.clone());
-        let signals = Signals::new(addresses.board(&senders), actions.clone());
+        let signals = Signals::new(addresses.board(&extensions), actions.clone());
         let (presence, metrics) = (Presence::default(), Metrics::default());
         let node = Arc::new(Node { store, actions, presence, signals, metrics, config });
-        Self { node, addresses, senders, serves_stream }
+        Self { node, addresses, extensions, serves_stream }
     }
 
     /// Phase two: starts the actors, sink first.
     pub(super) fn start(self, spool: Spool, spool_files: usize) -> Wired {
-        let Self { node, addresses, senders, serves_stream } = self;
+        let Self { node, addresses, extensions, serves_stream } = self;
+        let Extensions { senders, actors, listeners } = extensions;
         let supervision = Supervision::new(node.config.supervision.clone());
         // Without `..`, so that an actor that is never started is an unused variable.
         let Addresses {
@@ -216,7 +227,13 @@ impl Wiring {
         let resolver = start_resolver(resolver, &node, Writer::new(commands.clone()), &supervision);
         let loader = start_spool_loader(spool_loader, &node, spool, spool_files, &supervision);
 
-        let before = vec![loader, resolver, commands.recipient(), peers.recipient(), scheduler.recipient()];
+        let mut before = Vec::new();
+        for actor in actors {
+            before.push(actor.drain);
+            (actor.start)(node.clone(), &supervision);
+        }
+        listeners.into_iter().for_each(|listener| (listener.start)(&supervision));
+        before.extend([loader, resolver, commands.recipient(), peers.recipient(), scheduler.recipient()]);
         let after = reconcilers.into_iter().chain([outcomes.recipient(), sessions.recipient()]).collect();
         let stages = Stages { before, senders: drained_senders, after, stream: stream.clone() };
         let sessions = SessionDeps::new(node.clone(), context, stream);

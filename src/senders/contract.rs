@@ -185,6 +185,7 @@ impl SenderContext {
     /// [`Interrupted`](crate::runtime::Interrupted): the reports may or may not be recorded. Record
     /// them again.
     pub async fn record(&self, reports: Vec<Report>) -> Answers<Answer> {
+        self.status.records(reports.len());
         self.recorder.put(reports).await
     }
 

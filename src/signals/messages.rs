@@ -1,6 +1,7 @@
 //! The messages that [`Signals`](super::Signals) sends to actors.
 
 use super::open_actions::Snapshot;
+use crate::domain::command::RunEnd;
 use crate::domain::hint::Hint;
 use crate::store::Due;
 use actix::prelude::*;
@@ -56,6 +57,25 @@ pub struct SessionSuperseded(pub Vec<(i64, i64)>);
 #[derive(Message)]
 #[rtype(result = "()")]
 pub struct BacklogChanged(pub i64);
+
+/// Signals → listeners that users registered: results of commands were recorded. A hint: if a
+/// listener's mailbox is full, or the process crashes, it is lost.
+#[derive(Clone, Message)]
+#[rtype(result = "()")]
+pub struct OutcomesRecorded(pub Arc<[RecordedOutcome]>);
+
+/// How a run of a command ended.
+#[derive(Clone, Debug)]
+pub struct RecordedOutcome {
+    /// The action's key.
+    pub action_no: i64,
+    /// The agent's key.
+    pub agent_no: i64,
+    /// The end of the run.
+    pub end: RunEnd,
+    /// Whether another run follows.
+    pub runs_again: bool,
+}
 
 /// Signals → peer notifier: other nodes may need these hints.
 #[derive(Message)]

@@ -25,8 +25,8 @@ pub use commit_watch::CommitWatch;
 pub use dirty_keys::{Dirty, DirtyKeys};
 pub use long_polls::{LongPoll, LongPollers};
 pub use messages::{
-    AgentDisabled, BacklogChanged, Cancelled, OpenActionsRead, PeerNews, Publish, Rescheduled, Resumed,
-    SessionSuperseded,
+    AgentDisabled, BacklogChanged, Cancelled, OpenActionsRead, OutcomesRecorded, PeerNews, Publish, RecordedOutcome,
+    Rescheduled, Resumed, SessionSuperseded,
 };
 pub use open_actions::{OpenActions, Snapshot};
 pub use peers::PeerNotifier;

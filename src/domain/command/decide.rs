@@ -107,7 +107,7 @@ pub fn decide(known: &Known, event: Event, policy: &Policy, now: Timestamp, jitt
         },
         Event::Postponed { run, until } if run == current => match known.open {
             Some(Open { state: OpenState::Sent | OpenState::Queued, .. }) => unchanged(Answer::Decided),
-            _ => again(None, run, attempts, until),
+            _ => again(None, run, attempts, until.max(now)),
         },
         Event::AttemptFailed { run, attempts: failed, error, retry_after } if run == current => {
             let attempts = attempts.max(failed);

@@ -5,8 +5,8 @@ use super::commit_watch::CommitWatch;
 use super::dirty_keys::DirtyKeys;
 use super::long_polls::LongPollers;
 use super::messages::{
-    AgentDisabled, BacklogChanged, Cancelled, OpenActionsRead, PeerNews, Publish, Rescheduled, Resumed,
-    SessionSuperseded,
+    AgentDisabled, BacklogChanged, Cancelled, OpenActionsRead, OutcomesRecorded, PeerNews, Publish, RecordedOutcome,
+    Rescheduled, Resumed, SessionSuperseded,
 };
 use super::open_actions::{OpenActions, Snapshot};
 use crate::domain::command::{Answer, Event};
@@ -99,6 +99,8 @@ pub struct Board {
     pub live_join: Recipient<Wake>,
     /// Notifies other nodes.
     pub peers: Recipient<Publish>,
+    /// What users registered to hear of results.
+    pub listeners: Vec<Recipient<OutcomesRecorded>>,
 }
 
 /// See [`signals`](super). Clones share everything.
@@ -212,6 +214,7 @@ impl Signals {
     /// Reports were recorded, with these answers.
     pub fn outcomes_recorded(&self, reports: &[Report], answers: &[Verdict<Answer>]) {
         self.0.commits.notify();
+        self.tell_listeners(reports, answers);
         let (mut waiting, mut again, mut changed) = (Vec::new(), Vec::new(), Vec::new());
         for (report, answer) in reports.iter().zip(answers) {
             match answer {
@@ -244,6 +247,27 @@ impl Signals {
         if !changed.is_empty() {
             changed.dedup();
             self.actions_changed(changed);
+        }
+    }
+
+    fn tell_listeners(&self, reports: &[Report], answers: &[Verdict<Answer>]) {
+        let listeners = &self.0.board.listeners;
+        if listeners.is_empty() {
+            return;
+        }
+        let ended = reports.iter().zip(answers).filter_map(|(report, answer)| {
+            let Event::Result(end) = &report.event else { return None };
+            let runs_again = match answer {
+                Ok(Answer::Again { .. }) => true,
+                Ok(Answer::Stored) => false,
+                Ok(Answer::Decided | Answer::Rejected(_)) | Err(_) => return None,
+            };
+            let (action_no, agent_no, end) = (report.action_no, report.agent_no, (**end).clone());
+            Some(RecordedOutcome { action_no, agent_no, end, runs_again })
+        });
+        let recorded = OutcomesRecorded(ended.collect());
+        if !recorded.0.is_empty() {
+            listeners.iter().for_each(|listener| hint(listener, recorded.clone()));
         }
     }
 

@@ -162,6 +162,7 @@ impl Listeners {
             complete: self.add("complete").recipient(),
             live_join: self.add("live_join").recipient(),
             peers: self.add("peers").recipient(),
+            listeners: Vec::new(),
         }
     }
 }
