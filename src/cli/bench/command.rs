@@ -1,6 +1,6 @@
 //! The benchmarks.
 
-use super::{delay, latency, throughput};
+use super::{delay, latency, throughput, webhook};
 use crate::cli::outcome::Outcome;
 use std::process::ExitCode;
 
@@ -12,6 +12,8 @@ pub(in crate::cli) enum Command {
     Life(throughput::Args),
     /// An idle server: time from POST /v1/actions until a connected agent has the command
     Latency(latency::Args),
+    /// Webhooks to local receivers: throughput, and what a hanging host and a dead transport cost
+    Webhook(webhook::Args),
     /// The delay queue compared with other implementations
     Delay(delay::Args),
 }
@@ -24,6 +26,10 @@ pub(in crate::cli) fn run(command: Command) -> Outcome {
         Command::Life(args) => throughput::run(&args, true, folder.path())?,
         Command::Latency(args) => {
             actix_rt::System::new().block_on(latency::run(&args, folder.path()))?;
+            ExitCode::SUCCESS
+        }
+        Command::Webhook(args) => {
+            actix_rt::System::new().block_on(webhook::run(&args, folder.path()))?;
             ExitCode::SUCCESS
         }
     };

@@ -9,5 +9,6 @@ mod fleet;
 mod latency;
 mod raw;
 mod throughput;
+mod webhook;
 
 pub(super) use command::{Command, run};
