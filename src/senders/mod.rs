@@ -17,11 +17,11 @@ mod contract;
 mod due_command;
 pub mod pooled;
 #[cfg(any(feature = "webhook", feature = "smtp"))]
-#[allow(dead_code, reason = "used by the transports")]
 mod run_id;
+#[cfg(feature = "smtp")]
+pub mod smtp;
 pub mod stream;
 #[cfg(feature = "webhook")]
-#[allow(dead_code, unused_imports, reason = "used by the transport")]
 pub mod webhook;
 
 pub use crate::runtime::Drain;

@@ -207,7 +207,7 @@ mod tests {
             ("Sunday, 06-Nov-94 08:49:37 GMT", Some(30)),
             ("Sun Nov  6 08:49:37 1994", Some(30)),
             ("Sun, 06 Nov 1994 08:00:00 GMT", Some(0)),
-            ("Mon, 07 Nov 2094 08:49:37 GMT", Some(3_600)),
+            ("Sun, 07 Nov 2094 08:49:37 GMT", Some(3_600)),
             ("-5", None),
             ("1.5", None),
             ("soon", None),
