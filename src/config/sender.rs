@@ -1,9 +1,9 @@
 //! `[sender]`
 
+use super::ServiceUrl;
 use super::custom::CustomSections;
 use super::error::{Checks, ConfigError};
 use super::setting::section;
-use super::{Config, ServiceUrl};
 use crate::domain::time::Span;
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
@@ -117,15 +117,19 @@ const BUILT_IN: [(&str, bool); 5] = [
     ("smtp", cfg!(feature = "smtp")),
 ];
 
-impl Config {
-    /// Checks that there is a sender for each transport in `sender.enabled` and for each section
-    /// `[sender.NAME]`: one of this crate, or one of the `registered`.
+impl Sender {
+    /// The section `[sender.NAME]` of a sender of your own; as if it were empty if there is none.
     ///
     /// # Errors
-    /// Those without a sender, each with its key.
-    pub fn check_senders(&self, registered: &[&str]) -> Result<(), ConfigError> {
+    /// If it can't be read as `T`. The error names the key, such as `sender.slack.url`.
+    pub fn custom<T: DeserializeOwned>(&self, name: &str) -> Result<T, ConfigError> {
+        self.custom.read(name)
+    }
+
+    /// See [`Config::check_senders`](super::Config::check_senders).
+    pub(super) fn check(&self, registered: &[&str]) -> Result<(), ConfigError> {
         let mut checks = Checks::default();
-        for name in &self.sender.enabled {
+        for name in &self.enabled {
             let message = match BUILT_IN.iter().find(|(built_in, _)| built_in == name) {
                 _ if registered.contains(&name.as_str()) => continue,
                 Some((_, true)) => continue,
@@ -134,21 +138,11 @@ impl Config {
             };
             checks.that("sender.enabled", false, message);
         }
-        for name in self.sender.custom.names() {
+        for name in self.custom.names() {
             let known = registered.contains(&name);
             checks.that(&format!("sender.{name}"), known, "is not a setting: there is no sender of this name");
         }
         checks.into_result()
-    }
-}
-
-impl Sender {
-    /// The section `[sender.NAME]` of a sender of your own; as if it were empty if there is none.
-    ///
-    /// # Errors
-    /// If it can't be read as `T`. The error names the key, such as `sender.slack.url`.
-    pub fn custom<T: DeserializeOwned>(&self, name: &str) -> Result<T, ConfigError> {
-        self.custom.read(name)
     }
 
     pub(super) fn validate(&self, checks: &mut Checks) {
