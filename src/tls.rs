@@ -44,6 +44,24 @@ pub(crate) fn trusted(key: &str, file: Option<&Path>) -> Result<RootCertStore, S
 pub(crate) fn client_config(server: &str, key: &str, file: Option<&Path>) -> Result<ClientConfig, String> {
     let is_https = server.trim_start().get(..6).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https:"));
     let roots = if is_https { trusted(key, file)? } else { RootCertStore::empty() };
+    with_roots(roots)
+}
+
+/// The TLS settings for calls to any server, with the authorities that the system trusts. Without
+/// any, `https` calls fail and others don't.
+///
+/// # Errors
+/// If TLS can't be set up.
+#[cfg(feature = "webhook")]
+pub(crate) fn system_config() -> Result<ClientConfig, String> {
+    let roots = trusted("SSL_CERT_FILE", None).unwrap_or_else(|error| {
+        log::warn!(error = error.as_str(); "calls over https will fail");
+        RootCertStore::empty()
+    });
+    with_roots(roots)
+}
+
+fn with_roots(roots: RootCertStore) -> Result<ClientConfig, String> {
     let builder = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
         .with_safe_default_protocol_versions()
         .map_err(|error| error.to_string())?;

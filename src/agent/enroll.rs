@@ -2,8 +2,8 @@
 
 use super::config::{AgentConfig, Secret};
 use super::error::AgentError;
-use super::fit::cut_text;
 use super::journal::sync_dir;
+use crate::domain::fit::cut_text;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::fs::{self, OpenOptions};

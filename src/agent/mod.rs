@@ -37,7 +37,6 @@ mod config;
 mod connection;
 mod enroll;
 mod error;
-mod fit;
 mod journal;
 mod lifecycle;
 pub mod modules;

@@ -1,8 +1,8 @@
 //! One run of one command: its operations in order until one fails.
 
-use super::fit::{self, cut_text};
 use super::modules::{Call, Modules, Outcome, Stop, StopReason};
 use super::processes::Trace;
+use crate::domain::fit::{self, cut_text};
 use crate::domain::protocol::{Command, OperationResult, RunResult, RunStatus};
 use crate::domain::time::Timestamp;
 use futures_util::FutureExt;

@@ -28,10 +28,10 @@ pub(super) enum Command {
     Add {
         /// The agent's name, unique in the fleet
         name: String,
-        /// How commands reach it
-        #[arg(long, default_value = "webhook")]
+        /// How commands reach it: webhook, smtp, nats, amqp, stream, or a transport of your own
+        #[arg(long, value_name = "NAME")]
         transport: String,
-        /// The agent's address; for a webhook an http(s) URL
+        /// The agent's address; for webhook an http(s) URL, for smtp a mail address
         #[arg(long)]
         address: Option<String>,
         /// A label for targets; may be repeated

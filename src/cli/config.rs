@@ -35,6 +35,7 @@ pub(super) fn run(command: Command) -> Outcome {
         Command::Show(args) => say!("{}", Config::load(args.config.as_deref(), &[])?.to_toml().trim_end()),
         Command::Check(args) => {
             let config = Config::load(args.settings.config.as_deref(), &[])?;
+            config.check_senders(&[])?;
             super::limits::raise_open_files();
             if !args.settings_only {
                 node::check(&config)?;

@@ -1,7 +1,7 @@
 //! Reads settings from a file, the environment and flags, and remembers where each value came from.
 
 use super::error::{ConfigError, Fault};
-use super::{Config, Key, Kind};
+use super::{Config, CustomSections, Key, Kind};
 use config::{File, FileFormat, Map, Source, Value, ValueKind};
 use std::collections::{BTreeMap, HashMap};
 use std::ffi::OsString;
@@ -88,6 +88,8 @@ impl Layers {
                 (Some(kind), value) => {
                     self.fault(&key, origin.into(), format!("must be {}, and is {}", needs(kind), what_it_is(&value)));
                 }
+                (None, ValueKind::Table(inner)) if self.is_custom(&key) => self.add_table(&key, inner, origin),
+                (None, value) if self.is_custom_key(&key) => self.set(key, value, origin.into()),
                 (None, _) => self.unknown(&key, origin.into()),
             }
         }
@@ -95,6 +97,7 @@ impl Layers {
 
     fn add_text(&mut self, key: &str, text: &str, origin: String) {
         let value = match self.known.get(key).map(|known| known.kind) {
+            None if self.is_custom_key(key) => Some(ValueKind::String(text.into())),
             None => return self.unknown(key, origin),
             Some(Kind::Section) => return self.fault(key, origin, "is a section: name a key in it"),
             Some(Kind::Text | Kind::Size) => Some(ValueKind::String(text.into())),
@@ -122,6 +125,17 @@ impl Layers {
         self.origins.insert(key, origin);
     }
 
+    /// Whether this is, or is in, a section of a sender that this crate doesn't have.
+    fn is_custom(&self, key: &str) -> bool {
+        let name = key.strip_prefix("sender.").and_then(|rest| rest.split('.').next());
+        name.is_some_and(|name| !name.is_empty() && !self.known.contains_key(&format!("sender.{name}")))
+    }
+
+    /// The same for a key in it.
+    fn is_custom_key(&self, key: &str) -> bool {
+        self.is_custom(key) && key.split('.').count() > 2 && key.split('.').all(|part| !part.is_empty())
+    }
+
     fn unknown(&mut self, key: &str, origin: String) {
         let near = self.known.keys().min_by_key(|known| (distance(key, known), (*known).clone()));
         let hint = match near {
@@ -136,12 +150,18 @@ impl Layers {
             return Err(ConfigError { faults: self.faults });
         }
         let mut builder = config::Config::builder();
+        let mut custom = CustomSections::default();
         for (key, value) in std::mem::take(&mut self.values) {
+            if let Some(path) = key.strip_prefix("sender.").filter(|_| self.is_custom(&key)) {
+                custom.set(path, value);
+                continue;
+            }
             builder = builder.set_override(&key, value).map_err(|error| self.read_error(&key, &error))?;
         }
         let merged = builder.build().map_err(|error| self.read_error("", &error))?;
-        let loaded: Config = serde_path_to_error::deserialize(merged)
+        let mut loaded: Config = serde_path_to_error::deserialize(merged)
             .map_err(|error| self.read_error(&error.path().to_string(), error.inner()))?;
+        loaded.sender.custom = custom;
         loaded.validate().map_err(|mut error| {
             for fault in &mut error.faults {
                 fault.origin = self.origins.get(&fault.key).cloned();

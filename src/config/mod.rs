@@ -5,6 +5,7 @@
 //! from the same list, so they always agree. [`Config::load`] merges file < environment
 //! (`ODOSHI__SECTION__KEY`) < command-line flags.
 
+mod custom;
 mod delay;
 mod error;
 mod http;
@@ -25,6 +26,7 @@ mod supervision;
 #[cfg(test)]
 mod tests;
 
+pub use custom::CustomSections;
 pub use delay::Delay;
 pub use error::{ConfigError, Fault};
 pub use http::{Http, Tls};

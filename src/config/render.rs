@@ -45,6 +45,7 @@ impl Config {
                 }
             }
         }
+        self.sender.custom.render(&mut text);
         text
     }
 }

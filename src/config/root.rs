@@ -76,6 +76,15 @@ impl Config {
         checks.into_result()
     }
 
+    /// Checks that there is a sender for each transport in `sender.enabled` and for each section
+    /// `[sender.NAME]`: one of this crate, or one of the `registered`.
+    ///
+    /// # Errors
+    /// Those without a sender, each with its key.
+    pub fn check_senders(&self, registered: &[&str]) -> Result<(), ConfigError> {
+        self.sender.check(registered)
+    }
+
     /// The database: `store.url`, or `odoshi.db` in `data_dir`.
     pub fn store_url(&self) -> ServiceUrl {
         self.store

@@ -58,12 +58,13 @@ impl<T: Setting> Setting for Option<T> {
 }
 
 /// Defines a section: the struct with its docs, `Default`, and the list of its keys in the order of
-/// the sample.
+/// the sample. A field in `skip` is no key.
 macro_rules! section {
     (
         $(#[doc = $about:literal])+
         pub struct $name:ident {
             $($(#[doc = $doc:literal])+ $field:ident: $ty:ty = $default:expr $(, example $example:literal)?;)+
+            $(skip { $(#[doc = $skipped_doc:literal])+ $skipped:ident: $skipped_ty:ty; })?
         }
     ) => {
         $(#[doc = $about])+
@@ -71,11 +72,12 @@ macro_rules! section {
         #[serde(deny_unknown_fields, default)]
         pub struct $name {
             $($(#[doc = $doc])+ pub $field: $ty,)+
+            $($(#[doc = $skipped_doc])+ #[serde(skip)] pub $skipped: $skipped_ty,)?
         }
 
         impl Default for $name {
             fn default() -> Self {
-                Self { $($field: $default),+ }
+                Self { $($field: $default,)+ $($skipped: Default::default(),)? }
             }
         }
 

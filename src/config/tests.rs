@@ -102,6 +102,11 @@ fn values_that_cannot_be_are_errors_that_name_their_key() {
         ("sender.enabled", "Stream"),
         ("sender.enabled", "stream,stream"),
         ("sender.webhook.concurrency", "0"),
+        ("sender.webhook.per_host", "0"),
+        ("sender.webhook.allow", "10.0.0.0/8, here"),
+        ("sender.webhook.allow", "10.0.0.0/33"),
+        ("sender.smtp.from", "a@b\nBcc: c@d"),
+        ("sender.smtp.concurrency", "0"),
         ("sender.nats.url", "http://x"),
         ("metadata.max_items", "0"),
         ("node.dead_after", "3s"),
@@ -117,6 +122,9 @@ fn values_that_cannot_be_are_errors_that_name_their_key() {
     }
     assert_eq!(fault("", &[], &[("sender.enabled", "nats")]).key, "sender.nats.url");
     assert!(load("", &[], &[("sender.enabled", "nats"), ("sender.nats.url", "nats://n")]).is_ok());
+    let smtp = [("sender.enabled", "smtp"), ("sender.smtp.url", "smtp://m")];
+    assert_eq!(fault("", &[], &smtp).key, "sender.smtp.from");
+    assert!(load("", &[], &[&smtp[..], &[("sender.smtp.from", "a@b")]].concat()).is_ok());
 }
 
 #[test]
@@ -171,6 +179,78 @@ fn what_is_in_effect_can_be_loaded_again_and_shows_no_secret() {
         assert!(!shown.contains("hunter2") && shown.contains("odoshi:***@db"), "{shown}");
     }
     assert_eq!(load(&Config::default().to_toml(), &[], &[]).expect("loads"), Config::default());
+}
+
+#[derive(Debug, PartialEq, serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Slack {
+    url: String,
+    #[serde(default)]
+    concurrency: usize,
+    #[serde(default)]
+    retry: Retry,
+}
+
+#[derive(Debug, Default, PartialEq, serde::Deserialize)]
+struct Retry {
+    wait: Option<String>,
+    limit: Option<u8>,
+}
+
+#[test]
+fn a_senders_own_section_reaches_it_typed() {
+    let file = "[sender.slack]\nurl = 'https://hooks/x'\nconcurrency = 3\n[sender.slack.retry]\nlimit = 2";
+    let read = |file, environment: &[(&str, &str)]| load(file, environment, &[]).expect("loads").sender.custom("slack");
+    let retry = Retry { wait: None, limit: Some(2) };
+    assert_eq!(read(file, &[]), Ok(Slack { url: "https://hooks/x".into(), concurrency: 3, retry }));
+    let environment = [("ODOSHI__SENDER__SLACK__URL", "https://other"), ("ODOSHI__SENDER__SLACK__CONCURRENCY", "4")];
+    let slack: Slack = read("", &environment).expect("the environment is enough");
+    assert_eq!((slack.url.as_str(), slack.concurrency), ("https://other", 4));
+    assert_eq!(read(file, &environment).expect("both").retry.limit, Some(2));
+}
+
+#[test]
+fn faults_in_a_senders_own_section_name_the_key() {
+    for (file, key) in [
+        ("", "sender.slack.url"),
+        ("[sender.slack]\nconcurrency = 1", "sender.slack.url"),
+        ("[sender.slack]\nurl = 'x'\nconcurrency = 'many'", "sender.slack.concurrency"),
+        ("[sender.slack]\nurl = 'x'\n[sender.slack.retry]\nlimit = 1000", "sender.slack.retry.limit"),
+    ] {
+        let error = load(file, &[], &[]).expect("loads").sender.custom::<Slack>("slack").expect_err("a fault");
+        assert_eq!(error.faults[0].key, key, "{error}");
+    }
+    let unknown = load("[sender.slack]\nurl = 'x'\ncolour = 'red'", &[], &[]).expect("loads");
+    let error = unknown.sender.custom::<Slack>("slack").expect_err("a fault").to_string();
+    assert!(error.starts_with("sender.slack") && error.contains("colour"), "{error}");
+    assert_eq!(fault("[sender]\nslack = 1", &[], &[]).key, "sender.slack");
+    assert_eq!(fault("", &[("ODOSHI__SENDER__SLACK", "1")], &[]).key, "sender.slack");
+    assert_eq!(fault("[sender.'sl ack']\nx = 1", &[], &[]).key, "sender.sl ack");
+}
+
+#[test]
+fn transports_and_sections_without_a_sender_are_errors() {
+    let config = load("[sender]\nenabled = ['stream', 'slack', 'pager']\n[sender.webhok]\nx = 1", &[], &[]);
+    let config = config.expect("loads");
+    let error = config.check_senders(&["pager"]).expect_err("two faults");
+    let keys: Vec<&str> = error.faults.iter().map(|fault| fault.key.as_str()).collect();
+    assert_eq!(keys, ["sender.enabled", "sender.webhok"], "{error}");
+    assert!(error.faults[0].message.contains("\"slack\""), "{error}");
+    assert!(config.check_senders(&["pager", "slack", "webhok"]).is_ok());
+    assert!(Config::default().check_senders(&[]).is_ok());
+}
+
+#[test]
+fn texts_of_a_senders_own_section_are_never_shown() {
+    let config = load("[sender.slack]\nurl = 'hunter2'\nlist = ['hunter2']\nn = 7", &[], &[]).expect("loads");
+    for shown in [config.to_toml(), format!("{config:?}")] {
+        assert!(!shown.contains("hunter2"), "{shown}");
+    }
+    assert!(
+        config.to_toml().contains("[sender.slack]\nlist = [\"***\"]\nn = 7\nurl = \"***\"\n"),
+        "{}",
+        config.to_toml()
+    );
 }
 
 /// Regenerate with `ODOSHI_WRITE_SAMPLE=1 cargo test --lib config::tests::the_sample`.
@@ -241,9 +321,15 @@ fn full() -> Config {
         sender: Sender {
             enabled: vec!["slack".into()],
             webhook: Webhook::default(),
-            nats: Nats { url: url("nats://n") },
-            amqp: Amqp { url: url("amqp://a") },
-            smtp: Smtp { url: url("smtp://s") },
+            nats: Nats { url: url("nats://n"), credentials_file: Some("c".into()) },
+            amqp: Amqp { url: url("amqp://a"), password_file: Some("p".into()) },
+            smtp: Smtp {
+                url: url("smtp://s"),
+                password_file: Some("p".into()),
+                from: Some("a@b".into()),
+                ..Smtp::default()
+            },
+            custom: CustomSections::default(),
         },
         node: Node { name: Some("n".into()), heartbeat: Span::secs(1), notify: false, dead_after: Span::secs(2) },
         ..Config::default()

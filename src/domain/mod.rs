@@ -7,6 +7,7 @@ pub mod batch;
 pub mod command;
 pub mod counts;
 pub mod delay;
+pub(crate) mod fit;
 pub mod hint;
 pub mod problem;
 pub mod protocol;

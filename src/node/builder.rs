@@ -19,13 +19,14 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 
 /// Checks the settings as far as possible without touching the store: whether the address can be
-/// listened on, the certificate and the password can be read, and the limit of open files is high
+/// listened on, the certificate and the passwords can be read, the transports are known, and the limit of open files is high
 /// enough.
 ///
 /// # Errors
 /// The first failure, with the same error as a start with these settings.
 pub fn check(config: &Config) -> Result<(), AppError> {
     config.validate()?;
+    super::transports::open(config, &[])?;
     OpenFiles::plan(config)?;
     Listening::open(&config.http).map_err(AppError::Listen)?;
     Ok(store::check(config)?)
@@ -97,10 +98,13 @@ impl Builder {
     /// # Errors
     /// If the store, the spool or the address can't be used.
     pub async fn start(self) -> Result<Running, AppError> {
-        let Self { config, extensions } = self;
+        let Self { config, mut extensions } = self;
         config.validate()?;
         // Steps that can fail without touching the store come first, so that nothing has to be
         // undone.
+        let registered: Vec<&str> = extensions.senders.iter().map(|sender| sender.transport).collect();
+        let own = super::transports::open(&config, &registered)?;
+        extensions.senders.splice(0..0, own);
         let open_files = OpenFiles::plan(&config)?;
         startup::make_private_folder(&config.data_dir)?;
         // The lock before the address: a process that is about to end releases both, and only the

@@ -14,6 +14,9 @@ pub enum AppError {
     /// The store can't be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
+    /// A sender can't be set up.
+    #[error("{0}")]
+    Sender(String),
     /// The address can't be listened on, or its certificate can't be used.
     #[error("{0}")]
     Listen(String),

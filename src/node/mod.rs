@@ -7,6 +7,7 @@ mod open_files;
 mod running;
 mod startup;
 mod systemd;
+mod transports;
 mod wiring;
 
 pub use builder::{Builder, Odoshi, check};

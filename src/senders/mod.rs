@@ -16,7 +16,13 @@
 mod contract;
 mod due_command;
 pub mod pooled;
+#[cfg(any(feature = "webhook", feature = "smtp"))]
+mod run_id;
+#[cfg(feature = "smtp")]
+pub mod smtp;
 pub mod stream;
+#[cfg(feature = "webhook")]
+pub mod webhook;
 
 pub use crate::runtime::Drain;
 pub use crate::signals::Cancelled;

@@ -4,7 +4,7 @@ use super::error::{ServiceError, ServiceResult};
 use crate::context::Node;
 use crate::domain::agent::{AgentRef, Enrollment, MAX_DESCRIPTION, STREAM, Secret, SigningSecret, Token, hash_of};
 use crate::domain::audit::Author;
-use crate::domain::text::has_nul;
+use crate::domain::text::{has_nul, is_mail_address};
 use crate::store::{AgentPatch, AgentView, Enrolled, NewAgent};
 use std::collections::BTreeMap;
 
@@ -42,14 +42,7 @@ pub async fn add(node: &Node, added: AddedAgent, by: &Author) -> ServiceResult<A
     if transport.is_empty() || transport.len() > 64 || !transport.chars().all(named) {
         return Err(ServiceError::invalid(format!("transport: {transport:?} is not 1 to 64 of A-Z a-z 0-9 _ -")));
     }
-    check_address(address.as_deref())?;
-    let is_url = |address: &str| reqwest::Url::parse(address).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
-    if transport == "webhook" && !address.as_deref().is_some_and(is_url) {
-        return Err(ServiceError::invalid("address: a webhook needs an http:// or https:// URL"));
-    }
-    if transport == STREAM && address.is_some() {
-        return Err(ServiceError::invalid("address: agents of the transport stream connect themselves and have none"));
-    }
+    check_address(&transport, address.as_deref())?;
     let enrollment = Enrollment { name, labels, ..Enrollment::default() };
     enrollment.check()?;
     let (token, signing) = (Secret::random(), SigningSecret::random());
@@ -69,12 +62,22 @@ fn enrolled(enrolled: Enrolled, new: &NewAgent) -> ServiceResult<AgentRef> {
     }
 }
 
-fn check_address(address: Option<&str>) -> ServiceResult<()> {
+/// Checks that an address is one of the transport, and is there if the transport needs one.
+fn check_address(transport: &str, address: Option<&str>) -> ServiceResult<()> {
     if address.is_some_and(|address| has_nul(address) || address.len() > MAX_ADDRESS) {
         let detail = format!("address: longer than {MAX_ADDRESS} bytes, or holds a NUL character");
         return Err(ServiceError::invalid(detail));
     }
-    Ok(())
+    let is_url = |address: &str| reqwest::Url::parse(address).is_ok_and(|url| matches!(url.scheme(), "http" | "https"));
+    let (fine, detail) = match transport {
+        "webhook" => (address.is_some_and(is_url), "a webhook needs an http:// or https:// URL"),
+        "smtp" => (address.is_some_and(is_mail_address), "smtp needs a mail address such as ops@example.com"),
+        STREAM => (address.is_none(), "agents of the transport stream connect themselves and have none"),
+        "nats" | "amqp" => (address.is_none(), "agents of a broker are reached by their names and have none"),
+        // A sender that somebody added knows what it needs.
+        _ => (true, ""),
+    };
+    if fine { Ok(()) } else { Err(ServiceError::invalid(format!("address: {detail}"))) }
 }
 
 /// Enrolls a new agent and returns its token. Repeating the call with the same nonce returns a
@@ -138,8 +141,10 @@ pub async fn update(node: &Node, name: &str, patch: AgentPatch, by: &Author) -> 
     if let Some((key, _)) = patch.labels.iter().find(nul) {
         return Err(ServiceError::invalid(format!("labels.{}: holds a NUL character", key.escape_default())));
     }
-    check_address(patch.address.as_ref().and_then(|address| address.as_deref()))?;
     let known = show(node, name).await?;
+    if let Some(address) = &patch.address {
+        check_address(&known.transport, address.as_deref())?;
+    }
     let size = |(key, value): (&String, &Option<String>)| key.len() + value.as_ref().map_or(0, String::len) + 6;
     let more: usize = patch.labels.iter().map(size).sum();
     if known.labels.get().len() + more > MAX_DESCRIPTION {

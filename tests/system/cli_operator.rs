@@ -210,13 +210,21 @@ async fn targets_are_previewed_and_agents_shown() {
     let shown: Value = serde_json::from_str(&operator.prints(&["agents", "show", "a00"]).await).unwrap();
     assert_eq!((&shown["name"], &shown["labels"]["role"]), (&json!("a00"), &json!("db")));
     assert_eq!(operator.call(&["agents", "show", "nobody"]).await.0, 1);
-    let address = ["--address", "https://example.com/hook", "--label", "role=api"];
+    let address = ["--transport", "webhook", "--address", "https://example.com/hook", "--label", "role=api"];
     let added = operator.prints(&[&["agents", "add", "hook"], &address[..]].concat()).await;
     let added: Value = serde_json::from_str(&added).unwrap();
     assert!(added["agent"] == "hook" && added["token"].is_string() && added["secret"].is_string(), "{added}");
     let (code, _, err) = operator.call(&["agents", "add", "nowhere"]).await;
-    assert!(code == 1 && err.contains("address"), "{code}: {err}");
-    assert_eq!(operator.call(&["agents", "add", "x", "--label", "no"]).await.0, 2);
+    assert!(code == 2 && err.contains("--transport"), "{code}: {err}");
+    for (transport, address) in
+        [("webhook", None), ("webhook", Some("ops@b.c")), ("smtp", None), ("smtp", Some("no")), ("nats", Some("x"))]
+    {
+        let address: Vec<&str> = address.into_iter().flat_map(|address| ["--address", address]).collect();
+        let (code, _, err) =
+            operator.call(&[&["agents", "add", "nowhere", "--transport", transport], &address[..]].concat()).await;
+        assert!(code == 1 && err.contains("address"), "{transport} {address:?} {code}: {err}");
+    }
+    assert_eq!(operator.call(&["agents", "add", "x", "--transport", "webhook", "--label", "no"]).await.0, 2);
     assert_eq!(operator.prints(&["agents", "label", "a00", "zone=b", "role="]).await, "a00: {\"zone\":\"b\"}\n");
     assert_eq!(operator.prints(&["agents", "disable", "a00"]).await, "a00 is disabled\n");
     assert_eq!(operator.prints(&["agents", "disable", "a00", "--undo"]).await, "a00 is not disabled\n");

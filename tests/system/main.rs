@@ -31,11 +31,15 @@ mod recording;
 mod refusals;
 mod retention;
 mod scale;
+#[cfg(feature = "smtp")]
+mod smtp;
 mod spool_input;
 mod sqlite_faults;
 mod startup;
 mod store_faults;
 mod support;
+#[cfg(feature = "webhook")]
+mod webhook;
 
 /// Runs each case on both stores.
 macro_rules! on_both {
@@ -169,6 +173,28 @@ on_both! {
         a_name_that_is_taken_gets_a_suffix_and_nothing_is_overwritten
         files_that_a_crash_left_in_cur_are_taken_again_and_are_the_same_actions
         thousands_of_files_at_once_become_as_many_actions
+    }
+}
+
+#[cfg(feature = "webhook")]
+mod by_webhook {
+    on_both! {
+        webhook {
+            what_a_receiver_answers_decides_what_becomes_of_a_command
+            special_addresses_are_not_called_whatever_the_proxy_unless_they_are_allowed
+            hosts_that_hang_drip_or_close_hold_up_no_other
+            a_kill_in_the_middle_loses_no_webhook
+        }
+    }
+}
+
+#[cfg(feature = "smtp")]
+mod by_mail {
+    on_both! {
+        smtp {
+            messages_become_mails_and_the_mail_server_decides_what_becomes_of_them
+            while_the_mail_server_is_away_commands_stay_pending_and_no_attempt_is_counted
+        }
     }
 }
 

@@ -1,4 +1,4 @@
-//! Cuts an output so that it fits into a frame and still is JSON of the same shape.
+//! Cuts an output so that it fits into a frame or a row and still is JSON of the same shape.
 
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
@@ -8,7 +8,7 @@ const SHORTEST: usize = 256;
 
 /// An output of at most `limit` bytes, and whether it was cut: long strings (`stdout` …) lose their
 /// ends. A large output without long strings is left out.
-pub(super) fn cut(output: Box<RawValue>, limit: usize) -> (Option<Box<RawValue>>, bool) {
+pub(crate) fn cut(output: Box<RawValue>, limit: usize) -> (Option<Box<RawValue>>, bool) {
     if output.get().len() <= limit {
         return (Some(output), false);
     }
@@ -35,7 +35,7 @@ fn shorten(value: &mut Value, longest: usize) {
 }
 
 /// The first characters of a text, up to this many bytes.
-pub(super) fn cut_text(mut text: String, bytes: usize) -> String {
+pub(crate) fn cut_text(mut text: String, bytes: usize) -> String {
     let mut end = bytes.min(text.len());
     while !text.is_char_boundary(end) {
         end -= 1;

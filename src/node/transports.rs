@@ -1,0 +1,39 @@
+//! Odoshi's own senders, as far as `sender.enabled` names them.
+
+use super::error::AppError;
+use super::wiring::Registration;
+use crate::config::Config;
+use crate::domain::agent::STREAM;
+#[cfg(any(feature = "webhook", feature = "smtp"))]
+use crate::senders::pooled::PooledSender;
+
+/// The senders of the enabled transports, except for streams, which are always wired.
+///
+/// # Errors
+/// If a transport is unknown, or its files or its TLS can't be used. `registered` are the names of
+/// the senders that are added to this process.
+pub(super) fn open(config: &Config, registered: &[&str]) -> Result<Vec<Registration>, AppError> {
+    config.check_senders(registered)?;
+    let mut senders = Vec::new();
+    for name in config.sender.enabled.iter().filter(|name| !registered.contains(&name.as_str())) {
+        match name.as_str() {
+            STREAM => {}
+            #[cfg(feature = "webhook")]
+            "webhook" => {
+                use crate::senders::webhook::{Webhook, client};
+                let client = client(&config.sender.webhook).map_err(AppError::Sender)?;
+                senders.push(Registration::new("webhook", move |context| {
+                    PooledSender::new(context.clone(), Webhook::new(context, client))
+                }));
+            }
+            #[cfg(feature = "smtp")]
+            "smtp" => {
+                use crate::senders::smtp::{Mailer, Smtp};
+                let mailer = Mailer::open(&config.sender.smtp).map_err(AppError::Sender)?;
+                senders.push(Registration::new("smtp", move |context| PooledSender::new(context, Smtp::new(mailer))));
+            }
+            _ => {}
+        }
+    }
+    Ok(senders)
+}
