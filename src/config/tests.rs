@@ -241,7 +241,7 @@ fn full() -> Config {
         sender: Sender {
             enabled: vec!["slack".into()],
             webhook: Webhook::default(),
-            nats: Nats { url: url("nats://n") },
+            nats: Nats { url: url("nats://n"), ..Nats::default() },
             amqp: Amqp { url: url("amqp://a") },
             smtp: Smtp { url: url("smtp://s") },
         },

@@ -10,6 +10,8 @@ use crate::domain::agent::STREAM;
 use crate::error_chain::ErrorChain;
 use crate::http::{self, Listening};
 use crate::pipeline::spool::Spool;
+#[cfg(feature = "nats")]
+use crate::senders::nats;
 use crate::senders::{Cancelled, Deliver, Drain, SenderContext};
 use crate::store::{self, Store};
 use actix::prelude::*;
@@ -25,6 +27,7 @@ use tokio::task::JoinHandle;
 pub fn check(config: &Config) -> Result<(), AppError> {
     config.validate()?;
     OpenFiles::plan(config)?;
+    own_senders(config)?;
     Listening::open(&config.http).map_err(AppError::Listen)?;
     Ok(store::check(config)?)
 }
@@ -87,6 +90,9 @@ impl Builder {
         let listening = Listening::open(&config.http).map_err(AppError::Listen)?;
         let spool = Spool::open(config.spool_dir(), config.http.max_body.as_usize() as u64)
             .map_err(io_error(format!("the spool {}", config.spool_dir().display())))?;
+        let mut all = own_senders(&config)?;
+        all.extend(senders);
+        let senders = all;
         let store = store::open(&config).await?;
         let serves_stream = config.sender.enabled.iter().any(|name| name == STREAM);
         let own = senders.iter().map(|sender| sender.transport);
@@ -109,6 +115,19 @@ impl Builder {
         let (node, supervision, stages) = (wired.node, wired.supervision, wired.stages);
         Ok(Running { node, address, preparing, supervision, stages, http, _lock: lock })
     }
+}
+
+/// Odoshi's own senders that the settings enable, apart from `stream`.
+fn own_senders(config: &Config) -> Result<Vec<Registration>, AppError> {
+    let mut senders = Vec::new();
+    for name in &config.sender.enabled {
+        #[cfg(feature = "nats")]
+        if name == nats::NATS {
+            let access = nats::access(&config.sender.nats).map_err(AppError::Sender)?;
+            senders.push(Registration::new(nats::NATS, move |context| nats::sender(context, access)));
+        }
+    }
+    Ok(senders)
 }
 
 /// Prepares the store. If it is away, the returned task waits for it.

@@ -17,6 +17,9 @@ pub enum AppError {
     /// The address can't be listened on, or its certificate can't be used.
     #[error("{0}")]
     Listen(String),
+    /// A sender's settings, or the files that they name, can't be used.
+    #[error("{0}")]
+    Sender(String),
     /// The limit of open files is too low.
     #[error(
         "this process may open {limit} files, and a server needs at least {needed}: \
