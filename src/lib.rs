@@ -13,6 +13,8 @@ pub mod domain;
 pub mod error_chain;
 pub mod http;
 pub mod metrics;
+#[cfg(feature = "nats")]
+mod nats_client;
 pub mod node;
 mod os_signals;
 pub mod pipeline;

@@ -1,6 +1,6 @@
 //! The agent's settings.
 
-use crate::config::ByteSize;
+use crate::config::{ByteSize, ServiceUrl};
 use crate::domain::protocol::DEFAULT_CAPACITY;
 use crate::domain::time::Span;
 use nix::sys::resource::Resource;
@@ -9,10 +9,12 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 /// The agent's settings. In TOML, the keys are the names of the fields.
-#[derive(Clone, Debug, Deserialize)]
+#[derive(Clone, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct AgentConfig {
-    /// The server's base URL, `http://host:port` or `https://host:port`.
+    /// The server's base URL, `http://host:port` or `https://host:port`; or the broker that the server
+    /// uses, `nats://host:port` or `tls://host:port`, with further hosts of its cluster after commas.
+    /// The URL of a broker may have a login, `user:password@`, which `Debug` masks.
     pub server: String,
     /// The agent's unique name, `[A-Za-z0-9._-]{1,128}`.
     pub name: String,
@@ -22,6 +24,11 @@ pub struct AgentConfig {
     pub token: Option<Secret>,
     /// A file with such a token; `token` overrides it.
     pub token_file: Option<PathBuf>,
+    /// For NATS: a file with the agent's credentials (a JWT and the seed of its key).
+    pub credentials_file: Option<PathBuf>,
+    /// For brokers: a file with the agent's password. The user is the one in `server`, or else
+    /// `name`.
+    pub password_file: Option<PathBuf>,
     /// The folder for the agent's token and journal. Each agent needs its own.
     pub state_dir: PathBuf,
     /// Maximum number of running commands, and of unfinished ones that the server delivers. At most
@@ -66,6 +73,8 @@ impl Default for AgentConfig {
             labels: BTreeMap::new(),
             token: None,
             token_file: None,
+            credentials_file: None,
+            password_file: None,
             state_dir: "odoshi-agent".into(),
             capacity: DEFAULT_CAPACITY,
             exec: ExecConfig::default(),
@@ -76,6 +85,39 @@ impl Default for AgentConfig {
             backoff: BackoffConfig::default(),
         }
     }
+}
+
+impl std::fmt::Debug for AgentConfig {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { server, name, labels, token, token_file, credentials_file, password_file, state_dir, .. } = self;
+        let Self { capacity, exec, modules_dir, ca_file, output, limits, backoff, .. } = self;
+        f.debug_struct("AgentConfig")
+            .field("server", &ServiceUrl::new(server))
+            .field("name", name)
+            .field("labels", labels)
+            .field("token", token)
+            .field("token_file", token_file)
+            .field("credentials_file", credentials_file)
+            .field("password_file", password_file)
+            .field("state_dir", state_dir)
+            .field("capacity", capacity)
+            .field("exec", exec)
+            .field("modules_dir", modules_dir)
+            .field("ca_file", ca_file)
+            .field("output", output)
+            .field("limits", limits)
+            .field("backoff", backoff)
+            .finish()
+    }
+}
+
+/// The way to the server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Uplink {
+    /// A stream, or check-ins.
+    Http,
+    /// Messages over NATS.
+    Nats,
 }
 
 /// The programs that `exec` may run. An empty list allows nothing.
@@ -209,15 +251,51 @@ impl AgentConfig {
         Bounds { output: self.output, limits: self.limits }
     }
 
+    /// Which way leads to the server.
+    pub(super) fn uplink(&self) -> Uplink {
+        match ServiceUrl::new(&self.server).scheme() {
+            "nats" | "tls" => Uplink::Nats,
+            _ => Uplink::Http,
+        }
+    }
+
+    fn validate_server(&self) -> Result<(), String> {
+        let shown = ServiceUrl::new(&self.server);
+        let http_only = [("token", self.token.is_some()), ("token_file", self.token_file.is_some())];
+        let broker_only =
+            [("password_file", self.password_file.is_some()), ("credentials_file", self.credentials_file.is_some())];
+        let wrong = match self.uplink() {
+            Uplink::Http => {
+                match reqwest::Url::parse(&self.server) {
+                    Ok(url) if matches!(url.scheme(), "http" | "https") && url.host_str().is_some() => {}
+                    _ => {
+                        return Err(format!(
+                            "server: \"{shown}\" is not http://host:port, https://host:port or nats://host:port"
+                        ));
+                    }
+                }
+                broker_only.into_iter().find(|(_, is_set)| *is_set)
+            }
+            #[cfg(feature = "nats")]
+            Uplink::Nats => {
+                crate::nats_client::NatsAccess::new(&self.server).map_err(|error| format!("server: {error}"))?;
+                http_only.into_iter().find(|(_, is_set)| *is_set)
+            }
+            #[cfg(not(feature = "nats"))]
+            Uplink::Nats => return Err(format!("server: \"{shown}\": this program was built without NATS")),
+        };
+        match wrong {
+            Some((key, _)) => Err(format!("{key}: not for the server \"{shown}\"")),
+            None => Ok(()),
+        }
+    }
+
     /// Checks the settings. The error names the key.
     pub fn validate(&self) -> Result<(), String> {
         if !is_agent_name(&self.name) {
             return Err(format!("name: \"{}\" is not 1 to 128 of A-Z a-z 0-9 . _ -", self.name));
         }
-        match reqwest::Url::parse(&self.server) {
-            Ok(url) if matches!(url.scheme(), "http" | "https") && url.host_str().is_some() => {}
-            _ => return Err(format!("server: \"{}\" is not http://host:port or https://host:port", self.server)),
-        }
+        self.validate_server()?;
         if self.state_dir.as_os_str().is_empty() {
             return Err("state_dir: must not be empty".into());
         }

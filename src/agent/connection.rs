@@ -1,7 +1,8 @@
 //! Keeps a connection to the server for ever: enrolls, connects, runs a [`Session`], waits,
 //! connects again.
 
-use super::config::{AgentConfig, BackoffConfig};
+use super::backoff::{Backoff, HELD, Pause};
+use super::config::AgentConfig;
 use super::enroll::{Credentials, EnrollError};
 use super::error::AgentError;
 use super::session::{End, Session, SessionDeps};
@@ -24,11 +25,6 @@ use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 /// Timeout of connecting, handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
-/// Maximum wait after a close that says "reconnect at once", so that a node's agents don't all
-/// reconnect in the same instant.
-const AT_ONCE: Duration = Duration::from_millis(200);
-/// A session of this length counts as a good one and resets the backoff.
-const HELD: Duration = Duration::from_secs(10);
 /// Small buffers: thousands of agents may live in one process, and frames are mostly short.
 const BUFFER: usize = 4 * 1024;
 
@@ -38,43 +34,6 @@ trait Io: AsyncRead + AsyncWrite + Unpin + Send {}
 impl<T: AsyncRead + AsyncWrite + Unpin + Send> Io for T {}
 
 type Socket = WebSocketStream<Box<dyn Io>>;
-
-/// How long to wait before the next attempt.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Pause {
-    /// The server asked for an immediate reconnect.
-    AtOnce,
-    /// An attempt or a connection failed.
-    Backoff,
-    /// The server refuses this agent until a person changes something.
-    Long,
-}
-
-/// The waits between attempts: capped exponential backoff with full jitter.
-#[derive(Debug)]
-struct Backoff {
-    config: BackoffConfig,
-    failures: u32,
-}
-
-impl Backoff {
-    fn next(&mut self, pause: Pause) -> Duration {
-        let (min, max) = (self.config.min.0, self.config.max.0);
-        match pause {
-            Pause::AtOnce => random_between(Duration::ZERO, AT_ONCE),
-            Pause::Backoff => {
-                let doubled = min.saturating_mul(2_u32.saturating_pow(self.failures));
-                self.failures = self.failures.saturating_add(1);
-                random_between(Duration::ZERO, doubled.min(max))
-            }
-            Pause::Long => random_between(max, max.saturating_mul(2)),
-        }
-    }
-}
-
-fn random_between(from: Duration, to: Duration) -> Duration {
-    from + (to - from).mul_f64(rand::random())
-}
 
 /// The agent's connection to the server.
 pub(super) struct Connection {
@@ -88,7 +47,7 @@ pub(super) struct Connection {
 
 impl Connection {
     pub(super) fn new(config: AgentConfig, deps: SessionDeps, credentials: Credentials) -> Self {
-        let backoff = Backoff { config: config.backoff, failures: 0 };
+        let backoff = Backoff::new(config.backoff);
         Self { config, deps, credentials, enrolled: false, backoff }
     }
 
@@ -158,7 +117,7 @@ impl Connection {
             () = stopped_and_late(&mut late) => End::Stopped,
         };
         if session.welcomed() && began.elapsed() >= HELD {
-            self.backoff.failures = 0;
+            self.backoff.reset();
         }
         match end {
             End::Stopped => None,
@@ -250,24 +209,4 @@ const GOODBYE: Duration = Duration::from_secs(5);
 async fn stopped_and_late(stop: &mut watch::Receiver<bool>) {
     told_to(stop).await;
     tokio::time::sleep(GOODBYE).await;
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::domain::time::Span;
-
-    #[test]
-    fn waits_grow_to_the_cap_and_the_server_can_shorten_and_lengthen_them() {
-        let config = BackoffConfig { min: Span::millis(100), max: Span::secs(1) };
-        let mut backoff = Backoff { config, failures: 0 };
-        for cap in [100, 200, 400, 800, 1000, 1000] {
-            assert!(backoff.next(Pause::Backoff) <= Duration::from_millis(cap));
-        }
-        backoff.failures = u32::MAX;
-        assert!(backoff.next(Pause::Backoff) <= Duration::from_secs(1));
-        assert!(backoff.next(Pause::AtOnce) <= AT_ONCE);
-        let long = backoff.next(Pause::Long);
-        assert!((Duration::from_secs(1)..=Duration::from_secs(2)).contains(&long));
-    }
 }

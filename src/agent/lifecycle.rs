@@ -1,6 +1,9 @@
 //! An agent from start to stop: connects the parts here, and stops them in order.
 
-use super::config::{AgentConfig, Secret};
+use super::broker::BrokerConnection;
+#[cfg(feature = "nats")]
+use super::broker::NatsBroker;
+use super::config::{AgentConfig, Uplink};
 use super::connection::Connection;
 use super::enroll::Credentials;
 use super::error::AgentError;
@@ -12,7 +15,7 @@ use super::runner::{Input, Runner};
 use super::server_clock::ServerClock;
 use super::session::SessionDeps;
 use crate::domain::time::Timestamp;
-use std::path::{Path, PathBuf};
+use futures_util::future::BoxFuture;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 
@@ -48,14 +51,14 @@ impl Agent {
     /// Only errors that a person has to fix: an unusable state folder, a token or a name that the
     /// server refuses.
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
-        let Parts { config, runner, inbox, deps, credentials } = self.open().await?;
+        let Parts { config, runner, inbox, deps, way } = self.open().await?;
         let name = config.name.clone();
 
         // The runner stops first, so that the session can still report how the runs ended; then the session stops.
         let (stop_runs, runs_stop) = watch::channel(false);
         let (stop_session, session_stop) = watch::channel(false);
         let mut runner = Box::pin(runner.run(inbox, runs_stop));
-        let mut connection = Box::pin(Connection::new(config, deps, credentials).run(session_stop));
+        let mut connection = way.run(config, deps, session_stop);
         let mut shutdown = std::pin::pin!(shutdown);
         let mut stopping = false;
         let mut running = true;
@@ -92,7 +95,13 @@ impl Agent {
     /// `shutdown` before the end. In the last case the runs are killed. The journal has all
     /// commands that were fetched, and the next check-in reports them.
     pub async fn run_once(self, shutdown: impl Future<Output = ()>) -> Result<usize, AgentError> {
-        let Parts { config, runner, inbox, deps, credentials } = self.open().await?;
+        if self.config.uplink() != Uplink::Http {
+            return Err(AgentError::Config("server: a single check-in needs http:// or https://".into()));
+        }
+        let Parts { config, runner, inbox, deps, way } = self.open().await?;
+        let Way::Http(credentials) = way else {
+            return Err(AgentError::Config("server: a single check-in needs http:// or https://".into()));
+        };
         let (stop_runs, runs_stop) = watch::channel(false);
         let mut runner = Box::pin(runner.run(inbox, runs_stop));
         let stopped = tokio::select! {
@@ -108,8 +117,8 @@ impl Agent {
     /// Opens the files of the agent and connects its parts.
     async fn open(self) -> Result<Parts, AgentError> {
         let Self { config, modules } = self;
-        let (dir, source) = (config.state_dir.clone(), (config.token.clone(), config.token_file.clone()));
-        let (journal, recovered, credentials) = tokio::task::spawn_blocking(move || open(&dir, source.0, source.1))
+        let settings = config.clone();
+        let (journal, recovered, way) = tokio::task::spawn_blocking(move || open(&settings))
             .await
             .unwrap_or(Err(AgentError::Journal(JournalError::ShuttingDown)))?;
         let (waiting, interrupted) = (recovered.waiting.len(), recovered.interrupted);
@@ -120,7 +129,7 @@ impl Agent {
         let (inputs, inbox) = mpsc::channel(INPUTS);
         let runner = Runner::new(config.capacity, modules, journal.clone(), recovered, outbox.clone(), clock.clone());
         let deps = SessionDeps { capacity: config.capacity, journal, outbox, clock, inputs };
-        Ok(Parts { config, runner, inbox, deps, credentials })
+        Ok(Parts { config, runner, inbox, deps, way })
     }
 }
 
@@ -130,18 +139,49 @@ struct Parts {
     runner: Runner,
     inbox: mpsc::Receiver<Input>,
     deps: SessionDeps,
-    credentials: Credentials,
+    way: Way,
 }
 
-/// Opens the journal, which locks the folder, and reads the token. Blocks.
-fn open(
-    dir: &Path,
-    token: Option<Secret>,
-    token_file: Option<PathBuf>,
-) -> Result<(Journal, Recovered, Credentials), AgentError> {
-    let (journal, recovered) = Journal::open(dir, Timestamp::of_this_machine())?;
-    match Credentials::read(dir, token, token_file)? {
-        Some(credentials) => Ok((journal, recovered, credentials)),
-        None => Err(AgentError::Config("token: needed to enroll, as state_dir holds no token yet".into())),
+/// The way to the server, with what opens it.
+enum Way {
+    Http(Credentials),
+    #[cfg(feature = "nats")]
+    Nats(NatsBroker),
+}
+
+impl Way {
+    /// Keeps a connection until `stop` is true.
+    fn run(
+        self,
+        config: AgentConfig,
+        deps: SessionDeps,
+        stop: watch::Receiver<bool>,
+    ) -> BoxFuture<'static, Result<(), AgentError>> {
+        match self {
+            Self::Http(credentials) => Box::pin(Connection::new(config, deps, credentials).run(stop)),
+            #[cfg(feature = "nats")]
+            Self::Nats(broker) => {
+                let connection = BrokerConnection::new(&config, deps, broker);
+                Box::pin(async move {
+                    connection.run(stop).await;
+                    Ok(())
+                })
+            }
+        }
     }
+}
+
+/// Opens the journal, which locks the folder, and reads what opens the way to the server. Blocks.
+fn open(config: &AgentConfig) -> Result<(Journal, Recovered, Way), AgentError> {
+    let (journal, recovered) = Journal::open(&config.state_dir, Timestamp::of_this_machine())?;
+    let way = match config.uplink() {
+        #[cfg(feature = "nats")]
+        Uplink::Nats => Way::Nats(NatsBroker::new(config).map_err(AgentError::Config)?),
+        _ => {
+            let credentials = Credentials::read(&config.state_dir, config.token.clone(), config.token_file.clone())?;
+            let missing = || AgentError::Config("token: needed to enroll, as state_dir holds no token yet".into());
+            Way::Http(credentials.ok_or_else(missing)?)
+        }
+    };
+    Ok((journal, recovered, way))
 }

@@ -33,6 +33,8 @@
 //! Everything runs inside the future of [`Agent::run`], except runs and disk work, which are tasks of the tokio runtime
 //! that polls it. A current-thread runtime is enough. Dropping the future kills the runs.
 
+mod backoff;
+mod broker;
 mod config;
 mod connection;
 mod enroll;

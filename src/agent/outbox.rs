@@ -8,6 +8,7 @@
 use crate::domain::protocol::{RunRef, RunResult, RunStatus};
 use crate::domain::time::Timestamp;
 use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 use tokio::sync::Notify;
 
@@ -44,6 +45,7 @@ pub(super) fn expired(RunRef { action, run }: RunRef) -> RunResult {
 #[derive(Debug, Default)]
 pub(super) struct Outbox {
     pending: Mutex<Pending>,
+    load: AtomicUsize,
     news: Notify,
 }
 
@@ -52,6 +54,16 @@ impl Outbox {
     pub(super) fn post(&self, put: impl FnOnce(&mut Pending)) {
         put(&mut self.open());
         self.news.notify_one();
+    }
+
+    /// How many commands wait or run at the runner. Set before the runner posts what has changed.
+    pub(super) fn load(&self) -> usize {
+        self.load.load(Ordering::SeqCst)
+    }
+
+    /// Sets [`load`](Self::load).
+    pub(super) fn set_load(&self, commands: usize) {
+        self.load.store(commands, Ordering::SeqCst);
     }
 
     /// Locks the pending names, to read and take them.

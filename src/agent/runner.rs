@@ -35,6 +35,8 @@ pub(super) enum Input {
     Stored(Stored),
     /// Stop the runs of these actions.
     Cancel(Vec<Uuid>),
+    /// Answered once all that came before is written to the journal; dropped if it can't be written.
+    Written(oneshot::Sender<()>),
     /// Answered once all earlier work is done: nothing waits, nothing runs, everything is written.
     Settle(oneshot::Sender<()>),
 }
@@ -92,6 +94,8 @@ pub(super) struct Runner {
     forgotten: BTreeMap<RunRef, Timestamp>,
     /// The journal could not be written: no attempt before this time.
     retry_at: Option<Instant>,
+    /// Callers that wait until what they sent is written.
+    marks: Vec<oneshot::Sender<()>>,
     /// Callers that wait until all is done.
     settle: Vec<oneshot::Sender<()>>,
     stopping: bool,
@@ -121,6 +125,7 @@ impl Runner {
             ended: Vec::new(),
             forgotten: BTreeMap::new(),
             retry_at: None,
+            marks: Vec::new(),
             settle: Vec::new(),
             stopping: false,
         }
@@ -139,6 +144,7 @@ impl Runner {
         let clock = self.clock.clone();
         loop {
             self.release();
+            self.outbox.set_load(self.waiting.len() + self.running.len());
             self.turn().await;
             if self.stopping && self.tasks.is_empty() && (self.ended.is_empty() || self.retry_at.is_some()) {
                 return;
@@ -202,6 +208,7 @@ impl Runner {
                 }
             }
             Input::Stored(stored) => self.stored(stored).await,
+            Input::Written(waits) => self.marks.push(waits),
             Input::Settle(waits) => self.settle.push(waits),
         }
     }
@@ -359,12 +366,13 @@ impl Runner {
         let starting = if self.stopping { Vec::new() } else { self.choose() };
         let records = self.records(&starting);
         if records.is_empty() {
-            return;
+            return self.answer_marks();
         }
         // While the server's clock is unknown, no entry counts as expired.
         let now = self.clock.now().unwrap_or_default();
         if let Err(error) = self.journal.with(move |journal| journal.commit(&records, now)).await {
             self.waiting.retain(|_, queued| queued.kept);
+            self.marks.clear();
             return self.journal_failed(&error.chain().to_string());
         }
         self.forgotten.clear();
@@ -376,10 +384,18 @@ impl Runner {
             }
             pending.results.extend(ended.drain(..).map(|ended| ended.result.run_ref()));
         });
+        self.answer_marks();
         for place in starting {
             if let Some(queued) = self.waiting.remove(&place) {
                 self.start(queued);
             }
+        }
+    }
+
+    fn answer_marks(&mut self) {
+        for waits in self.marks.drain(..) {
+            // The connection may have ended.
+            let _ = waits.send(());
         }
     }
 

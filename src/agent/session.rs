@@ -9,6 +9,7 @@ use super::stop_signal::told_to;
 use crate::domain::protocol::{
     AgentFrame, ErrorFrame, HELLO_TIMEOUT, Hello, MAX_FRAME, PING_EVERY, Rejected, RunRef, SILENCE, ServerFrame, close,
 };
+use crate::domain::time::Timestamp;
 use crate::error_chain::ErrorChain;
 use futures_util::{SinkExt, StreamExt};
 use std::collections::HashSet;
@@ -22,7 +23,7 @@ use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{self, Bytes, Message};
 
 /// Maximum number of runs named in one frame: under 70 bytes each, far below the largest frame.
-const REFS_PER_FRAME: usize = 10_000;
+pub(super) const REFS_PER_FRAME: usize = 10_000;
 /// Results that are looked up at once for one frame. Their length decides how many go into it.
 pub(super) const RESULTS_PER_FRAME: usize = 500;
 /// Maximum size of the journal's lines for one results frame. A line is a bit longer than its
@@ -134,7 +135,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let journal = &self.deps.journal;
         let mut running = journal.with(|journal| Ok(journal.unfinished())).await.map_err(broken)?;
         running.truncate(REFS_PER_FRAME);
-        let hello = Hello { version: VERSION.into(), facts: facts().clone(), capacity: self.deps.capacity, running };
+        let clock = Some(Timestamp::of_this_machine());
+        let hello =
+            Hello { version: VERSION.into(), facts: facts().clone(), capacity: self.deps.capacity, running, clock };
         self.send_frame(&AgentFrame::Hello(hello)).await
     }
 

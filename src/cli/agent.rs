@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The server's URL
+    /// The server's URL, http[s]://HOST:PORT, or its broker's, nats://HOST:PORT
     #[arg(long, value_name = "URL", env = "ODOSHI_SERVER")]
     server: Option<String>,
     /// This agent's name, unique in the fleet
@@ -21,6 +21,12 @@ pub(super) struct Args {
     /// A file with an enroll token, or with this agent's own
     #[arg(long, value_name = "FILE")]
     token_file: Option<PathBuf>,
+    /// For a NATS server: a file with this agent's credentials
+    #[arg(long, value_name = "FILE")]
+    credentials_file: Option<PathBuf>,
+    /// For a broker: a file with this agent's password
+    #[arg(long, value_name = "FILE")]
+    password_file: Option<PathBuf>,
     /// Where the agent keeps its token and its journal
     #[arg(long, value_name = "DIR")]
     state_dir: Option<PathBuf>,
@@ -62,6 +68,12 @@ pub(super) fn run(args: Args) -> Outcome {
     }
     if args.token_file.is_some() {
         config.token_file = args.token_file;
+    }
+    if args.credentials_file.is_some() {
+        config.credentials_file = args.credentials_file;
+    }
+    if args.password_file.is_some() {
+        config.password_file = args.password_file;
     }
     if args.ca_file.is_some() {
         config.ca_file = args.ca_file;

@@ -1,9 +1,9 @@
 //! `[sender]`
 
-use super::ServiceUrl;
 use super::custom::CustomSections;
 use super::error::{Checks, ConfigError};
 use super::setting::section;
+use super::{ByteSize, ServiceUrl};
 use crate::domain::time::Span;
 use ipnet::IpNet;
 use serde::de::DeserializeOwned;
@@ -74,10 +74,18 @@ impl Webhook {
 section! {
     /// Agents on a NATS JetStream cluster.
     pub struct Nats {
-        /// The URL of the cluster.
+        /// The URL of the cluster: nats:// or, with TLS, tls://. It may name several hosts, separated by commas, and hold a
+        /// login, user:password@, with special characters percent-encoded.
         url: Option<ServiceUrl> = None, example "nats://localhost:4222";
-        /// A file with the credentials of the server (as `nsc` writes it).
+        /// A file with the server's credentials (a JWT and the seed of its key), instead of a login in the URL.
         credentials_file: Option<PathBuf> = None, example "/etc/odoshi/nats.creds";
+        /// For tls:// a file with the authorities to trust (PEM), instead of the system's.
+        ca_file: Option<PathBuf> = None, example "/etc/odoshi/ca.pem";
+        /// The number of servers that keep each message, in a cluster. Used when the streams are made.
+        replicas: usize = 1;
+        /// Maximum size of the stream of commands, and of the one of results. Used when they are made. Beyond it, commands
+        /// wait in the server, and results at the agents.
+        max_bytes: ByteSize = ByteSize::mib(1024);
     }
 }
 
@@ -165,6 +173,9 @@ impl Sender {
         checks.count("sender.smtp.concurrency", self.smtp.concurrency, 1_000);
         checks.duration("sender.smtp.timeout", self.smtp.timeout, Span::secs(3600));
         checks.duration("sender.webhook.timeout", self.webhook.timeout, Span::secs(3600));
+        checks.count("sender.nats.replicas", self.nats.replicas, 5);
+        let room = self.nats.max_bytes >= ByteSize::mib(16);
+        checks.that("sender.nats.max_bytes", room, "must be at least 16MiB");
         let services: [(&str, &str, &[&str], &Option<ServiceUrl>); 3] = [
             ("nats", "sender.nats.url", &["nats", "tls"], &self.nats.url),
             ("amqp", "sender.amqp.url", &["amqp", "amqps"], &self.amqp.url),

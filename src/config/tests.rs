@@ -321,7 +321,7 @@ fn full() -> Config {
         sender: Sender {
             enabled: vec!["slack".into()],
             webhook: Webhook::default(),
-            nats: Nats { url: url("nats://n"), credentials_file: Some("c".into()) },
+            nats: Nats { url: url("nats://n"), credentials_file: Some("c".into()), ..Nats::default() },
             amqp: Amqp { url: url("amqp://a"), password_file: Some("p".into()) },
             smtp: Smtp {
                 url: url("smtp://s"),

@@ -1,5 +1,6 @@
 //! Cuts an output so that it fits into a frame or a row and still is JSON of the same shape.
 
+use crate::domain::protocol::RunResult;
 use serde_json::Value;
 use serde_json::value::{RawValue, to_raw_value};
 
@@ -32,6 +33,25 @@ fn shorten(value: &mut Value, longest: usize) {
         Value::Object(map) => map.values_mut().for_each(|value| shorten(value, longest)),
         Value::Null | Value::Bool(_) | Value::Number(_) => {}
     }
+}
+
+/// Cuts a result so that it has at most about `limit` bytes as JSON: all outputs alike.
+pub(super) fn shrink(mut result: RunResult, limit: usize) -> RunResult {
+    let size = |result: &RunResult| serde_json::to_string(result).map_or(usize::MAX, |text| text.len());
+    if size(&result) <= limit {
+        return result;
+    }
+    let outputs = result.results.iter().filter_map(|operation| operation.output.as_ref());
+    let (count, bytes) = outputs.fold((0, 0), |(count, bytes), output| (count + 1, bytes + output.get().len()));
+    let rest = size(&result) - bytes;
+    let each = limit.saturating_sub(rest) / count.max(1);
+    for operation in &mut result.results {
+        if let Some(output) = operation.output.take() {
+            let (output, was_cut) = cut(output, each);
+            (operation.output, operation.truncated) = (output, operation.truncated || was_cut);
+        }
+    }
+    result
 }
 
 /// The first characters of a text, up to this many bytes.

@@ -4,6 +4,7 @@ pub mod action;
 pub mod agent;
 pub mod audit;
 pub mod batch;
+pub mod broker;
 pub mod command;
 pub mod counts;
 pub mod delay;

@@ -202,6 +202,10 @@ pub struct Hello {
     /// Its runs whose results are not stored yet.
     #[serde(default)]
     pub running: Vec<RunRef>,
+    /// The agent's clock. Over a broker, `welcome` repeats it, so that the agent knows which of its
+    /// hellos is answered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<Timestamp>,
 }
 
 fn default_capacity() -> u32 {
@@ -257,6 +261,8 @@ pub enum AgentFrame {
         /// The values.
         items: Vec<MetadataItem>,
     },
+    /// The agent is there (over brokers, once a minute).
+    Heartbeat,
     /// An error; a close follows.
     Error(ErrorFrame),
 }
@@ -295,6 +301,9 @@ pub struct Welcome {
     pub agent: String,
     /// The server's time, by which the agent judges expiry.
     pub server_time: Timestamp,
+    /// Over a broker: the `clock` of the answered `hello`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<Timestamp>,
 }
 
 /// The answer to results.
@@ -365,6 +374,7 @@ impl AgentFrame {
                 let MetadataBody { seq, items } = serde_json::from_str(text)?;
                 Self::Metadata { seq, items }
             }
+            "heartbeat" => Self::Heartbeat,
             "error" => Self::Error(serde_json::from_str(text)?),
             _ => return Ok(None),
         }))

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use utoipa::ToSchema;
 
@@ -15,6 +15,7 @@ struct Numbers {
     waiting: AtomicUsize,
     running: AtomicUsize,
     away: AtomicUsize,
+    is_disconnected: AtomicBool,
     delivered: AtomicU64,
     attempts_failed: AtomicU64,
     refused: AtomicU64,
@@ -59,6 +60,11 @@ impl SenderStatus {
         self.0.away.store(hosts_away, Ordering::Relaxed);
     }
 
+    /// Sets whether the broker is connected, for senders that keep a connection.
+    pub fn set_connected(&self, is_connected: bool) {
+        self.0.is_disconnected.store(!is_connected, Ordering::Relaxed);
+    }
+
     /// Counts a delivery.
     pub fn count(&self, result: DeliveryResult) {
         let counter = match result {
@@ -95,7 +101,8 @@ impl SenderStatus {
     pub fn report(&self, transport: &'static str) -> SenderReport {
         let of = |number: &AtomicUsize| number.load(Ordering::Relaxed);
         let (waiting, in_flight, hosts_away) = (of(&self.0.waiting), of(&self.0.running), of(&self.0.away));
-        let state = if hosts_away > 0 && in_flight == 0 { "away" } else { "ok" };
+        let is_disconnected = self.0.is_disconnected.load(Ordering::Relaxed);
+        let state = if is_disconnected || (hosts_away > 0 && in_flight == 0) { "away" } else { "ok" };
         SenderReport { transport, state, hosts_away, waiting, in_flight }
     }
 }

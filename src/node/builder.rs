@@ -6,7 +6,7 @@ use super::open_files::OpenFiles;
 use super::running::Running;
 use super::startup;
 use super::wiring::{Extensions, Registration, Wiring};
-use crate::config::Config;
+use crate::config::{Config, ConfigError};
 use crate::domain::agent::STREAM;
 use crate::error_chain::ErrorChain;
 use crate::http::{self, Listening};
@@ -15,6 +15,7 @@ use crate::senders::{Cancelled, Deliver, Drain, SenderContext};
 use crate::signals::RecordedOutcome;
 use crate::store::{self, Store};
 use actix::prelude::*;
+use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 
@@ -38,7 +39,7 @@ pub struct Odoshi;
 impl Odoshi {
     /// A server with these settings. Add senders of your own with [`Builder::sender`], then [`run`](Builder::run) it.
     pub fn builder(config: Config) -> Builder {
-        Builder { config, extensions: Extensions::default() }
+        Builder { config, extensions: Extensions::default(), fault: None }
     }
 }
 
@@ -46,6 +47,8 @@ impl Odoshi {
 pub struct Builder {
     config: Config,
     extensions: Extensions,
+    /// Settings of a sender that can't be read.
+    fault: Option<ConfigError>,
 }
 
 impl Builder {
@@ -60,6 +63,28 @@ impl Builder {
     {
         self.extensions.senders.push(Registration::new(transport, make));
         self
+    }
+
+    /// The same for a sender with settings of its own: `[sender.NAME]` of the configuration file,
+    /// read as `S`. A wrong key or value is an error of [`start`](Self::start) that names the key.
+    #[must_use]
+    pub fn sender_with_settings<A, S>(
+        mut self,
+        transport: &'static str,
+        make: impl FnOnce(SenderContext, S) -> A + 'static,
+    ) -> Self
+    where
+        A: Actor<Context = Context<A>> + Supervised + Unpin,
+        A: Handler<Deliver> + Handler<Cancelled> + Handler<Drain>,
+        S: DeserializeOwned + 'static,
+    {
+        match self.config.sender.custom.read(transport) {
+            Ok(settings) => self.sender(transport, |context| make(context, settings)),
+            Err(error) => {
+                self.fault.get_or_insert(error);
+                self
+            }
+        }
     }
 
     /// Adds an actor of any kind: a source of actions, or a bridge to another system. It is
@@ -98,7 +123,10 @@ impl Builder {
     /// # Errors
     /// If the store, the spool or the address can't be used.
     pub async fn start(self) -> Result<Running, AppError> {
-        let Self { config, mut extensions } = self;
+        let Self { config, mut extensions, fault } = self;
+        if let Some(fault) = fault {
+            return Err(fault.into());
+        }
         config.validate()?;
         // Steps that can fail without touching the store come first, so that nothing has to be
         // undone.

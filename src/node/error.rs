@@ -14,12 +14,12 @@ pub enum AppError {
     /// The store can't be opened.
     #[error(transparent)]
     Store(#[from] StoreError),
-    /// A sender can't be set up.
-    #[error("{0}")]
-    Sender(String),
     /// The address can't be listened on, or its certificate can't be used.
     #[error("{0}")]
     Listen(String),
+    /// A sender's settings, or the files that they name, can't be used.
+    #[error("{0}")]
+    Sender(String),
     /// The limit of open files is too low.
     #[error(
         "this process may open {limit} files, and a server needs at least {needed}: \

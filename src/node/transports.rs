@@ -32,6 +32,12 @@ pub(super) fn open(config: &Config, registered: &[&str]) -> Result<Vec<Registrat
                 let mailer = Mailer::open(&config.sender.smtp).map_err(AppError::Sender)?;
                 senders.push(Registration::new("smtp", move |context| PooledSender::new(context, Smtp::new(mailer))));
             }
+            #[cfg(feature = "nats")]
+            "nats" => {
+                use crate::senders::nats;
+                let access = nats::access(&config.sender.nats).map_err(AppError::Sender)?;
+                senders.push(Registration::new(nats::NATS, move |context| nats::sender(context, access)));
+            }
             _ => {}
         }
     }

@@ -13,8 +13,12 @@
 //! `Odoshi::builder(config).sender("slack", |context| PooledSender::new(context, Slack))`. Agents
 //! with that transport get their commands from it. `examples/custom_sender.rs` is a complete sender.
 
+#[cfg(feature = "nats")]
+pub(crate) mod broker;
 mod contract;
 mod due_command;
+#[cfg(feature = "nats")]
+pub mod nats;
 pub mod pooled;
 #[cfg(any(feature = "webhook", feature = "smtp"))]
 mod run_id;

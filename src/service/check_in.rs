@@ -5,11 +5,10 @@
 use super::error::{ServiceError, ServiceResult};
 use crate::context::Node;
 use crate::domain::agent::AgentRef;
-use crate::domain::command::{Answer, Event};
-use crate::domain::protocol::{Command, MAX_FRAME, Rejected, RunRef, RunResult, Stored};
+use crate::domain::protocol::{Command, MAX_FRAME, RunRef, RunResult, Stored};
 use crate::domain::time::Timestamp;
-use crate::senders::stream::records::{record, store_results};
-use crate::senders::{DueCommand, SenderContext, report_of};
+use crate::senders::stream::records::{store_received, store_results};
+use crate::senders::{DueCommand, SenderContext};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -104,29 +103,7 @@ pub async fn received(
     agent_no: i64,
     commands: Vec<RunRef>,
 ) -> ServiceResult<Stored> {
-    let now = node.store.now();
-    let mut stored = Stored::default();
-    let (mut runs, mut reports) = (Vec::new(), Vec::new());
-    for run in commands {
-        match node.actions.get_by_id(run.action).await? {
-            Some(action) => {
-                let event = Event::Sent { run: run.run, attempts: 0, at: now };
-                runs.push(run);
-                reports.push(report_of(&action, agent_no, event));
-            }
-            None => stored.rejected.push(rejected(run, "there is no such action")),
-        }
-    }
-    let answers = record(context, reports).await.ok_or_else(away)?;
-    for (run, answer) in runs.into_iter().zip(answers) {
-        match answer {
-            Ok(Answer::Stored | Answer::Again { .. }) => stored.commands.push(run),
-            Ok(Answer::Decided) => stored.rejected.push(rejected(run, "it is over")),
-            Ok(Answer::Rejected(reason)) => stored.rejected.push(rejected(run, reason)),
-            Err(error) => stored.rejected.push(rejected(run, error.to_string())),
-        }
-    }
-    Ok(stored)
+    store_received(&node.actions, context, agent_no, commands).await.ok_or_else(away)
 }
 
 /// Records results. Returns once they are durable.
@@ -141,10 +118,6 @@ pub async fn results(
 ) -> ServiceResult<Stored> {
     let results = results.into_iter().map(|result| (result.run_ref(), Err(result))).collect();
     store_results(&node.actions, context, agent_no, results, node.store.now()).await.ok_or_else(away)
-}
-
-fn rejected(run: RunRef, reason: impl Into<String>) -> Rejected {
-    Rejected { action: run.action, run: run.run, reason: reason.into() }
 }
 
 fn away() -> ServiceError {

@@ -23,6 +23,8 @@ mod http_api;
 mod https;
 mod joining;
 mod kill;
+#[cfg(feature = "nats")]
+mod nats;
 mod nodes;
 mod open_files;
 mod postgres_access;
@@ -194,6 +196,21 @@ mod by_mail {
         smtp {
             messages_become_mails_and_the_mail_server_decides_what_becomes_of_them
             while_the_mail_server_is_away_commands_stay_pending_and_no_attempt_is_counted
+        }
+    }
+}
+
+#[cfg(feature = "nats")]
+mod with_nats {
+    on_both! {
+        nats {
+            every_command_runs_once_though_the_broker_is_killed_in_the_middle
+            a_broker_that_is_away_at_the_start_holds_up_nothing
+            an_agent_that_comes_later_gets_what_is_open_and_neither_what_is_cancelled_nor_what_has_expired
+            a_cancel_reaches_a_busy_agent
+            messages_that_cannot_be_used_are_put_aside_with_the_reason
+            an_agents_credentials_reach_nothing_of_another
+            ten_thousand_agents_get_one_action
         }
     }
 }

@@ -101,6 +101,7 @@ impl Server {
                     facts: serde_json::Map::new(),
                     capacity: 0,
                     running: Vec::new(),
+                    clock: None,
                 },
             };
             let AgentFrame::Hello(hello) = peer.frame().await else { panic!("no hello") };
@@ -130,7 +131,7 @@ pub(super) struct Peer {
 
 impl Peer {
     pub(super) async fn welcome(&mut self, server_time: Timestamp) {
-        self.send(&ServerFrame::Welcome(Welcome { agent: "a".into(), server_time })).await;
+        self.send(&ServerFrame::Welcome(Welcome { agent: "a".into(), server_time, clock: None })).await;
     }
 
     pub(super) async fn send(&mut self, frame: &ServerFrame) {

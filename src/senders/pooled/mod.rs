@@ -64,6 +64,9 @@ pub trait Transport: Send + Sync + 'static {
     /// Users cancelled these actions, as (key, public id). Tells the agents that have them, as far
     /// as the transport can.
     async fn cancelled(&self, _actions: &[(i64, Uuid)]) {}
+
+    /// The sender stops, and no delivery is under way any more.
+    async fn close(&self) {}
 }
 
 /// See the module.
@@ -328,8 +331,10 @@ impl<T: Transport> Handler<Drain> for PooledSender<T> {
         let (sender, drained) = oneshot::channel();
         self.draining = Some(sender);
         self.record(ctx);
+        let transport = self.transport.clone();
         Box::pin(async move {
             drained.await.ok();
+            transport.close().await;
         })
     }
 }

@@ -17,6 +17,7 @@ mod sessions;
 mod tests;
 
 pub use deps::SessionDeps;
+pub use in_flight::MAX_CAPACITY;
 pub use messages::{Connect, Connected, DeliverToSessions, Disconnect, NotConnected};
 pub use sender::StreamSender;
 pub use sessions::{Opening, SessionChange, SessionSink, SessionWriter, Sessions};

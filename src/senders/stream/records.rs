@@ -11,6 +11,7 @@ use crate::error_chain::ErrorChain;
 use crate::runtime::batcher::Verdict;
 use crate::senders::contract::SenderContext;
 use crate::senders::due_command::DueCommand;
+use crate::senders::due_command::report_of;
 use crate::signals::ActionCache;
 use crate::store::{Report, StoreError};
 use std::sync::Arc;
@@ -99,6 +100,38 @@ pub(crate) async fn store_results(
         }
     }
     log::trace!(agent = agent_no, results = stored.commands.len(); "results recorded");
+    Some(stored)
+}
+
+/// Records that an agent has stored these runs. `None` if nothing could be recorded.
+pub(crate) async fn store_received(
+    actions: &ActionCache,
+    context: &SenderContext,
+    agent_no: i64,
+    commands: Vec<RunRef>,
+) -> Option<Stored> {
+    let now = context.now();
+    let mut stored = Stored::default();
+    let rejected = |run: RunRef, reason: &str| Rejected { action: run.action, run: run.run, reason: reason.to_owned() };
+    let (mut runs, mut reports) = (Vec::new(), Vec::new());
+    for run in commands {
+        match look_up(actions, run).await? {
+            Some(action) => {
+                let event = Event::Sent { run: run.run, attempts: 0, at: now };
+                runs.push(run);
+                reports.push(report_of(&action, agent_no, event));
+            }
+            None => stored.rejected.push(rejected(run, "there is no such action")),
+        }
+    }
+    for (run, answer) in runs.into_iter().zip(record(context, reports).await?) {
+        match answer {
+            Ok(Answer::Stored | Answer::Again { .. }) => stored.commands.push(run),
+            Ok(Answer::Decided) => stored.rejected.push(rejected(run, "it is over")),
+            Ok(Answer::Rejected(reason)) => stored.rejected.push(rejected(run, &reason)),
+            Err(error) => stored.rejected.push(rejected(run, &error.to_string())),
+        }
+    }
     Some(stored)
 }
 

@@ -87,7 +87,7 @@ impl Session {
         socket: &mut actix_ws::Session,
         stream: &mut AggregatedMessageStream,
     ) -> End {
-        let welcome = Welcome { agent: self.agent.name.clone(), server_time: self.deps.node.store.now() };
+        let welcome = Welcome { agent: self.agent.name.clone(), server_time: self.deps.node.store.now(), clock: None };
         self.push(&ServerFrame::Welcome(welcome));
         if hello.running.is_empty() {
             self.read_backlog();
@@ -249,7 +249,7 @@ impl Session {
                 None
             }
             // This version stores no metadata. Without `metadata_stored`, the agent keeps it.
-            AgentFrame::Metadata { .. } => None,
+            AgentFrame::Metadata { .. } | AgentFrame::Heartbeat => None,
             AgentFrame::Error(ErrorFrame { code, message }) => {
                 let message: String = message.chars().take(500).collect();
                 log::warn!(agent = self.agent.name.as_str(), code = code.as_str(), message = message.as_str();

@@ -3,6 +3,8 @@
 mod agent_process;
 mod balancer;
 mod fleet;
+#[cfg(feature = "nats")]
+pub mod nats;
 mod proxy;
 mod server;
 mod slots;
