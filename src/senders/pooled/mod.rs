@@ -10,9 +10,9 @@
 //! breaker is open, the commands of its group wait here or with the scheduler: they stay `pending`,
 //! and no attempt is counted.
 //!
-//! Every delivery is a task of its own. A panic costs its command one attempt. A delivery that
+//! Deliveries are the jobs of a [`Pool`]. A panic costs its command one attempt. A delivery that
 //! takes longer than [`Limits::timeout`] is aborted. A command that is offered again while it is in
-//! hand is not delivered twice.
+//! hand is not delivered twice. What is finished is recorded in batches.
 //!
 //! Crash: what was in hand has no outcome and no open row, so the scheduler finds it in the store
 //! and offers it again.
@@ -25,6 +25,7 @@ mod tests;
 use super::contract::{Deferred, Deliver, Delivery, Outcome, SenderContext};
 use crate::metrics::DeliveryResult;
 use crate::runtime::Drain;
+use crate::runtime::pool::{Cause, Outcomes, Pool, StageError};
 use crate::signals::Cancelled;
 use crate::store::Report;
 use actix::prelude::*;
@@ -32,6 +33,7 @@ use async_trait::async_trait;
 pub use groups::Limits;
 use groups::{Groups, Reach};
 use std::collections::{HashSet, VecDeque};
+use std::convert::Infallible;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 use tokio::sync::oneshot;
@@ -73,8 +75,10 @@ pub trait Transport: Send + Sync + 'static {
 pub struct PooledSender<T: Transport> {
     context: SenderContext,
     transport: Arc<T>,
-    limits: Limits,
     groups: Groups<Delivery>,
+    pool: Pool<Job, Infallible>,
+    /// What the pool has finished, until the actor starts to read it.
+    outcomes: Option<Outcomes<Job, Done, Infallible>>,
     /// The commands that wait, are under way, or are being recorded.
     in_hand: HashSet<(i64, i64)>,
     finished: Vec<Report>,
@@ -93,11 +97,24 @@ impl<T: Transport> PooledSender<T> {
 
     fn over(context: SenderContext, transport: Arc<T>) -> Self {
         let limits = transport.limits();
+        let deliverer = transport.clone();
+        let (pool, outcomes) = Pool::builder()
+            .stage("deliver", limits.concurrency, move |(group, delivery): Job| {
+                let transport = deliverer.clone();
+                async move {
+                    crate::fault_point!("pooled_sender.deliver");
+                    let outcome = transport.deliver(&delivery).await;
+                    Ok((group, delivery, outcome))
+                }
+            })
+            .timeout(limits.timeout)
+            .build();
         Self {
             context,
             transport,
-            limits,
             groups: Groups::new(limits),
+            pool,
+            outcomes: Some(outcomes),
             in_hand: HashSet::new(),
             finished: Vec::new(),
             is_recording: false,
@@ -109,7 +126,7 @@ impl<T: Transport> PooledSender<T> {
     }
 
     /// Starts deliveries as far as there is room.
-    fn start(&mut self, ctx: &mut Context<Self>) {
+    fn start(&mut self) {
         while !self.is_stopped && self.finished.len() < RECORD_AT_A_TIME {
             let Some((group, delivery)) = self.groups.start(Instant::now()) else { break };
             let now = self.context.store.now();
@@ -126,7 +143,12 @@ impl<T: Transport> PooledSender<T> {
                 self.finished.push(postponed);
                 continue;
             }
-            self.deliver(group, delivery, ctx);
+            // The pool has a worker and a place in its queue for each delivery under way.
+            if let Err(refused) = self.pool.try_submit((group, delivery)) {
+                let (group, delivery) = refused.into_job();
+                self.in_hand.remove(&delivery.key());
+                self.groups.end(&group, None, Instant::now(), 0.0);
+            }
         }
         self.show();
     }
@@ -134,27 +156,6 @@ impl<T: Transport> PooledSender<T> {
     fn show(&self) {
         let (waiting, running, away) = self.groups.numbers();
         self.context.status().set(waiting, running, away);
-    }
-
-    fn deliver(&self, group: Arc<str>, delivery: Delivery, ctx: &mut Context<Self>) {
-        let (transport, timeout) = (self.transport.clone(), self.limits.timeout);
-        let copy = delivery.clone();
-        let task = tokio::spawn(async move {
-            crate::fault_point!("pooled_sender.deliver");
-            tokio::time::timeout(timeout, transport.deliver(&copy)).await
-        });
-        let ended = async move {
-            match task.await {
-                Ok(Ok(outcome)) => Ended::Outcome(outcome),
-                Ok(Err(_)) => Ended::Outcome(Outcome::Unreachable {
-                    error: format!("no answer within {}", humantime::format_duration(timeout)),
-                }),
-                Err(_) => Ended::Panicked,
-            }
-        };
-        ctx.spawn(ended.into_actor(self).map(move |ended, sender, ctx| {
-            sender.end(group, delivery, ended, ctx);
-        }));
     }
 
     fn end(&mut self, group: Arc<str>, delivery: Delivery, ended: Ended, ctx: &mut Context<Self>) {
@@ -173,6 +174,10 @@ impl<T: Transport> PooledSender<T> {
                 let error = "the sender panicked".to_owned();
                 Some((delivery, Outcome::AttemptFailed { error, retry_after: None }))
             }
+            Ended::NotStarted => {
+                self.in_hand.remove(&delivery.key());
+                None
+            }
         };
         if let Some((delivery, outcome)) = outcome {
             self.finished.push(delivery.report(outcome, self.context.store.now()));
@@ -180,7 +185,7 @@ impl<T: Transport> PooledSender<T> {
         if let Some(wait) = self.groups.end(&group, reach, Instant::now(), rand::random()) {
             self.wake_later(group, wait, ctx);
         }
-        self.start(ctx);
+        self.start();
         self.record(ctx);
     }
 
@@ -189,7 +194,7 @@ impl<T: Transport> PooledSender<T> {
             if let Some(left) = sender.groups.wake(&group, Instant::now()) {
                 sender.wake_later(group, left, ctx);
             }
-            sender.start(ctx);
+            sender.start();
             sender.record(ctx);
         });
     }
@@ -212,7 +217,7 @@ impl<T: Transport> PooledSender<T> {
             for key in keys {
                 sender.in_hand.remove(&key);
             }
-            sender.start(ctx);
+            sender.start();
             sender.record(ctx);
         }));
     }
@@ -244,10 +249,16 @@ impl<T: Transport> PooledSender<T> {
     }
 }
 
-/// How a delivery's task ended.
+/// A delivery to its group.
+type Job = (Arc<str>, Delivery);
+/// A delivery that has an outcome.
+type Done = (Arc<str>, Delivery, Outcome);
+
+/// How a delivery ended.
 enum Ended {
     Outcome(Outcome),
     Panicked,
+    NotStarted,
 }
 
 impl Ended {
@@ -262,12 +273,43 @@ impl Ended {
             Self::Outcome(Away { .. }) => (Some(Reach::Unreached), None),
             Self::Outcome(Postponed { .. }) => (None, None),
             Self::Panicked => (None, Some(DeliveryResult::Panicked)),
+            Self::NotStarted => (None, None),
         }
     }
 }
 
 impl<T: Transport> Actor for PooledSender<T> {
     type Context = Context<Self>;
+
+    fn started(&mut self, ctx: &mut Self::Context) {
+        if let Some(outcomes) = self.outcomes.take() {
+            ctx.add_stream(outcomes.into_stream());
+        }
+    }
+}
+
+impl<T: Transport> StreamHandler<Result<Done, StageError<Job, Infallible>>> for PooledSender<T> {
+    fn handle(&mut self, done: Result<Done, StageError<Job, Infallible>>, ctx: &mut Self::Context) {
+        let (group, delivery, ended) = match done {
+            Ok((group, delivery, outcome)) => (group, delivery, Ended::Outcome(outcome)),
+            Err(StageError { item: (group, delivery), cause, .. }) => {
+                let ended = match cause {
+                    Cause::TimedOut(after) => {
+                        let error = format!("no answer within {}", humantime::format_duration(after));
+                        Ended::Outcome(Outcome::Unreachable { error })
+                    }
+                    Cause::Panicked(_) => Ended::Panicked,
+                    Cause::Cancelled | Cause::NotStarted => Ended::NotStarted,
+                    Cause::Failed(never) => match never {},
+                };
+                (group, delivery, ended)
+            }
+        };
+        self.end(group, delivery, ended, ctx);
+    }
+
+    // The pool ends with the actor.
+    fn finished(&mut self, _: &mut Self::Context) {}
 }
 
 impl<T: Transport> Supervised for PooledSender<T> {
@@ -303,7 +345,7 @@ impl<T: Transport> Handler<Deliver> for PooledSender<T> {
                 Err((delivery, after)) => deferred.push(Deferred { delivery, after }),
             }
         }
-        self.start(ctx);
+        self.start();
         self.record(ctx);
         MessageResult(deferred)
     }
