@@ -1,6 +1,6 @@
 //! The benchmarks.
 
-use super::{delay, latency, throughput, webhook};
+use super::{delay, latency, pool, throughput, webhook};
 use crate::cli::outcome::Outcome;
 use std::process::ExitCode;
 
@@ -16,12 +16,15 @@ pub(in crate::cli) enum Command {
     Webhook(webhook::Args),
     /// The delay queue compared with other implementations
     Delay(delay::Args),
+    /// The worker pool compared with a bare chain of channels
+    Pool(pool::Args),
 }
 
 pub(in crate::cli) fn run(command: Command) -> Outcome {
     let folder = tempfile::Builder::new().prefix("odoshi-bench-").tempdir()?;
     let ended = match command {
         Command::Delay(args) => return delay::run(&args),
+        Command::Pool(args) => return pool::run(&args),
         Command::Create(args) => throughput::run(&args, false, folder.path())?,
         Command::Life(args) => throughput::run(&args, true, folder.path())?,
         Command::Latency(args) => {

@@ -163,7 +163,7 @@ where
     }
 
     /// Maximum number of jobs that wait for the last stage: as many as it has workers if not set, at
-    /// least 1.
+    /// least 1. A queue that was full takes jobs again when a quarter of it is free.
     #[must_use]
     pub fn queue(mut self, most: usize) -> Self {
         self.queue = most;

@@ -4,14 +4,14 @@ use super::core::{Core, Member};
 use super::error::{StageError, SubmitError};
 use super::metrics::{PoolCollector, StageSnapshot};
 use super::ordered::Keyed;
-use super::queue::Queue;
+use super::queue::{Queue, Refused};
 use super::stage::{Outcome, Ticket};
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::{SemaphorePermit, TryAcquireError};
+use tokio::task::coop;
 
 /// Bounded workers in chained stages, for jobs of type `Job` that may fail with an `E`. See
 /// [the module](super). Clones are the same pool.
@@ -57,9 +57,16 @@ where
     ///
     /// [`SubmitError::Closed`] with the job, if the pool takes no more.
     pub async fn submit(&self, job: Job) -> Result<(), SubmitError<Job>> {
-        match self.0.intake.reserve().await {
-            Some(room) => self.put(room, job),
-            None => Err(SubmitError::Closed(job)),
+        // A submitter that always finds room must not keep its thread.
+        coop::consume_budget().await;
+        let mut entry = self.entry(job);
+        loop {
+            match self.put(entry) {
+                Err(Refused::Full(back)) => entry = back,
+                Err(Refused::Closed(back)) => return Err(SubmitError::Closed(back.item.job)),
+                Ok(()) => return Ok(()),
+            }
+            self.0.intake.wait_for_room().await;
         }
     }
 
@@ -69,24 +76,25 @@ where
     ///
     /// [`SubmitError`] with the job.
     pub fn try_submit(&self, job: Job) -> Result<(), SubmitError<Job>> {
-        match self.0.intake.try_reserve() {
-            Ok(room) => self.put(room, job),
-            Err(TryAcquireError::NoPermits) => Err(SubmitError::Full(job)),
-            Err(TryAcquireError::Closed) => Err(SubmitError::Closed(job)),
+        if self.0.intake.is_full() {
+            return Err(SubmitError::Full(job));
         }
+        self.put(self.entry(job)).map_err(|refused| match refused {
+            Refused::Full(back) => SubmitError::Full(back.item.job),
+            Refused::Closed(back) => SubmitError::Closed(back.item.job),
+        })
     }
 
-    fn put(&self, room: SemaphorePermit<'_>, job: Job) -> Result<(), SubmitError<Job>> {
-        let Owner { core, intake, .. } = &*self.0;
+    fn entry(&self, job: Job) -> Keyed<Ticket<Job, Job>> {
         let ticket = Ticket { input: job.clone(), job };
-        let key = intake.key_of(&ticket);
-        if !core.admit() {
-            return Err(SubmitError::Closed(ticket.job));
+        Keyed { key: self.0.intake.key_of(&ticket), item: ticket }
+    }
+
+    fn put(&self, entry: Keyed<Ticket<Job, Job>>) -> Result<(), Refused<Ticket<Job, Job>>> {
+        if !self.0.core.admit() {
+            return Err(Refused::Closed(entry));
         }
-        intake.put(room, Keyed { key, item: ticket }).map_err(|refused| {
-            core.settle(1);
-            SubmitError::Closed(refused.item.job)
-        })
+        self.0.intake.try_push(entry).inspect_err(|_| self.0.core.settle(1))
     }
 
     /// Takes no more jobs. Those that were taken go on; [`Outcomes`] ends after the last one.
@@ -226,16 +234,22 @@ impl<Job, E> fmt::Debug for Stage<Job, E> {
 
 /// The outcomes of a pool's jobs, in the order in which they end. When they are dropped, outcomes are
 /// discarded.
-pub struct Outcomes<Job, Out, E>(Arc<Queue<Outcome<Job, Out, E>>>);
+pub struct Outcomes<Job, Out, E> {
+    queue: Arc<Queue<Outcome<Job, Out, E>>>,
+    /// The next one, between two waits.
+    taken: Vec<Keyed<Outcome<Job, Out, E>>>,
+}
 
 impl<Job, Out, E> Outcomes<Job, Out, E> {
     pub(super) fn new(queue: Arc<Queue<Outcome<Job, Out, E>>>) -> Self {
-        Self(queue)
+        Self { queue, taken: Vec::new() }
     }
 
     /// The next outcome; `None` when the pool has finished. Loses nothing if the future is dropped.
     pub async fn next(&mut self) -> Option<Result<Out, StageError<Job, E>>> {
-        self.0.next().await
+        coop::consume_budget().await;
+        self.queue.pop(1, &mut self.taken).await;
+        self.taken.pop().map(|entry| entry.item)
     }
 
     /// The same as a stream.
@@ -246,12 +260,12 @@ impl<Job, Out, E> Outcomes<Job, Out, E> {
 
 impl<Job, Out, E> Drop for Outcomes<Job, Out, E> {
     fn drop(&mut self) {
-        drop(self.0.close());
+        drop(self.queue.close());
     }
 }
 
 impl<Job, Out, E> fmt::Debug for Outcomes<Job, Out, E> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Outcomes").field("waiting", &self.0.len()).finish_non_exhaustive()
+        f.debug_struct("Outcomes").field("waiting", &self.queue.len()).finish_non_exhaustive()
     }
 }

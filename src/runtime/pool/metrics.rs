@@ -32,17 +32,13 @@ pub struct StageSnapshot {
     pub busy: Duration,
 }
 
-/// On a cache line of its own: workers of one stage share it, those of different stages don't.
+/// What is rare, counted for the stage.
 #[derive(Debug, Default)]
-#[repr(align(128))]
 pub(super) struct Counters {
-    pub(super) running: AtomicUsize,
-    pub(super) done: AtomicU64,
     pub(super) failed: AtomicU64,
     pub(super) panicked: AtomicU64,
     pub(super) timed_out: AtomicU64,
     pub(super) given_back: AtomicU64,
-    pub(super) busy_nanos: AtomicU64,
 }
 
 impl Counters {
@@ -50,18 +46,51 @@ impl Counters {
         self.given_back.fetch_add(jobs as u64, Relaxed);
     }
 
-    pub(super) fn snapshot(&self, stage: &'static str, waiting: usize) -> StageSnapshot {
+    /// With the tallies of all workers.
+    pub(super) fn snapshot(&self, stage: &'static str, waiting: usize, workers: &Tally) -> StageSnapshot {
         StageSnapshot {
             stage,
             waiting,
-            running: self.running.load(Relaxed),
-            done: self.done.load(Relaxed),
+            running: workers.running.load(Relaxed),
+            done: workers.done.load(Relaxed),
             failed: self.failed.load(Relaxed),
             panicked: self.panicked.load(Relaxed),
             timed_out: self.timed_out.load(Relaxed),
             given_back: self.given_back.load(Relaxed),
-            busy: Duration::from_nanos(self.busy_nanos.load(Relaxed)),
+            busy: Duration::from_nanos(workers.busy_nanos.load(Relaxed)),
         }
+    }
+}
+
+/// What one worker counts for each job. On cache lines of its own, since nobody else writes it.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+pub(super) struct Tally {
+    running: AtomicUsize,
+    done: AtomicU64,
+    busy_nanos: AtomicU64,
+}
+
+impl Tally {
+    pub(super) fn begun(&self, jobs: usize) {
+        self.running.store(jobs, Relaxed);
+    }
+
+    pub(super) fn ended(&self, busy: Duration) {
+        self.running.store(0, Relaxed);
+        let nanos = u64::try_from(busy.as_nanos()).unwrap_or(u64::MAX);
+        self.busy_nanos.store(self.busy_nanos.load(Relaxed).saturating_add(nanos), Relaxed);
+    }
+
+    pub(super) fn done(&self) {
+        self.done.store(self.done.load(Relaxed) + 1, Relaxed);
+    }
+
+    /// Adds what another one has counted.
+    pub(super) fn add(&self, other: &Self) {
+        self.running.fetch_add(other.running.load(Relaxed), Relaxed);
+        self.done.fetch_add(other.done.load(Relaxed), Relaxed);
+        self.busy_nanos.fetch_add(other.busy_nanos.load(Relaxed), Relaxed);
     }
 }
 

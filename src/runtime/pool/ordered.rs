@@ -29,6 +29,11 @@ impl<T> Lanes<T> {
         self.ready.len() + self.blocked
     }
 
+    /// Whether there is nothing to take.
+    pub(super) fn is_empty(&self) -> bool {
+        self.ready.is_empty()
+    }
+
     /// Returns whether there is one more item to take.
     pub(super) fn push(&mut self, entry: Keyed<T>) -> bool {
         if let Some(key) = entry.key {
@@ -66,10 +71,8 @@ impl<T> Lanes<T> {
         self.claimed.values_mut().flat_map(|lane| lane.drain(..)).collect()
     }
 
-    /// Takes everything.
-    pub(super) fn take_all(&mut self) -> Vec<Keyed<T>> {
-        let mut all: Vec<_> = self.ready.drain(..).collect();
-        all.extend(self.take_blocked());
-        all
+    /// Takes the items that can be taken by [`pop`](Self::pop). Their keys stay claimed.
+    pub(super) fn take_ready(&mut self) -> Vec<Keyed<T>> {
+        self.ready.drain(..).collect()
     }
 }

@@ -2,9 +2,9 @@
 
 use super::core::{Core, Member};
 use super::error::{Cause, StageError, panic_message};
-use super::metrics::{Counters, StageSnapshot};
+use super::metrics::{Counters, StageSnapshot, Tally};
 use super::ordered::Keyed;
-use super::queue::{Queue, lock};
+use super::queue::{Queue, Refused, lock};
 use super::work::Work;
 use futures_util::FutureExt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -38,6 +38,7 @@ pub(super) enum Outlet<Job, Out, E> {
 struct Desk<Job> {
     jobs: Mutex<Vec<Job>>,
     abort: Mutex<Option<AbortHandle>>,
+    tally: Tally,
 }
 
 /// A worker's buffers.
@@ -48,6 +49,9 @@ struct Hands<Job, In, Out, E> {
     results: Vec<Result<Out, E>>,
     jobs: Vec<Job>,
     leftover: Option<JoinHandle<Result<Out, E>>>,
+    /// When the last job ended, if the worker hasn't waited since: reading the clock takes as long as
+    /// passing on a job.
+    clock: Option<Instant>,
 }
 
 enum Ended {
@@ -68,6 +72,8 @@ pub(super) struct Staged<Job, In, Out, E, W> {
     /// A permit for each worker that is to end.
     retire: Semaphore,
     desks: Mutex<Vec<Arc<Desk<Job>>>>,
+    /// What workers have counted that have ended.
+    former: Tally,
 }
 
 impl<Job, In, Out, E, W> Staged<Job, In, Out, E, W>
@@ -88,12 +94,13 @@ where
         core: Arc<Core<Job, E>>,
         counters: Arc<Counters>,
     ) -> Arc<Self> {
-        let (retire, desks) = (Semaphore::new(0), Mutex::default());
-        Arc::new(Self { name, queue, outlet, work, timeout, core, counters, concurrency: Mutex::new(0), retire, desks })
+        let (concurrency, retire, desks) = (Mutex::new(0), Semaphore::new(0), Mutex::default());
+        let former = Tally::default();
+        Arc::new(Self { name, queue, outlet, work, timeout, core, counters, concurrency, retire, desks, former })
     }
 
     fn hire(self: &Arc<Self>) {
-        let desk = Arc::new(Desk { jobs: Mutex::default(), abort: Mutex::default() });
+        let desk = Arc::new(Desk { jobs: Mutex::default(), abort: Mutex::default(), tally: Tally::default() });
         // The lock keeps `abort_running` from meeting a worker without its handle.
         let mut desks = lock(&self.desks);
         let worker = self.core.runtime.spawn(self.clone().work(desk.clone()));
@@ -110,6 +117,7 @@ where
             results: Vec::new(),
             jobs: Vec::new(),
             leftover: None,
+            clock: None,
         };
         // A panic of the job itself ends in `run`. What is left are values that panic when they are dropped.
         while let Err(panic) = AssertUnwindSafe(self.rounds(&desk, &mut hands)).catch_unwind().await {
@@ -120,7 +128,14 @@ where
             }
             self.release(&mut hands.keys);
         }
-        lock(&self.desks).retain(|other| !Arc::ptr_eq(other, &desk));
+        self.leave(&desk);
+    }
+
+    /// Leaves the stage, but not its count.
+    fn leave(&self, desk: &Arc<Desk<Job>>) {
+        let mut desks = lock(&self.desks);
+        desks.retain(|other| !Arc::ptr_eq(other, desk));
+        self.former.add(&desk.tally);
     }
 
     async fn rounds(&self, desk: &Desk<Job>, hands: &mut Hands<Job, In, Out, E>) {
@@ -133,14 +148,13 @@ where
             if let Ok(permit) = self.retire.try_acquire() {
                 return permit.forget();
             }
-            if !self.queue.try_pop(self.work.most(), &mut hands.tickets) {
-                tokio::select! {
-                    biased;
-                    permit = self.retire.acquire() => match permit {
-                        Ok(permit) => return permit.forget(),
-                        Err(_) => return,
-                    },
-                    is_open = self.queue.pop(self.work.most(), &mut hands.tickets) => if !is_open { return },
+            match self.queue.try_pop(self.work.most(), &mut hands.tickets) {
+                Some(true) => {}
+                Some(false) => return,
+                None => {
+                    hands.clock = None;
+                    self.queue.wait_for_items(|| self.retire.available_permits() > 0).await;
+                    continue;
                 }
             }
             if self.take_up(desk, hands) {
@@ -165,17 +179,17 @@ where
             jobs.push(item.job);
             hands.inputs.push(item.input);
         }
-        self.counters.running.fetch_add(jobs.len(), Relaxed);
+        desk.tally.begun(jobs.len());
         !jobs.is_empty()
     }
 
     /// Does the jobs, and passes on what has come of them.
     async fn finish_round(&self, desk: &Desk<Job>, hands: &mut Hands<Job, In, Out, E>) {
-        let running = Running(&self.counters, hands.inputs.len(), Instant::now());
+        let running = Running(&desk.tally, hands.clock.take().unwrap_or_else(Instant::now));
         let ended = self.run(hands).await;
         hands.inputs.clear();
         std::mem::swap(&mut *lock(&desk.jobs), &mut hands.jobs);
-        drop(running);
+        hands.clock = Some(running.end());
         hands.results.truncate(hands.jobs.len());
         let results = hands.results.len();
         let lost = || match &ended {
@@ -187,15 +201,19 @@ where
         hands.results.reverse();
         // Each job is taken from `jobs` before anything is awaited. It is empty if the pool's end took them.
         while let Some(job) = hands.jobs.pop() {
-            match hands.results.pop() {
-                Some(Ok(out)) => self.pass_on(job, out).await,
+            let has_waited = match hands.results.pop() {
+                Some(Ok(out)) => self.pass_on(desk, job, out).await,
                 Some(Err(error)) => self.fail(job, Cause::Failed(error)).await,
                 None => self.fail(job, lost()).await,
+            };
+            if has_waited {
+                hands.clock = None;
             }
         }
         // A thread can't be interrupted. It counts as this worker until it returns.
         if let Some(leftover) = hands.leftover.take() {
             leftover.await.ok();
+            hands.clock = None;
         }
     }
 
@@ -212,13 +230,19 @@ where
         ended.map_or_else(|panic| Ended::Panicked(panic_message(&*panic)), |()| Ended::Returned)
     }
 
-    async fn pass_on(&self, job: Job, out: Out) {
-        self.counters.done.fetch_add(1, Relaxed);
+    /// Returns whether it may have waited, as does `fail`.
+    async fn pass_on(&self, desk: &Desk<Job>, job: Job, out: Out) -> bool {
+        desk.tally.done();
         match &self.outlet {
             Outlet::End(outcomes) => {
-                // Nobody may be reading any more.
-                outcomes.push(Keyed { key: None, item: Ok(out) }).await.ok();
+                // Nobody may be reading any more: then the outcome is discarded.
+                let mut has_waited = false;
+                if let Err(Refused::Full(back)) = outcomes.try_push(Keyed { key: None, item: Ok(out) }) {
+                    has_waited = true;
+                    outcomes.push(back).await.ok();
+                }
                 self.core.settle(1);
+                has_waited
             }
             Outlet::Stage(name, queue, counters) => {
                 let ticket = Ticket { job, input: out };
@@ -227,18 +251,25 @@ where
                     Err(panic) => {
                         counters.panicked.fetch_add(1, Relaxed);
                         let cause = Cause::Panicked(panic_message(&*panic));
-                        return self.core.fail(StageError::new(name, ticket.job, cause)).await;
+                        self.core.fail(StageError::new(name, ticket.job, cause)).await;
+                        return true;
                     }
                 };
-                if let Err(Keyed { item, .. }) = queue.push(Keyed { key, item: ticket }).await {
+                let (refused, has_waited) = match queue.try_push(Keyed { key, item: ticket }) {
+                    Ok(()) => (Ok(()), false),
+                    Err(Refused::Closed(back)) => (Err(back), false),
+                    Err(Refused::Full(back)) => (queue.push(back).await, true),
+                };
+                if let Err(Keyed { item, .. }) = refused {
                     counters.add_given_back(1);
                     self.core.give_back(vec![StageError::not_started(name, item.job, item.input)]);
                 }
+                has_waited
             }
         }
     }
 
-    async fn fail(&self, job: Job, cause: Cause<E>) {
+    async fn fail(&self, job: Job, cause: Cause<E>) -> bool {
         let counter = match cause {
             Cause::Panicked(_) => &self.counters.panicked,
             Cause::TimedOut(_) => &self.counters.timed_out,
@@ -246,6 +277,7 @@ where
         };
         counter.fetch_add(1, Relaxed);
         self.core.fail(StageError::new(self.name, job, cause)).await;
+        true
     }
 
     fn release(&self, keys: &mut Vec<u64>) {
@@ -290,10 +322,19 @@ where
             }
         }
         *concurrency = workers;
+        // Idle ones end as well.
+        self.queue.wake_consumers();
     }
 
     fn snapshot(&self) -> StageSnapshot {
-        self.counters.snapshot(self.name, self.queue.len())
+        let workers = Tally::default();
+        let desks = lock(&self.desks);
+        workers.add(&self.former);
+        for desk in desks.iter() {
+            workers.add(&desk.tally);
+        }
+        drop(desks);
+        self.counters.snapshot(self.name, self.queue.len(), &workers)
     }
 
     fn take_waiting(&self) -> Vec<StageError<Job, E>> {
@@ -321,13 +362,21 @@ where
     }
 }
 
-/// Counts jobs as running until it is dropped, also by an abort.
-struct Running<'a>(&'a Counters, usize, Instant);
+/// Counts jobs as running until it is dropped, also by a panic or an abort.
+struct Running<'a>(&'a Tally, Instant);
+
+impl Running<'_> {
+    /// Returns when it ended.
+    fn end(self) -> Instant {
+        let now = Instant::now();
+        self.0.ended(now - self.1);
+        std::mem::forget(self);
+        now
+    }
+}
 
 impl Drop for Running<'_> {
     fn drop(&mut self) {
-        self.0.running.fetch_sub(self.1, Relaxed);
-        let nanos = u64::try_from(self.2.elapsed().as_nanos()).unwrap_or(u64::MAX);
-        self.0.busy_nanos.fetch_add(nanos, Relaxed);
+        self.0.ended(self.1.elapsed());
     }
 }

@@ -128,7 +128,7 @@ proptest! {
                 }
             }
         }
-        while lanes.len() > 0 || !out.is_empty() {
+        while lanes.len() + out.len() > 0 {
             take(&mut lanes, &mut out, &mut ready);
             if let Some(entry) = out.pop() {
                 ready += usize::from(entry.key.is_some_and(|key| lanes.release(key)));

@@ -163,7 +163,11 @@ async fn outcomes_per_job(plan: Plan) -> Vec<usize> {
     let (pool, mut outcomes) = last.build();
 
     let counts: Arc<Vec<AtomicUsize>> = Arc::new(plan.jobs.iter().map(|_| AtomicUsize::new(0)).collect());
-    let count = |jobs: &[usize]| jobs.iter().for_each(|job| drop(counts[*job].fetch_add(1, SeqCst)));
+    let count = |jobs: &[usize]| {
+        for job in jobs {
+            counts[*job].fetch_add(1, SeqCst);
+        }
+    };
     let submitted = AtomicUsize::new(0);
     let reading = async {
         let mut seen = 0;
@@ -232,7 +236,9 @@ async fn outcomes_per_job(plan: Plan) -> Vec<usize> {
     let (was_read, (), ()) = tokio::join!(reading, feeding, ended);
     if !was_read {
         // Whoever doesn't read doesn't know.
-        counts.iter().for_each(|count| drop(count.compare_exchange(0, 1, SeqCst, SeqCst)));
+        for count in counts.iter() {
+            count.compare_exchange(0, 1, SeqCst, SeqCst).ok();
+        }
     }
     counts.iter().map(|count| count.load(SeqCst)).collect()
 }
