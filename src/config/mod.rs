@@ -7,6 +7,8 @@
 
 mod delay;
 mod error;
+mod hook;
+mod hook_url;
 mod http;
 mod load;
 mod metadata;
@@ -27,6 +29,8 @@ mod tests;
 
 pub use delay::Delay;
 pub use error::{ConfigError, Fault};
+pub use hook::Hook;
+pub use hook_url::HookUrl;
 pub use http::{Http, Tls};
 pub use metadata::Metadata;
 pub use node::Node;

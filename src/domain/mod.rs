@@ -8,6 +8,7 @@ pub mod command;
 pub mod counts;
 pub mod delay;
 pub mod hint;
+pub mod hook;
 pub mod problem;
 pub mod protocol;
 pub mod target;

@@ -10,20 +10,21 @@ use crate::domain::agent::STREAM;
 use crate::error_chain::ErrorChain;
 use crate::http::{self, Listening};
 use crate::pipeline::spool::Spool;
-use crate::senders::{Cancelled, Deliver, Drain, SenderContext};
+use crate::senders::{Cancelled, Deliver, Drain, HookClient, HookSet, HookTarget, SenderContext};
 use crate::store::{self, Store};
 use actix::prelude::*;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 
 /// Checks the settings as far as possible without touching the store: whether the address can be
-/// listened on, the certificate and the password can be read, and the limit of open files is high
+/// listened on, the certificate, the password and hooks' secrets can be read, and the limit of open files is high
 /// enough.
 ///
 /// # Errors
 /// The first failure, with the same error as a start with these settings.
 pub fn check(config: &Config) -> Result<(), AppError> {
     config.validate()?;
+    HookTarget::all(config)?;
     OpenFiles::plan(config)?;
     Listening::open(&config.http).map_err(AppError::Listen)?;
     Ok(store::check(config)?)
@@ -35,7 +36,7 @@ pub struct Odoshi;
 impl Odoshi {
     /// A server with these settings. Add senders of your own with [`Builder::sender`], then [`run`](Builder::run) it.
     pub fn builder(config: Config) -> Builder {
-        Builder { config, senders: Vec::new() }
+        Builder { config, senders: Vec::new(), hook_client: None }
     }
 }
 
@@ -43,6 +44,7 @@ impl Odoshi {
 pub struct Builder {
     config: Config,
     senders: Vec<Registration>,
+    hook_client: Option<Arc<dyn HookClient>>,
 }
 
 impl Builder {
@@ -56,6 +58,13 @@ impl Builder {
         A: Handler<Deliver> + Handler<Cancelled> + Handler<Drain>,
     {
         self.senders.push(Registration::new(transport, make));
+        self
+    }
+
+    /// Sends events to hooks by this client.
+    #[must_use]
+    pub fn hook_client(mut self, client: impl HookClient) -> Self {
+        self.hook_client = Some(Arc::new(client));
         self
     }
 
@@ -75,8 +84,9 @@ impl Builder {
     /// # Errors
     /// If the store, the spool or the address can't be used.
     pub async fn start(self) -> Result<Running, AppError> {
-        let Self { config, senders } = self;
+        let Self { config, senders, hook_client } = self;
         config.validate()?;
+        let hooks = hook_set(&config, hook_client)?;
         // Steps that can fail without touching the store come first, so that nothing has to be
         // undone.
         let open_files = OpenFiles::plan(&config)?;
@@ -95,7 +105,7 @@ impl Builder {
         let preparing = prepare(&store, &config, transports).await?;
 
         let wiring = Wiring::new(store.clone(), config.clone(), serves_stream, senders);
-        let wired = wiring.start(spool, open_files.spool);
+        let wired = wiring.start(spool, open_files.spool, hooks);
         let address = listening.address();
         let api = http::Api::new(wired.sessions, wired.supervision.clone(), serves_stream, open_files.connections);
         let server = http::serve(api, listening, open_files.connections, open_files.refusals)
@@ -108,6 +118,16 @@ impl Builder {
         log::info!(address:% = address, store:% = config.store_url(), spool:? = config.spool_dir(); "the server is up");
         let (node, supervision, stages) = (wired.node, wired.supervision, wired.stages);
         Ok(Running { node, address, preparing, supervision, stages, http, _lock: lock })
+    }
+}
+
+/// The hooks in the settings; `None` if there are none.
+fn hook_set(config: &Config, client: Option<Arc<dyn HookClient>>) -> Result<Option<HookSet>, AppError> {
+    let targets: Vec<Arc<HookTarget>> = HookTarget::all(config)?.into_iter().map(Arc::new).collect();
+    match client {
+        _ if targets.is_empty() => Ok(None),
+        Some(client) => Ok(Some(HookSet { targets, client })),
+        None => Err(AppError::NoHookClient),
     }
 }
 

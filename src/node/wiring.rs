@@ -6,7 +6,7 @@
 //!                                  pages       batches         due next                            │
 //!                                                                                                  │ what happened
 //!  reconcilers/: open actions, complete, advance, expire, overdue, leaving agents ────────▶ Outcomes ◀┘
-//!                live join, retention
+//!                live join, hooks, retention
 //!
 //!  Signals: whatever is committed wakes what waits for it, here (actors, watchers, long polls) and, through
 //!           PeerNotifier, at other nodes
@@ -36,7 +36,7 @@ use crate::pipeline::spool_loader::SpoolLoader;
 use crate::reconcilers::Reconcilers;
 use crate::runtime::{Batcher, Drain, Reconciler, Sink, Supervision, Unstarted, Waker, Writer};
 use crate::senders::stream::{Opening, SessionDeps, SessionSink, Sessions, StreamSender};
-use crate::senders::{Cancelled, Deliver, SenderContext};
+use crate::senders::{Cancelled, Deliver, HookSet, SenderContext};
 use crate::signals::{ActionCache, Board, PeerNotifier, Presence, SchedulerInbox, Signals, StreamInbox};
 use crate::store::Store;
 use actix::prelude::*;
@@ -108,6 +108,7 @@ impl Addresses {
             ],
             complete: reconcilers.complete.address().recipient(),
             live_join: reconcilers.live_join.address().recipient(),
+            hooks: reconcilers.hooks.address().recipient(),
             peers: peers.address().recipient(),
         }
     }
@@ -170,7 +171,7 @@ impl Wiring {
     }
 
     /// Phase two: starts the actors, sink first.
-    pub(super) fn start(self, spool: Spool, spool_files: usize) -> Wired {
+    pub(super) fn start(self, spool: Spool, spool_files: usize, hooks: Option<HookSet>) -> Wired {
         let Self { node, addresses, senders, serves_stream } = self;
         let supervision = Supervision::new(node.config.supervision.clone());
         // Without `..`, so that an actor that is never started is an unused variable.
@@ -212,7 +213,7 @@ impl Wiring {
         let peers = peers.start("peers", notifier, &supervision);
         let sink = CommandSink { node: node.clone(), scheduler: scheduler.clone() };
         let commands = start_batcher(command_store, sink, &node, &supervision);
-        let reconcilers = reconcilers.start(&node, &recorder, &supervision);
+        let reconcilers = reconcilers.start(&node, &recorder, hooks, &supervision);
         let resolver = start_resolver(resolver, &node, Writer::new(commands.clone()), &supervision);
         let loader = start_spool_loader(spool_loader, &node, spool, spool_files, &supervision);
 

@@ -1,6 +1,7 @@
 //! Deletes what is older than its retention, in batches small enough not to hold up other work.
 
 use crate::context::Node;
+use crate::domain::hook::MAX_AGE;
 use crate::runtime::{Pace, Reconcile, RoundFailed};
 use crate::store::StoreResult;
 use std::sync::Arc;
@@ -33,6 +34,19 @@ impl Retention {
     async fn purge_audit(&self) -> StoreResult<()> {
         let (store, keep) = (&self.node.store, self.node.config.retention.audit.0);
         while store.audit_purge(store.now().minus(keep), ROWS_AT_A_TIME).await? > 0 {
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(())
+    }
+
+    /// Gives up events of hooks that no node has any more, and deletes events that ended longer ago
+    /// than `retention.actions`.
+    async fn purge_hook_events(&self) -> StoreResult<()> {
+        let (store, keep) = (&self.node.store, self.node.config.retention.actions.0);
+        while store.hook_event_abandon(store.now().minus(MAX_AGE), ROWS_AT_A_TIME).await? > 0 {
+            tokio::time::sleep(PAUSE).await;
+        }
+        while store.hook_event_purge(store.now().minus(keep), ROWS_AT_A_TIME).await? > 0 {
             tokio::time::sleep(PAUSE).await;
         }
         Ok(())
@@ -76,6 +90,7 @@ impl Reconcile for Retention {
 
     async fn run_once(&mut self) -> Result<Pace, RoundFailed> {
         self.purge_audit().await?;
+        self.purge_hook_events().await?;
         self.sweep().await?;
         self.purge_actions().await?;
         Ok(Pace::Wait)

@@ -15,6 +15,7 @@
 
 mod contract;
 mod due_command;
+mod hooks;
 pub mod pooled;
 pub mod stream;
 
@@ -22,3 +23,4 @@ pub use crate::runtime::Drain;
 pub use crate::signals::Cancelled;
 pub use contract::{Deferred, Deliver, Delivery, Outcome, Recorder, SenderContext};
 pub use due_command::{DueCommand, hold_report, report_of};
+pub use hooks::{HookClient, HookFailure, HookSet, HookTarget};
