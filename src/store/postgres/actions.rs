@@ -10,7 +10,9 @@ use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::hook::{HookEvent, Listener};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
-use crate::store::sql::actions::{self as statements, ActionRow, ActionViewRow, OpenActionRow, Stored, Sums, in_state};
+use crate::store::sql::actions::{
+    self as statements, ActionRow, ActionViewRow, OpenActionRow, Stored, Sums, WITHOUT_DOCUMENT, in_state,
+};
 use crate::store::sql::hooks::{actions_ended, is_heard};
 use crate::store::sql::{Key, sql, sql_limit};
 use crate::store::{Accepted, ActionView, Actions, OpenAction, Resolution, Store, StoreResult};
@@ -373,7 +375,7 @@ async fn complete(
     ended.sort_unstable();
     if !ended.is_empty() && is_heard(hooks, HookEvent::ActionEnded) {
         let rows: Vec<(ActionViewRow, Sums)> =
-            sql(format!("SELECT a.*, s.* FROM actions a {SUMS} WHERE a.no = ANY(?) ORDER BY a.no"))
+            sql(format!("SELECT {WITHOUT_DOCUMENT}, s.* FROM actions a {SUMS} WHERE a.no = ANY(?) ORDER BY a.no"))
                 .bind(ended.clone())
                 .load(conn)
                 .await?;

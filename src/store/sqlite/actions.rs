@@ -8,10 +8,12 @@ use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::hook::{HookEvent, Listener};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
-use crate::store::sql::actions::{self as statements, ActionRow, ActionViewRow, OpenActionRow, Stored, in_state};
+use crate::store::sql::actions::{
+    self as statements, ActionRow, ActionViewRow, OpenActionRow, Stored, WITHOUT_DOCUMENT, in_state,
+};
 use crate::store::sql::hooks::{actions_ended, is_heard};
 use crate::store::sql::schema::actions;
-use crate::store::sql::{Key, sql_limit};
+use crate::store::sql::{Key, sql, sql_limit};
 use crate::store::{Accepted, ActionView, Actions, OpenAction, Resolution, Store, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;
@@ -278,7 +280,8 @@ fn complete(conn: &mut SqliteConnection, nos: &[i64], now: Timestamp, hooks: &[L
 }
 
 fn with_author(conn: &mut SqliteConnection, no: i64) -> QueryResult<(ActionView, Option<String>)> {
-    let row = actions::table.find(no).select(ActionViewRow::as_select()).first(conn)?;
+    let row = sql(format!("SELECT {WITHOUT_DOCUMENT} FROM actions a WHERE a.no = ?"));
+    let row: ActionViewRow = row.bind(no).get_result(conn)?;
     let sums = sums(conn, no)?;
     row.view_with_author(sums)
 }
