@@ -2,7 +2,7 @@
 
 use super::client::ClientError;
 use super::outcome::Usage;
-use super::{actions, agent, agents, bench, config, demo, migrate, nodes, output, preview, run, serve, token};
+use super::{actions, agent, agents, bench, config, demo, hooks, migrate, nodes, output, preview, run, serve, token};
 use crate::error_chain::chain_of;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
@@ -35,6 +35,8 @@ enum Command {
     Agents(agents::Command),
     /// List the servers that share the store, with their state
     Nodes(nodes::Args),
+    /// List the hooks, with the events that wait for them or were given up
+    Hooks(hooks::Args),
     /// Create, list and revoke tokens
     #[command(subcommand)]
     Token(token::Command),
@@ -72,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Actions(command) => actions::run(command),
         Command::Agents(command) => agents::run(command),
         Command::Nodes(args) => nodes::run(args),
+        Command::Hooks(args) => hooks::run(args),
         Command::Token(command) => token::run(command),
         Command::Config(command) => config::run(command),
         Command::Migrate(args) => migrate::run(args),

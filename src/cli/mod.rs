@@ -12,6 +12,7 @@ mod commands;
 mod config;
 mod demo;
 mod follow;
+mod hooks;
 mod limits;
 mod migrate;
 mod nodes;

@@ -9,6 +9,8 @@ use std::path::Path;
 
 /// The prefix of environment variables that are settings.
 const PREFIX: &str = "ODOSHI__";
+/// What is said of lists of tables in the environment and in flags, which hold one value each.
+const ONLY_IN_A_FILE: &str = "is a list of tables, which can be given in a file only";
 
 impl Config {
     /// Loads and validates settings: defaults < `file` < environment < `overrides` (command-line
@@ -81,9 +83,10 @@ impl Layers {
         let sorted: BTreeMap<String, Value> = table.into_iter().collect();
         for (name, value) in sorted {
             let key = if path.is_empty() { name } else { format!("{path}.{name}") };
-            let kind = self.known.get(&key).map(|known| known.kind);
+            let kind = self.known.get(&pattern(&key)).map(|known| known.kind);
             match (kind, value.kind) {
                 (Some(Kind::Section), ValueKind::Table(inner)) => self.add_table(&key, inner, origin),
+                (Some(Kind::Tables), ValueKind::Array(items)) => self.add_tables(&key, items, origin),
                 (Some(kind), value) if fits(kind, &value) => self.set(key, value, origin.into()),
                 (Some(kind), value) => {
                     self.fault(&key, origin.into(), format!("must be {}, and is {}", needs(kind), what_it_is(&value)));
@@ -95,10 +98,25 @@ impl Layers {
         }
     }
 
+    /// Adds a list of tables, each under `key[INDEX]`.
+    fn add_tables(&mut self, key: &str, items: Vec<Value>, origin: &str) {
+        for (index, item) in items.into_iter().enumerate() {
+            let key = format!("{key}[{index}]");
+            self.origins.insert(key.clone(), origin.into());
+            match item.kind {
+                ValueKind::Table(inner) if inner.is_empty() => self.fault(&key, origin.into(), "is empty"),
+                ValueKind::Table(inner) => self.add_table(&key, inner, origin),
+                other => self.fault(&key, origin.into(), format!("must be a table, and is {}", what_it_is(&other))),
+            }
+        }
+    }
+
     fn add_text(&mut self, key: &str, text: &str, origin: String) {
         let value = match self.known.get(key).map(|known| known.kind) {
             None if self.is_custom_key(key) => Some(ValueKind::String(text.into())),
+            None if self.is_in_tables(key) => return self.fault(key, origin, ONLY_IN_A_FILE),
             None => return self.unknown(key, origin),
+            Some(Kind::Tables) => return self.fault(key, origin, ONLY_IN_A_FILE),
             Some(Kind::Section) => return self.fault(key, origin, "is a section: name a key in it"),
             Some(Kind::Text | Kind::Size) => Some(ValueKind::String(text.into())),
             Some(Kind::Integer) => text.trim().parse().map(ValueKind::I64).ok(),
@@ -136,10 +154,17 @@ impl Layers {
         self.is_custom(key) && key.split('.').count() > 2 && key.split('.').all(|part| !part.is_empty())
     }
 
+    /// Whether a key such as `hook.0.url` or `hook[0].url` is meant to be in a list of tables.
+    fn is_in_tables(&self, key: &str) -> bool {
+        let first = key.split(['.', '[']).next().unwrap_or(key);
+        self.known.get(first).is_some_and(|known| known.kind == Kind::Tables)
+    }
+
     fn unknown(&mut self, key: &str, origin: String) {
-        let near = self.known.keys().min_by_key(|known| (distance(key, known), (*known).clone()));
+        let asked = pattern(key);
+        let near = self.known.keys().min_by_key(|known| (distance(&asked, known), (*known).clone()));
         let hint = match near {
-            Some(near) if distance(key, near) <= 3 => format!("; did you mean {near}?"),
+            Some(near) if distance(&asked, near) <= 3 => format!("; did you mean {}?", placed(near, key)),
             _ => String::new(),
         };
         self.fault(key, origin, format!("is not a setting{hint}"));
@@ -164,7 +189,7 @@ impl Layers {
         loaded.sender.custom = custom;
         loaded.validate().map_err(|mut error| {
             for fault in &mut error.faults {
-                fault.origin = self.origins.get(&fault.key).cloned();
+                fault.origin = self.origin(&fault.key);
             }
             error
         })?;
@@ -173,8 +198,33 @@ impl Layers {
 
     fn read_error(&self, key: &str, error: &config::ConfigError) -> ConfigError {
         let message = format!("cannot be used: {}", root_message(error));
-        ConfigError { faults: vec![Fault { key: key.into(), origin: self.origins.get(key).cloned(), message }] }
+        ConfigError { faults: vec![Fault { key: key.into(), origin: self.origin(key), message }] }
     }
+
+    /// The source of a value, or of the table in which it is missing.
+    fn origin(&self, key: &str) -> Option<String> {
+        let table = || key.rsplit_once('.').and_then(|(table, _)| self.origins.get(table));
+        self.origins.get(key).or_else(table).cloned()
+    }
+}
+
+/// A key as the list of known keys has it: `hook[]` for `hook[3]`.
+fn pattern(key: &str) -> String {
+    let (mut pattern, mut inside) = (String::new(), false);
+    for letter in key.chars() {
+        inside &= letter != ']';
+        if !inside {
+            pattern.push(letter);
+        }
+        inside |= letter == '[';
+    }
+    pattern
+}
+
+/// A known key with the index that another key has: `hook[3].url` for `hook[]` beside `hook[3].ur`.
+fn placed(known: &str, beside: &str) -> String {
+    let index = beside.split_once('[').and_then(|(_, rest)| rest.split_once(']')).map_or("", |(index, _)| index);
+    known.replacen("[]", &format!("[{index}]"), 1)
 }
 
 /// The message without the key and the origin, which the crate adds and [`Fault`] has already.
@@ -190,7 +240,7 @@ fn root_message(error: &config::ConfigError) -> String {
 fn fits(kind: Kind, value: &ValueKind) -> bool {
     use ValueKind::{Array, Boolean, I64, String, U64};
     match kind {
-        Kind::Section => false,
+        Kind::Section | Kind::Tables => false,
         Kind::Text => matches!(value, String(_)),
         Kind::Size => matches!(value, String(_) | I64(_) | U64(_)),
         Kind::Integer => matches!(value, I64(_) | U64(_)),
@@ -202,6 +252,7 @@ fn fits(kind: Kind, value: &ValueKind) -> bool {
 fn needs(kind: Kind) -> &'static str {
     match kind {
         Kind::Section => "a section",
+        Kind::Tables => "a list of tables ([[…]])",
         Kind::Text => "a text in quotes",
         Kind::Size => "a size such as \"4MiB\"",
         Kind::Integer => "a whole number",

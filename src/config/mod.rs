@@ -8,6 +8,8 @@
 mod custom;
 mod delay;
 mod error;
+mod hook;
+mod hook_url;
 mod http;
 mod load;
 mod metadata;
@@ -29,6 +31,8 @@ mod tests;
 pub use custom::CustomSections;
 pub use delay::Delay;
 pub use error::{ConfigError, Fault};
+pub use hook::Hook;
+pub use hook_url::HookUrl;
 pub use http::{Http, Tls};
 pub use metadata::Metadata;
 pub use node::Node;

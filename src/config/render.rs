@@ -20,10 +20,27 @@ impl Config {
     fn render(&self, sample: bool) -> String {
         let values = toml::Value::try_from(self).expect("the settings hold only tables, texts, numbers and lists");
         let mut text = String::new();
-        for key in Self::keys() {
+        let (keys, mut table) = (Self::keys(), None);
+        for key in &keys {
             let value = lookup(&values, &key.path);
             let name = key.path.rsplit('.').next().unwrap_or(&key.path);
+            let is_inner = key.path.contains("[]");
             match (key.kind, value) {
+                (Kind::Tables, _) if sample => {
+                    text.push('\n');
+                    comment(&mut text, key.docs);
+                    push(&mut text, format_args!("# [[{}]]", key.path));
+                    table = key.table.as_ref();
+                }
+                (Kind::Tables, value) => tables(&mut text, key, value, &keys),
+                // Examples: a sample has no tables.
+                (_, _) if is_inner && sample => {
+                    comment(&mut text, key.docs);
+                    let default = table.and_then(|table| table.get(name)).filter(|_| key.example.is_none());
+                    let shown = default.cloned().unwrap_or_else(|| example(key));
+                    push(&mut text, format_args!("# {name} = {shown}"));
+                }
+                (_, _) if is_inner => {}
                 // A section without any key set is left out.
                 (Kind::Section, Some(toml::Value::Table(table))) if !sample && table.is_empty() => {}
                 (Kind::Section, _) => {
@@ -39,7 +56,7 @@ impl Config {
                     }
                     match value {
                         Some(value) => push(&mut text, format_args!("{name} = {value}")),
-                        None if sample => push(&mut text, format_args!("# {name} = {}", example(&key))),
+                        None if sample => push(&mut text, format_args!("# {name} = {}", example(key))),
                         None => {}
                     }
                 }
@@ -50,8 +67,25 @@ impl Config {
     }
 }
 
+/// The tables of a list, as they are set.
+fn tables(text: &mut String, key: &Key, value: Option<&toml::Value>, keys: &[Key]) {
+    let prefix = format!("{}[].", key.path);
+    for table in value.and_then(toml::Value::as_array).into_iter().flatten() {
+        push(text, format_args!("\n[[{}]]", key.path));
+        for name in keys.iter().filter_map(|inner| inner.path.strip_prefix(&prefix)) {
+            if let Some(value) = table.get(name) {
+                push(text, format_args!("{name} = {value}"));
+            }
+        }
+    }
+}
+
 fn example(key: &Key) -> toml::Value {
-    toml::Value::String(key.example.unwrap_or_default().to_owned())
+    let example = key.example.unwrap_or_default();
+    match key.kind {
+        Kind::List => example.split(',').map(|item| toml::Value::String(item.to_owned())).collect::<Vec<_>>().into(),
+        _ => toml::Value::String(example.to_owned()),
+    }
 }
 
 fn lookup<'a>(values: &'a toml::Value, path: &str) -> Option<&'a toml::Value> {

@@ -2,6 +2,7 @@
 
 use super::delay::Delay;
 use super::error::{Checks, ConfigError};
+use super::hook::{self, Hook};
 use super::http::Http;
 use super::metadata::Metadata;
 use super::node::Node;
@@ -13,6 +14,7 @@ use super::setting::{Key, Setting, section};
 use super::spool::Spool;
 use super::store::Store;
 use super::supervision::Supervision;
+use crate::domain::hook::Listener;
 use crate::domain::time::Span;
 use std::path::PathBuf;
 
@@ -47,6 +49,9 @@ section! {
         supervision: Supervision = Supervision::default();
         /// How long things are kept.
         retention: Retention = Retention::default();
+        /// Addresses that are told when something happened; one table for each. They can be given
+        /// in the file only.
+        hook: Vec<Hook> = Vec::new();
     }
 }
 
@@ -73,6 +78,7 @@ impl Config {
         self.node.validate(&mut checks);
         self.supervision.validate(&mut checks);
         self.retention.validate(&mut checks);
+        hook::validate(&self.hook, &mut checks);
         checks.into_result()
     }
 
@@ -91,6 +97,11 @@ impl Config {
             .url
             .clone()
             .unwrap_or_else(|| ServiceUrl::new(format!("sqlite://{}", self.data_dir.join("odoshi.db").display())))
+    }
+
+    /// The hooks as the store knows them: what each is told of.
+    pub fn hook_listeners(&self) -> Vec<Listener> {
+        hook::listeners(&self.hook)
     }
 
     /// The spool: `spool.dir`, or `spool` in `data_dir`.

@@ -1,6 +1,6 @@
 //! The macro that turns one list into a section's struct, its defaults, and its keys.
 
-use super::{ByteSize, ServiceUrl};
+use super::{ByteSize, HookUrl, ServiceUrl};
 use crate::domain::time::Span;
 use std::net::SocketAddr;
 use std::path::PathBuf;
@@ -20,12 +20,14 @@ pub enum Kind {
     Bool,
     /// A list of texts, separated by commas in the environment and in flags.
     List,
+    /// A list of tables, in a file only. Its keys follow with `[]` in their paths.
+    Tables,
 }
 
 /// One key of the settings.
 #[derive(Clone, Debug)]
 pub struct Key {
-    /// The path from the root: `store.batch.max_items`.
+    /// The path from the root: `store.batch.max_items`, `hook[].url`.
     pub path: String,
     /// The type of its value.
     pub kind: Kind,
@@ -33,6 +35,8 @@ pub struct Key {
     pub docs: &'static [&'static str],
     /// An example for the sample if there is no default.
     pub example: Option<&'static str>,
+    /// The defaults of one table of a list of tables.
+    pub table: Option<toml::Value>,
 }
 
 /// A type that a key can have.
@@ -42,6 +46,11 @@ pub(super) trait Setting {
 
     /// The keys inside it, if it is a section.
     fn inner_keys(_path: &str, _keys: &mut Vec<Key>) {}
+
+    /// The defaults of one table, if it is a list of tables.
+    fn table() -> Option<toml::Value> {
+        None
+    }
 }
 
 macro_rules! kinds {
@@ -49,7 +58,7 @@ macro_rules! kinds {
 }
 
 kinds! {
-    String => Text, PathBuf => Text, SocketAddr => Text, Span => Text, ServiceUrl => Text, ByteSize => Size,
+    String => Text, PathBuf => Text, SocketAddr => Text, Span => Text, ServiceUrl => Text, HookUrl => Text, ByteSize => Size,
     u32 => Integer, usize => Integer, bool => Bool, Vec<String> => List,
 }
 
@@ -93,6 +102,7 @@ macro_rules! section {
                         kind: <$ty as $crate::config::setting::Setting>::KIND,
                         docs: &[$($doc),+],
                         example: [$($example,)?].first().copied(),
+                        table: <$ty as $crate::config::setting::Setting>::table(),
                     });
                     <$ty as $crate::config::setting::Setting>::inner_keys(&field, keys);
                 )+

@@ -253,6 +253,53 @@ fn texts_of_a_senders_own_section_are_never_shown() {
     );
 }
 
+const HOOK: &str = "[[hook]]\nurl = 'https://h.example/x'\non = ['action.ended']\n";
+
+#[test]
+fn hooks_are_read_with_defaults_and_names_of_their_own() {
+    let file = format!("{HOOK}{HOOK}timeout = '2s'\nname = 'on-call'\n");
+    let config = load(&file, &[], &[]).expect("loads");
+    assert_eq!(config.hook.len(), 2);
+    assert_eq!((config.hook[0].timeout, config.hook[1].timeout), (Span::secs(30), Span::secs(2)));
+    let listeners = config.hook_listeners();
+    assert_eq!(listeners[0].name, "h.example-0");
+    assert_eq!(listeners[1].name, "on-call");
+    assert_eq!(listeners[1].on, [crate::domain::hook::HookEvent::ActionEnded]);
+    let many = HOOK.repeat(12);
+    assert_eq!(load(&many, &[], &[]).expect("loads").hook_listeners()[11].name, "h.example-11");
+}
+
+#[test]
+fn faults_in_hooks_name_the_place() {
+    let with = |line: &str| format!("{HOOK}{HOOK}{line}");
+    for (file, key, says) in [
+        (with("urll = 'x'"), "hook[1].urll", "did you mean hook[1].url?"),
+        (with("timeout = 5"), "hook[1].timeout", "must be a text"),
+        (with("timeout = 'soon'"), "hook[1].timeout", "is not a duration"),
+        (with("timeout = '0s'"), "hook[1].timeout", "must be at least 1ms"),
+        (with("name = 'a b'"), "hook[1].name", "must be 1 to 128"),
+        (with("name = 'h.example-0'"), "hook[1].name", "as is that of hook[0]"),
+        (with("secret_file = ''"), "hook[1].secret_file", "must not be empty"),
+        (HOOK.replace("ended", "began"), "hook[0].on", "holds \"action.began\", which is none of action.ended"),
+        (HOOK.replace("'action.ended'", ""), "hook[0].on", "must name at least one"),
+        (HOOK.replace("'action.ended'", "'node.lost', 'node.lost'"), "hook[0].on", "holds \"node.lost\" twice"),
+        (HOOK.replace("https", "ftp"), "hook[0].url", "http:// or https://"),
+        ("[[hook]]\non = ['node.lost']".into(), "hook[0].url", "is needed"),
+        ("[[hook]]".into(), "hook[0]", "is empty"),
+        ("hook = [1]".into(), "hook[0]", "must be a table"),
+        ("[hook]\nurl = 'https://h'".into(), "hook", "must be a list of tables"),
+        (HOOK.repeat(33), "hook", "at most 32 times"),
+    ] {
+        let found = fault(&file, &[], &[]);
+        assert_eq!(found.key, key, "{found}");
+        assert!(found.message.contains(says), "{found}");
+        assert!(found.origin.is_some_and(|origin| origin.contains("tmp")) || key == "hook", "the file's path: {key}");
+    }
+    for name in ["ODOSHI__HOOK", "ODOSHI__HOOK__0__URL"] {
+        assert!(fault("", &[(name, "x")], &[]).message.contains("in a file only"));
+    }
+}
+
 /// Regenerate with `ODOSHI_WRITE_SAMPLE=1 cargo test --lib config::tests::the_sample`.
 #[test]
 fn the_sample_file_is_what_the_code_says() {
@@ -271,6 +318,7 @@ fn the_sample_holds_every_key_of_the_structs_and_nothing_else() {
     let sample: String = Config::sample()
         .lines()
         .map(|line| match line.strip_prefix("# ") {
+            Some(rest) if rest.starts_with("[[") => format!("{rest}\n"),
             Some(rest) if rest.split_once(" = ").is_some_and(|(name, _)| !name.contains(' ')) => format!("{rest}\n"),
             _ => format!("{line}\n"),
         })
@@ -278,27 +326,31 @@ fn the_sample_holds_every_key_of_the_structs_and_nothing_else() {
     let sample: toml::Value = toml::from_str(&sample).expect("TOML");
     let structs = toml::Value::try_from(full()).expect("TOML");
     assert_eq!(leaves("", &sample), leaves("", &structs));
-    let listed = Config::keys().into_iter().filter(|key| key.kind != Kind::Section).map(|key| key.path).collect();
+    let is_leaf = |key: &Key| !matches!(key.kind, Kind::Section | Kind::Tables);
+    let listed = Config::keys().into_iter().filter(is_leaf).map(|key| key.path).collect();
     assert_eq!(leaves("", &structs), listed);
     for key in Config::keys() {
         assert!(!key.docs.is_empty(), "{} has no documentation", key.path);
-        assert_eq!(
-            key.example.is_some(),
-            key.kind != Kind::Section && leaf_default(&key.path).is_none(),
-            "{}",
-            key.path
-        );
+        assert_eq!(key.example.is_some(), is_leaf(&key) && leaf_default(&key.path).is_none(), "{}", key.path);
     }
     let config = sample.try_into::<Config>().expect("every key of the sample is read by the code");
     config.validate().expect("the examples are valid");
 }
 
 fn leaf_default(path: &str) -> Option<toml::Value> {
+    if let Some(name) = path.strip_prefix("hook[].") {
+        let defaults = toml::Value::try_from(Hook::default()).expect("TOML");
+        // An empty list is no default: it has to be given.
+        return defaults.get(name).filter(|value| value.as_array().is_none_or(|items| !items.is_empty())).cloned();
+    }
     let defaults = toml::Value::try_from(Config::default()).expect("TOML");
     path.split('.').try_fold(&defaults, |value, name| value.get(name)).cloned()
 }
 
 fn leaves(path: &str, value: &toml::Value) -> BTreeSet<String> {
+    if let Some(tables) = value.as_array().filter(|items| items.iter().any(toml::Value::is_table)) {
+        return tables.iter().flat_map(|table| leaves(&format!("{path}[]"), table)).collect();
+    }
     let Some(table) = value.as_table() else { return BTreeSet::from([path.to_owned()]) };
     let join = |name: &str| if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") };
     table.iter().flat_map(|(name, value)| leaves(&join(name), value)).collect()
@@ -331,6 +383,13 @@ fn full() -> Config {
             },
             custom: CustomSections::default(),
         },
+        hook: vec![Hook {
+            name: Some("h".into()),
+            url: Some(HookUrl::new("https://h")),
+            secret_file: Some("s".into()),
+            on: vec!["action.ended".into()],
+            timeout: Span::secs(1),
+        }],
         node: Node { name: Some("n".into()), heartbeat: Span::secs(1), notify: false, dead_after: Span::secs(2) },
         ..Config::default()
     }

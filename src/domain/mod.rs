@@ -10,6 +10,7 @@ pub mod counts;
 pub mod delay;
 pub(crate) mod fit;
 pub mod hint;
+pub mod hook;
 pub mod problem;
 pub mod protocol;
 pub mod target;

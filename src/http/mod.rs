@@ -13,6 +13,7 @@ mod error;
 mod events;
 mod extract;
 mod health;
+mod hooks;
 mod limits;
 mod lines;
 mod nodes;

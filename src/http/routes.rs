@@ -3,7 +3,7 @@
 
 use super::error::ApiError;
 use super::openapi::{Problems, Token};
-use super::{actions, agent_calls, agents, audit, check_in, events, health, nodes, openapi, preview, tokens};
+use super::{actions, agent_calls, agents, audit, check_in, events, health, hooks, nodes, openapi, preview, tokens};
 use crate::domain::problem::Problem;
 use actix_web::web;
 use utoipa::OpenApi;
@@ -68,6 +68,7 @@ routes! {
     "/v1/tokens" { GET tokens::list, POST tokens::create }
     "/v1/tokens/{id}" { DELETE tokens::revoke }
     "/v1/nodes" { GET nodes::list }
+    "/v1/hooks" { GET hooks::list }
     "/v1/audit" { GET audit::list }
     "/v1/agent/enroll" { POST agent_calls::enroll }
     "/v1/agent/commands" { GET check_in::commands }

@@ -1,9 +1,11 @@
 //! What the server counts and measures of its own work, and which work keeps failing.
 
+mod hooks;
 mod progress;
 mod registry;
 mod senders;
 
+pub use hooks::{HookResult, Hooks};
 pub use progress::{Progress, Stalled};
 pub use registry::{ActorGauge, Metrics};
 pub use senders::{DeliveryResult, SenderReport, SenderStatus, Senders};

@@ -26,8 +26,13 @@
 //! | `odoshi_sender_in_flight` | `transport` | deliveries under way |
 //! | `odoshi_sender_hosts_away` | `transport` | hosts or brokers that can't be reached |
 //! | `odoshi_sender_deliveries_total` | `transport`, `result` | deliveries: `delivered`, `attempt_failed`, `refused`, `panicked` |
+//! | `odoshi_hooks_pending` | `hook` | events that wait to be sent, counted every 10 s up to 100,000 |
+//! | `odoshi_hooks_delivered_total` | `hook` | events that this process delivered |
+//! | `odoshi_hooks_failed_total` | `hook` | failed attempts of this process |
+//! | `odoshi_hooks_given_up_total` | `hook` | events that this process gave up |
 //! | `odoshi_store_up` | | 1 when the store answers |
 
+use super::hooks::Hooks;
 use super::progress::Progress;
 use super::senders::Senders;
 use crate::domain::batch::Reason;
@@ -91,6 +96,7 @@ struct Inner {
     sender_in_flight: Family<Label, Gauge>,
     sender_hosts_away: Family<Label, Gauge>,
     sender_deliveries: Family<[(&'static str, &'static str); 2], Counter>,
+    hooks: Hooks,
     store_up: Gauge,
 }
 
@@ -134,6 +140,7 @@ impl Default for Metrics {
             sender_in_flight: Family::default(),
             sender_hosts_away: Family::default(),
             sender_deliveries: Family::default(),
+            hooks: Hooks::default(),
             store_up: Gauge::default(),
         };
         let of = &mut inner.registry;
@@ -164,6 +171,7 @@ impl Default for Metrics {
         of.register("sender_in_flight", "Deliveries under way", inner.sender_in_flight.clone());
         of.register("sender_hosts_away", "Hosts or brokers that can't be reached", inner.sender_hosts_away.clone());
         of.register("sender_deliveries", "Deliveries by result", inner.sender_deliveries.clone());
+        inner.hooks.register(of);
         of.register("store_up", "1 when the store answers", inner.store_up.clone());
         Self(Arc::new(inner))
     }
@@ -190,6 +198,11 @@ impl Metrics {
     /// The numbers of each sender.
     pub fn senders(&self) -> &Senders {
         &self.0.senders
+    }
+
+    /// The numbers of hooks.
+    pub fn hooks(&self) -> &Hooks {
+        &self.0.hooks
     }
 
     /// Where actors report whether they make progress.

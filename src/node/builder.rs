@@ -11,7 +11,7 @@ use crate::domain::agent::STREAM;
 use crate::error_chain::ErrorChain;
 use crate::http::{self, Listening};
 use crate::pipeline::spool::Spool;
-use crate::senders::{Cancelled, Deliver, Drain, SenderContext};
+use crate::senders::{Cancelled, Deliver, Drain, HookClient, HookSet, HookTarget, SenderContext};
 use crate::signals::RecordedOutcome;
 use crate::store::{self, Store};
 use actix::prelude::*;
@@ -20,7 +20,8 @@ use std::sync::Arc;
 use tokio::task::JoinHandle;
 
 /// Checks the settings as far as possible without touching the store: whether the address can be
-/// listened on, the certificate and the passwords can be read, the transports are known, and the limit of open files is high
+/// listened on, the certificate, the passwords and hooks' secrets can be read, the transports are
+/// known, and the limit of open files is high
 /// enough.
 ///
 /// # Errors
@@ -28,6 +29,7 @@ use tokio::task::JoinHandle;
 pub fn check(config: &Config) -> Result<(), AppError> {
     config.validate()?;
     super::transports::open(config, &[])?;
+    HookTarget::all(config)?;
     OpenFiles::plan(config)?;
     Listening::open(&config.http).map_err(AppError::Listen)?;
     Ok(store::check(config)?)
@@ -39,7 +41,7 @@ pub struct Odoshi;
 impl Odoshi {
     /// A server with these settings. Add senders of your own with [`Builder::sender`], then [`run`](Builder::run) it.
     pub fn builder(config: Config) -> Builder {
-        Builder { config, extensions: Extensions::default(), fault: None }
+        Builder { config, extensions: Extensions::default(), fault: None, hook_client: None }
     }
 }
 
@@ -49,6 +51,7 @@ pub struct Builder {
     extensions: Extensions,
     /// Settings of a sender that can't be read.
     fault: Option<ConfigError>,
+    hook_client: Option<Arc<dyn HookClient>>,
 }
 
 impl Builder {
@@ -107,6 +110,13 @@ impl Builder {
         self
     }
 
+    /// Sends events to hooks by this client.
+    #[must_use]
+    pub fn hook_client(mut self, client: impl HookClient) -> Self {
+        self.hook_client = Some(Arc::new(client));
+        self
+    }
+
     /// Starts the server and serves until SIGTERM, SIGINT, or an actor over its restart budget.
     /// Then drains it.
     ///
@@ -123,11 +133,12 @@ impl Builder {
     /// # Errors
     /// If the store, the spool or the address can't be used.
     pub async fn start(self) -> Result<Running, AppError> {
-        let Self { config, mut extensions, fault } = self;
+        let Self { config, mut extensions, fault, hook_client } = self;
         if let Some(fault) = fault {
             return Err(fault.into());
         }
         config.validate()?;
+        let hooks = hook_set(&config, hook_client)?;
         // Steps that can fail without touching the store come first, so that nothing has to be
         // undone.
         let registered: Vec<&str> = extensions.senders.iter().map(|sender| sender.transport).collect();
@@ -149,7 +160,7 @@ impl Builder {
         let preparing = prepare(&store, &config, transports).await?;
 
         let wiring = Wiring::new(store.clone(), config.clone(), serves_stream, extensions);
-        let wired = wiring.start(spool, open_files.spool);
+        let wired = wiring.start(spool, open_files.spool, hooks);
         let address = listening.address();
         let api = http::Api::new(wired.sessions, wired.supervision.clone(), serves_stream, open_files.connections);
         let server = http::serve(api, listening, open_files.connections, open_files.refusals)
@@ -162,6 +173,16 @@ impl Builder {
         log::info!(address:% = address, store:% = config.store_url(), spool:? = config.spool_dir(); "the server is up");
         let (node, supervision, stages) = (wired.node, wired.supervision, wired.stages);
         Ok(Running { node, address, preparing, supervision, stages, http, _lock: lock })
+    }
+}
+
+/// The hooks in the settings; `None` if there are none.
+fn hook_set(config: &Config, client: Option<Arc<dyn HookClient>>) -> Result<Option<HookSet>, AppError> {
+    let targets: Vec<Arc<HookTarget>> = HookTarget::all(config)?.into_iter().map(Arc::new).collect();
+    match client {
+        _ if targets.is_empty() => Ok(None),
+        Some(client) => Ok(Some(HookSet { targets, client })),
+        None => Err(AppError::NoHookClient),
     }
 }
 

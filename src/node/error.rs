@@ -39,6 +39,9 @@ pub enum AppError {
         /// The cause.
         source: io::Error,
     },
+    /// There are hooks in the settings, and nothing that sends to them.
+    #[error("[[hook]] is set, and this server was built without a client for hooks")]
+    NoHookClient,
     /// Another process uses the store.
     #[error("{0} is in use by another process")]
     InUse(PathBuf),

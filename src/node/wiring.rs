@@ -6,7 +6,7 @@
 //!                                  pages       batches         due next                            │
 //!                                                                                                  │ what happened
 //!  reconcilers/: open actions, complete, advance, expire, overdue, leaving agents ────────▶ Outcomes ◀┘
-//!                live join, retention
+//!                live join, hooks, retention
 //!
 //!  Signals: whatever is committed wakes what waits for it, here (actors, watchers, long polls) and, through
 //!           PeerNotifier, at other nodes
@@ -37,7 +37,7 @@ use crate::pipeline::spool_loader::SpoolLoader;
 use crate::reconcilers::Reconcilers;
 use crate::runtime::{Batcher, Drain, Reconciler, Sink, Supervision, Unstarted, Waker, Writer};
 use crate::senders::stream::{Opening, SessionDeps, SessionSink, Sessions, StreamSender};
-use crate::senders::{Cancelled, Deliver, SenderContext};
+use crate::senders::{Cancelled, Deliver, HookSet, SenderContext};
 use crate::signals::{ActionCache, Board, PeerNotifier, Presence, SchedulerInbox, Signals, StreamInbox};
 use crate::store::Store;
 use actix::prelude::*;
@@ -118,6 +118,7 @@ impl Addresses {
             ],
             complete: reconcilers.complete.address().recipient(),
             live_join: reconcilers.live_join.address().recipient(),
+            hooks: reconcilers.hooks.address().recipient(),
             peers: peers.address().recipient(),
         }
     }
@@ -180,7 +181,7 @@ impl Wiring {
     }
 
     /// Phase two: starts the actors, sink first.
-    pub(super) fn start(self, spool: Spool, spool_files: usize) -> Wired {
+    pub(super) fn start(self, spool: Spool, spool_files: usize, hooks: Option<HookSet>) -> Wired {
         let Self { node, addresses, extensions, serves_stream } = self;
         let Extensions { senders, actors, listeners } = extensions;
         let supervision = Supervision::new(node.config.supervision.clone());
@@ -223,7 +224,7 @@ impl Wiring {
         let peers = peers.start("peers", notifier, &supervision);
         let sink = CommandSink { node: node.clone(), scheduler: scheduler.clone() };
         let commands = start_batcher(command_store, sink, &node, &supervision);
-        let reconcilers = reconcilers.start(&node, &recorder, &supervision);
+        let reconcilers = reconcilers.start(&node, &recorder, hooks, &supervision);
         let resolver = start_resolver(resolver, &node, Writer::new(commands.clone()), &supervision);
         let loader = start_spool_loader(spool_loader, &node, spool, spool_files, &supervision);
 

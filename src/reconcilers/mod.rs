@@ -11,11 +11,13 @@
 //! | [`overdue`] | gives up overdue results |
 //! | [`leaving_agents`] | closes the commands of removed agents |
 //! | [`live_join`] | lets agents join live actions |
+//! | [`hooks`] | sends events to hooks |
 //! | [`retention`] | deletes what is older than its retention |
 
 pub mod advance;
 pub mod complete;
 pub mod expire;
+pub mod hooks;
 pub mod leaving_agents;
 pub mod live_join;
 pub mod open_actions;

@@ -1,6 +1,7 @@
 //! Deletes what is older than its retention, in batches small enough not to hold up other work.
 
 use crate::context::Node;
+use crate::domain::hook::MAX_AGE;
 use crate::runtime::{Pace, Reconcile, RoundFailed};
 use crate::store::StoreResult;
 use std::sync::Arc;
@@ -33,6 +34,19 @@ impl Retention {
     async fn purge_audit(&self) -> StoreResult<()> {
         let (store, keep) = (&self.node.store, self.node.config.retention.audit.0);
         while store.audit_purge(store.now().minus(keep), ROWS_AT_A_TIME).await? > 0 {
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(())
+    }
+
+    /// Gives up events of hooks that no node has any more, and deletes events that ended longer ago
+    /// than `retention.actions`.
+    async fn purge_hook_events(&self) -> StoreResult<()> {
+        let (store, keep) = (&self.node.store, self.node.config.retention.actions.0);
+        while store.hook_event_abandon(store.now().minus(MAX_AGE), ROWS_AT_A_TIME).await? > 0 {
+            tokio::time::sleep(PAUSE).await;
+        }
+        while store.hook_event_purge(store.now().minus(keep), ROWS_AT_A_TIME).await? > 0 {
             tokio::time::sleep(PAUSE).await;
         }
         Ok(())
@@ -76,6 +90,7 @@ impl Reconcile for Retention {
 
     async fn run_once(&mut self) -> Result<Pace, RoundFailed> {
         self.purge_audit().await?;
+        self.purge_hook_events().await?;
         self.sweep().await?;
         self.purge_actions().await?;
         Ok(Pace::Wait)
@@ -87,6 +102,7 @@ mod tests {
     use super::*;
     use crate::config::Config;
     use crate::domain::action::Action;
+    use crate::domain::hook::{HookEvent, Listener};
     use crate::domain::time::Span;
     use crate::testing::TestNode;
     use serde_json::json;
@@ -109,6 +125,27 @@ mod tests {
 
     async fn run(retention: &mut Retention) {
         assert_eq!(retention.run_once().await.unwrap(), Pace::Wait);
+    }
+
+    #[actix_rt::test]
+    async fn events_for_hooks_are_deleted_like_actions_and_given_up_when_their_hook_is_gone() {
+        let node = node().await;
+        let told = |name: &str| vec![Listener { name: name.into(), on: vec![HookEvent::ActionEnded] }];
+        for hook in ["gone", "here"] {
+            node.store.hook_register(told(hook));
+            ended(&node, &[]).await;
+        }
+        let mut retention = Retention::new(node.node.clone());
+        node.pass(MAX_AGE);
+        node.pass(Duration::from_secs(1));
+        run(&mut retention).await;
+        let states = node.store.hook_list().await.unwrap().into_iter();
+        let states: Vec<_> = states.map(|hook| (hook.name, hook.pending, hook.given_up)).collect();
+        assert_eq!(states, [("here".to_owned(), 1, 0), ("gone".to_owned(), 0, 1)]);
+        node.pass(Duration::from_secs(3_601));
+        run(&mut retention).await;
+        let names: Vec<String> = node.store.hook_list().await.unwrap().into_iter().map(|hook| hook.name).collect();
+        assert_eq!(names, ["here"], "what still waits stays");
     }
 
     #[actix_rt::test]

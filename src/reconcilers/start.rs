@@ -3,6 +3,7 @@
 use super::advance::Advance;
 use super::complete::Complete;
 use super::expire::Expire;
+use super::hooks::Hooks;
 use super::leaving_agents::LeavingAgents;
 use super::live_join::LiveJoin;
 use super::open_actions::ReadOpenActions;
@@ -10,7 +11,7 @@ use super::overdue::Overdue;
 use super::retention::Retention;
 use crate::context::Node;
 use crate::runtime::{Drain, Reconcile, Reconciler, Supervision, Unstarted};
-use crate::senders::Recorder;
+use crate::senders::{HookSet, Recorder};
 use actix::prelude::*;
 use std::sync::Arc;
 
@@ -31,15 +32,24 @@ pub struct Reconcilers {
     pub leaving_agents: Unstarted<Reconciler<LeavingAgents>>,
     /// See [`super::live_join`].
     pub live_join: Unstarted<Reconciler<LiveJoin>>,
+    /// See [`super::hooks`].
+    pub hooks: Unstarted<Reconciler<Hooks>>,
     /// See [`super::retention`].
     pub retention: Unstarted<Reconciler<Retention>>,
 }
 
 impl Reconcilers {
     /// Starts all of them, and returns the recipients of their drain.
-    pub fn start(self, node: &Arc<Node>, recorder: &Recorder, supervision: &Supervision) -> Vec<Recipient<Drain>> {
+    pub fn start(
+        self,
+        node: &Arc<Node>,
+        recorder: &Recorder,
+        hook_set: Option<HookSet>,
+        supervision: &Supervision,
+    ) -> Vec<Recipient<Drain>> {
         // Without `..`, so that a reconciler that is never started is an unused variable.
-        let Self { open_actions, complete, advance, expire, overdue, leaving_agents, live_join, retention } = self;
+        let Self { open_actions, complete, advance, expire, overdue, leaving_agents, live_join, hooks, retention } =
+            self;
         let (n, r, s) = (node, recorder, supervision);
         vec![
             start(open_actions, n, s, ReadOpenActions::new),
@@ -49,6 +59,7 @@ impl Reconcilers {
             start(overdue, n, s, with(r, Overdue::new)),
             start(leaving_agents, n, s, with(r, LeavingAgents::new)),
             start(live_join, n, s, LiveJoin::new),
+            start(hooks, n, s, move |node| Hooks::new(node, hook_set.clone())),
             start(retention, n, s, Retention::new),
         ]
     }
@@ -82,10 +93,19 @@ mod tests {
     async fn all_reconcilers_run_and_are_drained() {
         let node = TestNode::new().await;
         let supervision = supervision();
-        let drains = Reconcilers::default().start(&node.node, &node.recorder, &supervision);
+        let drains = Reconcilers::default().start(&node.node, &node.recorder, None, &supervision);
         let names: Vec<&str> = supervision.reports().iter().map(|actor| actor.name).collect();
-        let all =
-            ["open_actions", "complete", "advance", "expire", "overdue", "leaving_agents", "live_join", "retention"];
+        let all = [
+            "open_actions",
+            "complete",
+            "advance",
+            "expire",
+            "overdue",
+            "leaving_agents",
+            "live_join",
+            "hooks",
+            "retention",
+        ];
         assert_eq!(names, all);
         for drain in &drains {
             drain.send(Drain).await.expect("it is answered");

@@ -19,6 +19,7 @@ mod contract;
 mod due_command;
 #[cfg(feature = "nats")]
 pub mod nats;
+mod hooks;
 pub mod pooled;
 #[cfg(any(feature = "webhook", feature = "smtp"))]
 mod run_id;
@@ -32,3 +33,4 @@ pub use crate::runtime::Drain;
 pub use crate::signals::Cancelled;
 pub use contract::{Deferred, Deliver, Delivery, Outcome, Recorder, SenderContext};
 pub use due_command::{DueCommand, hold_report, report_of};
+pub use hooks::{HookClient, HookFailure, HookSet, HookTarget};

@@ -7,6 +7,7 @@ use super::commands::Commands;
 use super::dispatch::Dispatch;
 use super::error::StoreResult;
 use super::hints::Hints;
+use super::hooks::Hooks;
 use super::live::Live;
 use super::nodes::Nodes;
 use super::outcomes::Outcomes;
@@ -28,6 +29,7 @@ pub trait Store:
     + Commands
     + Dispatch
     + Hints
+    + Hooks
     + Live
     + Nodes
     + Outcomes

@@ -33,10 +33,12 @@ pub fn check(settings: &Config) -> StoreResult<()> {
 /// When the store can't be used as it is configured. A database that does not answer is not an
 /// error here.
 pub async fn open(settings: &Config) -> StoreResult<Arc<dyn Store>> {
-    match sqlite_path(settings.store_url().expose()) {
-        Some(path) => Ok(Arc::new(SqliteStore::open(&path, settings.store.pool_size).await?)),
-        None => Ok(Arc::new(PostgresStore::new(settings)?)),
-    }
+    let store: Arc<dyn Store> = match sqlite_path(settings.store_url().expose()) {
+        Some(path) => Arc::new(SqliteStore::open(&path, settings.store.pool_size).await?),
+        None => Arc::new(PostgresStore::new(settings)?),
+    };
+    store.hook_register(settings.hook_listeners());
+    Ok(store)
 }
 
 /// Inserts a token into the store that the settings name without becoming a node, while another

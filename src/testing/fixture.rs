@@ -161,6 +161,7 @@ impl Listeners {
             after_open_actions: vec![self.add("after 1").recipient(), self.add("after 2").recipient()],
             complete: self.add("complete").recipient(),
             live_join: self.add("live_join").recipient(),
+            hooks: self.add("hooks").recipient(),
             peers: self.add("peers").recipient(),
             listeners: Vec::new(),
         }
@@ -190,6 +191,7 @@ impl TestNode {
         let dir = tempfile::tempdir().expect("a temporary folder");
         let sqlite = Arc::new(SqliteStore::open(&dir.path().join("test.db"), 2).await.expect("a store"));
         let store: Arc<dyn Store> = sqlite.clone();
+        store.hook_register(config.hook_listeners());
         store.node_start("test", &[STREAM.to_owned(), "webhook".to_owned()]).await.expect("a node");
         let mut listeners = Listeners(Vec::new());
         let actions = ActionCache::new(store.clone());

@@ -12,8 +12,10 @@ mod audit;
 #[path = "../cluster/mod.rs"]
 mod cluster;
 mod commands;
+mod hooks;
 mod listing;
 mod live;
+mod lost_nodes;
 mod model;
 mod mutations;
 mod on_postgres_alone;
@@ -60,6 +62,9 @@ pub trait Backend: Sized {
 
     /// Tries to change what the audit log says.
     async fn change_audit(&self) -> diesel::QueryResult<()>;
+
+    /// From now on, or no longer, events for hooks can't be written.
+    async fn refuse_hook_events(&self, refused: bool);
 
     /// Whether these bytes are anywhere in what the store keeps.
     async fn keeps(&self, bytes: &[u8]) -> bool;
@@ -150,6 +155,18 @@ macro_rules! cases {
                 a_command_shows_what_was_done_about_it
                 a_command_cancelled_between_runs_shows_one_run
                 commands_of_an_unknown_action_are_none
+            }
+            hooks {
+                the_end_of_an_action_is_written_once_for_each_hook_that_listens
+                an_event_is_written_with_its_change_or_not_at_all
+                without_a_hook_that_listens_nothing_is_written
+                claimers_at_the_same_time_get_each_event_once
+                a_claim_that_is_not_recorded_comes_again_after_its_lease
+                a_failed_event_comes_again_at_its_time
+                what_was_claimed_again_is_changed_by_its_last_claimer_or_a_delivery
+                a_released_event_is_due_at_once_and_not_counted
+                what_ended_is_kept_for_its_time
+                events_of_hooks_that_are_gone_are_listed_and_given_up
             }
             retention {
                 what_is_kept_no_longer_goes_in_small_batches_and_is_out_of_sight_at_once

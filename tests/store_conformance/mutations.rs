@@ -78,6 +78,10 @@ impl<B: Backend, S: Sabotage> Backend for Broken<B, S> {
         self.0.change_audit().await
     }
 
+    async fn refuse_hook_events(&self, refused: bool) {
+        self.0.refuse_hook_events(refused).await;
+    }
+
     async fn keeps(&self, bytes: &[u8]) -> bool {
         self.0.keeps(bytes).await
     }

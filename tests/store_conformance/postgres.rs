@@ -231,6 +231,11 @@ impl Backend for Postgres {
         self.aside.lock().await.batch_execute("UPDATE audit SET name = 'nobody'").await
     }
 
+    async fn refuse_hook_events(&self, refused: bool) {
+        let change = if refused { "ADD CONSTRAINT refused CHECK (FALSE) NOT VALID" } else { "DROP CONSTRAINT refused" };
+        self.execute(&format!("ALTER TABLE hook_events {change}")).await;
+    }
+
     async fn keeps(&self, bytes: &[u8]) -> bool {
         let dump = self.cluster.client("pg_dump", &self.database).output().unwrap();
         assert!(dump.status.success(), "{}", String::from_utf8_lossy(&dump.stderr));

@@ -108,6 +108,15 @@ impl Backend for Sqlite {
         sql_query("UPDATE audit SET name = 'nobody'").execute(&mut self.aside()).map(|_| ())
     }
 
+    async fn refuse_hook_events(&self, refused: bool) {
+        let statement = if refused {
+            "CREATE TRIGGER refused BEFORE INSERT ON hook_events BEGIN SELECT RAISE(ABORT, 'refused'); END"
+        } else {
+            "DROP TRIGGER refused"
+        };
+        sql_query(statement).execute(&mut self.aside()).unwrap();
+    }
+
     async fn keeps(&self, bytes: &[u8]) -> bool {
         std::fs::read_dir(self.folder.path()).unwrap().any(|entry| {
             let content = std::fs::read(entry.unwrap().path()).unwrap();

@@ -97,6 +97,8 @@ pub struct Board {
     pub complete: Recipient<Wake>,
     /// Lets agents join live actions.
     pub live_join: Recipient<Wake>,
+    /// Sends events to hooks.
+    pub hooks: Recipient<Wake>,
     /// Notifies other nodes.
     pub peers: Recipient<Publish>,
     /// What users registered to hear of results.
@@ -331,6 +333,7 @@ impl Signals {
     /// An action has ended.
     pub fn action_ended(&self) {
         self.0.commits.notify();
+        hint(&self.0.board.hooks, Wake);
     }
 
     /// The open actions should be read now.

@@ -39,7 +39,7 @@ const CASES: &[Case] = &[
         &["scheduler: cancelled [1]", "sender 1: cancelled [1]", "sender 2: cancelled [1]"], false),
     (|s| s.pause_found(1, true), &[], false),
     (|s| s.pause_found(1, false), &["scheduler: resumed [1]"], false),
-    (|s| s.action_ended(), &[], true),
+    (|s| s.action_ended(), &["hooks: wake"], true),
     (|s| s.read_open_actions(), &["open_actions: wake"], false),
     (|s| s.open_actions_read(snapshot()),
         &["scheduler: open actions 7", "after 1: wake", "after 2: wake"], false),

@@ -7,9 +7,13 @@ use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::action::{Action, ActionState, NewAction};
 use crate::domain::audit::{AuditEvent, Author};
+use crate::domain::hook::{HookEvent, Listener};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
-use crate::store::sql::actions::{self as statements, ActionRow, ActionViewRow, OpenActionRow, Stored, Sums, in_state};
+use crate::store::sql::actions::{
+    self as statements, ActionRow, ActionViewRow, OpenActionRow, Stored, Sums, WITHOUT_DOCUMENT, in_state,
+};
+use crate::store::sql::hooks::{actions_ended, is_heard};
 use crate::store::sql::{Key, sql, sql_limit};
 use crate::store::{Accepted, ActionView, Actions, OpenAction, Resolution, Store, StoreResult};
 use async_trait::async_trait;
@@ -105,8 +109,9 @@ impl Actions for PostgresStore {
     }
 
     async fn action_complete(&self, nos: Vec<i64>) -> StoreResult<Vec<i64>> {
-        let (nos, now) = (Arc::new(nos), self.now());
-        self.write(Caller::Pipeline, "action_complete", body!([nos] conn => complete(conn, &nos, now))).await
+        let (nos, now, hooks) = (Arc::new(nos), self.now(), self.inner.hooks.get());
+        let complete = body!([nos, hooks] conn => complete(conn, &nos, now, &hooks));
+        self.write(Caller::Pipeline, "action_complete", complete).await
     }
 }
 
@@ -339,7 +344,12 @@ async fn advance(conn: &mut AsyncPgConnection, moved: &[(i64, i64)]) -> QueryRes
     .map(|_| ())
 }
 
-async fn complete(conn: &mut AsyncPgConnection, nos: &[i64], now: Timestamp) -> QueryResult<Vec<i64>> {
+async fn complete(
+    conn: &mut AsyncPgConnection,
+    nos: &[i64],
+    now: Timestamp,
+    hooks: &[Listener],
+) -> QueryResult<Vec<i64>> {
     // First the lock, then, by a statement of its own, the look at the counters: an update that had
     // to wait for the last page of commands would see its flag `resolved` beside the counters of
     // before.
@@ -363,5 +373,14 @@ async fn complete(conn: &mut AsyncPgConnection, nos: &[i64], now: Timestamp) -> 
         .await?;
     let mut ended: Vec<i64> = ended.into_iter().map(|row| row.key).collect();
     ended.sort_unstable();
+    if !ended.is_empty() && is_heard(hooks, HookEvent::ActionEnded) {
+        let rows: Vec<(ActionViewRow, Sums)> =
+            sql(format!("SELECT {WITHOUT_DOCUMENT}, s.* FROM actions a {SUMS} WHERE a.no = ANY(?) ORDER BY a.no"))
+                .bind(ended.clone())
+                .load(conn)
+                .await?;
+        let views = rows.into_iter().map(|(row, sums)| row.view_with_author(sums)).collect::<QueryResult<_>>()?;
+        super::hooks::insert(conn, actions_ended(hooks, views, now)?).await?;
+    }
     Ok(ended)
 }

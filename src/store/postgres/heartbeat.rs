@@ -115,7 +115,7 @@ pub(super) async fn heartbeats(inner: Weak<Inner>, own: OwnConnection, every: Du
 async fn bury(inner: &Inner, dead: Vec<Beat>, adopts: bool) -> Result<(), String> {
     let told = |error: Error| error.to_string();
     let mut conn = inner.pools.get(Caller::Pipeline).await.map_err(|error| error.to_string())?;
-    let any = take_over(&mut conn, &inner.incarnation, dead).await.map_err(told)?;
+    let any = take_over(&mut conn, &inner.incarnation, dead, &inner.hooks.get()).await.map_err(told)?;
     let adopted = if adopts { adopt(&mut conn, &inner.incarnation).await.map_err(told)? } else { 0 };
     if any || adopted > 0 {
         // Whatever they had committed and could tell nobody any more.

@@ -6,6 +6,7 @@ use super::pools::Pools;
 use super::silence::Watch;
 use crate::config::Config;
 use crate::domain::hint::Hint;
+use crate::store::sql::hooks::Registered;
 use crate::store::{StoreError, StoreResult};
 use std::sync::atomic::{AtomicBool, Ordering};
 use tokio::sync::{mpsc, watch};
@@ -45,6 +46,8 @@ pub(super) struct Inner {
     pub(super) others: AtomicBool,
     /// Where hints of other nodes go.
     pub(super) hints: mpsc::Sender<Hint>,
+    /// The hooks that are told of events.
+    pub(super) hooks: Registered,
     /// How long other nodes have been silent.
     watch: std::sync::Mutex<Watch>,
 }
@@ -63,6 +66,7 @@ impl Inner {
             notify: settings.node.notify,
             others: AtomicBool::new(true),
             hints,
+            hooks: Registered::default(),
             watch: std::sync::Mutex::new(Watch::new(settings.node.heartbeat.0)),
         };
         Ok((inner, heard))

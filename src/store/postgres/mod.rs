@@ -21,6 +21,7 @@ mod dispatch;
 mod error;
 mod heartbeat;
 mod hints;
+mod hooks;
 mod inner;
 mod link;
 mod live;

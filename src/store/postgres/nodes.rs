@@ -16,6 +16,9 @@ use super::silence::Beat;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::hint::Hint;
+use crate::domain::hook::{Listener, NodeLost};
+use crate::domain::time::Timestamp;
+use crate::store::sql::hooks::nodes_lost;
 use crate::store::sql::nodes::{NODES, NodeRow};
 use crate::store::sql::{Key, sql};
 use crate::store::{Hints, NodeView, Nodes, StoreResult};
@@ -44,8 +47,9 @@ impl Nodes for PostgresStore {
     async fn node_start(&self, name: &str, transports: &[String]) -> StoreResult<()> {
         let (name, incarnation, heartbeat) = (name.to_owned(), self.inner.incarnation.clone(), self.heartbeat);
         let transports = Arc::new(transports.to_vec());
-        let start = body!([name, incarnation, transports] conn => {
-            start(conn, &incarnation, &name, &transports, heartbeat)
+        let (me, hooks) = (Arc::new((name, incarnation)), self.inner.hooks.get());
+        let start = body!([me, transports, hooks] conn => {
+            start(conn, (&me.0, &me.1), &transports, heartbeat, &hooks)
         });
         self.read(Caller::Pipeline, "node_start", start).await?;
         // The others learn that there is one more node to notify.
@@ -87,6 +91,29 @@ struct NodeBeat {
     heartbeat: i64,
 }
 
+/// A dead node, as its row was.
+#[derive(QueryableByName)]
+struct LostRow {
+    #[diesel(sql_type = Text)]
+    incarnation: String,
+    #[diesel(sql_type = Text)]
+    name: String,
+    #[diesel(sql_type = BigInt)]
+    started_at: i64,
+    #[diesel(sql_type = BigInt)]
+    heartbeat: i64,
+    /// The database's time.
+    #[diesel(sql_type = BigInt)]
+    at: i64,
+}
+
+impl From<LostRow> for NodeLost {
+    fn from(row: LostRow) -> Self {
+        let LostRow { incarnation, name, started_at, heartbeat, at: _ } = row;
+        Self { name, incarnation, started_at: Timestamp(started_at), heartbeat: Timestamp(heartbeat) }
+    }
+}
+
 /// Inserts the row of this process. Returns the database's time.
 pub(super) async fn register(conn: &mut AsyncPgConnection, incarnation: &str) -> QueryResult<i64> {
     // Another start of this prepare may have come this far.
@@ -104,10 +131,10 @@ pub(super) async fn register(conn: &mut AsyncPgConnection, incarnation: &str) ->
 /// nodes that are gone. `every` is the heartbeats' period.
 async fn start(
     conn: &mut AsyncPgConnection,
-    incarnation: &str,
-    name: &str,
+    (name, incarnation): (&str, &str),
     transports: &[String],
     every: Duration,
+    hooks: &[Listener],
 ) -> QueryResult<()> {
     let transports = serde_json::to_string(transports).map_err(|error| Error::SerializationError(error.into()))?;
     sql("UPDATE nodes SET name = ?, transports = CAST(? AS JSONB) WHERE incarnation = ?")
@@ -116,7 +143,7 @@ async fn start(
         .bind(incarnation)
         .execute(conn)
         .await?;
-    take_over_from_namesakes(conn, incarnation, name, every + CONNECTS_TIMEOUT).await?;
+    take_over_from_namesakes(conn, (name, incarnation), every + CONNECTS_TIMEOUT, hooks).await?;
     adopt(conn, incarnation).await?;
     Ok(())
 }
@@ -125,9 +152,9 @@ async fn start(
 /// `quiet`.
 async fn take_over_from_namesakes(
     conn: &mut AsyncPgConnection,
-    incarnation: &str,
-    name: &str,
+    (name, incarnation): (&str, &str),
     quiet: Duration,
+    hooks: &[Listener],
 ) -> QueryResult<()> {
     if quiet > WATCHED_FOR {
         return Ok(());
@@ -152,7 +179,7 @@ async fn take_over_from_namesakes(
                 watched |= is_quiet && (!is_locked || started.elapsed() < GONE_TIMEOUT);
             }
         }
-        take_over(conn, incarnation, dead).await?;
+        take_over(conn, incarnation, dead, hooks).await?;
         if !watched {
             return Ok(());
         }
@@ -202,12 +229,17 @@ pub(super) async fn adopt(conn: &mut AsyncPgConnection, incarnation: &str) -> Qu
 }
 
 /// Ends other nodes that have said nothing since this heartbeat of theirs, and takes what they had.
-/// Waits for their transactions in flight; later ones fail.
-pub(super) async fn take_over(conn: &mut AsyncPgConnection, incarnation: &str, dead: Vec<Beat>) -> QueryResult<bool> {
+/// Waits for their transactions in flight; later ones fail. Hooks are told of it.
+pub(super) async fn take_over(
+    conn: &mut AsyncPgConnection,
+    incarnation: &str,
+    dead: Vec<Beat>,
+    hooks: &[Listener],
+) -> QueryResult<bool> {
     if dead.is_empty() {
         return Ok(false);
     }
-    let me = incarnation.to_owned();
+    let (me, hooks) = (incarnation.to_owned(), hooks.to_vec());
     let taken = conn.transaction(async move |conn| {
         // One that is taken over itself takes nothing.
         let alive = sql("SELECT 1::bigint AS key FROM nodes WHERE incarnation = ? FOR KEY SHARE").bind(me.as_str());
@@ -216,13 +248,19 @@ pub(super) async fn take_over(conn: &mut AsyncPgConnection, incarnation: &str, d
         }
         let (incarnations, heartbeats): (Vec<String>, Vec<i64>) = dead.into_iter().unzip();
         // One that has spoken meanwhile is left alone.
-        let gone: Vec<NodeBeat> = sql("DELETE FROM nodes n USING UNNEST(?, ?) AS d (incarnation, heartbeat) \
-             WHERE n.incarnation = d.incarnation AND n.heartbeat = d.heartbeat RETURNING n.incarnation, n.heartbeat")
+        let lost: Vec<LostRow> = sql(format!(
+            "DELETE FROM nodes n USING UNNEST(?, ?) AS d (incarnation, heartbeat) WHERE n.incarnation = d.incarnation \
+             AND n.heartbeat = d.heartbeat RETURNING n.incarnation, n.name, n.started_at, n.heartbeat, {NOW} AS at"
+        ))
         .bind(incarnations)
         .bind(heartbeats)
         .load(conn)
         .await?;
-        let gone: Vec<String> = gone.into_iter().map(|node| node.incarnation).collect();
+        let at = Timestamp(lost.iter().map(|row| row.at).next().unwrap_or_default());
+        let gone: Vec<String> = lost.iter().map(|row| row.incarnation.clone()).collect();
+        // A process without a name died before it was a node.
+        let lost: Vec<NodeLost> = lost.into_iter().filter(|row| !row.name.is_empty()).map(NodeLost::from).collect();
+        super::hooks::insert(conn, nodes_lost(&hooks, &lost, at)?).await?;
         sql("DELETE FROM agent_sessions WHERE incarnation = ANY(?)").bind(gone.clone()).execute(conn).await?;
         sql("UPDATE actions SET owner = ? WHERE ended_at IS NULL AND owner = ANY(?)")
             .bind(me)

@@ -30,6 +30,7 @@ pub(in crate::store) struct ActionViewRow {
     expected_total: Option<i64>,
     live: bool,
     ended_at: Option<i64>,
+    created_by: Option<String>,
 }
 
 impl ActionViewRow {
@@ -45,6 +46,12 @@ impl ActionViewRow {
             counts: sums.counts(self.resolved && (!self.live || self.cancelled || self.ended_at.is_some())),
             document: RawValue::from_string(self.document).map_err(corrupt)?,
         })
+    }
+
+    /// With the name of the token that created it, for those who are told of its end.
+    pub(in crate::store) fn view_with_author(mut self, sums: Sums) -> QueryResult<(ActionView, Option<String>)> {
+        let created_by = self.created_by.take();
+        Ok((self.view(sums)?, created_by))
     }
 
     /// The state that users see.
@@ -78,6 +85,11 @@ pub(in crate::store) fn in_state(state: ActionState) -> &'static str {
         }
     }
 }
+
+/// The columns of an [`ActionViewRow`] of an action `a` whose document isn't needed. Thousands of
+/// actions may end at a time, and documents are large.
+pub(in crate::store) const WITHOUT_DOCUMENT: &str = "a.no, a.id, a.name, 'null' AS document, a.created_at, a.resolved, \
+     a.paused, a.cancelled, a.expired, a.expected_total, a.live, a.ended_at, a.created_by";
 
 /// An action's counters, summed over the lanes.
 #[derive(QueryableByName)]
@@ -243,8 +255,8 @@ impl Stored {
 pub(in crate::store) fn insert(new: &NewAction, owner: &str, now: Timestamp) -> Sql {
     sql(
         "INSERT INTO actions (id, idempotency_key, name, target, document, operations, digest, created_at, valid_from, \
-         expires_at, spread_ms, timeout_ms, max_deliveries, max_runs, live, priority, owner) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING no AS key",
+         expires_at, spread_ms, timeout_ms, max_deliveries, max_runs, live, priority, owner, created_by) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING no AS key",
     )
     .bind(new.id.to_string())
     .bind(new.idempotency_key.clone())
@@ -263,6 +275,7 @@ pub(in crate::store) fn insert(new: &NewAction, owner: &str, now: Timestamp) -> 
     .bind(new.membership == Membership::Live)
     .bind(new.priority)
     .bind(owner)
+    .bind(new.author.name.as_str())
 }
 
 /// Selects the [`Stored`] action with this idempotency key.

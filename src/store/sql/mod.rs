@@ -8,6 +8,7 @@ pub(super) mod audit;
 pub(super) mod commands;
 pub(super) mod dispatch;
 pub(super) mod filter;
+pub(super) mod hooks;
 pub(super) mod live;
 pub(super) mod nodes;
 pub(super) mod outcomes;

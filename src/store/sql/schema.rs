@@ -80,6 +80,7 @@ diesel::table! {
         dispatched_through -> BigInt,
         owner -> Nullable<Text>,
         ended_at -> Nullable<BigInt>,
+        created_by -> Nullable<Text>,
     }
 }
 

@@ -5,11 +5,15 @@ use super::counts::sums;
 use super::store::{SqliteStore, json};
 use crate::domain::action::{Action, ActionState, NewAction};
 use crate::domain::audit::{AuditEvent, Author};
+use crate::domain::hook::{HookEvent, Listener};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
-use crate::store::sql::actions::{self as statements, ActionRow, ActionViewRow, OpenActionRow, Stored, in_state};
+use crate::store::sql::actions::{
+    self as statements, ActionRow, ActionViewRow, OpenActionRow, Stored, WITHOUT_DOCUMENT, in_state,
+};
+use crate::store::sql::hooks::{actions_ended, is_heard};
 use crate::store::sql::schema::actions;
-use crate::store::sql::{Key, sql_limit};
+use crate::store::sql::{Key, sql, sql_limit};
 use crate::store::{Accepted, ActionView, Actions, OpenAction, Resolution, Store, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;
@@ -92,8 +96,8 @@ impl Actions for SqliteStore {
     }
 
     async fn action_complete(&self, nos: Vec<i64>) -> StoreResult<Vec<i64>> {
-        let now = self.now();
-        self.write("action_complete", move |conn| complete(conn, &nos, now)).await
+        let (now, hooks) = (self.now(), self.hooks.get());
+        self.write("action_complete", move |conn| complete(conn, &nos, now, &hooks)).await
     }
 }
 
@@ -255,7 +259,7 @@ fn advance(conn: &mut SqliteConnection, no: i64, through: i64) -> QueryResult<()
         .map(|_| ())
 }
 
-fn complete(conn: &mut SqliteConnection, nos: &[i64], now: Timestamp) -> QueryResult<Vec<i64>> {
+fn complete(conn: &mut SqliteConnection, nos: &[i64], now: Timestamp, hooks: &[Listener]) -> QueryResult<Vec<i64>> {
     let ended = sql_query(
         "UPDATE actions SET ended_at = ?2 WHERE ended_at IS NULL AND resolved \
          AND (NOT live OR cancelled OR expires_at <= ?2) \
@@ -267,5 +271,17 @@ fn complete(conn: &mut SqliteConnection, nos: &[i64], now: Timestamp) -> QueryRe
     .bind::<Text, _>(json(nos)?)
     .bind::<BigInt, _>(now.0)
     .load::<Key>(conn)?;
-    Ok(ended.into_iter().map(|row| row.key).collect())
+    let ended: Vec<i64> = ended.into_iter().map(|row| row.key).collect();
+    if is_heard(hooks, HookEvent::ActionEnded) {
+        let views = ended.iter().map(|no| with_author(conn, *no)).collect::<QueryResult<_>>()?;
+        super::hooks::insert(conn, &actions_ended(hooks, views, now)?)?;
+    }
+    Ok(ended)
+}
+
+fn with_author(conn: &mut SqliteConnection, no: i64) -> QueryResult<(ActionView, Option<String>)> {
+    let row = sql(format!("SELECT {WITHOUT_DOCUMENT} FROM actions a WHERE a.no = ?"));
+    let row: ActionViewRow = row.bind(no).get_result(conn)?;
+    let sums = sums(conn, no)?;
+    row.view_with_author(sums)
 }

@@ -14,6 +14,7 @@ mod dispatch;
 mod error;
 mod functions;
 mod hints;
+mod hooks;
 mod live;
 mod nodes;
 mod outcomes;

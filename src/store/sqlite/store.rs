@@ -12,6 +12,7 @@
 
 use super::error::sort;
 use super::functions;
+use crate::store::sql::hooks::Registered;
 use crate::store::{StoreError, StoreResult};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
@@ -48,6 +49,8 @@ pub struct SqliteStore {
     runtime: Option<Runtime>,
     /// This process, and the lane of its counters.
     pub(super) incarnation: String,
+    /// The hooks that are told of events.
+    pub(super) hooks: Registered,
     /// What tests add to this machine's clock, in milliseconds.
     pub(super) offset: AtomicI64,
 }
@@ -84,6 +87,7 @@ impl SqliteStore {
             writer: pool(&file, "PRAGMA cache_size = -32768;", 1).map_err(unusable)?,
             readers: pool(&file, "PRAGMA query_only = ON;", readers.max(1)).map_err(unusable)?,
             incarnation: Uuid::now_v7().to_string(),
+            hooks: Registered::default(),
             offset: AtomicI64::new(0),
         })
     }
