@@ -40,7 +40,8 @@ impl Transport for Console {
             if operation.module != "say" {
                 return Outcome::Failed { error: format!("a console can't {}", operation.module), results };
             }
-            println!("{name}: {}: {}", command.name, operation.parameters);
+            let text = operation.parameters.as_deref().map_or("nothing", |parameters| parameters.get());
+            println!("{name}: {}: {text}", command.name);
             results.push(OperationResult {
                 module: operation.module,
                 ok: true,

@@ -1,8 +1,7 @@
 //! An agent from start to stop: connects the parts here, and stops them in order.
 
-use super::broker::BrokerConnection;
 #[cfg(feature = "nats")]
-use super::broker::NatsBroker;
+use super::broker::{BrokerConnection, NatsBroker};
 use super::config::{AgentConfig, Uplink};
 use super::connection::Connection;
 use super::enroll::Credentials;

@@ -34,6 +34,7 @@
 //! that polls it. A current-thread runtime is enough. Dropping the future kills the runs.
 
 mod backoff;
+#[cfg(feature = "nats")]
 mod broker;
 mod config;
 mod connection;

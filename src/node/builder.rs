@@ -182,8 +182,19 @@ fn hook_set(config: &Config, client: Option<Arc<dyn HookClient>>) -> Result<Opti
     match client {
         _ if targets.is_empty() => Ok(None),
         Some(client) => Ok(Some(HookSet { targets, client })),
-        None => Err(AppError::NoHookClient),
+        None => Ok(Some(HookSet { targets, client: own_hook_client(config)? })),
     }
+}
+
+#[cfg(feature = "webhook")]
+fn own_hook_client(config: &Config) -> Result<Arc<dyn HookClient>, AppError> {
+    use crate::senders::webhook::{WebhookHooks, client};
+    Ok(Arc::new(WebhookHooks::new(client(&config.sender.webhook).map_err(AppError::Sender)?)))
+}
+
+#[cfg(not(feature = "webhook"))]
+fn own_hook_client(_: &Config) -> Result<Arc<dyn HookClient>, AppError> {
+    Err(AppError::NoHookClient)
 }
 
 /// Prepares the store. If it is away, the returned task waits for it.

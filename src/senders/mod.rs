@@ -17,9 +17,9 @@
 pub(crate) mod broker;
 mod contract;
 mod due_command;
+mod hooks;
 #[cfg(feature = "nats")]
 pub mod nats;
-mod hooks;
 pub mod pooled;
 #[cfg(any(feature = "webhook", feature = "smtp"))]
 mod run_id;

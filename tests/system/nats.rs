@@ -4,7 +4,7 @@ use crate::support::nats::Nats;
 use crate::support::{Fleet, On, PATIENCE, Server, by_length, eventually, mostly_waits, until_reached};
 use async_nats::ConnectOptions;
 use async_nats::jetstream::consumer::pull;
-use futures_util::TryStreamExt;
+use futures_util::{StreamExt, TryStreamExt};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -29,7 +29,7 @@ async fn add(server: &Server, agents: &[String]) {
 }
 
 fn action(number: usize) -> Value {
-    json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "tally", "parameters": number }] })
+    json!({ "name": "n", "target": "transport = 'nats'", "operations": [{ "module": "tally", "parameters": number }] })
 }
 
 async fn state(server: &Server) -> String {
@@ -45,7 +45,7 @@ async fn ran_once(server: &Server, fleet: &Fleet, actions: &[String], agents: us
         let view = server.until_status(id, "completed").await;
         assert_eq!(view["counts"]["succeeded"], agents, "{view}");
         for command in server.commands(id).await {
-            assert_eq!(command["attempts"], 0, "{command}");
+            assert_eq!(command["attempts"], 1, "the one that worked: {command}");
         }
     }
     let tally = fleet.tally.lock().unwrap();
@@ -226,17 +226,20 @@ pub async fn an_agents_credentials_reach_nothing_of_another(on: On) {
     })
     .await;
 
-    // Its own rights are enough for its own queue: it reads its command, and says a word.
+    // Their own rights are enough for their own queues: both read their command, and one says a word.
     let next = |agent: &str| format!("$JS.API.CONSUMER.MSG.NEXT.ODOSHI.{agent}");
-    let own = evil.request(next("web~2E1"), r#"{"batch":1,"no_wait":true}"#.into()).await.unwrap();
+    let own = pull_one(&evil, &next("web~2E1")).await;
     assert!(String::from_utf8_lossy(&own.payload).contains(&id), "{own:?}");
-    let own_ack = own.reply.clone().unwrap();
+    let options = ConnectOptions::with_user_and_password("victim".into(), "secret-victim".into());
+    let victim = nats.connect_with(options.custom_inbox_prefix("_INBOX_victim")).await.unwrap();
+    let ack = pull_one(&victim, &next("victim")).await.reply.unwrap().to_string();
+    assert!(ack.starts_with("$JS.ACK.ODOSHI.victim."), "{ack}");
     let stream = async_nats::jetstream::new(evil.clone());
     stream.publish("odoshi.results.web~2E1", r#"{"type":"heartbeat"}"#.into()).await.unwrap().await.unwrap();
 
     // Another's: each is refused with a violation of the rights.
+    let heartbeat = r#"{"type":"heartbeat"}"#;
     let forged = r#"{"type":"results","results":[]}"#;
-    let ack = own_ack.as_str().replacen(".web~2E1.", ".victim.", 1);
     let consumer = r#"{"stream_name":"ODOSHI","config":{"durable_name":"spy","ack_policy":"none","filter_subject":"odoshi.commands.victim"}}"#;
     let attempts = [
         (next("victim"), r#"{"batch":1,"no_wait":true}"#),
@@ -275,29 +278,48 @@ pub async fn an_agents_credentials_reach_nothing_of_another(on: On) {
     }
 
     // The broker answers an agent's question, and its publishing, at a subject that the agent names. What it sends there is
-    // never the agent's own words. An acknowledgment can't be named.
-    evil.publish_with_reply(next("web~2E1"), ack.clone(), r#"{"batch":1,"no_wait":true}"#.into()).await.unwrap();
-    evil.flush().await.unwrap();
-    evil.publish_with_reply("odoshi.results.web~2E1", ack, r#"{"type":"heartbeat"}"#.into()).await.unwrap();
-    evil.flush().await.unwrap();
+    // never the agent's own words, but an acknowledgment may be empty.
+    for (subject, body) in
+        [(next("web~2E1"), r#"{"batch":1,"no_wait":true}"#), ("odoshi.results.web~2E1".into(), heartbeat)]
+    {
+        evil.publish_with_reply(subject, ack.clone(), body.into()).await.unwrap();
+        evil.flush().await.unwrap();
+    }
     assert_eq!(state().await, 2, "nothing is acknowledged, and nothing was added");
 
-    // The victim's command is there for it alone, and what the other one could redirect to it is not obeyed.
-    evil.publish(own_ack, "-NAK".into()).await.unwrap();
-    evil.publish_with_reply(next("web~2E1"), "odoshi.commands.victim", r#"{"batch":1,"expires":5000000000}"#.into())
+    // An agent can have the broker send its own commands into another's queue. That one does not obey.
+    let own_id =
+        server.submit(json!({ "name": "n", "target": "name = 'web.1'", "operations": [{ "module": "tally" }] })).await;
+    eventually("its second command", || async { (state().await == 3).then_some(()) }).await;
+    evil.publish_with_reply(next("web~2E1"), "odoshi.commands.victim", r#"{"batch":1,"no_wait":true}"#.into())
         .await
         .unwrap();
     evil.flush().await.unwrap();
+    println!("messages after the redirection: {}", state().await);
     let fleet = Fleet::at_broker(&agents[1..], server.folder.path(), |name| nats.agent_url(name));
     eventually("the victim's run", || async {
         let commands = server.commands(&id).await;
         commands.iter().find(|command| command["agent"] == "victim" && command["status"] == "succeeded").map(|_| ())
     })
     .await;
-    assert_eq!(fleet.tally.lock().unwrap().len(), 1);
-    let commands = server.commands(&id).await;
-    let other = commands.iter().find(|command| command["agent"] == "web.1").unwrap();
-    assert!(other["status"] == "pending", "{other}");
+    eventually("the victim's queue to be empty", || async {
+        let stream = root.get_stream("ODOSHI").await.ok()?;
+        let subjects = stream.info_with_subjects("odoshi.commands.victim").await.ok()?;
+        let subjects: Vec<(String, usize)> = subjects.try_collect().await.ok()?;
+        subjects.is_empty().then_some(())
+    })
+    .await;
+    let tally: Vec<_> = fleet.tally.lock().unwrap().keys().cloned().collect();
+    assert_eq!(tally, [("victim".to_owned(), "1".to_owned())]);
+    assert_eq!(server.action(&own_id).await["counts"]["pending"], 1);
+}
+
+/// Asks a consumer for a message.
+async fn pull_one(client: &async_nats::Client, next: &str) -> async_nats::Message {
+    let inbox = client.new_inbox();
+    let mut answers = client.subscribe(inbox.clone()).await.unwrap();
+    client.publish_with_reply(next.to_owned(), inbox, r#"{"batch":1,"expires":30000000000}"#.into()).await.unwrap();
+    tokio::time::timeout(PATIENCE, answers.next()).await.unwrap().unwrap()
 }
 
 /// Waits until the broker has refused something.

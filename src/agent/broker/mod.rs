@@ -20,9 +20,9 @@ mod link;
 #[cfg(feature = "nats")]
 mod nats;
 mod session;
-#[cfg(test)]
-mod tests;
 
 pub(super) use connection::BrokerConnection;
+#[cfg(test)]
+pub(super) use link::{Broker, Link, LinkError, Message};
 #[cfg(feature = "nats")]
 pub(super) use nats::NatsBroker;

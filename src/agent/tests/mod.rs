@@ -1,5 +1,7 @@
 //! Helpers for the tests of the agent's parts.
 
+#[cfg(feature = "nats")]
+mod broker;
 mod connection;
 mod runner;
 mod server;

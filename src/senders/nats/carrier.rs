@@ -1,13 +1,11 @@
 //! The server's connection to NATS, and what is sent over it.
 
-use super::intake::take_messages;
 use super::streams;
-use super::upkeep::keep_consumers;
 use crate::domain::broker::{commands_to, token};
 use crate::error_chain::ErrorChain;
 use crate::nats_client::NatsAccess;
 use crate::senders::SenderContext;
-use crate::senders::broker::{Carrier, CarrierError, Intake};
+use crate::senders::broker::{Carrier, CarrierError};
 use async_nats::connection::State;
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
@@ -58,24 +56,13 @@ impl NatsCarrier {
         Self { context, access, connected, consumers: Mutex::default(), stopping, tasks: Mutex::default() }
     }
 
-    /// Starts the tasks that connect, take messages, and keep the consumers. Each is restarted when
-    /// it panics.
-    pub(super) fn start(self: &Arc<Self>, intake: Arc<Intake<Self>>) {
-        let (connects, takes, keeps) = (self.clone(), self.clone(), self.clone());
-        let tasks = vec![
-            forever("connect", self.stopping.subscribe(), move || {
-                let (carrier, mut stop) = (connects.clone(), connects.stopping());
-                async move {
-                    tokio::select! {
-                        () = carrier.stay_connected() => {}
-                        () = told_to(&mut stop) => {}
-                    }
-                }
-            }),
-            forever("intake", self.stopping.subscribe(), move || take_messages(takes.clone(), intake.clone())),
-            forever("upkeep", self.stopping.subscribe(), move || keep_consumers(keeps.clone())),
-        ];
-        *self.tasks.lock().unwrap_or_else(PoisonError::into_inner) = tasks;
+    /// Starts a task that runs until the sender stops. It is restarted when it panics.
+    pub(super) fn start<F>(&self, name: &'static str, task: impl Fn() -> F + Send + 'static)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let task = forever(name, self.stopping(), task);
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(task);
     }
 
     pub(super) fn stopping(&self) -> watch::Receiver<bool> {
@@ -99,9 +86,19 @@ impl NatsCarrier {
         self.consumers.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn stay_connected(self: Arc<Self>) {
+    /// Connects, and makes the streams whenever the broker is back, until the sender stops.
+    pub(super) async fn stay_connected(self: Arc<Self>) {
+        let mut stop = self.stopping();
+        tokio::select! {
+            () = self.connect() => {}
+            () = told_to(&mut stop) => {}
+        }
+    }
+
+    async fn connect(&self) {
         let status = self.context.status();
         status.set_connected(false);
+        self.connected.send_replace(None);
         let settings = &self.context.node().config.sender.nats;
         let client = loop {
             match self.client().await {

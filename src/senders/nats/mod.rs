@@ -11,13 +11,14 @@ mod streams;
 mod upkeep;
 
 use crate::config::Nats;
-use crate::domain::broker::STREAM_NAME;
 use crate::nats_client::NatsAccess;
 use crate::senders::SenderContext;
 use crate::senders::broker::{BrokerTransport, Intake};
 use crate::senders::pooled::PooledSender;
 use carrier::NatsCarrier;
+use intake::take_messages;
 use std::sync::Arc;
+use upkeep::keep_consumers;
 
 /// The transport.
 pub const NATS: &str = "nats";
@@ -44,6 +45,11 @@ pub(crate) fn access(settings: &Nats) -> Result<NatsAccess, String> {
 pub(crate) fn sender(context: SenderContext, access: NatsAccess) -> PooledSender<BrokerTransport<NatsCarrier>> {
     let carrier = Arc::new(NatsCarrier::new(context.clone(), access));
     let intake = Arc::new(Intake::new(context.clone(), carrier.clone()));
-    carrier.start(intake);
+    let connects = carrier.clone();
+    carrier.start("connect", move || connects.clone().stay_connected());
+    let takes = carrier.clone();
+    carrier.start("intake", move || take_messages(takes.clone(), intake.clone()));
+    let keeps = carrier.clone();
+    carrier.start("upkeep", move || keep_consumers(keeps.clone()));
     PooledSender::new(context.clone(), BrokerTransport::new(context, carrier))
 }

@@ -1,8 +1,7 @@
 //! The streams and consumers on the broker.
 
-use super::STREAM_NAME;
 use crate::config::Nats;
-use crate::domain::broker::{MAX_MESSAGE, commands_to, token};
+use crate::domain::broker::{MAX_MESSAGE, STREAM_NAME, commands_to, token};
 use async_nats::jetstream::consumer::{AckPolicy, pull};
 use async_nats::jetstream::context::GetStreamErrorKind;
 use async_nats::jetstream::stream::{Config, DiscardPolicy, RetentionPolicy, StorageType};

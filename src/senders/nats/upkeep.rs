@@ -1,10 +1,9 @@
 //! Keeps the consumers in step with the agents: makes missing ones, and removes those of agents that
 //! are removed or disabled, with their messages.
 
-use super::STREAM_NAME;
 use super::carrier::{Connected, NatsCarrier, told_to};
 use super::streams;
-use crate::domain::broker::token;
+use crate::domain::broker::{STREAM_NAME, token};
 use crate::domain::target::Target;
 use crate::error_chain::ErrorChain;
 use crate::store::{Store, StoreResult};

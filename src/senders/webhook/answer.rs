@@ -103,7 +103,7 @@ fn described(answer: &Answer) -> String {
 }
 
 /// The header `Retry-After`: seconds, or a date in one of HTTP's three formats (RFC 9110, 5.6.7).
-fn retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
+pub(super) fn retry_after(text: &str, now: DateTime<Utc>) -> Option<Duration> {
     let text = text.trim();
     if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_digit()) {
         // More digits than fit are more than the maximum.
@@ -131,7 +131,7 @@ mod tests {
 
     fn answer(status: u16, body: &[u8]) -> Answer {
         let status = StatusCode::from_u16(status).expect("a status");
-        Answer { status, retry_after: None, content_type: None, body: body.to_vec(), truncated: false }
+        Answer { status, retry_after: None, body: body.to_vec(), truncated: false }
     }
 
     fn judged(status: u16, body: &[u8]) -> Verdict {

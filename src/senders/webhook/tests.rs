@@ -267,5 +267,5 @@ async fn retry_after_is_passed_on() {
     })
     .await;
     let answer = post(&client(&["127.0.0.1/32"]), &receiver.url(), LONG).await.expect("an answer");
-    assert_eq!((answer.retry_after.as_deref(), answer.content_type.as_deref()), (Some("7"), Some("a/b")));
+    assert_eq!(answer.retry_after.as_deref(), Some("7"));
 }
