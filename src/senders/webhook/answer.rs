@@ -131,7 +131,7 @@ mod tests {
 
     fn answer(status: u16, body: &[u8]) -> Answer {
         let status = StatusCode::from_u16(status).expect("a status");
-        Answer { status, retry_after: None, content_type: None, body: body.to_vec(), truncated: false }
+        Answer { status, retry_after: None, body: body.to_vec(), truncated: false }
     }
 
     fn judged(status: u16, body: &[u8]) -> Verdict {

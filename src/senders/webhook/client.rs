@@ -42,8 +42,6 @@ pub(crate) struct Answer {
     pub(crate) status: StatusCode,
     /// The header `Retry-After` as it came.
     pub(crate) retry_after: Option<String>,
-    /// The header `Content-Type` as it came.
-    pub(crate) content_type: Option<String>,
     /// The body, up to [`MAX_BODY`].
     pub(crate) body: Vec<u8>,
     /// Whether the body was longer.
@@ -125,8 +123,8 @@ impl WebhookClient {
 
 /// Reads as much of an answer as is kept. Dropping the rest closes the connection.
 async fn read(mut answer: Response) -> Result<Answer, PostError> {
-    let header = |name| answer.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let (status, retry_after, content_type) = (answer.status(), header(RETRY_AFTER), header(CONTENT_TYPE));
+    let status = answer.status();
+    let retry_after = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let (mut body, mut truncated) = (Vec::new(), false);
     while let Some(chunk) = answer.chunk().await.map_err(PostError::of)? {
         let room = MAX_BODY - body.len();
@@ -137,7 +135,7 @@ async fn read(mut answer: Response) -> Result<Answer, PostError> {
         }
         body.extend_from_slice(&chunk);
     }
-    Ok(Answer { status, retry_after, content_type, body, truncated })
+    Ok(Answer { status, retry_after, body, truncated })
 }
 
 impl PostError {
