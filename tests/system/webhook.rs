@@ -10,7 +10,7 @@ use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 
 /// A request that came.
@@ -139,7 +139,7 @@ pub async fn what_a_receiver_answers_decides_what_becomes_of_a_command(on: On) {
     assert_eq!(output("json"), json!({ "path": "json" }));
     assert_eq!((output("text"), output("empty")), (json!("done\n"), Value::Null));
     assert_eq!(of(&commands, "json")["results"][0]["module"], "deploy");
-    for (name, attempts) in [("busy", 1), ("broken", 1), ("json", 0), ("early", 0)] {
+    for (name, attempts) in [("busy", 2), ("broken", 2), ("json", 1)] {
         assert_eq!(of(&commands, name)["attempts"], attempts, "{name}: {}", of(&commands, name));
     }
     let error = |name: &str| of(&commands, name)["error"].as_str().unwrap().to_owned();
@@ -223,6 +223,8 @@ pub async fn hosts_that_hang_drip_or_close_hold_up_no_other(on: On) {
     })
     .await;
     let (dripping, _) = listener(|mut stream| async move {
+        let mut request = [0; 4096];
+        stream.read(&mut request).await.ok();
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n").await.ok();
         while stream.write_all(b"x").await.is_ok() {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
@@ -232,7 +234,7 @@ pub async fn hosts_that_hang_drip_or_close_hold_up_no_other(on: On) {
     let (closing, _) = listener(|stream| async { drop(stream) }).await;
     let options = allowed(on).with("ODOSHI__SENDER__WEBHOOK__TIMEOUT", "2s");
     let server = Server::start(options).await;
-    for n in 0..20 {
+    for n in 0..12 {
         add(&server, &format!("slow-{n}"), &format!("http://{hanging}/x")).await;
     }
     add(&server, "dripping", &format!("http://{dripping}/x")).await;
@@ -246,7 +248,7 @@ pub async fn hosts_that_hang_drip_or_close_hold_up_no_other(on: On) {
         .await;
     assert!(hung.load(Ordering::SeqCst) <= 10, "at most so many at a time of one host");
     let view = server.until_status(&id, "completed").await;
-    assert_eq!((&view["counts"]["succeeded"], &view["counts"]["undeliverable"]), (&json!(20), &json!(22)), "{view}");
+    assert_eq!((&view["counts"]["succeeded"], &view["counts"]["undeliverable"]), (&json!(20), &json!(14)), "{view}");
     let commands = server.commands(&id).await;
     for name in ["dripping", "slow-0"] {
         let command = of(&commands, name);

@@ -123,8 +123,8 @@ impl WebhookClient {
 
 /// Reads as much of an answer as is kept. Dropping the rest closes the connection.
 async fn read(mut answer: Response) -> Result<Answer, PostError> {
-    let header = |name| answer.headers().get(name).and_then(|value| value.to_str().ok()).map(str::to_owned);
-    let (status, retry_after) = (answer.status(), header(RETRY_AFTER));
+    let status = answer.status();
+    let retry_after = answer.headers().get(RETRY_AFTER).and_then(|value| value.to_str().ok()).map(str::to_owned);
     let (mut body, mut truncated) = (Vec::new(), false);
     while let Some(chunk) = answer.chunk().await.map_err(PostError::of)? {
         let room = MAX_BODY - body.len();

@@ -263,7 +263,7 @@ async fn a_password_in_the_url_is_sent_and_not_shown() {
 #[tokio::test]
 async fn retry_after_is_passed_on() {
     let receiver = Receiver::at("127.0.0.1:0", |stream| {
-        write(stream, "HTTP/1.1 429 Slow\r\nretry-after: 7\r\ncontent-type: a/b\r\ncontent-length: 0\r\n\r\n")
+        write(stream, "HTTP/1.1 429 Slow\r\nretry-after: 7\r\ncontent-length: 0\r\n\r\n")
     })
     .await;
     let answer = post(&client(&["127.0.0.1/32"]), &receiver.url(), LONG).await.expect("an answer");
