@@ -36,7 +36,7 @@ fn shorten(value: &mut Value, longest: usize) {
 }
 
 /// Cuts a result so that it has at most about `limit` bytes as JSON: all outputs alike.
-pub(super) fn shrink(mut result: RunResult, limit: usize) -> RunResult {
+pub(crate) fn shrink(mut result: RunResult, limit: usize) -> RunResult {
     let size = |result: &RunResult| serde_json::to_string(result).map_or(usize::MAX, |text| text.len());
     if size(&result) <= limit {
         return result;

@@ -4,12 +4,12 @@
 use super::held::{Held, MESSAGES};
 use super::link::{Link, LinkError, Message};
 use crate::agent::enroll::{VERSION, facts};
-use crate::agent::fit;
 use crate::agent::outbox::{Fault, expired};
 use crate::agent::runner::Input;
 use crate::agent::session::{REFS_PER_FRAME, RESULT_BYTES, RESULTS_PER_FRAME, SessionDeps, take_first};
 use crate::agent::stop_signal::told_to;
 use crate::domain::broker::{HEARTBEAT_EVERY, from_server};
+use crate::domain::fit;
 use crate::domain::protocol::{AgentFrame, Command, Hello, Rejected, RunRef, RunResult, ServerFrame, Stored};
 use crate::domain::time::Timestamp;
 use crate::error_chain::ErrorChain;
