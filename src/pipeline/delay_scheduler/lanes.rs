@@ -1,11 +1,23 @@
 //! The commands in memory, in a lane per transport. Each lane has its own queue and its own credits,
 //! so that a slow or dead sender holds up no other transport.
 
-use super::{CHUNKS_AT_A_TIME, Entry};
+use crate::domain::action::Action;
 use crate::domain::delay::{DelayQueue, InsertError, WhenFull};
 use crate::domain::time::Timestamp;
+use crate::store::Due;
 use std::collections::BTreeMap;
 use std::sync::Arc;
+
+/// Maximum number of chunks of a transport that the router has not answered yet.
+const CHUNKS_AT_A_TIME: usize = 4;
+
+/// A command in memory.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) action: Arc<Action>,
+    pub(super) transport: Arc<str>,
+    pub(super) due: Due,
+}
 
 /// The result of an insert.
 pub(super) enum Inserted {

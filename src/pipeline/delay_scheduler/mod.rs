@@ -45,7 +45,7 @@ use crate::signals::{Cancelled, OpenActionsRead, PeerNews, Rescheduled, Resumed}
 use crate::store::{Due, Report};
 use actix::prelude::*;
 use cursor::{Cursor, Cursors};
-use lanes::{Inserted, Lanes};
+use lanes::{Entry, Inserted, Lanes};
 use open_rows::OpenRows;
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
@@ -54,8 +54,6 @@ use tokio::sync::oneshot;
 
 /// Maximum number of commands per chunk.
 const CHUNK: usize = 1_000;
-/// Maximum number of chunks of a transport that the router has not answered yet.
-const CHUNKS_AT_A_TIME: usize = 4;
 /// Maximum number of commands for which a `waiting` row is being written.
 const HOLDS_AT_A_TIME: usize = 20_000;
 /// How long cancelled commands may stay in memory.
@@ -70,14 +68,6 @@ const READ_AHEAD_INTERVAL: Duration = Duration::from_secs(2);
 const COMPARE_INTERVAL: Duration = Duration::from_secs(10);
 /// Smallest horizon: a read takes time, and comes every few seconds.
 const LEAST_HORIZON: Duration = Duration::from_secs(5);
-
-/// A command in memory.
-#[derive(Clone, Debug)]
-struct Entry {
-    action: Arc<Action>,
-    transport: Arc<str>,
-    due: Due,
-}
 
 /// See the module.
 pub struct DelayScheduler {
