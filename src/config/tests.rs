@@ -373,7 +373,13 @@ fn full() -> Config {
         sender: Sender {
             enabled: vec!["slack".into()],
             webhook: Webhook::default(),
-            nats: Nats { url: url("nats://n"), credentials_file: Some("c".into()), ..Nats::default() },
+            nats: Nats {
+                url: url("nats://n"),
+                credentials_file: Some("c".into()),
+                ca_file: Some("a".into()),
+                replicas: 1,
+                max_bytes: ByteSize::mib(64),
+            },
             amqp: Amqp { url: url("amqp://a"), password_file: Some("p".into()) },
             smtp: Smtp {
                 url: url("smtp://s"),
