@@ -2,7 +2,7 @@
 
 use crate::Backend;
 use crate::support::{agents, connect, in_secs, matching, me, named, resolved};
-use odoshi::domain::agent::{Enrollment, Role, Secret};
+use odoshi::domain::agent::{Enrollment, Role, Secret, SigningSecret};
 use odoshi::domain::target::Target;
 use odoshi::store::{
     AgentPatch, Enrolled, NewAgent, Opened, Revoked, SessionHeld, SessionOpening, SessionState, Store,
@@ -113,6 +113,23 @@ pub async fn many_agents_are_read_at_once(backend: &mut impl Backend) {
     assert!(store.agent_get_many(&[]).await.unwrap().is_empty());
     let all: Vec<i64> = (0..50_000).collect();
     assert_eq!(store.agent_get_many(&all).await.unwrap().len(), 4);
+}
+
+pub async fn contacts_have_addresses_and_secrets_and_leave_out_disabled_agents(backend: &mut impl Backend) {
+    let store = backend.store();
+    let fleet = agents(store, 2).await;
+    let new = NewAgent { secret: Some("whsec_x".into()), ..described("hook") };
+    let address = new.address.clone();
+    store.agent_insert(vec![new]).await.unwrap();
+    let hook = matching(store, &target("name = 'hook'")).await;
+    let disabled = AgentPatch { disabled: Some(true), ..AgentPatch::default() };
+    store.agent_update("agent-000", &disabled, &me()).await.unwrap();
+    let contacts = store.agent_contacts(&[hook[0], fleet[0], fleet[1], 1_000_000]).await.unwrap();
+    let found: Vec<_> = contacts.iter().map(|contact| (contact.no, contact.name.as_str())).collect();
+    assert_eq!(found, [(fleet[1], "agent-001"), (hook[0], "hook")]);
+    assert_eq!(contacts[1].address, address);
+    assert_eq!(contacts[1].secret.as_ref().map(SigningSecret::reveal), Some("whsec_x"));
+    assert!(contacts[0].address.is_none() && contacts[0].secret.is_none());
 }
 
 /// The agents that are online.

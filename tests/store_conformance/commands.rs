@@ -120,10 +120,14 @@ pub async fn a_backlog_leaves_out_what_is_with_the_agent_or_over(backend: &mut i
     over.ends(store, fleet[0], 1, CommandState::Failed).await;
     retry.ends(store, fleet[0], 1, CommandState::Failed).await;
     failed.fails(store, fleet[0], 1, 4).await;
+    // Its agent asks a broker's sender for what lies there, and the scheduler doesn't send it again.
+    let queued = resolved(store, json!({}), &fleet).await;
+    let due_at = in_secs(store, -5);
+    queued.tell(store, fleet[0], Event::Queued { run: 1, due_at }).await;
     let backlog = store.command_backlog(fleet[0], in_secs(store, 600), 10).await.unwrap();
     let found: Vec<_> = backlog.iter().map(|due| (due.action_no, due.run, due.attempts, due.open)).collect();
-    assert_eq!(found, [(retry.no, 2, 0, true), (failed.no, 1, 4, true)]);
-    assert_eq!(store.command_backlog(fleet[1], store.now(), 10).await.unwrap().len(), 4, "others are not concerned");
+    assert_eq!(found, [(queued.no, 1, 0, true), (retry.no, 2, 0, true), (failed.no, 1, 4, true)]);
+    assert_eq!(store.command_backlog(fleet[1], store.now(), 10).await.unwrap().len(), 5, "others are not concerned");
 }
 
 pub async fn a_backlog_is_of_open_actions_only(backend: &mut impl Backend) {

@@ -193,6 +193,7 @@ macro_rules! cases {
                 enrolling_is_repeated_under_its_nonce_until_the_token_is_used
                 refreshing_changes_what_targets_see
                 many_agents_are_read_at_once
+                contacts_have_addresses_and_secrets_and_leave_out_disabled_agents
                 the_connection_that_was_opened_last_wins_whatever_the_clock_says
                 closing_an_older_connection_does_nothing_to_a_newer_one
                 a_start_of_the_node_ends_all_sessions

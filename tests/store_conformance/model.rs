@@ -25,6 +25,8 @@ enum What {
     Result(Relative, CommandState, i32),
     Sent(Relative, i32),
     Hold,
+    Queued(Relative),
+    Postponed(Relative),
     AttemptFailed(Relative, i32),
     Overdue,
     Expired,
@@ -60,6 +62,8 @@ fn what() -> impl Strategy<Value = What> {
         6 => (run(), status, 0..3).prop_map(|(run, status, attempts)| What::Result(run, status, attempts)),
         4 => (run(), 0..3).prop_map(|(run, attempts)| What::Sent(run, attempts)),
         3 => Just(What::Hold),
+        2 => run().prop_map(What::Queued),
+        2 => run().prop_map(What::Postponed),
         4 => (run(), 1..4).prop_map(|(run, attempts)| What::AttemptFailed(run, attempts)),
         2 => Just(What::Overdue),
         1 => Just(What::Expired),
@@ -211,6 +215,8 @@ impl<B: Backend> Life<'_, B> {
             }
             What::Sent(run, attempts) => Event::Sent { run: due + run, attempts: *attempts, at: now },
             What::Hold => Event::Hold { due_at: now },
+            What::Queued(run) => Event::Queued { run: due + run, due_at: now },
+            What::Postponed(run) => Event::Postponed { run: due + run, until: now },
             What::AttemptFailed(run, attempts) => {
                 Event::AttemptFailed { run: due + run, attempts: *attempts, error: "away".into(), retry_after: None }
             }

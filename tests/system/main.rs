@@ -19,6 +19,8 @@ mod cluster;
 mod enrolling;
 #[cfg(feature = "failpoints")]
 mod faults;
+#[cfg(feature = "webhook")]
+mod hooks;
 mod http_api;
 mod https;
 mod joining;
@@ -186,6 +188,15 @@ mod by_webhook {
             special_addresses_are_not_called_whatever_the_proxy_unless_they_are_allowed
             hosts_that_hang_drip_or_close_hold_up_no_other
             a_kill_in_the_middle_loses_no_webhook
+        }
+    }
+}
+
+#[cfg(feature = "webhook")]
+mod with_hooks {
+    on_both! {
+        hooks {
+            an_event_is_delivered_across_a_kill_between_its_commit_and_its_sending
         }
     }
 }

@@ -235,6 +235,11 @@ impl Server {
         self.folder.path().join(format!("server-{n}.log"))
     }
 
+    /// Gives it a settings file from the next start on.
+    pub fn configure(&self, settings: &str) {
+        std::fs::write(self.folder.path().join("odoshi.toml"), settings).unwrap();
+    }
+
     /// Starts the process, without waiting for anything.
     pub fn spawn(&mut self) {
         assert!(self.child.is_none(), "it runs already");
@@ -262,6 +267,10 @@ impl Server {
         };
         if !self.options.recording {
             command.arg("serve");
+        }
+        let settings = self.folder.path().join("odoshi.toml");
+        if settings.exists() {
+            command.arg("--config").arg(settings);
         }
         command
             .env("ODOSHI__DATA_DIR", self.data())
