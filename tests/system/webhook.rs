@@ -224,7 +224,9 @@ pub async fn hosts_that_hang_drip_or_close_hold_up_no_other(on: On) {
     .await;
     let (dripping, _) = listener(|mut stream| async move {
         let mut request = [0; 4096];
-        stream.read(&mut request).await.ok();
+        if stream.read(&mut request).await.unwrap_or(0) == 0 {
+            return;
+        }
         stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 100000\r\n\r\n").await.ok();
         while stream.write_all(b"x").await.is_ok() {
             tokio::time::sleep(std::time::Duration::from_millis(50)).await;
