@@ -28,7 +28,7 @@ pub(super) enum Command {
     Add {
         /// The agent's name, unique in the fleet
         name: String,
-        /// How commands reach it: webhook, smtp, nats, amqp, stream, or a transport of your own
+        /// How commands reach it: webhook, smtp, nats, stream, or a transport of your own
         #[arg(long, value_name = "NAME")]
         transport: String,
         /// The agent's address; for webhook an http(s) URL, for smtp a mail address

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 section! {
     /// Delivery of commands to agents.
     pub struct Sender {
-        /// The transports that this node serves: stream, webhook, nats, amqp, smtp, or your own.
+        /// The transports that this node serves: stream, webhook, nats, smtp, or your own.
         ///
         /// A transport of your own has its settings in a table of its name: [sender.NAME].
         enabled: Vec<String> = default_transports();
@@ -22,7 +22,7 @@ section! {
         webhook: Webhook = Webhook::default();
         /// Agents on a NATS JetStream cluster.
         nats: Nats = Nats::default();
-        /// Agents on a RabbitMQ cluster.
+        /// Agents on a RabbitMQ cluster. There is no sender for them yet.
         amqp: Amqp = Amqp::default();
         /// Messages by mail.
         smtp: Smtp = Smtp::default();
@@ -90,7 +90,7 @@ section! {
 }
 
 section! {
-    /// Agents on a RabbitMQ cluster.
+    /// Agents on a RabbitMQ cluster. There is no sender for them yet.
     pub struct Amqp {
         /// The URL of the cluster.
         url: Option<ServiceUrl> = None, example "amqp://localhost:5672/%2f";
@@ -117,11 +117,10 @@ section! {
 }
 
 /// The transports of this crate, and whether this build has them.
-const BUILT_IN: [(&str, bool); 5] = [
+const BUILT_IN: [(&str, bool); 4] = [
     ("stream", true),
     ("webhook", cfg!(feature = "webhook")),
     ("nats", cfg!(feature = "nats")),
-    ("amqp", cfg!(feature = "amqp")),
     ("smtp", cfg!(feature = "smtp")),
 ];
 
