@@ -18,10 +18,10 @@ use tokio::process::Command;
 const PATIENCE: Duration = Duration::from_secs(240);
 const POLL: Duration = Duration::from_millis(5);
 
-/// Cargo builds the examples before it runs the tests, beside the folder of the tests' binaries.
+/// `cargo test` builds the examples, unless it is told which targets to test. Then `cargo build --examples` does.
 fn example(name: &str) -> Command {
     let program = std::env::current_exe().unwrap().parent().unwrap().with_file_name("examples").join(name);
-    assert!(program.exists(), "{} is not built: cargo test --examples --test examples", program.display());
+    assert!(program.exists(), "{} is not built: cargo build --examples", program.display());
     let mut command = Command::new(program);
     command.stdin(Stdio::null()).kill_on_drop(true);
     command
@@ -172,13 +172,11 @@ async fn assets_killed_while_they_move_are_all_at_their_new_place_in_the_end() {
     }
     let output = assets.finish().await;
     assert!(output.status.success(), "killed at {killed:?} of {}: {}", 4 * objects, text(&output));
-    // As the test's output, for whoever asks for it.
     eprintln!("killed at {killed:?} of {}, then: {}", 4 * objects, text(&output));
-
     assets.assert_each_row_points_to_its_object();
     let rows = assets.rows();
     assert_eq!(rows.len(), objects);
-    for row in &rows {
+    for row in rows {
         assert_eq!(row.path, format!("clients/{}/assets/{}", row.client, row.name));
     }
     assert_eq!(objects_below(&assets.bucket()), objects);
@@ -231,7 +229,7 @@ async fn the_custom_sender_prints_the_command_of_its_documentation() {
     let printed = async {
         // The targets are matched once. Before the agent is there the action would reach nobody.
         let file = data.join("odoshi.db");
-        // A database that isn't in WAL mode yet must not be read: that would make the server's start fail.
+        // Before the WAL is there a reader would make the server's start fail.
         while !data.join("odoshi.db-wal").exists() || count(&mut connect(&file), "agents") == 0 {
             assert_eq!(child.try_wait().unwrap(), None);
             tokio::time::sleep(POLL).await;

@@ -34,7 +34,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long jobs may go on after Ctrl-C.
-const CANCEL_GRACE: Duration = Duration::from_secs(5);
+const CANCEL_GRACE: Duration = Duration::from_secs(2);
 /// Maximum number of failures to print. The others are counted.
 const FAILURES_SHOWN: u64 = 10;
 const REDRAW: Duration = Duration::from_millis(100);
