@@ -29,7 +29,7 @@ pub(super) struct Hooks {
 /// The hooks in the answering node's settings, and others with events that wait or were given up.
 /// Each hook gets a `POST` with `{"type", "timestamp", "data"}` for each event, signed as Standard
 /// Webhooks describes.
-#[utoipa::path(get, path = "/v1/hooks", tag = "server",
+#[utoipa::path(get, path = "/v1/hooks", tag = "hooks",
     responses((status = 200, body = Hooks, description = "The hooks")), security(("token" = ["viewer"])))]
 pub(super) async fn list(_: Viewer, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     let configured = &api.node.config.hook;
