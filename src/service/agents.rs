@@ -42,7 +42,7 @@ pub async fn add(node: &Node, added: AddedAgent, by: &Author) -> ServiceResult<A
     if transport.is_empty() || transport.len() > 64 || !transport.chars().all(named) {
         return Err(ServiceError::invalid(format!("transport: {transport:?} is not 1 to 64 of A-Z a-z 0-9 _ -")));
     }
-    check_address(&transport, address.as_deref())?;
+    check_new_address(&transport, address.as_deref())?;
     let enrollment = Enrollment { name, labels, ..Enrollment::default() };
     enrollment.check()?;
     let (token, signing) = (Secret::random(), SigningSecret::random());
@@ -62,7 +62,19 @@ fn enrolled(enrolled: Enrolled, new: &NewAgent) -> ServiceResult<AgentRef> {
     }
 }
 
-/// Checks that an address is one of the transport, and is there if the transport needs one.
+/// Checks the address of an agent to add: it is one of the transport, is there if the transport needs
+/// one, and is not there if the agent connects itself.
+fn check_new_address(transport: &str, address: Option<&str>) -> ServiceResult<()> {
+    let detail = match transport {
+        _ if address.is_none() => return check_address(transport, address),
+        STREAM => "agents of the transport stream connect themselves and have none",
+        "nats" | "amqp" => "agents of a broker are reached by their names and have none",
+        _ => return check_address(transport, address),
+    };
+    Err(ServiceError::invalid(format!("address: {detail}")))
+}
+
+/// Checks that an address is one that the transport can use.
 fn check_address(transport: &str, address: Option<&str>) -> ServiceResult<()> {
     if address.is_some_and(|address| has_nul(address) || address.len() > MAX_ADDRESS) {
         let detail = format!("address: longer than {MAX_ADDRESS} bytes, or holds a NUL character");
@@ -72,9 +84,7 @@ fn check_address(transport: &str, address: Option<&str>) -> ServiceResult<()> {
     let (fine, detail) = match transport {
         "webhook" => (address.is_some_and(is_url), "a webhook needs an http:// or https:// URL"),
         "smtp" => (address.is_some_and(is_mail_address), "smtp needs a mail address such as ops@example.com"),
-        STREAM => (address.is_none(), "agents of the transport stream connect themselves and have none"),
-        "nats" | "amqp" => (address.is_none(), "agents of a broker are reached by their names and have none"),
-        // A sender that somebody added knows what it needs.
+        // Other transports don't use it, or know themselves what they need.
         _ => (true, ""),
     };
     if fine { Ok(()) } else { Err(ServiceError::invalid(format!("address: {detail}"))) }
