@@ -80,6 +80,7 @@ pub async fn every_command_runs_once_though_the_broker_is_killed_in_the_middle(o
 }
 
 pub async fn a_broker_that_is_away_at_the_start_holds_up_nothing(on: On) {
+    mostly_waits();
     let agents = names(2);
     let mut nats = Nats::prepare(&agents);
     let server = server(on, &nats, &agents).await;
@@ -92,6 +93,7 @@ pub async fn a_broker_that_is_away_at_the_start_holds_up_nothing(on: On) {
 }
 
 pub async fn an_agent_that_comes_later_gets_what_is_open_and_neither_what_is_cancelled_nor_what_has_expired(on: On) {
+    mostly_waits();
     let agents = names(1);
     let nats = Nats::start(&agents).await;
     let server = server(on, &nats, &agents).await;
@@ -123,6 +125,7 @@ pub async fn an_agent_that_comes_later_gets_what_is_open_and_neither_what_is_can
 }
 
 pub async fn a_cancel_reaches_a_busy_agent(on: On) {
+    mostly_waits();
     let agents = names(1);
     let nats = Nats::start(&agents).await;
     let server = server(on, &nats, &agents).await;
@@ -147,6 +150,7 @@ pub async fn a_cancel_reaches_a_busy_agent(on: On) {
 }
 
 pub async fn messages_that_cannot_be_used_are_put_aside_with_the_reason(on: On) {
+    mostly_waits();
     let agents = names(2);
     let nats = Nats::start(&agents).await;
     let server = server(on, &nats, &agents).await;
@@ -207,6 +211,7 @@ pub async fn messages_that_cannot_be_used_are_put_aside_with_the_reason(on: On) 
 
 /// What an agent does with its own credentials, beyond its own queue.
 pub async fn an_agents_credentials_reach_nothing_of_another(on: On) {
+    mostly_waits();
     let agents: Vec<String> = ["web.1", "victim"].map(str::to_owned).into();
     let nats = Nats::start(&agents).await;
     let server = server(on, &nats, &agents).await;

@@ -1,6 +1,6 @@
 //! Mail, against aiosmtpd (`tests/mail/server.py`).
 
-use crate::support::{On, Server, ServerOptions, eventually};
+use crate::support::{On, Server, ServerOptions, eventually, mostly_waits};
 use serde_json::{Value, json};
 use std::net::TcpListener;
 use std::path::Path;
@@ -80,6 +80,7 @@ fn of<'a>(commands: &'a [Value], agent: &str) -> &'a Value {
 }
 
 pub async fn messages_become_mails_and_the_mail_server_decides_what_becomes_of_them(on: On) {
+    mostly_waits();
     let mut mail = MailServer::prepare();
     mail.start().await;
     let server = Server::start(mail.options(on)).await;
@@ -135,6 +136,7 @@ pub async fn messages_become_mails_and_the_mail_server_decides_what_becomes_of_t
 }
 
 pub async fn while_the_mail_server_is_away_commands_stay_pending_and_no_attempt_is_counted(on: On) {
+    mostly_waits();
     const AGENTS: usize = 1_000;
     let mut mail = MailServer::prepare();
     let mut server = Server::prepare(mail.options(on));

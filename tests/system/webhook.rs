@@ -1,6 +1,6 @@
 //! Webhooks, against a receiver in this process.
 
-use crate::support::{On, Server, ServerOptions, eventually};
+use crate::support::{On, Server, ServerOptions, eventually, mostly_waits};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use odoshi::domain::agent::{Enrollment, SigningSecret};
 use odoshi::store::NewAgent;
@@ -107,6 +107,7 @@ fn of<'a>(commands: &'a [Value], agent: &str) -> &'a Value {
 }
 
 pub async fn what_a_receiver_answers_decides_what_becomes_of_a_command(on: On) {
+    mostly_waits();
     let seen = web::Data::new(Seen::default());
     let address = receiver(&seen);
     let server = Server::start(allowed(on)).await;
@@ -176,6 +177,7 @@ async fn listener<F: Future<Output = ()> + 'static>(
 }
 
 pub async fn special_addresses_are_not_called_whatever_the_proxy_unless_they_are_allowed(on: On) {
+    mostly_waits();
     let seen = web::Data::new(Seen::default());
     let address = receiver(&seen);
     let (proxy, proxied) = listener(|stream| async { drop(stream) }).await;
@@ -215,6 +217,7 @@ pub async fn special_addresses_are_not_called_whatever_the_proxy_unless_they_are
 }
 
 pub async fn hosts_that_hang_drip_or_close_hold_up_no_other(on: On) {
+    mostly_waits();
     let seen = web::Data::new(Seen::default());
     let address = receiver(&seen);
     let (hanging, hung) = listener(|stream| async {
