@@ -99,7 +99,7 @@ impl Config {
             .unwrap_or_else(|| ServiceUrl::new(format!("sqlite://{}", self.data_dir.join("odoshi.db").display())))
     }
 
-    /// The hooks as the store knows them: what each is told of.
+    /// The hooks as the store knows them: the events of each.
     pub fn hook_listeners(&self) -> Vec<Listener> {
         hook::listeners(&self.hook)
     }

@@ -55,7 +55,7 @@ impl HookEvent {
     }
 }
 
-/// A hook as the store knows it: its name, and what it is told of.
+/// A hook as the store knows it: its name and its events.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Listener {
     /// The hook's name.

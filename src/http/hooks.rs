@@ -14,7 +14,7 @@ pub(super) struct HookState {
     /// for a hook that the answering node does not have in its settings.
     #[serde(skip_serializing_if = "Option::is_none")]
     url: Option<String>,
-    /// The events that it is told of; absent like `url`.
+    /// The events that are sent to it; absent like `url`.
     #[serde(skip_serializing_if = "Option::is_none")]
     on: Option<Vec<String>>,
     #[serde(flatten)]

@@ -1,4 +1,4 @@
-//! What hooks are told of.
+//! Events for hooks.
 
 use crate::Backend;
 use crate::support::{in_secs, resolved};

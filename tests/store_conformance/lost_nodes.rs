@@ -1,4 +1,4 @@
-//! What hooks are told of nodes that die, which only PostgreSQL can have.
+//! Events for hooks when a node dies, which only PostgreSQL can have.
 
 use crate::hooks::{claim, register};
 use crate::postgres::{Postgres, impatient};

@@ -6,7 +6,7 @@
 //!   hours old. The agent learns the server's time from the `welcome` that repeats the `clock` of
 //!   its own `hello`. A process that has not got one drops commands: it can't know whether they
 //!   have expired, and the answer to its `hello` repeats all of them. A later connection of the
-//!   same process goes on with the clock that it has.
+//!   same process keeps the clock that it has.
 //! - **Commands are acknowledged late**: once the journal has them and the broker has `received`.
 //!   What is lost before that comes again.
 //! - **The agent's capacity is its own business.** Messages are read ahead, a few at a time, and

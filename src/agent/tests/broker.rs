@@ -214,7 +214,7 @@ async fn commands_from_before_the_first_welcome_are_dropped_and_old_welcomes_do_
     }
     peer.command(3);
     assert_eq!(peer.received().await, [run_ref(3)]);
-    // Another connection of the same process goes on with the clock that it has.
+    // Another connection of the same process keeps the clock that it has.
     drop(peer);
     let mut peer = rig.connection().await;
     assert_eq!(peer.hello().await.running, [run_ref(3)]);

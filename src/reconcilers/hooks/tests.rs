@@ -60,7 +60,7 @@ fn hook(name: &str, on: &str, timeout: Span) -> Hook {
 }
 
 impl Fixture {
-    /// Hooks `a` and `b` are told of ended actions, `c` of lost nodes.
+    /// Hooks `a` and `b` get ended actions, `c` lost nodes.
     async fn with(timeout: Span, hangs: Option<&'static str>, script: Vec<Does>) -> Self {
         let hooks = [("a", "action.ended"), ("b", "action.ended"), ("c", "node.lost")];
         let hooks = hooks.map(|(name, on)| hook(name, on, timeout)).to_vec();

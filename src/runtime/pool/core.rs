@@ -132,7 +132,7 @@ impl<Job, E> Core<Job, E> {
         self.is_aborting.load(SeqCst)
     }
 
-    /// Keeps jobs for whoever cancels the pool. That is their outcome.
+    /// Keeps jobs for the caller that cancels the pool. That is their outcome.
     pub(super) fn give_back(&self, errors: Vec<StageError<Job, E>>) {
         let jobs = errors.len();
         lock(&self.given_back).extend(errors);

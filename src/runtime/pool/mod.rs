@@ -44,7 +44,7 @@
 //! an async function, [`Chain::blocking`] a function that blocks, and [`Chain::batched`] one that does
 //! many jobs at a time. The results of a stage are the jobs of the next. The queue before each stage
 //! is bounded ([`Chain::queue`]), and so are the outcomes ([`Chain::outcomes`]): a slow stage, or a
-//! reader that falls behind, slows down whoever submits. [`Stage::set_concurrency`] changes the number
+//! reader that falls behind, slows down the callers of `submit`. [`Stage::set_concurrency`] changes the number
 //! of workers at any time; a lower number waits for no job and interrupts none.
 //!
 //! Each worker is a spawned task that runs one job (or batch) after the other. Rejected: streams

@@ -1,9 +1,9 @@
 //! A bounded queue with many producers and many consumers.
 //!
-//! A lock is held for a push or a pop only, and whoever waits does so on a `Notify`. Rejected:
+//! A lock is held for a push or a pop only, and waiting tasks wait on a `Notify`. Rejected:
 //!
 //! - `tokio::sync::mpsc`: it has one consumer, and gives back what it holds to nobody else;
-//! - semaphores that count items and room: they hand each permit to whoever waits the longest, so that
+//! - semaphores that count items and room: they hand each permit to the task that has waited longest, so that
 //!   a full queue moves one item per switch between tasks.
 
 use super::ordered::{Keyed, Lanes};

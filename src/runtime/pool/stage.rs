@@ -167,7 +167,7 @@ where
     /// Lays the jobs on the desk. Returns false if there are none to do.
     fn take_up(&self, desk: &Desk<Job>, hands: &mut Hands<Job, In, Out, E>) -> bool {
         let mut jobs = lock(&desk.jobs);
-        // Looked at under the lock: whoever aborts sets it before looking at the desks.
+        // Looked at under the lock: an abort sets it before it looks at the desks.
         if self.core.is_aborting() {
             drop(jobs);
             let back = hands.tickets.drain(..).map(|entry| self.not_started(entry.item)).collect();

@@ -32,7 +32,7 @@ impl<C: Carrier> Intake<C> {
         Self { context, carrier, known }
     }
 
-    /// Takes a message. `agent` is whom the broker vouches for: the name in its subject or routing
+    /// Takes a message. `agent` is the sender that the broker vouches for: the name in its subject or routing
     /// key; `None` if there is none.
     pub(crate) async fn take(&self, agent: Option<&str>, message: &[u8]) -> Taken {
         let taken = match self.read(agent, message).await {

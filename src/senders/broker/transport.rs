@@ -22,7 +22,7 @@ const QUEUE: usize = 5_000;
 const TIMEOUT: Duration = Duration::from_secs(120);
 /// The wait of a command for whose message the broker has no room.
 const FULL_RETRY: Duration = Duration::from_secs(30);
-/// Agents per page when they are told of a cancel.
+/// Agents per page when a cancel is published.
 const CANCEL_PAGE: usize = 1_000;
 
 /// The transport of a broker's agents.

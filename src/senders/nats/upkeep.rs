@@ -38,7 +38,7 @@ pub(super) async fn keep_consumers(carrier: Arc<NatsCarrier>) {
 }
 
 async fn run_once(carrier: &NatsCarrier, connected: &Connected) -> Result<(), async_nats::Error> {
-    // The consumers first: whoever is listed here and has no agent afterwards had none before.
+    // The consumers first: a consumer that is listed here and has no agent afterwards had none before.
     let commands = connected.stream.get_stream_no_info(STREAM_NAME).await?;
     let names: HashSet<String> = commands.consumer_names().try_collect().await?;
     let agents = agents(&*carrier.context.store, carrier.context.transport()).await;

@@ -46,7 +46,7 @@ pub(super) struct Inner {
     pub(super) others: AtomicBool,
     /// Where hints of other nodes go.
     pub(super) hints: mpsc::Sender<Hint>,
-    /// The hooks that are told of events.
+    /// The hooks, each with its events.
     pub(super) hooks: Registered,
     /// How long other nodes have been silent.
     watch: std::sync::Mutex<Watch>,

@@ -229,7 +229,7 @@ pub(super) async fn adopt(conn: &mut AsyncPgConnection, incarnation: &str) -> Qu
 }
 
 /// Ends other nodes that have said nothing since this heartbeat of theirs, and takes what they had.
-/// Waits for their transactions in flight; later ones fail. Hooks are told of it.
+/// Waits for their transactions in flight; later ones fail. Writes an event for the hooks.
 pub(super) async fn take_over(
     conn: &mut AsyncPgConnection,
     incarnation: &str,

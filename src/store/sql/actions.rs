@@ -48,7 +48,7 @@ impl ActionViewRow {
         })
     }
 
-    /// With the name of the token that created it, for those who are told of its end.
+    /// With the name of the token that created it, for the events of hooks.
     pub(in crate::store) fn view_with_author(mut self, sums: Sums) -> QueryResult<(ActionView, Option<String>)> {
         let created_by = self.created_by.take();
         Ok((self.view(sums)?, created_by))

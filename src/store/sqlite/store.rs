@@ -49,7 +49,7 @@ pub struct SqliteStore {
     runtime: Option<Runtime>,
     /// This process, and the lane of its counters.
     pub(super) incarnation: String,
-    /// The hooks that are told of events.
+    /// The hooks, each with its events.
     pub(super) hooks: Registered,
     /// What tests add to this machine's clock, in milliseconds.
     pub(super) offset: AtomicI64,
