@@ -1,11 +1,11 @@
 //! Builds a server from settings and senders.
 
 use super::error::{AppError, io_error};
-use super::extension::{ActorContext, ActorRegistration, ListenerRegistration};
+use super::extension::{ActorContext, Additions};
 use super::open_files::OpenFiles;
 use super::running::Running;
 use super::startup;
-use super::wiring::{Extensions, Registration, Wiring};
+use super::wiring::Wiring;
 use crate::config::{Config, ConfigError};
 use crate::domain::agent::STREAM;
 use crate::error_chain::ErrorChain;
@@ -41,14 +41,14 @@ pub struct Odoshi;
 impl Odoshi {
     /// A server with these settings. Add senders of your own with [`Builder::sender`], then [`run`](Builder::run) it.
     pub fn builder(config: Config) -> Builder {
-        Builder { config, extensions: Extensions::default(), fault: None, hook_client: None }
+        Builder { config, additions: Additions::default(), fault: None, hook_client: None }
     }
 }
 
 /// A server that is being built. See [`Odoshi::builder`].
 pub struct Builder {
     config: Config,
-    extensions: Extensions,
+    additions: Additions,
     /// Settings of a sender that can't be read.
     fault: Option<ConfigError>,
     hook_client: Option<Arc<dyn HookClient>>,
@@ -56,15 +56,15 @@ pub struct Builder {
 
 impl Builder {
     /// Adds a sender: commands of agents with this transport go to the actor that `make` returns.
-    /// It is supervised, receives cancels, and is drained like Odoshi's own senders. See
-    /// [`senders`](crate::senders) for its duties.
+    /// It is supervised, receives cancels, and is drained like Odoshi's own senders. It has a thread
+    /// of its own: if it blocks, its own commands wait. See [`senders`](crate::senders) for its duties.
     #[must_use]
-    pub fn sender<A>(mut self, transport: &'static str, make: impl FnOnce(SenderContext) -> A + 'static) -> Self
+    pub fn sender<A>(mut self, transport: &'static str, make: impl FnOnce(SenderContext) -> A + Send + 'static) -> Self
     where
         A: Actor<Context = Context<A>> + Supervised + Unpin,
         A: Handler<Deliver> + Handler<Cancelled> + Handler<Drain>,
     {
-        self.extensions.senders.push(Registration::new(transport, make));
+        self.additions.add_sender(transport, make);
         self
     }
 
@@ -74,12 +74,12 @@ impl Builder {
     pub fn sender_with_settings<A, S>(
         mut self,
         transport: &'static str,
-        make: impl FnOnce(SenderContext, S) -> A + 'static,
+        make: impl FnOnce(SenderContext, S) -> A + Send + 'static,
     ) -> Self
     where
         A: Actor<Context = Context<A>> + Supervised + Unpin,
         A: Handler<Deliver> + Handler<Cancelled> + Handler<Drain>,
-        S: DeserializeOwned + 'static,
+        S: DeserializeOwned + Send + 'static,
     {
         match self.config.sender.custom.read(transport) {
             Ok(settings) => self.sender(transport, |context| make(context, settings)),
@@ -91,22 +91,22 @@ impl Builder {
     }
 
     /// Adds an actor of any kind: a source of actions, or a bridge to another system. It is
-    /// supervised, shown at `/readyz`, and drained before everything else.
+    /// supervised, shown at `/readyz`, and drained before everything else. It has a thread of its own.
     #[must_use]
-    pub fn actor<A>(mut self, name: &'static str, make: impl FnOnce(ActorContext) -> A + 'static) -> Self
+    pub fn actor<A>(mut self, name: &'static str, make: impl FnOnce(ActorContext) -> A + Send + 'static) -> Self
     where
         A: Actor<Context = Context<A>> + Supervised + Unpin + Handler<Drain>,
     {
-        self.extensions.actors.push(ActorRegistration::new(name, make));
+        self.additions.add_actor(name, make);
         self
     }
 
-    /// Calls `listen` for results that were recorded at this node, in batches, after the commit. It
-    /// must be quick. Results may be missed in a crash, and when `listen` is too slow for their
+    /// Calls `listen` for results that were recorded at this node, in batches, after the commit, on a
+    /// thread of its own. Results may be missed in a crash, and when `listen` is too slow for their
     /// number; a hook is at least once.
     #[must_use]
-    pub fn on_outcome(mut self, listen: impl FnMut(&[RecordedOutcome]) + Unpin + 'static) -> Self {
-        self.extensions.listeners.push(ListenerRegistration::new(listen));
+    pub fn on_outcome(mut self, listen: impl FnMut(&[RecordedOutcome]) + Unpin + Send + 'static) -> Self {
+        self.additions.add_listener(listen);
         self
     }
 
@@ -133,7 +133,7 @@ impl Builder {
     /// # Errors
     /// If the store, the spool or the address can't be used.
     pub async fn start(self) -> Result<Running, AppError> {
-        let Self { config, mut extensions, fault, hook_client } = self;
+        let Self { config, additions, fault, hook_client } = self;
         if let Some(fault) = fault {
             return Err(fault.into());
         }
@@ -141,9 +141,7 @@ impl Builder {
         let hooks = hook_set(&config, hook_client)?;
         // Steps that can fail without touching the store come first, so that nothing has to be
         // undone.
-        let registered: Vec<&str> = extensions.senders.iter().map(|sender| sender.transport).collect();
-        let own = super::transports::open(&config, &registered)?;
-        extensions.senders.splice(0..0, own);
+        let own = super::transports::open(&config, &additions.transports())?;
         let open_files = OpenFiles::plan(&config)?;
         startup::make_private_folder(&config.data_dir)?;
         // The lock before the address: a process that is about to end releases both, and only the
@@ -153,6 +151,8 @@ impl Builder {
         let spool = Spool::open(config.spool_dir(), config.http.max_body.as_usize() as u64)
             .map_err(io_error(format!("the spool {}", config.spool_dir().display())))?;
         let store = store::open(&config).await?;
+        let mut extensions = additions.register()?;
+        extensions.senders.splice(0..0, own);
         let serves_stream = config.sender.enabled.iter().any(|name| name == STREAM);
         let own = extensions.senders.iter().map(|sender| sender.transport);
         let transports: Vec<String> =

@@ -1,8 +1,13 @@
-//! What users add to a server beside senders: actors of their own, and listeners for results.
+//! What users add to a server: senders, actors of their own, and listeners for results.
+//!
+//! Each runs on a thread of its own: one that blocks holds up nothing else.
 
+use super::error::{AppError, io_error};
+use super::wiring::{Extensions, Registration};
 use crate::context::Node;
 use crate::domain::audit::Author;
-use crate::runtime::{Drain, Supervision, Unstarted};
+use crate::runtime::{Drain, OnOwnThread, Supervision};
+use crate::senders::{Cancelled, Deliver, SenderContext};
 use crate::service::{ServiceError, actions};
 use crate::signals::{OutcomesRecorded, RecordedOutcome};
 use crate::store::Store;
@@ -44,16 +49,16 @@ pub(super) struct ActorRegistration {
 }
 
 impl ActorRegistration {
-    pub(super) fn new<A>(name: &'static str, make: impl FnOnce(ActorContext) -> A + 'static) -> Self
+    fn new<A>(name: &'static str, make: impl FnOnce(ActorContext) -> A + Send + 'static) -> Result<Self, AppError>
     where
         A: Actor<Context = Context<A>> + Supervised + Unpin + Handler<Drain>,
     {
-        let unstarted = Unstarted::default();
+        let unstarted = thread_of::<A>(name)?;
         let drain = unstarted.address().recipient();
         let start = Box::new(move |node, supervision: &Supervision| {
-            unstarted.start(name, make(ActorContext { name, node }), supervision);
+            unstarted.start(name, move || make(ActorContext { name, node }), supervision);
         });
-        Self { drain, start }
+        Ok(Self { drain, start })
     }
 }
 
@@ -81,12 +86,85 @@ pub(super) struct ListenerRegistration {
 }
 
 impl ListenerRegistration {
-    pub(super) fn new(listen: impl FnMut(&[RecordedOutcome]) + Unpin + 'static) -> Self {
-        let unstarted = Unstarted::default();
+    fn new(listen: impl FnMut(&[RecordedOutcome]) + Unpin + Send + 'static) -> Result<Self, AppError> {
+        let unstarted = thread_of::<OutcomeListener<_>>("on_outcome")?;
         let listener = unstarted.address().recipient();
         let start = Box::new(move |supervision: &Supervision| {
-            unstarted.start("on_outcome", OutcomeListener(listen), supervision);
+            unstarted.start("on_outcome", move || OutcomeListener(listen), supervision);
         });
-        Self { listener, start }
+        Ok(Self { listener, start })
+    }
+}
+
+fn thread_of<A>(name: &str) -> Result<OnOwnThread<A>, AppError>
+where
+    A: Actor<Context = Context<A>> + Supervised + Unpin,
+{
+    OnOwnThread::new().map_err(io_error(format!("the thread of {name}")))
+}
+
+fn sender<A>(
+    transport: &'static str,
+    make: impl FnOnce(SenderContext) -> A + Send + 'static,
+) -> Result<Registration, AppError>
+where
+    A: Actor<Context = Context<A>> + Supervised + Unpin,
+    A: Handler<Deliver> + Handler<Cancelled> + Handler<Drain>,
+{
+    let unstarted = thread_of::<A>(transport)?;
+    let address = unstarted.address();
+    let start = move |context, supervision: &Supervision| unstarted.start(transport, || make(context), supervision);
+    Ok(Registration::of(transport, &address, start))
+}
+
+/// Something made once there is an actix system.
+type Later<T> = Box<dyn FnOnce() -> Result<T, AppError>>;
+
+/// What users added, before the server starts.
+#[derive(Default)]
+pub(super) struct Additions {
+    senders: Vec<(&'static str, Later<Registration>)>,
+    actors: Vec<Later<ActorRegistration>>,
+    listeners: Vec<Later<ListenerRegistration>>,
+}
+
+impl Additions {
+    pub(super) fn add_sender<A>(
+        &mut self,
+        transport: &'static str,
+        make: impl FnOnce(SenderContext) -> A + Send + 'static,
+    ) where
+        A: Actor<Context = Context<A>> + Supervised + Unpin,
+        A: Handler<Deliver> + Handler<Cancelled> + Handler<Drain>,
+    {
+        self.senders.push((transport, Box::new(move || sender(transport, make))));
+    }
+
+    pub(super) fn add_actor<A>(&mut self, name: &'static str, make: impl FnOnce(ActorContext) -> A + Send + 'static)
+    where
+        A: Actor<Context = Context<A>> + Supervised + Unpin + Handler<Drain>,
+    {
+        self.actors.push(Box::new(move || ActorRegistration::new(name, make)));
+    }
+
+    pub(super) fn add_listener(&mut self, listen: impl FnMut(&[RecordedOutcome]) + Unpin + Send + 'static) {
+        self.listeners.push(Box::new(move || ListenerRegistration::new(listen)));
+    }
+
+    /// The transports of the senders.
+    pub(super) fn transports(&self) -> Vec<&'static str> {
+        self.senders.iter().map(|(transport, _)| *transport).collect()
+    }
+
+    /// Starts the threads.
+    ///
+    /// # Errors
+    /// If one can't be started.
+    pub(super) fn register(self) -> Result<Extensions, AppError> {
+        Ok(Extensions {
+            senders: self.senders.into_iter().map(|(_, make)| make()).collect::<Result<_, _>>()?,
+            actors: self.actors.into_iter().map(|make| make()).collect::<Result<_, _>>()?,
+            listeners: self.listeners.into_iter().map(|make| make()).collect::<Result<_, _>>()?,
+        })
     }
 }

@@ -19,7 +19,8 @@
 //!
 //! Actors are drained source first: intake stops, then each stage finishes its work, and the
 //! outcomes come last. Work that isn't done by the deadline is still in the store. The pipeline
-//! lives on one arbiter, because a message to another thread costs a wake-up.
+//! lives on one arbiter, because a message to another thread costs a wake-up. What users add has
+//! threads of its own (`extension`).
 
 use super::extension::{ActorRegistration, ListenerRegistration};
 use crate::config::Config;
@@ -56,27 +57,38 @@ pub(super) struct Registration {
 }
 
 impl Registration {
+    /// A sender on the thread of the pipeline.
     pub(super) fn new<A>(transport: &'static str, make: impl FnOnce(SenderContext) -> A + 'static) -> Self
     where
         A: Actor<Context = Context<A>> + Supervised + Unpin,
         A: Handler<Deliver> + Handler<Cancelled> + Handler<Drain>,
     {
         let unstarted = Unstarted::default();
-        let address = unstarted.address();
+        Self::of(transport, &unstarted.address(), move |context, supervision| {
+            unstarted.start(transport, make(context), supervision);
+        })
+    }
+
+    /// A sender with this address, which `start` starts.
+    pub(super) fn of<A>(
+        transport: &'static str,
+        address: &Addr<A>,
+        start: impl FnOnce(SenderContext, &Supervision) + 'static,
+    ) -> Self
+    where
+        A: Actor<Context = Context<A>> + Handler<Deliver> + Handler<Cancelled> + Handler<Drain>,
+    {
         Self {
             transport,
             deliver: address.clone().recipient(),
             cancelled: address.clone().recipient(),
-            drain: address.recipient(),
-            start: Box::new(move |context, supervision| {
-                unstarted.start(transport, make(context), supervision);
-            }),
+            drain: address.clone().recipient(),
+            start: Box::new(start),
         }
     }
 }
 
-/// What users added to the server, before it is started.
-#[derive(Default)]
+/// The senders but the one for streams, and what users added to the server, before they are started.
 pub(super) struct Extensions {
     pub(super) senders: Vec<Registration>,
     pub(super) actors: Vec<ActorRegistration>,

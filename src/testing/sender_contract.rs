@@ -99,7 +99,7 @@ pub async fn sender_contract<A, F>(contract: SenderContract, make: F) -> Result<
 where
     A: Actor<Context = Context<A>> + Supervised + Unpin,
     A: Handler<Deliver> + Handler<Cancelled> + Handler<Drain>,
-    F: Fn(SenderContext) -> A + Clone + 'static,
+    F: Fn(SenderContext) -> A + Clone + Send + 'static,
 {
     delivers(&contract, make.clone()).await?;
     if contract.unreachable.is_some() {
@@ -122,7 +122,7 @@ impl Bench {
     where
         A: Actor<Context = Context<A>> + Supervised + Unpin,
         A: Handler<Deliver> + Handler<Cancelled> + Handler<Drain>,
-        F: Fn(SenderContext) -> A + 'static,
+        F: Fn(SenderContext) -> A + Send + 'static,
     {
         let dir = tempfile::tempdir().map_err(setup)?;
         let mut config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
@@ -195,7 +195,7 @@ async fn delivers<A, F>(contract: &SenderContract, make: F) -> Result<(), Broken
 where
     A: Actor<Context = Context<A>> + Supervised + Unpin,
     A: Handler<Deliver> + Handler<Cancelled> + Handler<Drain>,
-    F: Fn(SenderContext) -> A + 'static,
+    F: Fn(SenderContext) -> A + Send + 'static,
 {
     let bench = Bench::start(contract, make).await?;
     let action = bench.submit(contract, contract.address.as_ref(), contract.commands).await?;
@@ -227,7 +227,7 @@ async fn tries_again<A, F>(contract: &SenderContract, make: F) -> Result<(), Bro
 where
     A: Actor<Context = Context<A>> + Supervised + Unpin,
     A: Handler<Deliver> + Handler<Cancelled> + Handler<Drain>,
-    F: Fn(SenderContext) -> A + 'static,
+    F: Fn(SenderContext) -> A + Send + 'static,
 {
     let bench = Bench::start(contract, make).await?;
     let action = bench.submit(contract, contract.unreachable.as_ref(), 1).await?;
@@ -257,7 +257,7 @@ async fn drains<A, F>(contract: &SenderContract, make: F) -> Result<(), Broken>
 where
     A: Actor<Context = Context<A>> + Supervised + Unpin,
     A: Handler<Deliver> + Handler<Cancelled> + Handler<Drain>,
-    F: Fn(SenderContext) -> A + 'static,
+    F: Fn(SenderContext) -> A + Send + 'static,
 {
     let bench = Bench::start(contract, make).await?;
     bench.submit(contract, contract.address.as_ref(), contract.commands).await?;

@@ -1,10 +1,18 @@
+use super::fixture::{next, until};
 use super::{Broken, SenderContract, sender_contract};
-use crate::domain::command::Event;
+use crate::config::Config;
+use crate::domain::agent::Enrollment;
+use crate::domain::audit::Author;
+use crate::domain::command::{CommandState, Event};
 use crate::domain::protocol::OperationResult;
+use crate::node::Odoshi;
 use crate::senders::pooled::{Limits, PooledSender, Transport};
 use crate::senders::{Cancelled, Deferred, Deliver, Delivery, Drain, Outcome, SenderContext, report_of};
+use crate::service::actions;
+use crate::store::NewAgent;
 use actix::prelude::*;
 use async_trait::async_trait;
+use serde_json::json;
 use std::time::Duration;
 
 fn succeeded() -> Outcome {
@@ -47,6 +55,7 @@ enum Fault {
     NeverAnswers,
     ForgetsWhatIsInFlight,
     CountsByItself,
+    Blocks,
     Crashes,
     FailsAll,
 }
@@ -68,6 +77,9 @@ impl Handler<Deliver> for Faulty {
     fn handle(&mut self, Deliver(deliveries): Deliver, _: &mut Self::Context) -> Self::Result {
         assert!(self.fault != Fault::Crashes, "as the test wants it");
         let (context, fault) = (self.context.clone(), self.fault);
+        if fault == Fault::Blocks {
+            std::thread::sleep(Duration::from_secs(3600));
+        }
         let now = context.now();
         let reports: Vec<_> = deliveries
             .iter()
@@ -119,6 +131,7 @@ async fn a_sender_that_breaks_a_promise_is_found_out() {
     let short = || SenderContract { patience: Duration::from_secs(2), ..contract() };
     assert_eq!(verdict(Fault::NeverRecords, short()).await, Err(Broken::NoOutcome));
     assert_eq!(verdict(Fault::NeverAnswers, short()).await, Err(Broken::DeliverUnanswered));
+    assert_eq!(verdict(Fault::Blocks, short()).await, Err(Broken::DeliverUnanswered));
     assert_eq!(verdict(Fault::ForgetsWhatIsInFlight, contract()).await, Err(Broken::RecordedAfterDrain));
     assert_eq!(verdict(Fault::Crashes, contract()).await, Err(Broken::Crashed));
     assert_eq!(verdict(Fault::FailsAll, contract()).await, Err(Broken::NotDelivered));
@@ -128,4 +141,43 @@ async fn a_sender_that_breaks_a_promise_is_found_out() {
 async fn a_sender_that_counts_attempts_wrongly_is_found_out() {
     let contract = SenderContract { unreachable: Some("nowhere".into()), ..contract() };
     assert_eq!(verdict(Fault::CountsByItself, contract).await, Err(Broken::WrongAttempts));
+}
+
+#[actix_rt::test]
+async fn a_sender_that_blocks_its_thread_holds_up_nothing_else() {
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut config = Config { data_dir: dir.path().to_owned(), ..Config::default() };
+    config.http.listen = std::net::SocketAddr::from(([127, 0, 0, 1], 0));
+    config.sender.enabled = Vec::new();
+    let (tell, mut told) = tokio::sync::mpsc::unbounded_channel();
+    let odoshi = Odoshi::builder(config)
+        .sender("blocking", |context| Faulty { context, fault: Fault::Blocks })
+        .sender("sound", |context| PooledSender::new(context, Sound))
+        .on_outcome(move |outcomes| {
+            tell.send(outcomes.len()).ok();
+            std::thread::sleep(Duration::from_secs(3600));
+        });
+    let mut running = odoshi.start().await.expect("it starts");
+    running.ready().await.expect("the store");
+    let agents = ["blocking", "sound"].map(|transport| NewAgent {
+        enrollment: Enrollment { name: format!("{transport}-1"), ..Enrollment::default() },
+        transport: transport.to_owned(),
+        address: None,
+        secret: None,
+    });
+    running.store().agent_insert(agents.into()).await.expect("agents");
+    for (round, target) in ["TRUE", "name = 'sound-1'", "name = 'sound-1'"].into_iter().enumerate() {
+        let document = json!({"name": "n", "target": target, "operations": [{"module": "ping"}]}).to_string();
+        let by = Author::server("test");
+        let action = actions::submit(running.node(), document.as_bytes(), None, by).await.expect("an action").id;
+        until("the sound sender has delivered", async || {
+            let commands = running.store().command_list(action, None, None, 10).await.expect("commands");
+            commands.iter().any(|command| command.agent == "sound-1" && command.status == CommandState::Succeeded)
+        })
+        .await;
+        // The listener is called once, and blocks from then on.
+        if round == 0 {
+            assert_eq!(next(&mut told).await, 1);
+        }
+    }
 }
