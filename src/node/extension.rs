@@ -3,7 +3,7 @@
 //! Each runs on a thread of its own: one that blocks holds up nothing else.
 
 use super::error::{AppError, io_error};
-use super::wiring::{Extensions, Registration};
+use super::registration::{ActorRegistration, Extensions, ListenerRegistration, Registration};
 use crate::context::Node;
 use crate::domain::audit::Author;
 use crate::runtime::{Drain, OnOwnThread, Supervision};
@@ -39,15 +39,6 @@ impl ActorContext {
     }
 }
 
-/// Starts an actor.
-type Start = Box<dyn FnOnce(Arc<Node>, &Supervision)>;
-
-/// An actor of a user's own before it is started.
-pub(super) struct ActorRegistration {
-    pub(super) drain: Recipient<Drain>,
-    pub(super) start: Start,
-}
-
 impl ActorRegistration {
     fn new<A>(name: &'static str, make: impl FnOnce(ActorContext) -> A + Send + 'static) -> Result<Self, AppError>
     where
@@ -77,12 +68,6 @@ impl<F: FnMut(&[RecordedOutcome]) + Unpin + 'static> Handler<OutcomesRecorded> f
     fn handle(&mut self, OutcomesRecorded(outcomes): OutcomesRecorded, _: &mut Self::Context) {
         (self.0)(&outcomes);
     }
-}
-
-/// A listener before it is started.
-pub(super) struct ListenerRegistration {
-    pub(super) listener: Recipient<OutcomesRecorded>,
-    pub(super) start: Box<dyn FnOnce(&Supervision)>,
 }
 
 impl ListenerRegistration {

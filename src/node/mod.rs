@@ -4,6 +4,7 @@ mod builder;
 mod error;
 mod extension;
 mod open_files;
+mod registration;
 mod running;
 mod startup;
 mod systemd;

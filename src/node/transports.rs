@@ -1,7 +1,7 @@
 //! Odoshi's own senders, as far as `sender.enabled` names them.
 
 use super::error::AppError;
-use super::wiring::Registration;
+use super::registration::Registration;
 use crate::config::Config;
 use crate::domain::agent::STREAM;
 #[cfg(any(feature = "webhook", feature = "smtp"))]

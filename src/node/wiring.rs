@@ -22,7 +22,7 @@
 //! lives on one arbiter, because a message to another thread costs a wake-up. What users add has
 //! threads of its own (`extension`).
 
-use super::extension::{ActorRegistration, ListenerRegistration};
+use super::registration::Extensions;
 use crate::config::Config;
 use crate::context::Node;
 use crate::domain::agent::STREAM;
@@ -38,62 +38,11 @@ use crate::pipeline::spool_loader::SpoolLoader;
 use crate::reconcilers::Reconcilers;
 use crate::runtime::{Batcher, Drain, Reconciler, Sink, Supervision, Unstarted, Waker, Writer};
 use crate::senders::stream::{Opening, SessionDeps, SessionSink, Sessions, StreamSender};
-use crate::senders::{Cancelled, Deliver, HookSet, SenderContext};
+use crate::senders::{HookSet, SenderContext};
 use crate::signals::{ActionCache, Board, PeerNotifier, Presence, SchedulerInbox, Signals, StreamInbox};
 use crate::store::Store;
 use actix::prelude::*;
 use std::sync::Arc;
-
-/// Starts a sender.
-type StartSender = Box<dyn FnOnce(SenderContext, &Supervision)>;
-
-/// A sender before it is started.
-pub(super) struct Registration {
-    pub(super) transport: &'static str,
-    deliver: Recipient<Deliver>,
-    cancelled: Recipient<Cancelled>,
-    drain: Recipient<Drain>,
-    start: StartSender,
-}
-
-impl Registration {
-    /// A sender on the thread of the pipeline.
-    pub(super) fn new<A>(transport: &'static str, make: impl FnOnce(SenderContext) -> A + 'static) -> Self
-    where
-        A: Actor<Context = Context<A>> + Supervised + Unpin,
-        A: Handler<Deliver> + Handler<Cancelled> + Handler<Drain>,
-    {
-        let unstarted = Unstarted::default();
-        Self::of(transport, &unstarted.address(), move |context, supervision| {
-            unstarted.start(transport, make(context), supervision);
-        })
-    }
-
-    /// A sender with this address, which `start` starts.
-    pub(super) fn of<A>(
-        transport: &'static str,
-        address: &Addr<A>,
-        start: impl FnOnce(SenderContext, &Supervision) + 'static,
-    ) -> Self
-    where
-        A: Actor<Context = Context<A>> + Handler<Deliver> + Handler<Cancelled> + Handler<Drain>,
-    {
-        Self {
-            transport,
-            deliver: address.clone().recipient(),
-            cancelled: address.clone().recipient(),
-            drain: address.clone().recipient(),
-            start: Box::new(start),
-        }
-    }
-}
-
-/// The senders but the one for streams, and what users added to the server, before they are started.
-pub(super) struct Extensions {
-    pub(super) senders: Vec<Registration>,
-    pub(super) actors: Vec<ActorRegistration>,
-    pub(super) listeners: Vec<ListenerRegistration>,
-}
 
 /// The addresses of all actors before they are started.
 #[derive(Default)]
