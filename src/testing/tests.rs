@@ -48,6 +48,12 @@ async fn a_sound_sender_keeps_the_contract() {
     assert_eq!(sender_contract(contract, |context| PooledSender::new(context, Sound)).await, Ok(()));
 }
 
+/// Blocks its thread, as a user's code may.
+#[allow(clippy::disallowed_methods, reason = "this is what is tested")]
+fn block() {
+    std::thread::sleep(Duration::from_secs(3600));
+}
+
 /// The ways in which a sender is wrong.
 #[derive(Clone, Copy, PartialEq)]
 enum Fault {
@@ -78,7 +84,7 @@ impl Handler<Deliver> for Faulty {
         assert!(self.fault != Fault::Crashes, "as the test wants it");
         let (context, fault) = (self.context.clone(), self.fault);
         if fault == Fault::Blocks {
-            std::thread::sleep(Duration::from_secs(3600));
+            block();
         }
         let now = context.now();
         let reports: Vec<_> = deliveries
@@ -155,7 +161,7 @@ async fn a_sender_that_blocks_its_thread_holds_up_nothing_else() {
         .sender("sound", |context| PooledSender::new(context, Sound))
         .on_outcome(move |outcomes| {
             tell.send(outcomes.len()).ok();
-            std::thread::sleep(Duration::from_secs(3600));
+            block();
         });
     let mut running = odoshi.start().await.expect("it starts");
     running.ready().await.expect("the store");
