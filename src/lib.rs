@@ -6,6 +6,8 @@
 //! wired, and [`senders`] says how to add your own transport.
 
 pub mod agent;
+#[cfg(feature = "amqp")]
+mod amqp_client;
 pub mod cli;
 pub mod config;
 pub mod context;

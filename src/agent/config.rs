@@ -13,8 +13,8 @@ use std::path::PathBuf;
 #[serde(deny_unknown_fields, default)]
 pub struct AgentConfig {
     /// The server's base URL, `http://host:port` or `https://host:port`; or the broker that the server
-    /// uses, `nats://host:port` or `tls://host:port`, with further hosts of its cluster after commas.
-    /// The URL of a broker may have a login, `user:password@`, which `Debug` masks.
+    /// uses: `nats://host:port` or `tls://host:port`, with further hosts of its cluster after commas, or
+    /// `amqp[s]://host:port/vhost`. The URL of a broker may have a login, `user:password@`, which `Debug` masks.
     pub server: String,
     /// The agent's unique name, `[A-Za-z0-9._-]{1,128}`.
     pub name: String,
@@ -38,7 +38,8 @@ pub struct AgentConfig {
     pub exec: ExecConfig,
     /// A folder of executables, each of which is a module; none by default.
     pub modules_dir: Option<PathBuf>,
-    /// For https: a file with the authorities to trust (PEM), instead of the system's.
+    /// For https, tls and amqps: a file with the authorities to trust (PEM), instead of the system's; for
+    /// amqps beside them.
     pub ca_file: Option<PathBuf>,
     /// Maximum sizes of output.
     pub output: OutputConfig,
@@ -118,6 +119,8 @@ pub(super) enum Uplink {
     Http,
     /// Messages over NATS.
     Nats,
+    /// Messages over RabbitMQ.
+    Amqp,
 }
 
 /// The programs that `exec` may run. An empty list allows nothing.
@@ -255,6 +258,7 @@ impl AgentConfig {
     pub(super) fn uplink(&self) -> Uplink {
         match ServiceUrl::new(&self.server).scheme() {
             "nats" | "tls" => Uplink::Nats,
+            "amqp" | "amqps" => Uplink::Amqp,
             _ => Uplink::Http,
         }
     }
@@ -270,7 +274,7 @@ impl AgentConfig {
                     Ok(url) if matches!(url.scheme(), "http" | "https") && url.host_str().is_some() => {}
                     _ => {
                         return Err(format!(
-                            "server: \"{shown}\" is not http://host:port, https://host:port or nats://host:port"
+                            "server: \"{shown}\" is not http[s]://host:port, nats://host:port or amqp://host:port"
                         ));
                     }
                 }
@@ -283,6 +287,14 @@ impl AgentConfig {
             }
             #[cfg(not(feature = "nats"))]
             Uplink::Nats => return Err(format!("server: \"{shown}\": this program was built without NATS")),
+            #[cfg(feature = "amqp")]
+            Uplink::Amqp => {
+                crate::amqp_client::AmqpAccess::new(&self.server).map_err(|error| format!("server: {error}"))?;
+                let nats_only = ("credentials_file", self.credentials_file.is_some());
+                http_only.into_iter().chain([nats_only]).find(|(_, is_set)| *is_set)
+            }
+            #[cfg(not(feature = "amqp"))]
+            Uplink::Amqp => return Err(format!("server: \"{shown}\": this program was built without AMQP")),
         };
         match wrong {
             Some((key, _)) => Err(format!("{key}: not for the server \"{shown}\"")),

@@ -1,7 +1,11 @@
 //! An agent from start to stop: connects the parts here, and stops them in order.
 
+#[cfg(feature = "amqp")]
+use super::broker::AmqpBroker;
 #[cfg(feature = "nats")]
-use super::broker::{BrokerConnection, NatsBroker};
+use super::broker::NatsBroker;
+#[cfg(any(feature = "nats", feature = "amqp"))]
+use super::broker::{Broker, BrokerConnection};
 use super::config::{AgentConfig, Uplink};
 use super::connection::Connection;
 use super::enroll::Credentials;
@@ -146,6 +150,8 @@ enum Way {
     Http(Credentials),
     #[cfg(feature = "nats")]
     Nats(NatsBroker),
+    #[cfg(feature = "amqp")]
+    Amqp(AmqpBroker),
 }
 
 impl Way {
@@ -159,15 +165,26 @@ impl Way {
         match self {
             Self::Http(credentials) => Box::pin(Connection::new(config, deps, credentials).run(stop)),
             #[cfg(feature = "nats")]
-            Self::Nats(broker) => {
-                let connection = BrokerConnection::new(&config, deps, broker);
-                Box::pin(async move {
-                    connection.run(stop).await;
-                    Ok(())
-                })
-            }
+            Self::Nats(broker) => over(broker, &config, deps, stop),
+            #[cfg(feature = "amqp")]
+            Self::Amqp(broker) => over(broker, &config, deps, stop),
         }
     }
+}
+
+/// Keeps a connection to a broker until `stop` is true.
+#[cfg(any(feature = "nats", feature = "amqp"))]
+fn over<B: Broker + 'static>(
+    broker: B,
+    config: &AgentConfig,
+    deps: SessionDeps,
+    stop: watch::Receiver<bool>,
+) -> BoxFuture<'static, Result<(), AgentError>> {
+    let connection = BrokerConnection::new(config, deps, broker);
+    Box::pin(async move {
+        connection.run(stop).await;
+        Ok(())
+    })
 }
 
 /// Opens the journal, which locks the folder, and reads what opens the way to the server. Blocks.
@@ -176,6 +193,8 @@ fn open(config: &AgentConfig) -> Result<(Journal, Recovered, Way), AgentError> {
     let way = match config.uplink() {
         #[cfg(feature = "nats")]
         Uplink::Nats => Way::Nats(NatsBroker::new(config).map_err(AgentError::Config)?),
+        #[cfg(feature = "amqp")]
+        Uplink::Amqp => Way::Amqp(AmqpBroker::new(config).map_err(AgentError::Config)?),
         _ => {
             let credentials = Credentials::read(&config.state_dir, config.token.clone(), config.token_file.clone())?;
             let missing = || AgentError::Config("token: needed to enroll, as state_dir holds no token yet".into());

@@ -34,7 +34,7 @@
 //! that polls it. A current-thread runtime is enough. Dropping the future kills the runs.
 
 mod backoff;
-#[cfg(feature = "nats")]
+#[cfg(any(feature = "nats", feature = "amqp"))]
 mod broker;
 mod config;
 mod connection;

@@ -9,7 +9,7 @@ use std::process::ExitCode;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// The server's URL, http[s]://HOST:PORT, or its broker's, nats://HOST:PORT
+    /// The server's URL, http[s]://HOST:PORT, or its broker's, nats://HOST:PORT or amqp://HOST:PORT
     #[arg(long, value_name = "URL", env = "ODOSHI_SERVER")]
     server: Option<String>,
     /// This agent's name, unique in the fleet

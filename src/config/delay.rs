@@ -10,7 +10,8 @@ section! {
         /// Commands due within this time (or 5 s, if it is less) are held in memory; later ones
         /// stay in the store.
         horizon: Span = Span::secs(60);
-        /// Maximum number of commands in memory: the nearest ones. The rest waits in the store.
+        /// Maximum number of commands of each transport in memory: the nearest ones. The rest waits in the
+        /// store.
         capacity: usize = 1_000_000;
     }
 }

@@ -14,7 +14,7 @@ use std::path::PathBuf;
 section! {
     /// Delivery of commands to agents.
     pub struct Sender {
-        /// The transports that this node serves: stream, webhook, nats, smtp, or your own.
+        /// The transports that this node serves: stream, webhook, nats, amqp, smtp, or your own.
         ///
         /// A transport of your own has its settings in a table of its name: [sender.NAME].
         enabled: Vec<String> = default_transports();
@@ -22,7 +22,7 @@ section! {
         webhook: Webhook = Webhook::default();
         /// Agents on a NATS JetStream cluster.
         nats: Nats = Nats::default();
-        /// Agents on a RabbitMQ cluster. There is no sender for them yet.
+        /// Agents on a RabbitMQ cluster.
         amqp: Amqp = Amqp::default();
         /// Messages by mail.
         smtp: Smtp = Smtp::default();
@@ -90,12 +90,18 @@ section! {
 }
 
 section! {
-    /// Agents on a RabbitMQ cluster. There is no sender for them yet.
+    /// Agents on a RabbitMQ cluster.
     pub struct Amqp {
-        /// The URL of the cluster.
+        /// The URL of the cluster: amqp:// or, with TLS, amqps://, and a virtual host. It may hold a login,
+        /// user:password@, with special characters percent-encoded.
         url: Option<ServiceUrl> = None, example "amqp://localhost:5672/%2f";
-        /// A file with the password of the URL's user and nothing else.
+        /// A file with the password of the URL's user, or of odoshi if it names none, and nothing else.
         password_file: Option<PathBuf> = None, example "/etc/odoshi/amqp.password";
+        /// For amqps:// a file with the authorities to trust (PEM), beside the system's.
+        ca_file: Option<PathBuf> = None, example "/etc/odoshi/ca.pem";
+        /// Maximum size of the queue of one agent. Used when the queue is made. Beyond it, commands wait in the
+        /// server.
+        max_bytes: ByteSize = ByteSize::mib(64);
     }
 }
 
@@ -117,10 +123,11 @@ section! {
 }
 
 /// The transports of this crate, and whether this build has them.
-const BUILT_IN: [(&str, bool); 4] = [
+const BUILT_IN: [(&str, bool); 5] = [
     ("stream", true),
     ("webhook", cfg!(feature = "webhook")),
     ("nats", cfg!(feature = "nats")),
+    ("amqp", cfg!(feature = "amqp")),
     ("smtp", cfg!(feature = "smtp")),
 ];
 
@@ -175,6 +182,8 @@ impl Sender {
         checks.count("sender.nats.replicas", self.nats.replicas, 5);
         let room = self.nats.max_bytes >= ByteSize::mib(16);
         checks.that("sender.nats.max_bytes", room, "must be at least 16MiB");
+        let room = self.amqp.max_bytes >= ByteSize::mib(16);
+        checks.that("sender.amqp.max_bytes", room, "must be at least 16MiB");
         let services: [(&str, &str, &[&str], &Option<ServiceUrl>); 3] = [
             ("nats", "sender.nats.url", &["nats", "tls"], &self.nats.url),
             ("amqp", "sender.amqp.url", &["amqp", "amqps"], &self.amqp.url),

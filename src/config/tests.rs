@@ -380,7 +380,12 @@ fn full() -> Config {
                 replicas: 1,
                 max_bytes: ByteSize::mib(64),
             },
-            amqp: Amqp { url: url("amqp://a"), password_file: Some("p".into()) },
+            amqp: Amqp {
+                url: url("amqp://a"),
+                password_file: Some("p".into()),
+                ca_file: Some("a".into()),
+                max_bytes: ByteSize::mib(32),
+            },
             smtp: Smtp {
                 url: url("smtp://s"),
                 password_file: Some("p".into()),

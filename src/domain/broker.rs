@@ -18,6 +18,12 @@ pub const HEARTBEAT_EVERY: std::time::Duration = std::time::Duration::from_secs(
 /// The JetStream stream of the commands, and the prefix of the streams beside it.
 pub const STREAM_NAME: &str = "ODOSHI";
 
+/// The AMQP exchange for what agents say.
+pub const RESULTS_EXCHANGE: &str = "odoshi.results";
+
+/// The longest name of a queue in AMQP, in bytes.
+pub const MAX_QUEUE_NAME: usize = 255;
+
 /// An agent's name as one token of a subject or a queue name: `.` is written `~2E`, and `~` `~7E`.
 pub fn token(name: &str) -> String {
     let mut token = String::with_capacity(name.len());

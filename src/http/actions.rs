@@ -32,14 +32,17 @@ pub(super) struct ActionSummary {
 pub(super) struct Action {
     #[serde(flatten)]
     summary: ActionSummary,
+    /// The name of the token that created it, or `spool` or `server`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    created_by: Option<String>,
     #[schema(value_type = Document)]
     action: Box<RawValue>,
 }
 
 impl From<ActionView> for Action {
     fn from(view: ActionView) -> Self {
-        let ActionView { id, name, status, created_at, counts, document, .. } = view;
-        Self { summary: ActionSummary { id, name, status, created_at, counts }, action: document }
+        let ActionView { id, name, status, created_at, created_by, counts, document, .. } = view;
+        Self { summary: ActionSummary { id, name, status, created_at, counts }, created_by, action: document }
     }
 }
 

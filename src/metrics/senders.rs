@@ -2,9 +2,13 @@
 
 use serde::Serialize;
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use utoipa::ToSchema;
+
+/// Values of a connection; 0 if the sender keeps none.
+const CONNECTED: u8 = 1;
+const DISCONNECTED: u8 = 2;
 
 /// The numbers of one sender. Clones share them.
 #[derive(Clone, Debug, Default)]
@@ -15,7 +19,8 @@ struct Numbers {
     waiting: AtomicUsize,
     running: AtomicUsize,
     away: AtomicUsize,
-    is_disconnected: AtomicBool,
+    /// Of senders that keep a connection: one of the constants above.
+    connection: AtomicU8,
     delivered: AtomicU64,
     attempts_failed: AtomicU64,
     refused: AtomicU64,
@@ -62,7 +67,7 @@ impl SenderStatus {
 
     /// Sets whether the broker is connected, for senders that keep a connection.
     pub fn set_connected(&self, is_connected: bool) {
-        self.0.is_disconnected.store(!is_connected, Ordering::Relaxed);
+        self.0.connection.store(if is_connected { CONNECTED } else { DISCONNECTED }, Ordering::Relaxed);
     }
 
     /// Counts a delivery.
@@ -101,8 +106,13 @@ impl SenderStatus {
     pub fn report(&self, transport: &'static str) -> SenderReport {
         let of = |number: &AtomicUsize| number.load(Ordering::Relaxed);
         let (waiting, in_flight, hosts_away) = (of(&self.0.waiting), of(&self.0.running), of(&self.0.away));
-        let is_disconnected = self.0.is_disconnected.load(Ordering::Relaxed);
-        let state = if is_disconnected || (hosts_away > 0 && in_flight == 0) { "away" } else { "ok" };
+        let is_away = match self.0.connection.load(Ordering::Relaxed) {
+            // The breaker stays open until something is delivered, and that may be long after.
+            CONNECTED => false,
+            DISCONNECTED => true,
+            _ => hosts_away > 0 && in_flight == 0,
+        };
+        let state = if is_away { "away" } else { "ok" };
         SenderReport { transport, state, hosts_away, waiting, in_flight }
     }
 }
@@ -145,6 +155,10 @@ mod tests {
             status.set(7, in_flight, hosts_away);
             let report = SenderReport { transport: "nats", state, hosts_away, waiting: 7, in_flight };
             assert_eq!(senders.reports(), [report]);
+        }
+        for (is_connected, state) in [(false, "away"), (true, "ok")] {
+            status.set_connected(is_connected);
+            assert_eq!(senders.reports()[0].state, state);
         }
         status.count(DeliveryResult::Refused);
         assert_eq!(senders.of("nats").counts()[2], ("refused", 1), "the same sender");

@@ -38,6 +38,12 @@ pub(super) fn open(config: &Config, registered: &[&str]) -> Result<Vec<Registrat
                 let access = nats::access(&config.sender.nats).map_err(AppError::Sender)?;
                 senders.push(Registration::new(nats::NATS, move |context| nats::sender(context, access)));
             }
+            #[cfg(feature = "amqp")]
+            "amqp" => {
+                use crate::senders::amqp;
+                let access = amqp::access(&config.sender.amqp).map_err(AppError::Sender)?;
+                senders.push(Registration::new(amqp::AMQP, move |context| amqp::sender(context, access)));
+            }
             _ => {}
         }
     }

@@ -13,7 +13,9 @@
 //! `Odoshi::builder(config).sender("slack", |context| PooledSender::new(context, Slack))`. Agents
 //! with that transport get their commands from it. `examples/custom_sender.rs` is a complete sender.
 
-#[cfg(feature = "nats")]
+#[cfg(feature = "amqp")]
+pub mod amqp;
+#[cfg(any(feature = "nats", feature = "amqp"))]
 pub(crate) mod broker;
 mod contract;
 mod due_command;

@@ -4,6 +4,7 @@ use super::error::{ServiceError, ServiceResult};
 use crate::context::Node;
 use crate::domain::agent::{AgentRef, Enrollment, MAX_DESCRIPTION, STREAM, Secret, SigningSecret, Token, hash_of};
 use crate::domain::audit::Author;
+use crate::domain::broker::{MAX_QUEUE_NAME, commands_to};
 use crate::domain::text::{has_nul, is_mail_address};
 use crate::store::{AgentPatch, AgentView, Enrolled, NewAgent};
 use std::collections::BTreeMap;
@@ -45,6 +46,10 @@ pub async fn add(node: &Node, added: AddedAgent, by: &Author) -> ServiceResult<A
     check_new_address(&transport, address.as_deref())?;
     let enrollment = Enrollment { name, labels, ..Enrollment::default() };
     enrollment.check()?;
+    if transport == "amqp" && commands_to(&enrollment.name).len() > MAX_QUEUE_NAME {
+        let detail = format!("name: too long for the name of a queue, which has {MAX_QUEUE_NAME} bytes at most");
+        return Err(ServiceError::invalid(detail));
+    }
     let (token, signing) = (Secret::random(), SigningSecret::random());
     let new = NewAgent { enrollment, transport, address, secret: Some(signing.reveal().to_owned()) };
     let agent = enrolled(node.store.agent_enroll(&new, token.hash(), by).await?, &new)?;

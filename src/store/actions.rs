@@ -86,6 +86,9 @@ pub struct ActionView {
     pub status: ActionState,
     /// When it was accepted.
     pub created_at: Timestamp,
+    /// The name of the token that created it, or `spool` or `server`; unknown for those of early
+    /// versions.
+    pub created_by: Option<String>,
     /// The exact counts of its commands by state.
     pub counts: Counts,
     /// The submitted document, as JSON.

@@ -121,6 +121,9 @@ pub async fn one_idempotency_key_is_one_action(on: On) {
     let (status, problem) = post("b", "k1").await;
     assert_eq!((status, &problem["type"]), (422, &json!("urn:odoshi:problem:idempotency-mismatch")));
     assert_eq!(post("a", &"k".repeat(256)).await.0, 400);
+    let (_, tokens) = server.call("GET", "/v1/tokens", None).await;
+    let view = server.action(first.1["id"].as_str().unwrap()).await;
+    assert_eq!(view["created_by"], tokens["tokens"][0]["name"], "{view} {tokens}");
     let (_, list) = server.call("GET", "/v1/actions", None).await;
     assert_eq!(list["actions"].as_array().unwrap().len(), 2);
 }

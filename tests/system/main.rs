@@ -6,6 +6,8 @@ mod agent_clock;
 mod agent_flow;
 mod agent_input;
 mod agent_programs;
+#[cfg(feature = "amqp")]
+mod amqp;
 mod backup;
 mod basics;
 mod chaos;
@@ -222,6 +224,19 @@ mod with_nats {
             messages_that_cannot_be_used_are_put_aside_with_the_reason
             an_agents_credentials_reach_nothing_of_another
             ten_thousand_agents_get_one_action
+        }
+    }
+}
+
+#[cfg(feature = "amqp")]
+mod with_amqp {
+    on_both! {
+        amqp {
+            every_command_runs_once_though_the_broker_is_killed_in_the_middle
+            a_broker_that_comes_later_and_loses_a_queue_costs_nothing
+            an_agent_that_comes_later_gets_what_is_open_and_neither_what_is_cancelled_nor_what_has_expired
+            messages_that_cannot_be_used_are_put_aside_with_the_reason
+            an_agents_credentials_reach_nothing_of_another
         }
     }
 }

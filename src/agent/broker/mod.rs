@@ -12,8 +12,10 @@
 //! - **The agent's capacity is its own business.** Messages are read ahead, a few at a time, and
 //!   passed to the runner when it has room, the most urgent first. So a cancel reaches a busy agent.
 //!
-//! [`Link`] is all that a broker has to provide: `nats` implements it.
+//! [`Link`] is all that a broker has to provide: `nats` and `amqp` implement it.
 
+#[cfg(feature = "amqp")]
+mod amqp;
 mod connection;
 mod held;
 mod link;
@@ -21,8 +23,11 @@ mod link;
 mod nats;
 mod session;
 
+#[cfg(feature = "amqp")]
+pub(super) use amqp::AmqpBroker;
 pub(super) use connection::BrokerConnection;
+pub(super) use link::Broker;
 #[cfg(test)]
-pub(super) use link::{Broker, Link, LinkError, Message};
+pub(super) use link::{Link, LinkError, Message};
 #[cfg(feature = "nats")]
 pub(super) use nats::NatsBroker;

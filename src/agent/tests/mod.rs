@@ -1,6 +1,6 @@
 //! Helpers for the tests of the agent's parts.
 
-#[cfg(feature = "nats")]
+#[cfg(any(feature = "nats", feature = "amqp"))]
 mod broker;
 mod connection;
 mod runner;

@@ -8,6 +8,8 @@ use crate::domain::protocol::{AgentFrame, RunRef, ServerFrame};
 use crate::error_chain::ErrorChain;
 use crate::senders::SenderContext;
 use crate::senders::stream::records::{store_received, store_results};
+use futures_util::FutureExt;
+use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
 
 /// What has become of a message.
@@ -45,14 +47,30 @@ impl<C: Carrier> Intake<C> {
         match taken {
             Ok(()) => Taken::Done,
             Err(Away(error)) => {
-                log::info!(transport = self.context.transport(), agent, error; "a message of an agent comes again later");
+                log::debug!(transport = self.context.transport(), agent, error; "a message of an agent comes again later");
                 Taken::Later
             }
         }
     }
 
+    /// The same. A message at which this process panics is put aside: it would panic again.
+    pub(crate) async fn take_or_bury(&self, agent: Option<&str>, message: &[u8]) -> Taken {
+        match AssertUnwindSafe(self.take(agent, message)).catch_unwind().await {
+            Ok(taken) => taken,
+            Err(_) => self.put_aside(agent, message, "the server panicked at it").await,
+        }
+    }
+
     /// Puts a message aside that can't be used.
-    pub(crate) async fn bury(&self, agent: Option<&str>, message: &[u8], reason: &str) -> Result<(), Away> {
+    pub(crate) async fn put_aside(&self, agent: Option<&str>, message: &[u8], reason: &str) -> Taken {
+        match self.bury(agent, message, reason).await {
+            Ok(()) => Taken::Done,
+            Err(_) => Taken::Later,
+        }
+    }
+
+    /// Puts a message aside that can't be used.
+    async fn bury(&self, agent: Option<&str>, message: &[u8], reason: &str) -> Result<(), Away> {
         log::warn!(transport = self.context.transport(), agent, bytes = message.len(), reason;
             "a message of an agent can't be used");
         self.carrier.bury(agent, message, reason).await.map_err(Away::from)

@@ -1,4 +1,4 @@
-//! Which agents may speak over a broker, remembered for a few seconds.
+//! Which agents there are at a broker, and which may speak (remembered for a few seconds).
 
 use crate::domain::agent::check_name;
 use crate::domain::target::Target;
@@ -12,6 +12,22 @@ use std::time::{Duration, Instant};
 const HOLDS: Duration = Duration::from_secs(5);
 /// Agents that are remembered. With more, all are forgotten.
 const MOST: usize = 20_000;
+
+/// Agents read at once.
+const PAGE: usize = 2_000;
+
+/// The names of all agents of a transport that may get commands.
+pub(crate) async fn agents_of(store: &dyn Store, transport: &str) -> StoreResult<Vec<String>> {
+    let Ok(target) = Target::parse(&format!("transport = '{transport}'")) else { return Ok(Vec::new()) };
+    let (mut names, mut after) = (Vec::new(), 0);
+    loop {
+        let page = store.agent_match(&target, after, PAGE).await?;
+        let nos: Vec<i64> = page.iter().map(|(agent_no, _)| *agent_no).collect();
+        let Some(last) = nos.last() else { return Ok(names) };
+        after = *last;
+        names.extend(store.agent_contacts(&nos).await?.into_iter().map(|agent| agent.name));
+    }
+}
 
 /// What is known of a name.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -19,11 +19,14 @@
 mod answer;
 mod intake;
 mod known;
+mod tasks;
 #[cfg(test)]
 mod tests;
 mod transport;
 
 pub(crate) use intake::{Intake, Taken};
+pub(crate) use known::agents_of;
+pub(crate) use tasks::{Tasks, told_to};
 pub(crate) use transport::BrokerTransport;
 
 use async_trait::async_trait;
@@ -37,6 +40,9 @@ pub(crate) enum CarrierError {
     /// It has no room now.
     #[error("{0}")]
     Full(String),
+    /// It will never take it.
+    #[error("{0}")]
+    Refused(String),
 }
 
 /// How messages get to one broker.

@@ -91,6 +91,7 @@ impl<C: Carrier> Transport for BrokerTransport<C> {
         match self.carrier.send(name, message, Some(&id)).await {
             Ok(()) => Outcome::Queued,
             Err(CarrierError::Away(error)) => Outcome::Away { error },
+            Err(CarrierError::Refused(error)) => Outcome::Failed { error, results: Vec::new() },
             Err(CarrierError::Full(error)) => {
                 log::warn!(agent = name, error; "the broker has no room for a command");
                 Outcome::Postponed { after: FULL_RETRY }

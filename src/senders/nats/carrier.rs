@@ -5,7 +5,7 @@ use crate::domain::broker::{commands_to, token};
 use crate::error_chain::ErrorChain;
 use crate::nats_client::NatsAccess;
 use crate::senders::SenderContext;
-use crate::senders::broker::{Carrier, CarrierError};
+use crate::senders::broker::{Carrier, CarrierError, Tasks, told_to};
 use async_nats::connection::State;
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
@@ -14,11 +14,9 @@ use async_nats::{Client, HeaderMap};
 use async_trait::async_trait;
 use std::collections::HashSet;
 use std::error::Error as _;
-use std::future::Future;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
-use tokio::task::JoinHandle;
 
 /// Timeout of the broker's confirmation, and of each of its other answers.
 const TIMEOUT: Duration = Duration::from_secs(10);
@@ -46,27 +44,13 @@ pub(crate) struct NatsCarrier {
     connected: watch::Sender<Option<Connected>>,
     /// The consumers that are known to exist.
     consumers: Mutex<HashSet<String>>,
-    stopping: watch::Sender<bool>,
-    tasks: Mutex<Vec<JoinHandle<()>>>,
+    pub(super) tasks: Tasks,
 }
 
 impl NatsCarrier {
     pub(super) fn new(context: SenderContext, access: NatsAccess) -> Self {
-        let (connected, stopping) = (watch::Sender::new(None), watch::Sender::new(false));
-        Self { context, access, connected, consumers: Mutex::default(), stopping, tasks: Mutex::default() }
-    }
-
-    /// Starts a task that runs until the sender stops. It is restarted when it panics.
-    pub(super) fn start<F>(&self, name: &'static str, task: impl Fn() -> F + Send + 'static)
-    where
-        F: Future<Output = ()> + Send + 'static,
-    {
-        let task = forever(name, self.stopping(), task);
-        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).push(task);
-    }
-
-    pub(super) fn stopping(&self) -> watch::Receiver<bool> {
-        self.stopping.subscribe()
+        let connected = watch::Sender::new(None);
+        Self { context, access, connected, consumers: Mutex::default(), tasks: Tasks::default() }
     }
 
     /// Waits for the connection.
@@ -88,7 +72,7 @@ impl NatsCarrier {
 
     /// Connects, and makes the streams whenever the broker is back, until the sender stops.
     pub(super) async fn stay_connected(self: Arc<Self>) {
-        let mut stop = self.stopping();
+        let mut stop = self.tasks.stopping();
         tokio::select! {
             () = self.connect() => {}
             () = told_to(&mut stop) => {}
@@ -247,47 +231,10 @@ impl Carrier for NatsCarrier {
     }
 
     async fn close(&self) {
-        self.stopping.send_replace(true);
-        let tasks = std::mem::take(&mut *self.tasks.lock().unwrap_or_else(PoisonError::into_inner));
-        futures_util::future::join_all(tasks).await;
+        self.tasks.stop().await;
         let connected = self.connected.borrow().clone();
         if let Some(connected) = connected {
             let _ = tokio::time::timeout(TIMEOUT, connected.client.flush()).await;
         }
     }
-}
-
-/// Waits until the value is true, or its sender is gone.
-pub(super) async fn told_to(stop: &mut watch::Receiver<bool>) {
-    let _ = stop.wait_for(|stop| *stop).await;
-}
-
-/// Runs a task until `stop`, and again after a panic or an end. A task that handles `stop` itself
-/// gets some time for that.
-fn forever<F>(
-    name: &'static str,
-    mut stop: watch::Receiver<bool>,
-    task: impl Fn() -> F + Send + 'static,
-) -> JoinHandle<()>
-where
-    F: Future<Output = ()> + Send + 'static,
-{
-    tokio::spawn(async move {
-        while !*stop.borrow() {
-            let mut running = tokio::spawn(task());
-            tokio::select! {
-                ended = &mut running => {
-                    if let Err(error) = ended {
-                        log::error!(task = name, error:%; "a task of the NATS sender panicked, and is restarted");
-                    }
-                    tokio::time::sleep(LOOK_EVERY).await;
-                }
-                () = told_to(&mut stop) => {
-                    if tokio::time::timeout(TIMEOUT, &mut running).await.is_err() {
-                        running.abort();
-                    }
-                }
-            }
-        }
-    })
 }

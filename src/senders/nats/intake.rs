@@ -1,12 +1,11 @@
 //! Takes what agents say from the broker.
 
-use super::carrier::{NatsCarrier, told_to};
+use super::carrier::NatsCarrier;
 use super::streams;
 use crate::domain::broker::name_of;
-use crate::senders::broker::{Intake, Taken};
+use crate::senders::broker::{Intake, Taken, told_to};
 use async_nats::jetstream::{AckKind, Message};
-use futures_util::{FutureExt, StreamExt};
-use std::panic::AssertUnwindSafe;
+use futures_util::StreamExt;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::task::JoinSet;
@@ -24,7 +23,7 @@ const RETRY: Duration = Duration::from_secs(1);
 
 /// Takes messages until the carrier stops. What is in work then is finished.
 pub(super) async fn take_messages(carrier: Arc<NatsCarrier>, intake: Arc<Intake<NatsCarrier>>) {
-    let mut stop = carrier.stopping();
+    let mut stop = carrier.tasks.stopping();
     let mut working = JoinSet::new();
     while !*stop.borrow() {
         let reading = read(&carrier, &intake, &mut working);
@@ -61,15 +60,7 @@ async fn read(
 
 async fn take(intake: Arc<Intake<NatsCarrier>>, message: Message) {
     let name = message.subject.strip_prefix("odoshi.results.").and_then(name_of);
-    let taking = AssertUnwindSafe(intake.take(name.as_deref(), &message.payload)).catch_unwind();
-    let taken = match taking.await {
-        Ok(taken) => taken,
-        // It would panic again.
-        Err(_) => match intake.bury(name.as_deref(), &message.payload, "the server panicked at it").await {
-            Ok(()) => Taken::Done,
-            Err(_) => Taken::Later,
-        },
-    };
+    let taken = intake.take_or_bury(name.as_deref(), &message.payload).await;
     let kind = match taken {
         Taken::Done => AckKind::Ack,
         Taken::Later => AckKind::Nak(Some(LATER)),

@@ -46,10 +46,10 @@ pub(crate) fn sender(context: SenderContext, access: NatsAccess) -> PooledSender
     let carrier = Arc::new(NatsCarrier::new(context.clone(), access));
     let intake = Arc::new(Intake::new(context.clone(), carrier.clone()));
     let connects = carrier.clone();
-    carrier.start("connect", move || connects.clone().stay_connected());
+    carrier.tasks.start("connect", move || connects.clone().stay_connected());
     let takes = carrier.clone();
-    carrier.start("intake", move || take_messages(takes.clone(), intake.clone()));
+    carrier.tasks.start("intake", move || take_messages(takes.clone(), intake.clone()));
     let keeps = carrier.clone();
-    carrier.start("upkeep", move || keep_consumers(keeps.clone()));
+    carrier.tasks.start("upkeep", move || keep_consumers(keeps.clone()));
     PooledSender::new(context.clone(), BrokerTransport::new(context, carrier))
 }

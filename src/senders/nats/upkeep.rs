@@ -1,12 +1,11 @@
 //! Keeps the consumers in step with the agents: makes missing ones, and removes those of agents that
 //! are removed or disabled, with their messages.
 
-use super::carrier::{Connected, NatsCarrier, told_to};
+use super::carrier::{Connected, NatsCarrier};
 use super::streams;
 use crate::domain::broker::{STREAM_NAME, token};
-use crate::domain::target::Target;
 use crate::error_chain::ErrorChain;
-use crate::store::{Store, StoreResult};
+use crate::senders::broker::{agents_of, told_to};
 use futures_util::{StreamExt, TryStreamExt};
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -14,14 +13,12 @@ use std::time::Duration;
 
 /// How often it looks. A consumer is also made when something is sent to its agent.
 const PERIOD: Duration = Duration::from_secs(30);
-/// Agents read at once.
-const PAGE: usize = 2_000;
 /// Consumers that are made at the same time.
 const CONCURRENCY: usize = 16;
 
 /// Runs until the carrier stops.
 pub(super) async fn keep_consumers(carrier: Arc<NatsCarrier>) {
-    let mut stop = carrier.stopping();
+    let mut stop = carrier.tasks.stopping();
     loop {
         let round = async {
             let connected = carrier.connected().await;
@@ -41,7 +38,7 @@ async fn run_once(carrier: &NatsCarrier, connected: &Connected) -> Result<(), as
     // The consumers first: a consumer that is listed here and has no agent afterwards had none before.
     let commands = connected.stream.get_stream_no_info(STREAM_NAME).await?;
     let names: HashSet<String> = commands.consumer_names().try_collect().await?;
-    let agents = agents(&*carrier.context.store, carrier.context.transport()).await;
+    let agents = agents_of(&*carrier.context.store, carrier.context.transport()).await;
     let agents = agents.map_err(|error| error.chain().to_string())?;
     let tokens: HashSet<String> = agents.iter().map(|name| token(name)).collect();
     let missing: Vec<String> = agents.into_iter().filter(|name| !names.contains(&token(name))).collect();
@@ -62,17 +59,4 @@ async fn run_once(carrier: &NatsCarrier, connected: &Connected) -> Result<(), as
     }
     *carrier.consumers() = tokens;
     Ok(())
-}
-
-/// The names of all agents of this transport that may get commands.
-async fn agents(store: &dyn Store, transport: &str) -> StoreResult<Vec<String>> {
-    let Ok(target) = Target::parse(&format!("transport = '{transport}'")) else { return Ok(Vec::new()) };
-    let (mut names, mut after) = (Vec::new(), 0);
-    loop {
-        let page = store.agent_match(&target, after, PAGE).await?;
-        let nos: Vec<i64> = page.iter().map(|(agent_no, _)| *agent_no).collect();
-        let Some(last) = nos.last() else { return Ok(names) };
-        after = *last;
-        names.extend(store.agent_contacts(&nos).await?.into_iter().map(|agent| agent.name));
-    }
 }

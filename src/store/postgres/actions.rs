@@ -379,7 +379,7 @@ async fn complete(
                 .bind(ended.clone())
                 .load(conn)
                 .await?;
-        let views = rows.into_iter().map(|(row, sums)| row.view_with_author(sums)).collect::<QueryResult<_>>()?;
+        let views = rows.into_iter().map(|(row, sums)| row.view(sums)).collect::<QueryResult<_>>()?;
         super::hooks::insert(conn, actions_ended(hooks, views, now)?).await?;
     }
     Ok(ended)

@@ -42,16 +42,11 @@ impl ActionViewRow {
             name: self.name,
             status,
             created_at: Timestamp(self.created_at),
+            created_by: self.created_by,
             // Agents may join a live action until its end.
             counts: sums.counts(self.resolved && (!self.live || self.cancelled || self.ended_at.is_some())),
             document: RawValue::from_string(self.document).map_err(corrupt)?,
         })
-    }
-
-    /// With the name of the token that created it, for the events of hooks.
-    pub(in crate::store) fn view_with_author(mut self, sums: Sums) -> QueryResult<(ActionView, Option<String>)> {
-        let created_by = self.created_by.take();
-        Ok((self.view(sums)?, created_by))
     }
 
     /// The state that users see.

@@ -68,12 +68,12 @@ fn rows(
 /// The rows that tell of the end of actions.
 pub(in crate::store) fn actions_ended(
     listeners: &[Listener],
-    ended: Vec<(ActionView, Option<String>)>,
+    ended: Vec<ActionView>,
     at: Timestamp,
 ) -> QueryResult<Vec<NewEvent>> {
     let mut all = Vec::new();
-    for (view, created_by) in ended {
-        let ActionView { id, name, status, counts, .. } = view;
+    for view in ended {
+        let ActionView { id, name, status, created_by, counts, .. } = view;
         let data = ActionEnded { id, name, status, counts, created_by };
         rows(listeners, HookEvent::ActionEnded, at, &data, &mut all)?;
     }

@@ -273,15 +273,16 @@ fn complete(conn: &mut SqliteConnection, nos: &[i64], now: Timestamp, hooks: &[L
     .load::<Key>(conn)?;
     let ended: Vec<i64> = ended.into_iter().map(|row| row.key).collect();
     if is_heard(hooks, HookEvent::ActionEnded) {
-        let views = ended.iter().map(|no| with_author(conn, *no)).collect::<QueryResult<_>>()?;
+        let views = ended.iter().map(|no| ended_view(conn, *no)).collect::<QueryResult<_>>()?;
         super::hooks::insert(conn, &actions_ended(hooks, views, now)?)?;
     }
     Ok(ended)
 }
 
-fn with_author(conn: &mut SqliteConnection, no: i64) -> QueryResult<(ActionView, Option<String>)> {
+/// The view of an action, without its document.
+fn ended_view(conn: &mut SqliteConnection, no: i64) -> QueryResult<ActionView> {
     let row = sql(format!("SELECT {WITHOUT_DOCUMENT} FROM actions a WHERE a.no = ?"));
     let row: ActionViewRow = row.bind(no).get_result(conn)?;
     let sums = sums(conn, no)?;
-    row.view_with_author(sums)
+    row.view(sums)
 }

@@ -6,6 +6,8 @@ mod fleet;
 #[cfg(feature = "nats")]
 pub mod nats;
 mod proxy;
+#[cfg(feature = "amqp")]
+pub mod rabbit;
 mod server;
 mod slots;
 mod sql;
