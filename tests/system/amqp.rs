@@ -9,6 +9,7 @@ use lapin::options::{
 };
 use lapin::types::FieldTable;
 use lapin::{BasicProperties, Channel, Connection, ExchangeKind};
+use odoshi::agent::{Agent, AgentConfig};
 use serde_json::{Value, json};
 use std::time::Instant;
 
@@ -158,6 +159,37 @@ pub async fn an_agent_that_comes_later_gets_what_is_open_and_neither_what_is_can
     }
     let last = server.submit(action(4)).await;
     assert_eq!(server.until_status(&last, "completed").await["counts"]["succeeded"], 1);
+}
+
+pub async fn a_broker_is_spoken_to_over_tls_if_its_authority_is_trusted(on: On) {
+    mostly_waits();
+    let rabbit = Rabbit::start_with_tls(&names(1)).await;
+    let (url, authority) = rabbit.tls_url("odoshi");
+    let options = on.options().with("ODOSHI__SENDER__ENABLED", "stream,amqp").with("ODOSHI__SENDER__AMQP__URL", &url);
+    let mut server = Server::start(options).await;
+    let body = json!({ "name": "a000", "transport": "amqp" });
+    assert_eq!(server.call("POST", "/v1/agents", Some(body)).await.0, 201);
+    eventually("the broker to be refused", || async {
+        server.log_text().contains("RabbitMQ can't be reached or used").then_some(())
+    })
+    .await;
+    assert_eq!(state(&server).await, "away");
+    server.set("ODOSHI__SENDER__AMQP__CA_FILE", authority.to_str().unwrap());
+    server.terminate().await;
+    server.restart().await;
+    let (url, ca_file) = rabbit.tls_url("a000");
+    let config = AgentConfig {
+        server: url,
+        name: "a000".into(),
+        state_dir: server.folder.path().join("a000"),
+        ca_file: Some(ca_file),
+        ..AgentConfig::default()
+    };
+    let agent = Agent::new(config).unwrap();
+    let agent = actix_rt::spawn(async move { agent.run(std::future::pending()).await.unwrap() });
+    let id = server.submit(json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "ping" }] })).await;
+    assert_eq!(server.until_status(&id, "completed").await["counts"]["succeeded"], 1);
+    agent.abort();
 }
 
 /// Publishes, and waits for the broker's confirm.

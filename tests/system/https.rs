@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 /// Has `server.crt` and `server.key` for 127.0.0.1 made by the authority `ca`, which is made if there is none.
-fn certificate(folder: &Path, ca: &str) {
+pub fn certificate(folder: &Path, ca: &str) {
     let openssl = |arguments: String| {
         let made = Command::new("openssl").args(arguments.split(' ')).current_dir(folder).output().unwrap();
         assert!(made.status.success(), "openssl {arguments}: {}", String::from_utf8_lossy(&made.stderr));

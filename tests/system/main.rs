@@ -237,6 +237,7 @@ mod with_amqp {
             an_agent_that_comes_later_gets_what_is_open_and_neither_what_is_cancelled_nor_what_has_expired
             messages_that_cannot_be_used_are_put_aside_with_the_reason
             an_agents_credentials_reach_nothing_of_another
+            a_broker_is_spoken_to_over_tls_if_its_authority_is_trusted
         }
     }
 }

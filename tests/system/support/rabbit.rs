@@ -10,6 +10,7 @@ use lapin::{Connection, ConnectionProperties};
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 use std::fs::File;
+use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
 
@@ -22,6 +23,7 @@ const ROOT: &str = "root";
 pub struct Rabbit {
     folder: TempDir,
     port: u16,
+    tls_port: u16,
     epmd_port: u16,
     dist_port: u16,
     epmd: Child,
@@ -90,7 +92,33 @@ impl Rabbit {
         let mut epmd = Command::new("epmd");
         epmd.args(["-address", "127.0.0.1", "-port", &epmd_port.to_string()]);
         let epmd = epmd.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
-        Self { folder, port, epmd_port, dist_port, epmd: epmd.expect("epmd is installed"), child: None }
+        Self { folder, port, tls_port: 0, epmd_port, dist_port, epmd: epmd.expect("epmd is installed"), child: None }
+    }
+
+    /// One that speaks TLS too, with a certificate by the authority `ca.crt` in its folder.
+    pub async fn start_with_tls(agents: &[String]) -> Self {
+        let mut rabbit = Self::prepare(agents);
+        let (path, port) = (rabbit.folder.path(), free_port());
+        crate::https::certificate(path, "ca");
+        let mut settings = std::fs::read_to_string(path.join("rabbitmq.conf")).unwrap();
+        let folder = path.display();
+        settings += &format!(
+            "listeners.ssl.1 = 127.0.0.1:{port}\nssl_options.cacertfile = {folder}/ca.crt\n\
+             ssl_options.certfile = {folder}/server.crt\nssl_options.keyfile = {folder}/server.key\n"
+        );
+        std::fs::write(path.join("rabbitmq.conf"), settings).unwrap();
+        rabbit.tls_port = port;
+        rabbit.restart().await;
+        rabbit
+    }
+
+    /// The URL for a user with TLS, and the file with the authority to trust.
+    pub fn tls_url(&self, user: &str) -> (String, PathBuf) {
+        let url = self
+            .url(user)
+            .replacen("amqp", "amqps", 1)
+            .replace(&format!(":{}/", self.port), &format!(":{}/", self.tls_port));
+        (url, self.folder.path().join("ca.crt"))
     }
 
     pub async fn start(agents: &[String]) -> Self {
