@@ -13,6 +13,7 @@ pub mod hint;
 pub mod hook;
 pub mod problem;
 pub mod protocol;
+pub mod schedule;
 pub mod target;
 pub mod text;
 pub mod time;

@@ -1,0 +1,17 @@
+//! Schedules: when a recurring action takes place, and what is done about occurrences that were missed.
+//!
+//! Everything here is pure. A [`Calendar`] has a schedule's times, and a [`plan`] says what of a
+//! schedule is to be made now, what was missed, and when it is due next.
+
+mod calendar;
+mod pattern;
+mod plan;
+#[cfg(test)]
+mod tests;
+mod timing;
+mod zones;
+
+pub use calendar::{Calendar, Note, Upcoming};
+pub use plan::{Dropped, MOST_IN_TIME, Plan, Reason, plan};
+pub use timing::{Misfire, MisfirePolicy, OnGap, OnRepeat, Timing};
+pub use zones::{ZoneInfo, Zones};
