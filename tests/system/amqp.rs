@@ -104,7 +104,12 @@ pub async fn a_broker_that_comes_later_and_loses_a_queue_costs_nothing(on: On) {
     let channel = root.create_channel().await.unwrap();
     channel.queue_delete("odoshi.commands.a000".into(), QueueDeleteOptions::default()).await.unwrap();
     let second = server.submit(action(2)).await;
-    ran_once(&server, &fleet, &[first, second], 2).await;
+    server.until_status(&second, "completed").await;
+    for queue in ["odoshi.results", "odoshi.dead"] {
+        channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
+    }
+    let third = server.submit(action(3)).await;
+    ran_once(&server, &fleet, &[first, second, third], 2).await;
     // The queue of a removed agent goes.
     let (status, _) = server.call("DELETE", "/v1/agents/a001", None).await;
     assert_eq!(status, 204);

@@ -12,7 +12,7 @@ use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Connection};
 use std::collections::HashSet;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// Timeout of the broker's confirm, and of each of its other answers.
@@ -21,6 +21,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const CONNECT_WAIT: Duration = Duration::from_secs(1);
 /// The longest wait between two attempts to connect.
 const RETRY_MAX: Duration = Duration::from_secs(10);
+/// A connection that lasted so long was a good one: the next attempt comes soon.
+const HELD: Duration = Duration::from_secs(30);
 /// How often the connections' state is looked at, for `/readyz`.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
 /// The most that is kept of a message that can't be used.
@@ -104,7 +106,7 @@ impl AmqpCarrier {
             self.connected.send_replace(None);
             match tokio::time::timeout(TIMEOUT * 2, self.open()).await {
                 Ok(Ok(connected)) => {
-                    wait = LOOK_EVERY;
+                    let began = Instant::now();
                     log::info!("connected to RabbitMQ");
                     self.queues().clear();
                     self.connected.send_replace(Some(connected.clone()));
@@ -113,6 +115,9 @@ impl AmqpCarrier {
                         tokio::time::sleep(LOOK_EVERY).await;
                     }
                     log::warn!("the connection to RabbitMQ is lost");
+                    if began.elapsed() >= HELD {
+                        wait = LOOK_EVERY;
+                    }
                 }
                 Ok(Err(error)) => log::warn!(error; "RabbitMQ can't be reached or used"),
                 Err(_) => log::warn!("RabbitMQ does not answer"),
@@ -134,6 +139,12 @@ impl AmqpCarrier {
     async fn reach(&self) -> Result<Connected, CarrierError> {
         let soon = tokio::time::timeout(CONNECT_WAIT, self.connected()).await;
         soon.map_err(|_| CarrierError::Away("RabbitMQ can't be reached".into()))
+    }
+
+    /// Closes these connections. The next ones begin with making what is missing on the broker.
+    pub(super) async fn reconnect(&self, connected: &Connected) {
+        self.connected.send_replace(None);
+        connected.close().await;
     }
 
     /// Makes an agent's queue, unless it is known to exist.
@@ -209,9 +220,8 @@ impl Carrier for AmqpCarrier {
             Published::Safe => Ok(()),
             Published::Full => Err(CarrierError::Full("the queue for what can't be used is full".into())),
             Published::Returned => {
-                // Somebody has removed it. It is made again with a new connection.
-                self.connected.send_replace(None);
-                connected.close().await;
+                // Somebody has removed it.
+                self.reconnect(&connected).await;
                 Err(CarrierError::Away("the queue for what can't be used is gone".into()))
             }
         }

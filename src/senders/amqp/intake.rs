@@ -1,11 +1,12 @@
 //! Takes what agents say from the broker.
 
-use super::carrier::AmqpCarrier;
+use super::carrier::{AmqpCarrier, Connected};
 use super::topology::RESULTS_QUEUE;
 use crate::domain::broker::name_of;
 use crate::error_chain::ErrorChain;
 use crate::senders::broker::{Intake, Taken, told_to};
 use futures_util::StreamExt;
+use lapin::Consumer;
 use lapin::message::Delivery;
 use lapin::options::{BasicAckOptions, BasicConsumeOptions, BasicNackOptions, BasicQosOptions};
 use lapin::types::FieldTable;
@@ -51,22 +52,37 @@ async fn read(
     working: &mut JoinSet<()>,
 ) -> Result<(), lapin::Error> {
     let connected = carrier.connected().await;
-    let channel = connected.takes.create_channel().await?;
-    channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
-    let (queue, tag) = (RESULTS_QUEUE.into(), "".into());
-    let mut messages = channel.basic_consume(queue, tag, BasicConsumeOptions::default(), FieldTable::default()).await?;
+    let mut messages = match consume(&connected).await {
+        Ok(messages) => messages,
+        Err(error) => {
+            carrier.reconnect(&connected).await;
+            return Err(error);
+        }
+    };
     loop {
         // Not every end of a connection ends its consumers.
         let message = match timeout(LOOK_EVERY, messages.next()).await {
             Ok(Some(message)) => message?,
             Err(_) if connected.is_alive() => continue,
-            Ok(None) | Err(_) => return Ok(()),
+            Ok(None) => {
+                // Somebody has removed the queue.
+                carrier.reconnect(&connected).await;
+                return Ok(());
+            }
+            Err(_) => return Ok(()),
         };
         while working.len() >= CONCURRENCY {
             working.join_next().await;
         }
         working.spawn(take(intake.clone(), message));
     }
+}
+
+async fn consume(connected: &Connected) -> Result<Consumer, lapin::Error> {
+    let channel = connected.takes.create_channel().await?;
+    channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+    let (queue, tag) = (RESULTS_QUEUE.into(), "".into());
+    channel.basic_consume(queue, tag, BasicConsumeOptions::default(), FieldTable::default()).await
 }
 
 async fn take(intake: Arc<Intake<AmqpCarrier>>, message: Delivery) {
