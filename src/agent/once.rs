@@ -59,10 +59,11 @@ impl Http<'_> {
         let mut seen = HashSet::new();
         loop {
             let url = format!("{}/v1/agent/commands?limit={}", self.base, self.deps.capacity.min(1000));
+            let asked = self.deps.clock.moment();
             let due: Due = self.answer(self.client.get(url)).await?;
             // From here on the runner knows which commands from the journal have expired, and runs
             // the rest.
-            self.deps.clock.set(due.server_time);
+            self.deps.clock.set_as_of(asked, due.server_time);
             // The agent has a reason not to run a command that comes again.
             let fresh: Vec<_> = due.commands.into_iter().filter(|command| seen.insert(command.run_ref())).collect();
             let is_last = fresh.is_empty();

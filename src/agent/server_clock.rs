@@ -16,6 +16,10 @@ pub(super) struct ServerClock {
     since_boot: Box<dyn Fn() -> i64 + Send + Sync>,
 }
 
+/// A moment by this machine's clock since boot, in milliseconds.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Moment(i64);
+
 impl Default for ServerClock {
     fn default() -> Self {
         Self::over(millis_since_boot)
@@ -36,7 +40,19 @@ impl ServerClock {
 
     /// Sets the time that the server sent.
     pub(super) fn set(&self, server: Timestamp) {
-        self.ahead_ms.send_replace(Some(server.0.saturating_sub((self.since_boot)())));
+        self.set_as_of(self.moment(), server);
+    }
+
+    /// This moment, for [`ServerClock::set_as_of`].
+    pub(super) fn moment(&self) -> Moment {
+        Moment((self.since_boot)())
+    }
+
+    /// Sets the time that the server sent in answer to what it was asked at that moment. The answer may
+    /// have been under way for long: this clock is then ahead of the server's, and never behind. A
+    /// command that is answered as expired too early comes again; one that runs too late is a fault.
+    pub(super) fn set_as_of(&self, asked: Moment, server: Timestamp) {
+        self.ahead_ms.send_replace(Some(server.0.saturating_sub(asked.0)));
     }
 
     /// The server's current time; `None` until the server has sent its time to this process.
@@ -87,6 +103,10 @@ mod tests {
         assert_eq!(clock.now(), Some(Timestamp(1_001_500)));
         clock.set(Timestamp(2_000));
         assert_eq!(clock.now(), Some(Timestamp(2_000)), "the server's clock may be set, too");
+        let asked = clock.moment();
+        boot.store(9_500, Ordering::SeqCst);
+        clock.set_as_of(asked, Timestamp(2_000_000));
+        assert_eq!(clock.now(), Some(Timestamp(2_003_000)), "the answer was under way for three seconds");
     }
 
     #[test]

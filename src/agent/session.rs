@@ -4,7 +4,7 @@ use super::enroll::{VERSION, facts};
 use super::journal::{JournalError, SharedJournal};
 use super::outbox::{Fault, Outbox, expired};
 use super::runner::Input;
-use super::server_clock::ServerClock;
+use super::server_clock::{Moment, ServerClock};
 use super::stop_signal::told_to;
 use crate::domain::protocol::{
     AgentFrame, ErrorFrame, HELLO_TIMEOUT, Hello, MAX_FRAME, PING_EVERY, Rejected, RunRef, SILENCE, ServerFrame, close,
@@ -65,6 +65,8 @@ pub(super) struct Session<S> {
     socket: WebSocketStream<S>,
     deps: SessionDeps,
     welcomed: bool,
+    /// When `hello` was sent.
+    greeted: Moment,
     /// Runs that were answered as expired on arrival.
     expired: HashSet<RunRef>,
     heard: Instant,
@@ -72,7 +74,8 @@ pub(super) struct Session<S> {
 
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     pub(super) fn new(socket: WebSocketStream<S>, deps: SessionDeps) -> Self {
-        Self { socket, deps, welcomed: false, expired: HashSet::new(), heard: Instant::now() }
+        let greeted = deps.clock.moment();
+        Self { socket, deps, welcomed: false, greeted, expired: HashSet::new(), heard: Instant::now() }
     }
 
     /// Whether the server has sent `welcome`.
@@ -138,6 +141,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let clock = Some(Timestamp::of_this_machine());
         let hello =
             Hello { version: VERSION.into(), facts: facts().clone(), capacity: self.deps.capacity, running, clock };
+        self.greeted = self.deps.clock.moment();
         self.send_frame(&AgentFrame::Hello(hello)).await
     }
 
@@ -162,7 +166,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             Err(error) => return Err(self.refuse("malformed", &error.to_string(), close::MALFORMED).await),
             Ok(None | Some(ServerFrame::MetadataStored { .. })) => return Ok(()),
             Ok(Some(ServerFrame::Welcome(welcome))) => {
-                self.deps.clock.set(welcome.server_time);
+                self.deps.clock.set_as_of(self.greeted, welcome.server_time);
                 self.welcomed = true;
                 let unstored = self.deps.journal.with(|journal| Ok(journal.unstored())).await.map_err(broken)?;
                 self.deps.outbox.post(|pending| pending.results.extend(unstored));

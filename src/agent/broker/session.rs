@@ -6,6 +6,7 @@ use super::link::{Link, LinkError, Message};
 use crate::agent::enroll::{VERSION, facts};
 use crate::agent::outbox::{Fault, expired};
 use crate::agent::runner::Input;
+use crate::agent::server_clock::Moment;
 use crate::agent::session::{REFS_PER_FRAME, RESULT_BYTES, RESULTS_PER_FRAME, SessionDeps, take_first};
 use crate::agent::stop_signal::told_to;
 use crate::domain::broker::{HEARTBEAT_EVERY, from_server};
@@ -37,6 +38,8 @@ pub(super) struct BrokerSession<L: Link> {
     deps: SessionDeps,
     /// The `clock` of the hello, which the answer repeats.
     clock: Timestamp,
+    /// When it was sent.
+    greeted: Moment,
     /// Commands that wait for room at the runner.
     held: Held<L::Ack>,
     handed: FuturesUnordered<Handed>,
@@ -49,11 +52,13 @@ pub(super) struct BrokerSession<L: Link> {
 
 impl<L: Link> BrokerSession<L> {
     pub(super) fn new(link: L, name: String, deps: SessionDeps) -> Self {
+        let greeted = deps.clock.moment();
         Self {
             link,
             name,
             deps,
             clock: Timestamp::of_this_machine(),
+            greeted,
             held: Held::new(),
             handed: FuturesUnordered::new(),
             at_runner: HashMap::new(),
@@ -105,6 +110,7 @@ impl<L: Link> BrokerSession<L> {
         running.truncate(REFS_PER_FRAME);
         let (version, facts, capacity) = (VERSION.into(), facts().clone(), self.deps.capacity);
         let hello = Hello { version, facts, capacity, running, clock: Some(self.clock) };
+        self.greeted = self.deps.clock.moment();
         self.publish(&AgentFrame::Hello(hello)).await?;
         self.deps.outbox.post(|pending| pending.results.extend(unstored));
         Ok(())
@@ -174,7 +180,7 @@ impl<L: Link> BrokerSession<L> {
                 return self.commands(commands, ack, size, said.server_time).await;
             }
             Some(ServerFrame::Welcome(welcome)) if welcome.clock == Some(self.clock) => {
-                self.deps.clock.set(welcome.server_time);
+                self.deps.clock.set_as_of(self.greeted, welcome.server_time);
             }
             Some(ServerFrame::Cancel { actions }) => {
                 for ack in self.held.cancel(&actions) {
