@@ -4,6 +4,7 @@ use crate::config::Config;
 use crate::metrics::Metrics;
 use crate::signals::{ActionCache, Presence, Signals};
 use crate::store::Store;
+use crate::zone_data::ZoneData;
 use std::sync::Arc;
 
 /// One per process, shared by all of its parts.
@@ -18,6 +19,8 @@ pub struct Node {
     pub signals: Signals,
     /// The metrics.
     pub metrics: Metrics,
+    /// The time zones.
+    pub zones: ZoneData,
     /// The settings.
     pub config: Config,
 }

@@ -28,5 +28,6 @@ pub mod signals;
 pub mod store;
 pub mod testing;
 mod tls;
+pub mod zone_data;
 
 pub use node::Odoshi;

@@ -133,7 +133,7 @@ pub struct ExecConfig {
     /// Names of the variables that an action may set. If the agent has them itself, they are passed
     /// to its programs, including modules in a folder. Apart from these, programs get only the
     /// agent's `PATH`, `HOME`, `USER`, `LOGNAME`, `LANG`, `LANGUAGE`, `LC_…`, `TZ`, `TMPDIR` and
-    /// `ODOSHI_RUN`.
+    /// `ODOSHI_RUN` and `ODOSHI_SCHEDULED_FOR`.
     pub env: Vec<String>,
     /// Absolute paths of the folders in which, or below which, an action may start a program. A
     /// program without a given folder starts in the agent's.
@@ -148,7 +148,7 @@ impl ExecConfig {
             if !is_name {
                 return Err(format!("exec.env: \"{}\" is not a variable's name", name.escape_debug()));
             }
-            if ["ODOSHI_RUN", "ODOSHI_TOKEN"].contains(&name.as_str()) {
+            if ["ODOSHI_RUN", "ODOSHI_SCHEDULED_FOR", "ODOSHI_TOKEN"].contains(&name.as_str()) {
                 return Err(format!("exec.env: {name} is the agent's own"));
             }
         }

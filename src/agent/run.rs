@@ -40,7 +40,12 @@ pub(super) async fn run(command: Command, modules: Modules, trace: Trace, mut st
             let mut room = MAX_OUTPUTS;
             let count = operations.len();
             for (at, operation) in operations.into_iter().enumerate() {
-                let call = Call { parameters: operation.parameters, stop: stop.clone(), trace: trace.clone() };
+                let call = Call {
+                    parameters: operation.parameters,
+                    scheduled_for: command.scheduled_for,
+                    stop: stop.clone(),
+                    trace: trace.clone(),
+                };
                 let outcome = one(&operation.module, &modules, call, &mut stop).await;
                 if outcome.stopped.is_some() {
                     // Includes processes that earlier operations left running.

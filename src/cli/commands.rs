@@ -2,7 +2,9 @@
 
 use super::client::ClientError;
 use super::outcome::Usage;
-use super::{actions, agent, agents, bench, config, demo, hooks, migrate, nodes, output, preview, run, serve, token};
+use super::{
+    actions, agent, agents, bench, config, demo, hooks, migrate, nodes, output, preview, run, schedules, serve, token,
+};
 use crate::error_chain::chain_of;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
@@ -33,6 +35,9 @@ enum Command {
     /// List, show, add, change and remove agents
     #[command(subcommand)]
     Agents(agents::Command),
+    /// List, show, add, preview and control schedules
+    #[command(subcommand)]
+    Schedules(schedules::Command),
     /// List the servers that share the store, with their state
     Nodes(nodes::Args),
     /// List the hooks, with the events that wait for them or were given up
@@ -73,6 +78,7 @@ pub fn main() -> ExitCode {
         Command::Preview(args) => preview::run(args),
         Command::Actions(command) => actions::run(command),
         Command::Agents(command) => agents::run(command),
+        Command::Schedules(command) => schedules::run(command),
         Command::Nodes(args) => nodes::run(args),
         Command::Hooks(args) => hooks::run(args),
         Command::Token(command) => token::run(command),

@@ -19,6 +19,7 @@ mod nodes;
 mod outcome;
 mod preview;
 mod run;
+mod schedules;
 mod scratch_store;
 mod serve;
 mod token;

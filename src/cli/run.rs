@@ -89,7 +89,8 @@ fn document(args: &Args) -> Result<Value, Box<dyn std::error::Error>> {
     Ok(document)
 }
 
-fn read(file: &PathBuf) -> Result<Value, Box<dyn std::error::Error>> {
+/// Reads a JSON document from a file, or from standard input.
+pub(super) fn read(file: &PathBuf) -> Result<Value, Box<dyn std::error::Error>> {
     let text = if file.as_os_str() == "-" {
         std::io::read_to_string(std::io::stdin())?
     } else {

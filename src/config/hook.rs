@@ -25,8 +25,8 @@ section! {
         /// A file with the secret that signs the requests (Standard Webhooks: whsec_ and base64),
         /// one a line while secrets rotate. Without it, requests are not signed.
         secret_file: Option<PathBuf> = None, example "/etc/odoshi/hook.secret";
-        /// The events: action.ended, action.halted, schedule.missed, node.lost. Rollouts and
-        /// schedules, and with them action.halted and schedule.missed, don't exist yet.
+        /// The events: action.ended, action.halted, schedule.missed, node.lost. Rollouts, and with
+        /// them action.halted, don't exist yet.
         on: Vec<String> = Vec::new(), example "action.ended,node.lost";
         /// Timeout of one request.
         timeout: Span = Span::secs(30);

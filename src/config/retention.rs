@@ -14,6 +14,8 @@ section! {
         actions: Span = Span::days(30);
         /// The audit log.
         audit: Span = Span::days(365);
+        /// What is kept of a schedule's occurrences: those that were made, and those that were not.
+        occurrences: Span = Span::days(30);
         /// Files in the spool's done/ and failed/.
         spool_done: Span = Span::days(7);
     }
@@ -23,6 +25,7 @@ impl Retention {
     pub(super) fn validate(&self, checks: &mut Checks) {
         checks.duration("retention.actions", self.actions, LONGEST);
         checks.duration("retention.audit", self.audit, LONGEST);
+        checks.duration("retention.occurrences", self.occurrences, LONGEST);
         checks.duration("retention.spool_done", self.spool_done, LONGEST);
     }
 }

@@ -35,7 +35,8 @@ impl From<&Token> for Author {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct AuditEvent<'a> {
     /// `action.create`, `action.cancel`, `action.pause`, `action.resume`, `agent.create`, `agent.change`, `agent.remove`,
-    /// `token.create` or `token.revoke`.
+    /// `token.create`, `token.revoke`, `schedule.create`, `schedule.change`, `schedule.pause`, `schedule.resume`,
+    /// `schedule.trigger` or `schedule.remove`.
     pub did: &'static str,
     /// The id or the name of what was changed.
     pub subject: &'a str,

@@ -152,6 +152,7 @@ mod tests {
             priority: 0,
             timeout_ms: 4,
             expires_at: Timestamp(0),
+            scheduled_for: None,
         };
         let text = to_agent(&ServerFrame::Commands { commands: vec![command] }, "web.1", Timestamp(7));
         let message = from_server(text.as_bytes()).expect("a message");

@@ -1,4 +1,4 @@
-//! Hooks: addresses that are told when something happened to an action or a node.
+//! Hooks: addresses that are told when something happened to an action, a schedule or a node.
 //!
 //! An *event* is written by the transaction of the change that it tells of, once for each hook that
 //! listens to it (an outbox), and sent later, at least once. Its payload has the shape of Standard
@@ -6,6 +6,7 @@
 
 use super::action::ActionState;
 use super::counts::Counts;
+use super::schedule::Dropped;
 use super::time::Timestamp;
 use serde::Serialize;
 use std::time::Duration;
@@ -79,6 +80,23 @@ pub struct ActionEnded {
     /// created by versions without hooks.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub created_by: Option<String>,
+}
+
+/// The `data` of [`HookEvent::ScheduleMissed`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ScheduleMissed {
+    /// The schedule's name.
+    pub name: String,
+    /// The first missed occurrence.
+    pub from: Timestamp,
+    /// The last one.
+    pub to: Timestamp,
+    /// How many were missed.
+    pub count: u64,
+    /// How many of them are made now, late.
+    pub made: usize,
+    /// The others, with their reasons.
+    pub dropped: Vec<Dropped>,
 }
 
 /// The `data` of [`HookEvent::NodeLost`].

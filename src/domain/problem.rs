@@ -38,6 +38,8 @@ pub enum ProblemKind {
     MethodNotAllowed,
     /// The id or name is already in use.
     Conflict,
+    /// The resource is not what the caller takes it to be.
+    PreconditionFailed,
     /// An `Idempotency-Key` was used for another document.
     IdempotencyMismatch,
     /// The token calls too often, or has too many open streams.
@@ -62,6 +64,7 @@ impl ProblemKind {
             Self::NotFound => ("not-found", "Not found", 404),
             Self::MethodNotAllowed => ("method-not-allowed", "Method not allowed", 405),
             Self::Conflict => ("conflict", "Name or id already in use", 409),
+            Self::PreconditionFailed => ("precondition-failed", "Precondition failed", 412),
             Self::IdempotencyMismatch => ("idempotency-mismatch", "Idempotency-Key already used", 422),
             Self::TooManyRequests => ("too-many-requests", "Too many requests", 429),
             Self::Unavailable => ("unavailable", "Service unavailable", 503),

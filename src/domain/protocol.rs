@@ -114,6 +114,9 @@ pub struct Command {
     pub timeout_ms: i64,
     /// Not started after this time (the server's clock).
     pub expires_at: Timestamp,
+    /// The nominal time of the occurrence, if a schedule made the action.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scheduled_for: Option<Timestamp>,
 }
 
 impl Command {
@@ -428,6 +431,7 @@ mod tests {
                 priority: 3,
                 timeout_ms: 4,
                 expires_at: Timestamp(0),
+                scheduled_for: None,
             }],
         };
         let text = frame.to_text();

@@ -35,14 +35,18 @@ pub(super) struct Action {
     /// The name of the token that created it, or `spool` or `server`.
     #[serde(skip_serializing_if = "Option::is_none")]
     created_by: Option<String>,
+    /// The nominal time of the occurrence, if a schedule made it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    scheduled_for: Option<Timestamp>,
     #[schema(value_type = Document)]
     action: Box<RawValue>,
 }
 
 impl From<ActionView> for Action {
     fn from(view: ActionView) -> Self {
-        let ActionView { id, name, status, created_at, created_by, counts, document, .. } = view;
-        Self { summary: ActionSummary { id, name, status, created_at, counts }, created_by, action: document }
+        let ActionView { id, name, status, created_at, created_by, scheduled_for, counts, document, .. } = view;
+        let summary = ActionSummary { id, name, status, created_at, counts };
+        Self { summary, created_by, scheduled_for, action: document }
     }
 }
 

@@ -5,6 +5,7 @@ use super::auth;
 use super::error::{ApiError, ApiResult};
 use crate::domain::agent::Role;
 use crate::domain::problem::ProblemKind;
+use crate::domain::schedule::ZoneInfo;
 use crate::error_chain::ErrorChain;
 use crate::metrics::ActorGauge;
 use actix_web::{HttpRequest, HttpResponse, web};
@@ -29,6 +30,8 @@ pub(super) struct Readiness {
     actors: Vec<crate::runtime::ActorReport>,
     /// Actors whose work has been failing for 10 s or more. Actions can be accepted all the same.
     stalled: Vec<crate::metrics::Stalled>,
+    /// The zone data by which schedules are computed.
+    tzdata: ZoneInfo,
     /// The senders of this process.
     senders: Vec<crate::metrics::SenderReport>,
     /// Due commands that no node has a sender for, by transport. They wait until such a node
@@ -52,8 +55,9 @@ pub(super) async fn readyz(api: web::Data<Api>) -> HttpResponse {
     let actors = api.supervision.reports();
     let stalled = api.node.metrics.progress().stalled();
     let ready = store == "ok" && !draining && actors.iter().all(|actor| actor.state == "running");
+    let tzdata = api.node.zones.get().info().clone();
     let senders = api.node.metrics.senders().reports();
-    let readiness = Readiness { ready, store, draining, actors, stalled, senders, unserved };
+    let readiness = Readiness { ready, store, draining, actors, stalled, tzdata, senders, unserved };
     if ready {
         HttpResponse::Ok().json(readiness)
     } else {

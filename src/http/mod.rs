@@ -21,6 +21,7 @@ mod openapi;
 mod pages;
 mod preview;
 mod routes;
+mod schedules;
 mod server;
 mod tls;
 mod tokens;

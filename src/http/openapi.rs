@@ -24,7 +24,7 @@ pub(super) struct Problems;
 impl Modify for Problems {
     fn modify(&self, document: &mut utoipa::openapi::OpenApi) {
         for path in document.paths.paths.values_mut() {
-            let operations = [&mut path.get, &mut path.post, &mut path.patch, &mut path.delete];
+            let operations = [&mut path.get, &mut path.post, &mut path.put, &mut path.patch, &mut path.delete];
             for operation in operations.into_iter().flatten() {
                 // The names of handlers are unique only together with their tag.
                 let tag = operation.tags.as_ref().and_then(|tags| tags.first()).map_or("", String::as_str);

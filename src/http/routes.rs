@@ -3,7 +3,9 @@
 
 use super::error::ApiError;
 use super::openapi::{Problems, Token};
-use super::{actions, agent_calls, agents, audit, check_in, events, health, hooks, nodes, openapi, preview, tokens};
+use super::{
+    actions, agent_calls, agents, audit, check_in, events, health, hooks, nodes, openapi, preview, schedules, tokens,
+};
 use crate::domain::problem::Problem;
 use actix_web::web;
 use utoipa::OpenApi;
@@ -34,6 +36,7 @@ macro_rules! routes {
             modifiers(&Token, &Problems),
             tags(
                 (name = "actions", description = "What to do, on which agents, and when"),
+                (name = "schedules", description = "Recurring actions"),
                 (name = "agents", description = "The fleet"),
                 (name = "tokens", description = "API tokens and their roles"),
                 (name = "audit", description = "The audit log"),
@@ -46,6 +49,7 @@ macro_rules! routes {
     (@method GET) => { web::get() };
     (@method POST) => { web::post() };
     (@method PATCH) => { web::patch() };
+    (@method PUT) => { web::put() };
     (@method DELETE) => { web::delete() };
 }
 
@@ -65,6 +69,13 @@ routes! {
     "/v1/agents" { GET agents::list, POST agents::add }
     "/v1/agents/{name}" { GET agents::show, PATCH agents::patch, DELETE agents::remove }
     "/v1/targets/preview" { POST preview::preview }
+    "/v1/schedules" { GET schedules::list, POST schedules::create }
+    "/v1/schedules/preview" { POST schedules::preview }
+    "/v1/schedules/{name}" { GET schedules::show, PUT schedules::put, DELETE schedules::remove }
+    "/v1/schedules/{name}/pause" { POST schedules::pause }
+    "/v1/schedules/{name}/resume" { POST schedules::resume }
+    "/v1/schedules/{name}/trigger" { POST schedules::trigger }
+    "/v1/schedules/{name}/preview" { GET schedules::preview_stored }
     "/v1/tokens" { GET tokens::list, POST tokens::create }
     "/v1/tokens/{id}" { DELETE tokens::revoke }
     "/v1/nodes" { GET nodes::list }
@@ -86,7 +97,13 @@ mod tests {
     fn each_handler_documents_the_path_and_method_that_it_is_routed_by() {
         let routed = ROUTES.iter().map(|(path, methods)| ((*path).to_owned(), methods.iter().copied().collect()));
         let documented = Document::openapi().paths.paths.into_iter().map(|(path, item)| {
-            let methods = [("GET", item.get), ("POST", item.post), ("PATCH", item.patch), ("DELETE", item.delete)];
+            let methods = [
+                ("GET", item.get),
+                ("POST", item.post),
+                ("PUT", item.put),
+                ("PATCH", item.patch),
+                ("DELETE", item.delete),
+            ];
             let methods = methods.into_iter().filter(|(_, operation)| operation.is_some());
             (path, methods.map(|(method, _)| method).collect())
         });

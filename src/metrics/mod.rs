@@ -3,9 +3,11 @@
 mod hooks;
 mod progress;
 mod registry;
+mod schedules;
 mod senders;
 
 pub use hooks::{HookResult, Hooks};
 pub use progress::{Progress, Stalled};
 pub use registry::{ActorGauge, Metrics};
+pub use schedules::Schedules;
 pub use senders::{DeliveryResult, SenderReport, SenderStatus, Senders};

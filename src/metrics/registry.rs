@@ -30,10 +30,13 @@
 //! | `odoshi_hooks_delivered_total` | `hook` | events that this process delivered |
 //! | `odoshi_hooks_failed_total` | `hook` | failed attempts of this process |
 //! | `odoshi_hooks_given_up_total` | `hook` | events that this process gave up |
+//! | `odoshi_schedule_lateness_seconds` | | time from an occurrence to its action, a histogram; its count is the occurrences that this process made |
+//! | `odoshi_schedule_dropped_total` | `reason` | occurrences that were not made: `missed`, `too_old`, `overlap`, `invalid` |
 //! | `odoshi_store_up` | | 1 when the store answers |
 
 use super::hooks::Hooks;
 use super::progress::Progress;
+use super::schedules::Schedules;
 use super::senders::Senders;
 use crate::domain::batch::Reason;
 use crate::domain::command::{CommandState, Event};
@@ -97,6 +100,7 @@ struct Inner {
     sender_hosts_away: Family<Label, Gauge>,
     sender_deliveries: Family<[(&'static str, &'static str); 2], Counter>,
     hooks: Hooks,
+    schedules: Schedules,
     store_up: Gauge,
 }
 
@@ -141,6 +145,7 @@ impl Default for Metrics {
             sender_hosts_away: Family::default(),
             sender_deliveries: Family::default(),
             hooks: Hooks::default(),
+            schedules: Schedules::default(),
             store_up: Gauge::default(),
         };
         let of = &mut inner.registry;
@@ -172,6 +177,7 @@ impl Default for Metrics {
         of.register("sender_hosts_away", "Hosts or brokers that can't be reached", inner.sender_hosts_away.clone());
         of.register("sender_deliveries", "Deliveries by result", inner.sender_deliveries.clone());
         inner.hooks.register(of);
+        inner.schedules.register(of);
         of.register("store_up", "1 when the store answers", inner.store_up.clone());
         Self(Arc::new(inner))
     }
@@ -203,6 +209,11 @@ impl Metrics {
     /// The numbers of hooks.
     pub fn hooks(&self) -> &Hooks {
         &self.0.hooks
+    }
+
+    /// The numbers of schedules.
+    pub fn schedules(&self) -> &Schedules {
+        &self.0.schedules
     }
 
     /// Where actors report whether they make progress.

@@ -2,11 +2,12 @@
 //!
 //! ```text
 //!  spool/new ─▶ SpoolLoader ─┐
-//!  POST /v1/actions ─────────┴▶ Resolver ─▶ CommandStore ─▶ DelayScheduler ─▶ SenderRouter ─▶ senders ─▶ agents
+//!  POST /v1/actions ─────────┤
+//!  recur (schedules) ────────┴▶ Resolver ─▶ CommandStore ─▶ DelayScheduler ─▶ SenderRouter ─▶ senders ─▶ agents
 //!                                  pages       batches         due next                            │
 //!                                                                                                  │ what happened
 //!  reconcilers/: open actions, complete, advance, expire, overdue, leaving agents ────────▶ Outcomes ◀┘
-//!                live join, hooks, retention
+//!                live join, recur, hooks, retention
 //!
 //!  Signals: whatever is committed wakes what waits for it, here (actors, watchers, long polls) and, through
 //!           PeerNotifier, at other nodes
@@ -41,6 +42,7 @@ use crate::senders::stream::{Opening, SessionDeps, SessionSink, Sessions, Stream
 use crate::senders::{HookSet, SenderContext};
 use crate::signals::{ActionCache, Board, PeerNotifier, Presence, SchedulerInbox, Signals, StreamInbox};
 use crate::store::Store;
+use crate::zone_data::ZoneData;
 use actix::prelude::*;
 use std::sync::Arc;
 
@@ -80,6 +82,7 @@ impl Addresses {
             complete: reconcilers.complete.address().recipient(),
             live_join: reconcilers.live_join.address().recipient(),
             hooks: reconcilers.hooks.address().recipient(),
+            recur: reconcilers.recur.address().recipient(),
             peers: peers.address().recipient(),
         }
     }
@@ -137,7 +140,8 @@ impl Wiring {
         let actions = ActionCache::new(store.clone());
         let signals = Signals::new(addresses.board(&extensions), actions.clone());
         let (presence, metrics) = (Presence::default(), Metrics::default());
-        let node = Arc::new(Node { store, actions, presence, signals, metrics, config });
+        let zones = ZoneData::load();
+        let node = Arc::new(Node { store, actions, presence, signals, metrics, zones, config });
         Self { node, addresses, extensions, serves_stream }
     }
 

@@ -11,6 +11,7 @@
 //! | [`overdue`] | gives up overdue results |
 //! | [`leaving_agents`] | closes the commands of removed agents |
 //! | [`live_join`] | lets agents join live actions |
+//! | [`recur`] | makes the occurrences of schedules, of all nodes' together |
 //! | [`hooks`] | sends events to hooks |
 //! | [`retention`] | deletes what is older than its retention |
 
@@ -22,6 +23,7 @@ pub mod leaving_agents;
 pub mod live_join;
 pub mod open_actions;
 pub mod overdue;
+pub mod recur;
 pub mod retention;
 mod start;
 mod support;

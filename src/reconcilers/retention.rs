@@ -52,6 +52,15 @@ impl Retention {
         Ok(())
     }
 
+    /// Deletes what is kept of occurrences longer than `retention.occurrences`.
+    async fn purge_occurrences(&self) -> StoreResult<()> {
+        let (store, keep) = (&self.node.store, self.node.config.retention.occurrences.0);
+        while store.occurrence_purge(store.now().minus(keep), ROWS_AT_A_TIME).await? > 0 {
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(())
+    }
+
     /// Finds rows without their action. They are then deleted with the purged actions.
     async fn sweep(&mut self) -> StoreResult<()> {
         if self.swept.is_some_and(|last| last.elapsed() < SWEEP_INTERVAL) {
@@ -91,6 +100,7 @@ impl Reconcile for Retention {
     async fn run_once(&mut self) -> Result<Pace, RoundFailed> {
         self.purge_audit().await?;
         self.purge_hook_events().await?;
+        self.purge_occurrences().await?;
         self.sweep().await?;
         self.purge_actions().await?;
         Ok(Pace::Wait)

@@ -8,6 +8,7 @@ use super::leaving_agents::LeavingAgents;
 use super::live_join::LiveJoin;
 use super::open_actions::ReadOpenActions;
 use super::overdue::Overdue;
+use super::recur::Recur;
 use super::retention::Retention;
 use crate::context::Node;
 use crate::runtime::{Drain, Reconcile, Reconciler, Supervision, Unstarted};
@@ -32,6 +33,8 @@ pub struct Reconcilers {
     pub leaving_agents: Unstarted<Reconciler<LeavingAgents>>,
     /// See [`super::live_join`].
     pub live_join: Unstarted<Reconciler<LiveJoin>>,
+    /// See [`super::recur`].
+    pub recur: Unstarted<Reconciler<Recur>>,
     /// See [`super::hooks`].
     pub hooks: Unstarted<Reconciler<Hooks>>,
     /// See [`super::retention`].
@@ -48,8 +51,18 @@ impl Reconcilers {
         supervision: &Supervision,
     ) -> Vec<Recipient<Drain>> {
         // Without `..`, so that a reconciler that is never started is an unused variable.
-        let Self { open_actions, complete, advance, expire, overdue, leaving_agents, live_join, hooks, retention } =
-            self;
+        let Self {
+            open_actions,
+            complete,
+            advance,
+            expire,
+            overdue,
+            leaving_agents,
+            live_join,
+            recur,
+            hooks,
+            retention,
+        } = self;
         let (n, r, s) = (node, recorder, supervision);
         vec![
             start(open_actions, n, s, ReadOpenActions::new),
@@ -59,6 +72,7 @@ impl Reconcilers {
             start(overdue, n, s, with(r, Overdue::new)),
             start(leaving_agents, n, s, with(r, LeavingAgents::new)),
             start(live_join, n, s, LiveJoin::new),
+            start(recur, n, s, Recur::new),
             start(hooks, n, s, move |node| Hooks::new(node, hook_set.clone())),
             start(retention, n, s, Retention::new),
         ]
@@ -103,6 +117,7 @@ mod tests {
             "overdue",
             "leaving_agents",
             "live_join",
+            "recur",
             "hooks",
             "retention",
         ];

@@ -34,6 +34,7 @@ impl DueCommand {
             priority: action.priority,
             timeout_ms: i64::try_from(action.policy.timeout.as_millis()).unwrap_or(i64::MAX),
             expires_at: action.expires_at,
+            scheduled_for: action.scheduled_for,
         }
     }
 }

@@ -89,6 +89,8 @@ pub struct ActionView {
     /// The name of the token that created it, or `spool` or `server`; unknown for those of early
     /// versions.
     pub created_by: Option<String>,
+    /// The nominal time of the occurrence, if a schedule made it.
+    pub scheduled_for: Option<Timestamp>,
     /// The exact counts of its commands by state.
     pub counts: Counts,
     /// The submitted document, as JSON.

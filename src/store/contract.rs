@@ -12,6 +12,7 @@ use super::live::Live;
 use super::nodes::Nodes;
 use super::outcomes::Outcomes;
 use super::retention::Retention;
+use super::schedules::Schedules;
 use super::sessions::Sessions;
 use super::tokens::Tokens;
 use crate::domain::time::Timestamp;
@@ -34,6 +35,7 @@ pub trait Store:
     + Nodes
     + Outcomes
     + Retention
+    + Schedules
     + Sessions
     + Tokens
     + Send

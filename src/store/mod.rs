@@ -32,6 +32,7 @@ mod open;
 mod outcomes;
 pub mod postgres;
 mod retention;
+mod schedules;
 mod sessions;
 mod sql;
 pub mod sqlite;
@@ -51,5 +52,9 @@ pub use nodes::{NodeView, Nodes};
 pub use open::{check, open, sqlite_path, token_insert_alone};
 pub use outcomes::{Outcomes, Report};
 pub use retention::Retention;
+pub use schedules::{
+    DueSchedule, Made, MadeOccurrence, NewSchedule, NextOccurrence, OccurrenceView, Planned, Planner, Put, ScheduleTag,
+    ScheduleView, Schedules,
+};
 pub use sessions::{Opened, SessionHeld, SessionOpening, SessionState, Sessions};
 pub use tokens::{Revoked, Tokens};

@@ -25,6 +25,7 @@ use crate::signals::{
 };
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Accepted, CommandPage, Due, Inserted, NewAgent, OpenAction, Opened, SessionOpening, Store};
+use crate::zone_data::ZoneData;
 use actix::prelude::*;
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
@@ -162,6 +163,7 @@ impl Listeners {
             complete: self.add("complete").recipient(),
             live_join: self.add("live_join").recipient(),
             hooks: self.add("hooks").recipient(),
+            recur: self.add("recur").recipient(),
             peers: self.add("peers").recipient(),
             listeners: Vec::new(),
         }
@@ -197,7 +199,8 @@ impl TestNode {
         let actions = ActionCache::new(store.clone());
         let signals = Signals::new(listeners.board(), actions.clone());
         let (presence, metrics) = (Presence::default(), Metrics::default());
-        let node = Arc::new(Node { store: store.clone(), actions, presence, signals, metrics, config });
+        let zones = ZoneData::load();
+        let node = Arc::new(Node { store: store.clone(), actions, presence, signals, metrics, zones, config });
         let recorder = Writer::new(batcher(OutcomeSink { node: node.clone() }));
         Self { node, store, sqlite, recorder, listeners, offset: Cell::new(0), dir }
     }

@@ -37,6 +37,7 @@ mod recording;
 mod refusals;
 mod retention;
 mod scale;
+mod schedules;
 #[cfg(feature = "smtp")]
 mod smtp;
 mod spool_input;
@@ -159,6 +160,13 @@ on_both! {
     scale {
         a_hundred_thousand_commands_are_stored_once_in_bounded_memory_and_cancelled_over_a_kill
         an_agent_that_connects_after_many_actions_gets_all_of_them_in_order_and_soon
+    }
+    schedules {
+        a_schedule_is_kept_changed_previewed_and_removed
+        agents_get_each_occurrence_with_its_time
+        an_agent_that_is_away_holds_up_no_other
+        a_kill_in_the_middle_makes_no_occurrence_twice_and_loses_none
+        new_zone_data_are_used_while_the_server_runs
     }
     startup {
         a_start_that_cannot_listen_leaves_the_store_untouched

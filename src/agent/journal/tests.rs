@@ -40,6 +40,7 @@ fn received(n: u128) -> Record {
         priority: 0,
         timeout_ms: 60_000,
         expires_at: NOW.plus(HOUR),
+        scheduled_for: None,
     };
     Record::Received { command, at: NOW, clock_ms: 7 }
 }

@@ -56,7 +56,7 @@ impl Module for External {
     async fn call(&self, mut call: Call) -> Outcome {
         let parameters = call.parameters.take().map_or_else(|| "null".to_owned(), |json| json.get().to_owned());
         let mut command = Command::new(&self.program);
-        environment::minimal(&mut command, &self.env);
+        environment::minimal(&mut command, &self.env, call.scheduled_for);
         let (input, trace) = (Some(parameters.into_bytes()), &call.trace);
         let ended = match process::run(command, input, self.bounds, trace, &mut call.stop).await {
             Ok(ended) => ended,

@@ -2,6 +2,7 @@
 
 use super::stop::{Stop, StopReason};
 use crate::agent::processes::Trace;
+use crate::domain::time::Timestamp;
 use async_trait::async_trait;
 use serde::Serialize;
 use serde_json::value::{RawValue, to_raw_value};
@@ -11,6 +12,8 @@ use serde_json::value::{RawValue, to_raw_value};
 pub struct Call {
     /// The parameters from the action; any JSON.
     pub parameters: Option<Box<RawValue>>,
+    /// The nominal time of the occurrence, if a schedule made the action.
+    pub scheduled_for: Option<Timestamp>,
     /// When to stop. The call of a module that does not stop is dropped a few seconds later.
     pub stop: Stop,
     /// Records the processes of this run.

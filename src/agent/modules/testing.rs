@@ -16,7 +16,7 @@ pub(in crate::agent) fn call(parameters: &str, timeout: Duration) -> (Call, watc
     let parameters = Some(RawValue::from_string(parameters.into()).expect("valid JSON"));
     let run = RunRef { action: Uuid::from_u128(1), run: 1 };
     let trace = Trace::new(run, Uuid::new_v4(), None);
-    (Call { parameters, stop: Stop::new(told, Instant::now() + timeout), trace }, tell)
+    (Call { parameters, scheduled_for: None, stop: Stop::new(told, Instant::now() + timeout), trace }, tell)
 }
 
 /// The output as a JSON value.

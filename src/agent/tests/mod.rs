@@ -47,6 +47,7 @@ fn with_operations(n: u128, operations: &str) -> Command {
         priority: 0,
         timeout_ms: 600_000,
         expires_at: Timestamp::of_this_machine().plus(Duration::from_secs(3_600)),
+        scheduled_for: None,
     }
 }
 

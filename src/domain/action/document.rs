@@ -160,6 +160,14 @@ impl NewAction {
     /// # Errors
     /// A problem that names the line and column, or the key, of the mistake.
     pub fn from_json(json: &[u8], id: Uuid, now: Timestamp) -> Result<Self, Problem> {
+        Self::from_json_lasting(json, id, now, DEFAULT_EXPIRES_AFTER)
+    }
+
+    /// The same; without `expires_after` it lasts this long.
+    ///
+    /// # Errors
+    /// As [`NewAction::from_json`].
+    pub fn from_json_lasting(json: &[u8], id: Uuid, now: Timestamp, lasts: Span) -> Result<Self, Problem> {
         let value: Value = serde_json::from_slice(json)
             .map_err(|error| Problem::new(ProblemKind::MalformedJson, format!("not valid JSON: {error}")))?;
         check_is_object(json)?;
@@ -171,7 +179,7 @@ impl NewAction {
             let place = if path == "." { String::new() } else { format!("{path}: ") };
             Problem::new(ProblemKind::InvalidDocument, format!("{place}{}", error.into_inner()))
         })?;
-        document.check(id, now, Sha256::digest(value.to_string()).to_vec())
+        document.check(id, now, lasts, Sha256::digest(value.to_string()).to_vec())
     }
 }
 
@@ -187,7 +195,19 @@ fn in_range(key: &str, value: i64, least: i64, most: i64) -> Result<i32, Problem
 }
 
 impl Document {
-    fn check(self, id: Uuid, now: Timestamp, digest: Vec<u8>) -> Result<NewAction, Problem> {
+    /// The first of the keys that give it an identity or a time of its own, if there is one.
+    pub(crate) fn given_time(&self) -> Option<&'static str> {
+        [
+            ("id", self.id.0.is_some()),
+            ("valid_from", self.valid_from.is_some()),
+            ("delay", self.delay.is_some()),
+            ("expires_at", self.expires_at.is_some()),
+        ]
+        .into_iter()
+        .find_map(|(key, is_given)| is_given.then_some(key))
+    }
+
+    fn check(self, id: Uuid, now: Timestamp, lasts: Span, digest: Vec<u8>) -> Result<NewAction, Problem> {
         let length = self.name.chars().count();
         if length == 0 || length > MAX_NAME {
             return Err(invalid("name", format!("{length} characters, but 1 to {MAX_NAME} are allowed")));
@@ -229,7 +249,7 @@ impl Document {
                 return Err(invalid("expires_after", "expires_at is given too; only one of them is allowed"));
             }
             (Some(time), None) => time,
-            (None, span) => valid_from.plus(span.unwrap_or(DEFAULT_EXPIRES_AFTER).0),
+            (None, span) => valid_from.plus(span.unwrap_or(lasts).0),
         };
         if expires_at <= valid_from {
             return Err(invalid("expires_at", format!("{expires_at} is not after valid_from, {valid_from}")));
@@ -275,6 +295,7 @@ impl Document {
         Ok(NewAction {
             id,
             idempotency_key: None,
+            scheduled_for: None,
             author: Author::server("server"),
             document,
             digest,

@@ -12,6 +12,8 @@ pub struct NewAction {
     pub id: Uuid,
     /// The caller's key for this request. The same key again returns the same action.
     pub idempotency_key: Option<String>,
+    /// The nominal time of the occurrence, if a schedule made it.
+    pub scheduled_for: Option<Timestamp>,
     /// The author; the server itself by default.
     pub author: Author,
     /// The document with defaults filled in, as JSON.

@@ -17,6 +17,8 @@ pub struct Action {
     pub id: Uuid,
     /// A name for people.
     pub name: String,
+    /// The nominal time of the occurrence, if a schedule made it.
+    pub scheduled_for: Option<Timestamp>,
     /// The target expression.
     pub target: String,
     /// What agents do.
@@ -44,6 +46,7 @@ impl Action {
             no,
             id: new.id,
             name: new.name.clone(),
+            scheduled_for: new.scheduled_for,
             target: new.target.clone(),
             operations: Operations::from_json(new.operations.clone())?,
             valid_from: new.valid_from,

@@ -4,6 +4,7 @@
 //! schedule is to be made now, what was missed, and when it is due next.
 
 mod calendar;
+mod document;
 mod pattern;
 mod plan;
 #[cfg(test)]
@@ -12,6 +13,8 @@ mod timing;
 mod zones;
 
 pub use calendar::{Calendar, Note, Upcoming};
+pub(crate) use document::Document;
+pub use document::{MAX_DOCUMENT, Schedule};
 pub use plan::{Dropped, MOST_IN_TIME, Plan, Reason, plan};
-pub use timing::{Misfire, MisfirePolicy, OnGap, OnRepeat, Timing};
+pub use timing::{Misfire, MisfirePolicy, OnGap, OnRepeat, Overlap, Timing};
 pub use zones::{ZoneInfo, Zones};

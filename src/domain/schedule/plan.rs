@@ -24,8 +24,28 @@ pub enum Reason {
     Invalid,
 }
 
+impl Reason {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Missed, Self::TooOld, Self::Overlap, Self::Invalid];
+
+    /// The word in the interface.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Missed => "missed",
+            Self::TooOld => "too_old",
+            Self::Overlap => "overlap",
+            Self::Invalid => "invalid",
+        }
+    }
+
+    /// The reason with this name in the interface.
+    pub fn from_name(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|reason| reason.as_str() == name)
+    }
+}
+
 /// A range of occurrences that were dropped.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, ToSchema)]
 pub struct Dropped {
     /// The first one.
     pub from: Timestamp,
@@ -42,25 +62,34 @@ pub struct Dropped {
 pub struct Plan {
     /// The occurrences to make, earliest first.
     pub make: Vec<Timestamp>,
+    /// How many of these, from the first on, were missed.
+    pub late: usize,
     /// What is dropped.
     pub dropped: Vec<Dropped>,
+    /// Every occurrence up to and including this time is decided.
+    pub decided: Timestamp,
     /// When it is due next; `None`: never again.
     pub next_at: Option<Timestamp>,
 }
 
-/// Decides about the occurrences from `next_at`, which is one of them, up to and including `now`. It
-/// costs milliseconds, however many there are.
-pub fn plan(calendar: &Calendar, misfire: &Misfire, next_at: Timestamp, now: Timestamp) -> Plan {
-    let in_time = now.minus(misfire.grace.0).max(next_at);
-    let young = now.minus(misfire.max_age.0).clamp(next_at, in_time);
-    let mut plan = Plan { make: Vec::new(), dropped: Vec::new(), next_at: None };
-    plan.drop(calendar, next_at..young, Reason::TooOld);
-    let most = match misfire.policy {
+/// Decides about the occurrences after `decided`, up to and including `now`, and makes at most
+/// `most`; the rest is due again at once. It costs milliseconds, however many there are.
+pub fn plan(calendar: &Calendar, misfire: &Misfire, decided: Timestamp, now: Timestamp, most: usize) -> Plan {
+    let mut plan = Plan { make: Vec::new(), late: 0, dropped: Vec::new(), decided, next_at: None };
+    let Some(first) = calendar.next_after(decided).filter(|first| *first <= now) else {
+        plan.next_at = calendar.next_after(decided);
+        return plan;
+    };
+    let in_time = now.minus(misfire.grace.0).max(first);
+    let young = now.minus(misfire.max_age.0).clamp(first, in_time);
+    plan.drop(calendar, first..young, Reason::TooOld);
+    let kept = match misfire.policy {
         MisfirePolicy::Skip => 0,
         MisfirePolicy::Latest => 1,
         MisfirePolicy::All => misfire.limit,
     };
-    plan.make = calendar.newest(young..in_time, most);
+    plan.make = calendar.newest(young..in_time, kept);
+    plan.late = plan.make.len();
     let first_made = plan.make.first().copied().unwrap_or(in_time);
     plan.drop(calendar, young..first_made, Reason::Missed);
 
@@ -77,6 +106,12 @@ pub fn plan(calendar: &Calendar, misfire: &Misfire, next_at: Timestamp, now: Tim
             }
         }
     }
+    if let Some(unmade) = plan.make.get(most.max(1)).copied() {
+        plan.make.truncate(most.max(1));
+        plan.late = plan.late.min(plan.make.len());
+        after = unmade.minus(std::time::Duration::from_millis(1));
+    }
+    plan.decided = after;
     plan.next_at = calendar.next_after(after);
     plan
 }

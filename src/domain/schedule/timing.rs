@@ -66,6 +66,19 @@ pub enum MisfirePolicy {
     All,
 }
 
+/// What to do when the action of the previous occurrence still runs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "snake_case")]
+pub enum Overlap {
+    /// The occurrence is made all the same.
+    Allow,
+    /// The occurrence is dropped.
+    #[default]
+    Skip,
+    /// The previous action is cancelled, and the occurrence is made.
+    CancelPrevious,
+}
+
 /// When an occurrence is missed, and what then.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Misfire {

@@ -165,6 +165,7 @@ mod tests {
             priority: 3,
             timeout_ms: 4,
             expires_at: Timestamp(0),
+            scheduled_for: None,
         };
         let text = serde_json::to_string(&Body { command: command.clone(), agent: "a" }).expect("JSON");
         assert!(text.contains(operations), "{text}");

@@ -99,6 +99,8 @@ pub struct Board {
     pub live_join: Recipient<Wake>,
     /// Sends events to hooks.
     pub hooks: Recipient<Wake>,
+    /// Makes the occurrences of schedules.
+    pub recur: Recipient<Wake>,
     /// Notifies other nodes.
     pub peers: Recipient<Publish>,
     /// What users registered to hear of results.
@@ -334,6 +336,16 @@ impl Signals {
     pub fn action_ended(&self) {
         self.0.commits.notify();
         hint(&self.0.board.hooks, Wake);
+    }
+
+    /// Events for hooks were stored.
+    pub fn hooks_told(&self) {
+        hint(&self.0.board.hooks, Wake);
+    }
+
+    /// A schedule is new or has changed.
+    pub fn schedules_changed(&self) {
+        hint(&self.0.board.recur, Wake);
     }
 
     /// The open actions should be read now.

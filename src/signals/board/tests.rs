@@ -40,6 +40,8 @@ const CASES: &[Case] = &[
     (|s| s.pause_found(1, true), &[], false),
     (|s| s.pause_found(1, false), &["scheduler: resumed [1]"], false),
     (|s| s.action_ended(), &["hooks: wake"], true),
+    (|s| s.hooks_told(), &["hooks: wake"], false),
+    (|s| s.schedules_changed(), &["recur: wake"], false),
     (|s| s.read_open_actions(), &["open_actions: wake"], false),
     (|s| s.open_actions_read(snapshot()),
         &["scheduler: open actions 7", "after 1: wake", "after 2: wake"], false),

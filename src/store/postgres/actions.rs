@@ -128,7 +128,7 @@ async fn insert(
     Ok(accepted)
 }
 
-async fn insert_one(
+pub(super) async fn insert_one(
     conn: &mut AsyncPgConnection,
     new: &NewAction,
     owner: &str,

@@ -31,6 +31,7 @@ mod nodes;
 mod outcomes;
 mod pools;
 mod retention;
+mod schedules;
 mod scratch;
 mod sessions;
 mod silence;

@@ -31,9 +31,15 @@ pub(in crate::store) struct ActionViewRow {
     live: bool,
     ended_at: Option<i64>,
     created_by: Option<String>,
+    scheduled_for: Option<i64>,
 }
 
 impl ActionViewRow {
+    /// The action's id and state.
+    pub(in crate::store) fn standing(&self) -> QueryResult<(Uuid, ActionState)> {
+        Ok((Uuid::parse_str(&self.id).map_err(corrupt)?, self.state()))
+    }
+
     pub(in crate::store) fn view(self, sums: Sums) -> QueryResult<ActionView> {
         let status = self.state();
         Ok(ActionView {
@@ -43,6 +49,7 @@ impl ActionViewRow {
             status,
             created_at: Timestamp(self.created_at),
             created_by: self.created_by,
+            scheduled_for: self.scheduled_for.map(Timestamp),
             // Agents may join a live action until its end.
             counts: sums.counts(self.resolved && (!self.live || self.cancelled || self.ended_at.is_some())),
             document: RawValue::from_string(self.document).map_err(corrupt)?,
@@ -84,7 +91,8 @@ pub(in crate::store) fn in_state(state: ActionState) -> &'static str {
 /// The columns of an [`ActionViewRow`] of an action `a` whose document isn't needed. Thousands of
 /// actions may end at a time, and documents are large.
 pub(in crate::store) const WITHOUT_DOCUMENT: &str = "a.no, a.id, a.name, 'null' AS document, a.created_at, a.resolved, \
-     a.paused, a.cancelled, a.expired, a.expected_total, a.live, a.ended_at, a.created_by";
+     a.paused, a.cancelled, a.expired, a.expected_total, a.live, a.ended_at, a.created_by, \
+     a.scheduled_for";
 
 /// An action's counters, summed over the lanes.
 #[derive(QueryableByName)]
@@ -147,6 +155,7 @@ pub(in crate::store) struct ActionRow {
     priority: i32,
     cancelled: bool,
     paused: bool,
+    scheduled_for: Option<i64>,
 }
 
 impl ActionRow {
@@ -155,6 +164,7 @@ impl ActionRow {
         let new = NewAction {
             id: Uuid::parse_str(&self.id).map_err(corrupt)?,
             idempotency_key: None,
+            scheduled_for: self.scheduled_for.map(Timestamp),
             author: Author::server("server"),
             document: self.document,
             digest: self.digest,
@@ -250,8 +260,8 @@ impl Stored {
 pub(in crate::store) fn insert(new: &NewAction, owner: &str, now: Timestamp) -> Sql {
     sql(
         "INSERT INTO actions (id, idempotency_key, name, target, document, operations, digest, created_at, valid_from, \
-         expires_at, spread_ms, timeout_ms, max_deliveries, max_runs, live, priority, owner, created_by) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING no AS key",
+         expires_at, spread_ms, timeout_ms, max_deliveries, max_runs, live, priority, owner, created_by, \
+         scheduled_for) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING no AS key",
     )
     .bind(new.id.to_string())
     .bind(new.idempotency_key.clone())
@@ -271,6 +281,7 @@ pub(in crate::store) fn insert(new: &NewAction, owner: &str, now: Timestamp) -> 
     .bind(new.priority)
     .bind(owner)
     .bind(new.author.name.as_str())
+    .bind(new.scheduled_for.map(|time| time.0))
 }
 
 /// Selects the [`Stored`] action with this idempotency key.

@@ -2,7 +2,7 @@
 
 use super::statement::{Sql, sql};
 use super::values::sql_limit;
-use crate::domain::hook::{self, ActionEnded, HookEvent, Listener, NodeLost};
+use crate::domain::hook::{self, ActionEnded, HookEvent, Listener, NodeLost, ScheduleMissed};
 use crate::domain::time::Timestamp;
 use crate::store::hooks::COUNTED;
 use crate::store::{ActionView, HookClaim, HookOutcome, HookView, HookWanted};
@@ -89,6 +89,19 @@ pub(in crate::store) fn nodes_lost(
     let mut all = Vec::new();
     for data in lost {
         rows(listeners, HookEvent::NodeLost, at, data, &mut all)?;
+    }
+    Ok(all)
+}
+
+/// The rows that tell of missed occurrences.
+pub(in crate::store) fn occurrences_missed(
+    listeners: &[Listener],
+    missed: &[ScheduleMissed],
+    at: Timestamp,
+) -> QueryResult<Vec<NewEvent>> {
+    let mut all = Vec::new();
+    for data in missed {
+        rows(listeners, HookEvent::ScheduleMissed, at, data, &mut all)?;
     }
     Ok(all)
 }

@@ -12,6 +12,7 @@ pub(super) mod hooks;
 pub(super) mod live;
 pub(super) mod nodes;
 pub(super) mod outcomes;
+pub(super) mod schedules;
 pub(super) mod schema;
 pub(super) mod sessions;
 mod statement;

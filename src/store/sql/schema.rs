@@ -81,6 +81,7 @@ diesel::table! {
         owner -> Nullable<Text>,
         ended_at -> Nullable<BigInt>,
         created_by -> Nullable<Text>,
+        scheduled_for -> Nullable<BigInt>,
     }
 }
 

@@ -32,6 +32,12 @@ impl Sql {
         self
     }
 
+    /// The statement with this text after it.
+    pub(in crate::store) fn and(mut self, text: impl AsRef<str>) -> Self {
+        self.text.to_mut().push_str(text.as_ref());
+        self
+    }
+
     /// The values for the next places.
     pub(in crate::store) fn bind_each(mut self, values: &[i64]) -> Self {
         self.binds.extend(values.iter().copied().map(Bind::from));
@@ -99,6 +105,7 @@ binds! {
     arrays:
     BigInts(Vec<i64>) as Array<BigInt>,
     BigIntsOrNull(Vec<Option<i64>>) as Array<Nullable<BigInt>>,
+    ByteStrings(Vec<Vec<u8>>) as Array<Binary>,
     Integers(Vec<i32>) as Array<Integer>,
     SmallInts(Vec<i16>) as Array<SmallInt>,
     Bools(Vec<bool>) as Array<Bool>,

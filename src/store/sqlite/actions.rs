@@ -105,7 +105,12 @@ fn insert(conn: &mut SqliteConnection, new: &[NewAction], owner: &str, now: Time
     new.iter().map(|action| insert_one(conn, action, owner, now)).collect()
 }
 
-fn insert_one(conn: &mut SqliteConnection, new: &NewAction, owner: &str, now: Timestamp) -> QueryResult<Accepted> {
+pub(super) fn insert_one(
+    conn: &mut SqliteConnection,
+    new: &NewAction,
+    owner: &str,
+    now: Timestamp,
+) -> QueryResult<Accepted> {
     if let Some(Key { key: no }) = statements::insert(new, owner, now).get_result(conn).optional()? {
         let event = AuditEvent { did: "action.create", subject: &new.id.to_string(), detail: &new.name };
         audit::insert(conn, &new.author, event, now)?;

@@ -19,6 +19,7 @@ mod live;
 mod nodes;
 mod outcomes;
 mod retention;
+mod schedules;
 mod sessions;
 mod store;
 mod tokens;

@@ -11,9 +11,11 @@
 //!
 //! With `exec.allow = ["*"]` none of these restricts an action.
 
-use super::{Call, Module, Outcome, environment, process};
+use super::environment::{self, SCHEDULED_FOR};
+use super::{Call, Module, Outcome, process};
 use crate::agent::config::{Bounds, ExecConfig};
 use crate::agent::processes::MARK;
+use crate::domain::time::Timestamp;
 use async_trait::async_trait;
 use serde::de::{Error, MapAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -52,7 +54,7 @@ impl Exec {
         Self { config, bounds }
     }
 
-    fn command(&self, parameters: &Parameters) -> Result<Command, String> {
+    fn command(&self, parameters: &Parameters, scheduled_for: Option<Timestamp>) -> Result<Command, String> {
         let name = parameters.argv.first().ok_or("argv must not be empty")?;
         let everything = self.config.allow.iter().any(|allowed| allowed == "*");
         if !everything && !self.config.allow.contains(name) {
@@ -67,7 +69,7 @@ impl Exec {
         };
         let mut command = Command::new(program);
         command.arg0(name).args(&parameters.argv[1..]);
-        environment::minimal(&mut command, &self.config.env);
+        environment::minimal(&mut command, &self.config.env, scheduled_for);
         for (key, value) in &parameters.env {
             if key.is_empty() || key.contains(['=', '\0']) {
                 return Err(format!("env: \"{}\" is not a variable's name", key.escape_debug()));
@@ -75,8 +77,8 @@ impl Exec {
             if value.contains('\0') {
                 return Err(format!("env: the value of {} contains NUL", key.escape_debug()));
             }
-            if key == MARK {
-                return Err(format!("env: {MARK} is set by the agent"));
+            if [MARK, SCHEDULED_FOR].contains(&key.as_str()) {
+                return Err(format!("env: {key} is set by the agent"));
             }
             if !everything && !self.config.env.contains(key) {
                 return Err(format!("env: {} is not allowed by this agent's exec.env", key.escape_debug()));
@@ -142,7 +144,7 @@ impl Module for Exec {
             Ok(parameters) => parameters,
             Err(error) => return Outcome::failed(format!("parameters: {error}")),
         };
-        let command = match self.command(&parameters) {
+        let command = match self.command(&parameters, call.scheduled_for) {
             Ok(command) => command,
             Err(error) => return Outcome::failed(error),
         };

@@ -119,6 +119,7 @@ async fn an_action_sets_only_variables_that_the_agent_allows() {
         (r#"{"A": "\u0000"}"#, "NUL"),
         (r#"{"A": "x", "A": "y"}"#, "A is there twice"),
         (r#"{"ODOSHI_RUN": "x"}"#, "set by the agent"),
+        (r#"{"ODOSHI_SCHEDULED_FOR": "x"}"#, "set by the agent"),
     ] {
         let parameters = format!(r#"{{"argv": ["true"], "env": {env}}}"#);
         let outcome = run_with(&exec_all, &parameters).await;

@@ -1,3 +1,5 @@
+mod document;
+
 use super::*;
 use crate::domain::time::{Span, Timestamp};
 use std::time::Duration;
@@ -9,6 +11,10 @@ fn zones() -> Zones {
 
 fn at(text: &str) -> Timestamp {
     Timestamp::parse(text).unwrap_or_else(|error| panic!("{text}: {error}"))
+}
+
+fn just_before(time: Timestamp) -> Timestamp {
+    time.minus(Duration::from_millis(1))
 }
 
 fn cron(pattern: &str, timezone: &str, on_gap: OnGap, on_repeat: OnRepeat) -> Calendar {
@@ -180,7 +186,7 @@ fn an_outage_of_three_hours_with_each_policy() {
         cron("*/30 * * * *", "Europe/Stockholm", OnGap::Shift, OnRepeat::First),
         every("2026-01-01T00:00:00Z", Span::secs(1800)),
     ] {
-        let plan = |misfire: Misfire| plan(&calendar, &misfire, next_at, now);
+        let plan = |misfire: Misfire| plan(&calendar, &misfire, just_before(next_at), now, usize::MAX);
         let made = |plan: &Plan| plan.make.iter().copied().map(short).collect::<Vec<_>>();
         let skip = plan(misfire(MisfirePolicy::Skip));
         assert_eq!((made(&skip), dropped(&skip)), (vec![], vec!["10:30-13:00 6 Missed".to_owned()]));
@@ -205,7 +211,7 @@ fn an_outage_of_three_hours_with_each_policy() {
 fn what_is_within_its_grace_is_not_missed_and_made_whatever_the_policy() {
     let calendar = cron("*/30 * * * *", "UTC", OnGap::Shift, OnRepeat::First);
     let (next_at, now) = (at("2026-06-01T12:00:00Z"), at("2026-06-01T13:00:30Z"));
-    let plan = |policy| plan(&calendar, &misfire(policy), next_at, now);
+    let plan = |policy| plan(&calendar, &misfire(policy), just_before(next_at), now, usize::MAX);
     let made = |plan: Plan| plan.make.into_iter().map(short).collect::<Vec<_>>();
     assert_eq!(made(plan(MisfirePolicy::Skip)), ["13:00"]);
     assert_eq!(made(plan(MisfirePolicy::Latest)), ["12:30", "13:00"]);
@@ -219,7 +225,7 @@ fn of_many_within_their_grace_some_are_made_and_the_rest_is_due_at_once() {
     let misfire = Misfire { grace: Span::secs(3600), ..Misfire::default() };
     let (mut next, mut made) = (Some(next_at), Vec::new());
     while let Some(due) = next.filter(|due| *due <= now) {
-        let plan = plan(&calendar, &misfire, due, now);
+        let plan = plan(&calendar, &misfire, just_before(due), now, usize::MAX);
         assert!(plan.make.len() <= MOST_IN_TIME && plan.dropped.is_empty());
         made.extend(plan.make);
         next = plan.next_at;
@@ -232,7 +238,7 @@ fn of_many_within_their_grace_some_are_made_and_the_rest_is_due_at_once() {
 fn a_second_after_a_year_costs_little_and_is_counted_exactly() {
     let calendar = cron("* * * * * *", "Europe/Stockholm", OnGap::Shift, OnRepeat::First);
     let (next_at, now) = (at("2025-06-01T00:00:00Z"), at("2026-06-01T00:00:00Z"));
-    let plan = plan(&calendar, &misfire(MisfirePolicy::All), next_at, now);
+    let plan = plan(&calendar, &misfire(MisfirePolicy::All), just_before(next_at), now, usize::MAX);
     let in_time = 61;
     assert_eq!(plan.make.len(), 100 + in_time.min(MOST_IN_TIME));
     let dropped: u64 = plan.dropped.iter().map(|range| range.count).sum();

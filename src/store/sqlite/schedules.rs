@@ -1,0 +1,366 @@
+//! Schedules and their occurrences.
+
+use super::audit;
+use super::store::SqliteStore;
+use crate::domain::action::NewAction;
+use crate::domain::audit::{AuditEvent, Author};
+use crate::domain::hook::{Listener, ScheduleMissed};
+use crate::domain::schedule::Dropped;
+use crate::domain::time::Timestamp;
+use crate::store::sql::actions::{self as action_statements, ActionViewRow, WITHOUT_DOCUMENT};
+use crate::store::sql::hooks::occurrences_missed;
+use crate::store::sql::schedules::{
+    self as statements, ClaimedRow, DroppedRow, Last, OccurrenceRow, RUNNING, Running, RunningRow, ScheduleRow,
+    SizeRow, TimeRow,
+};
+use crate::store::sql::{Key, sql};
+use crate::store::{
+    Accepted, DueSchedule, Made, MadeOccurrence, NewSchedule, NextOccurrence, OccurrenceView, Planner, Put,
+    ScheduleTag, ScheduleView, Schedules, Store, StoreResult,
+};
+use async_trait::async_trait;
+use diesel::prelude::*;
+use std::sync::Arc;
+use uuid::Uuid;
+
+#[async_trait]
+impl Schedules for SqliteStore {
+    async fn schedule_insert(&self, new: NewSchedule, by: &Author) -> StoreResult<Option<ScheduleView>> {
+        let (by, now) = (by.clone(), self.now());
+        self.write("schedule_insert", move |conn| insert(conn, &new, &by, now)).await
+    }
+
+    async fn schedule_put(&self, new: NewSchedule, expected: Option<ScheduleTag>, by: &Author) -> StoreResult<Put> {
+        let (by, now) = (by.clone(), self.now());
+        self.write("schedule_put", move |conn| put(conn, &new, expected, &by, now)).await
+    }
+
+    async fn schedule_view(&self, name: &str) -> StoreResult<Option<ScheduleView>> {
+        let name = name.to_owned();
+        self.read("schedule_view", move |conn| Ok(with_name(conn, &name)?.map(ScheduleRow::view))).await
+    }
+
+    async fn schedule_list(&self, after: Option<&str>, limit: usize) -> StoreResult<Vec<ScheduleView>> {
+        let after = after.map(str::to_owned);
+        self.read("schedule_list", move |conn| {
+            let rows: Vec<ScheduleRow> = statements::list(after.as_deref(), limit).load(conn)?;
+            Ok(rows.into_iter().map(ScheduleRow::view).collect())
+        })
+        .await
+    }
+
+    async fn schedule_occurrences(&self, no: i64, limit: usize) -> StoreResult<Vec<OccurrenceView>> {
+        self.read("schedule_occurrences", move |conn| occurrences(conn, no, limit)).await
+    }
+
+    async fn schedule_dropped(&self, no: i64, limit: usize) -> StoreResult<Vec<Dropped>> {
+        self.read("schedule_dropped", move |conn| {
+            let rows: Vec<DroppedRow> = statements::dropped(no, limit).load(conn)?;
+            rows.into_iter().map(DroppedRow::dropped).collect()
+        })
+        .await
+    }
+
+    async fn schedule_pause(
+        &self,
+        tag: ScheduleTag,
+        next: Option<NextOccurrence>,
+        by: &Author,
+    ) -> StoreResult<Option<ScheduleView>> {
+        let (by, now) = (by.clone(), self.now());
+        self.write("schedule_pause", move |conn| pause(conn, tag, next.as_ref(), &by, now)).await
+    }
+
+    async fn schedule_remove(&self, name: &str, by: &Author) -> StoreResult<bool> {
+        let (name, by, now) = (name.to_owned(), by.clone(), self.now());
+        self.write("schedule_remove", move |conn| {
+            let is_removed = statements::remove(&name).execute(conn)? > 0;
+            if is_removed {
+                note(conn, &by, "schedule.remove", &name, "", now)?;
+            }
+            Ok(is_removed)
+        })
+        .await
+    }
+
+    async fn schedule_trigger(
+        &self,
+        tag: ScheduleTag,
+        action: NewAction,
+        by: &Author,
+    ) -> StoreResult<Option<Accepted>> {
+        let (owner, by, now) = (self.incarnation.clone(), by.clone(), self.now());
+        self.write("schedule_trigger", move |conn| trigger(conn, tag, action, &owner, &by, now)).await
+    }
+
+    async fn schedule_due(&self, limit: usize) -> StoreResult<Vec<(i64, usize)>> {
+        let now = self.now();
+        self.read("schedule_due", move |conn| sizes(statements::due(now, limit).load(conn)?)).await
+    }
+
+    async fn schedule_next(&self) -> StoreResult<Option<Timestamp>> {
+        self.read("schedule_next", |conn| Ok(statements::next().get_result::<TimeRow>(conn)?.at.map(Timestamp))).await
+    }
+
+    async fn schedule_stale(&self, zone_data: &str, after: i64, limit: usize) -> StoreResult<Vec<(i64, usize)>> {
+        let stale = statements::stale(zone_data, after, limit);
+        self.read("schedule_stale", move |conn| sizes(stale.load(conn)?)).await
+    }
+
+    async fn schedule_make(&self, nos: Vec<i64>, planner: Arc<dyn Planner>) -> StoreResult<Made> {
+        let (owner, now, hooks) = (self.incarnation.clone(), self.now(), self.hooks.get());
+        self.write("schedule_make", move |conn| {
+            let making = Making { planner: &*planner, owner: &owner, hooks: &hooks, now };
+            making.make(conn, &nos)
+        })
+        .await
+    }
+
+    async fn occurrence_purge(&self, before: Timestamp, limit: usize) -> StoreResult<usize> {
+        self.write("occurrence_purge", move |conn| {
+            let made = statements::purge_occurrences(before, limit).execute(conn)?;
+            Ok(made + statements::purge_dropped(before, limit - made).execute(conn)?)
+        })
+        .await
+    }
+}
+
+/// Writes an entry of the audit log.
+fn note(
+    conn: &mut SqliteConnection,
+    by: &Author,
+    did: &'static str,
+    name: &str,
+    detail: &str,
+    now: Timestamp,
+) -> QueryResult<()> {
+    audit::insert(conn, by, AuditEvent { did, subject: name, detail }, now)
+}
+
+fn sizes(rows: Vec<SizeRow>) -> QueryResult<Vec<(i64, usize)>> {
+    Ok(rows.into_iter().map(<(i64, usize)>::from).collect())
+}
+
+fn with_name(conn: &mut SqliteConnection, name: &str) -> QueryResult<Option<ScheduleRow>> {
+    statements::with_name(name, "").get_result(conn).optional()
+}
+
+/// The schedule in this state.
+fn in_state(conn: &mut SqliteConnection, tag: ScheduleTag) -> QueryResult<Option<ScheduleRow>> {
+    let row: Option<ScheduleRow> = statements::with_no(tag.no, "").get_result(conn).optional()?;
+    Ok(row.filter(|row| row.tag() == tag))
+}
+
+fn insert(
+    conn: &mut SqliteConnection,
+    new: &NewSchedule,
+    by: &Author,
+    now: Timestamp,
+) -> QueryResult<Option<ScheduleView>> {
+    let row: Option<ScheduleRow> = statements::insert(new, &by.name, now).get_result(conn).optional()?;
+    if row.is_some() {
+        note(conn, by, "schedule.create", &new.name, "", now)?;
+    }
+    Ok(row.map(ScheduleRow::view))
+}
+
+fn put(
+    conn: &mut SqliteConnection,
+    new: &NewSchedule,
+    expected: Option<ScheduleTag>,
+    by: &Author,
+    now: Timestamp,
+) -> QueryResult<Put> {
+    let Some(row) = with_name(conn, &new.name)? else {
+        let made = if expected.is_none() { insert(conn, new, by, now)? } else { None };
+        return Ok(made.map_or(Put::Changed, Put::Created));
+    };
+    if expected.is_some_and(|expected| expected != row.tag()) {
+        return Ok(Put::Changed);
+    }
+    if row.is_same(new) {
+        return Ok(Put::Replaced(row.view()));
+    }
+    let row: ScheduleRow = statements::replace(row.tag().no, new, now).get_result(conn)?;
+    note(conn, by, "schedule.change", &new.name, "", now)?;
+    Ok(Put::Replaced(row.view()))
+}
+
+fn pause(
+    conn: &mut SqliteConnection,
+    tag: ScheduleTag,
+    next: Option<&NextOccurrence>,
+    by: &Author,
+    now: Timestamp,
+) -> QueryResult<Option<ScheduleView>> {
+    let Some(row) = in_state(conn, tag)? else { return Ok(None) };
+    if row.is_paused() == next.is_none() {
+        return Ok(Some(row.view()));
+    }
+    let row: ScheduleRow = statements::pause(tag.no, next, now).get_result(conn)?;
+    let did = if next.is_none() { "schedule.pause" } else { "schedule.resume" };
+    note(conn, by, did, row.name(), "", now)?;
+    Ok(Some(row.view()))
+}
+
+fn trigger(
+    conn: &mut SqliteConnection,
+    tag: ScheduleTag,
+    mut action: NewAction,
+    owner: &str,
+    by: &Author,
+    now: Timestamp,
+) -> QueryResult<Option<Accepted>> {
+    let Some(row) = in_state(conn, tag)? else { return Ok(None) };
+    let last = statements::last_triggered(tag.no).get_result::<TimeRow>(conn)?.at;
+    let at = Timestamp(now.0.max(last.map_or(i64::MIN, |last| last + 1)));
+    action.scheduled_for = Some(at);
+    let accepted = super::actions::insert_one(conn, &action, owner, now)?;
+    if let Accepted::Stored { id, no: action_no, is_new: true } = accepted {
+        statements::insert_occurrence(tag.no, at, true, action_no, now).execute(conn)?;
+        statements::set_last(tag.no, at, action_no).execute(conn)?;
+        note(conn, by, "schedule.trigger", row.name(), &id.to_string(), now)?;
+    }
+    Ok(Some(accepted))
+}
+
+fn occurrences(conn: &mut SqliteConnection, no: i64, limit: usize) -> QueryResult<Vec<OccurrenceView>> {
+    let rows: Vec<OccurrenceRow> = statements::occurrences(no, limit).load(conn)?;
+    let mut views = Vec::with_capacity(rows.len());
+    for row in rows {
+        let action_no = row.action_no;
+        let mut view = OccurrenceView::from(row);
+        if let Some(action_no) = action_no {
+            let action = sql(format!("SELECT {WITHOUT_DOCUMENT} FROM actions a WHERE a.no = ?")).bind(action_no);
+            let action: Option<ActionViewRow> = action.get_result(conn).optional()?;
+            view.action = action.map(|action| action.standing()).transpose()?;
+        }
+        views.push(view);
+    }
+    Ok(views)
+}
+
+/// What planning needs.
+struct Making<'a> {
+    planner: &'a dyn Planner,
+    owner: &'a str,
+    hooks: &'a [Listener],
+    now: Timestamp,
+}
+
+impl Making<'_> {
+    fn make(&self, conn: &mut SqliteConnection, nos: &[i64]) -> QueryResult<Made> {
+        let mut made = Made::default();
+        let mut missed = Vec::new();
+        for no in nos {
+            let claimed: Option<ClaimedRow> = statements::claim("= ?").bind(*no).get_result(conn).optional()?;
+            if let Some((due, last)) = claimed.map(ClaimedRow::split) {
+                missed.extend(self.make_one(conn, &due, last, &mut made)?);
+            }
+        }
+        let events = occurrences_missed(self.hooks, &missed, self.now)?;
+        made.hooks_told = !events.is_empty();
+        super::hooks::insert(conn, &events)?;
+        Ok(made)
+    }
+
+    /// Makes what is to be made of one schedule. Returns what was missed of it.
+    fn make_one(
+        &self,
+        conn: &mut SqliteConnection,
+        due: &DueSchedule,
+        mut last: Last,
+        made: &mut Made,
+    ) -> QueryResult<Option<ScheduleMissed>> {
+        let (no, name, now) = (due.tag.no, &due.name, self.now);
+        let planned = self.planner.plan(due, now);
+        let (next, error) = (planned.next.clone(), planned.error.clone());
+        let previous = last.action_no.filter(|_| planned.asks_for_previous());
+        let running = previous.map(|action_no| running(conn, action_no, now)).transpose()?.flatten();
+        let settled = planned.settle(name, running.is_some());
+        if let Some(action) = running.filter(|_| settled.cancel_previous) {
+            cancel(conn, name, action, now, made)?;
+        }
+        for dropped in settled.dropped {
+            self.drop(conn, due, &mut last, dropped, made)?;
+        }
+        let mut before: Option<(i64, Uuid)> = None;
+        for (at, action) in settled.make {
+            let Key { key: action_no } = action_statements::insert(&action, self.owner, now).get_result(conn)?;
+            statements::insert_occurrence(no, at, false, action_no, now).execute(conn)?;
+            if let Some(action) = before.replace((action_no, action.id)).filter(|_| settled.cancel_each_other) {
+                cancel(conn, name, action, now, made)?;
+            }
+            last = Last { at: Some(at.0), action_no: Some(action_no), dropped: None };
+            made.occurrences.push(MadeOccurrence { schedule: name.clone(), at, made_at: now, action: action.id });
+        }
+        if let Some(dropped) = settled.overlapping {
+            self.drop(conn, due, &mut last, dropped, made)?;
+        }
+        statements::advance(no, &next, error.as_deref(), last).execute(conn)?;
+        made.has_more |= next.at.is_some_and(|at| at <= now);
+        made.errors.extend(error.map(|error| (name.clone(), error)));
+        Ok(settled.missed)
+    }
+
+    /// Records a range of dropped occurrences, as part of the one before it if the reason is the
+    /// same.
+    fn drop(
+        &self,
+        conn: &mut SqliteConnection,
+        due: &DueSchedule,
+        last: &mut Last,
+        dropped: Dropped,
+        made: &mut Made,
+    ) -> QueryResult<()> {
+        let reason = dropped.reason.as_str();
+        let before = last.dropped.filter(|(_, before)| *before == reason);
+        let is_extended = match before {
+            Some((dropped_no, _)) => statements::extend_dropped(dropped_no, &dropped, self.now).execute(conn)? > 0,
+            None => false,
+        };
+        if !is_extended {
+            let insert = statements::insert_dropped(due.tag.no, &dropped, self.now);
+            last.dropped = Some((insert.get_result::<Key>(conn)?.key, reason));
+        }
+        made.dropped.push((due.name.clone(), dropped));
+        Ok(())
+    }
+}
+
+/// An action, if it still runs.
+fn running(conn: &mut SqliteConnection, action_no: i64, now: Timestamp) -> QueryResult<Option<(i64, Uuid)>> {
+    let row = sql(format!("SELECT {RUNNING} FROM actions a WHERE a.no = ?")).bind(action_no);
+    let Some(row): Option<RunningRow> = row.get_result(conn).optional()? else { return Ok(None) };
+    let sent = super::counts::sums(conn, action_no)?.counts(true).sent;
+    let runs = match row.running(sent, now) {
+        Running::Known(runs) => runs,
+        Running::IfOnItsWay { after, has_rest } => {
+            statements::runs_again(action_no).get_result::<Key>(conn).optional()?.is_some()
+                || has_rest && is_on_its_way(conn, action_no, after)?
+        }
+    };
+    Ok(if runs { Some((action_no, row.id()?)) } else { None })
+}
+
+/// Whether one of the commands after a key is on its way. If it would take long to find out, one is.
+fn is_on_its_way(conn: &mut SqliteConnection, action_no: i64, after: i64) -> QueryResult<bool> {
+    let found = super::commands::first_untouched(conn, action_no, after, statements::LOOKED_AT)?;
+    Ok(found.is_some() || super::commands::key_after(conn, action_no, after, statements::LOOKED_AT)?.is_some())
+}
+
+/// Cancels the action of an occurrence for a later one.
+fn cancel(
+    conn: &mut SqliteConnection,
+    schedule: &str,
+    (action_no, id): (i64, Uuid),
+    now: Timestamp,
+    made: &mut Made,
+) -> QueryResult<()> {
+    if action_statements::cancel(id).execute(conn)? > 0 {
+        let by = Author::server(&format!("schedule:{schedule}"));
+        note(conn, &by, "action.cancel", &id.to_string(), "", now)?;
+        made.cancelled.push((action_no, id));
+    }
+    Ok(())
+}

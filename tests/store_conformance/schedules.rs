@@ -1,0 +1,418 @@
+//! Schedules and their occurrences.
+
+use crate::Backend;
+use crate::hooks::{claim, register};
+use crate::support::{agents, end, me, page};
+use futures_util::future::join_all;
+use odoshi::domain::action::{ActionState, Policy};
+use odoshi::domain::command::{CommandState, Event};
+use odoshi::domain::hook::HookEvent;
+use odoshi::domain::schedule::{Dropped, Reason, Schedule, Timing, Zones};
+use odoshi::domain::time::Timestamp;
+use odoshi::reconcilers::recur::SchedulePlanner;
+use odoshi::store::{Accepted, Inserted, Made, NewSchedule, NextOccurrence, Put, Report, ScheduleView, Store};
+use serde_json::{Value, json};
+use std::collections::HashSet;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+/// The bundled zone data, whatever the machine has.
+fn zones() -> Arc<Zones> {
+    Arc::new(Zones::load_from(Path::new("/nowhere")))
+}
+
+/// A schedule of every minute, with these keys of its document changed.
+fn new(store: &dyn Store, changes: Value) -> NewSchedule {
+    let action = json!({"name": "a", "target": "TRUE", "operations": [{"module": "ping"}], "expires_after": "10h"});
+    let mut document = json!({"name": "s", "every": "1m", "action": action});
+    for (key, value) in changes.as_object().unwrap() {
+        document[key] = value.clone();
+    }
+    if document.get("cron").is_some() {
+        document.as_object_mut().unwrap().remove("every");
+    }
+    let (now, zones) = (store.now(), zones());
+    let schedule = Schedule::from_json(document.to_string().as_bytes(), &zones, now).unwrap();
+    let at = schedule.calendar(&zones).unwrap().next_after(now);
+    let zone_data = matches!(schedule.timing, Timing::Cron { .. }).then(|| "2000a".to_owned());
+    NewSchedule {
+        name: schedule.name.clone(),
+        document: schedule.document().unwrap(),
+        digest: schedule.digest.clone(),
+        paused: schedule.paused,
+        next: NextOccurrence { decided: now, at, zone_data },
+    }
+}
+
+async fn insert(store: &dyn Store, changes: Value) -> ScheduleView {
+    store.schedule_insert(new(store, changes), &me()).await.unwrap().expect("the name is free")
+}
+
+async fn view(store: &dyn Store, name: &str) -> ScheduleView {
+    store.schedule_view(name).await.unwrap().expect("a schedule")
+}
+
+/// Makes all that is due.
+async fn make(store: &dyn Store) -> Made {
+    let due = store.schedule_due(1_000).await.unwrap();
+    let planner = Arc::new(SchedulePlanner::new(zones()));
+    store.schedule_make(due.into_iter().map(|(no, _)| no).collect(), planner).await.unwrap()
+}
+
+/// A store whose time passes when the case says so.
+struct Clock<'a, B: Backend> {
+    backend: &'a B,
+    offset: i64,
+}
+
+impl<'a, B: Backend> Clock<'a, B> {
+    fn new(backend: &'a B) -> Self {
+        Self { backend, offset: 0 }
+    }
+
+    fn pass(&mut self, secs: i64) {
+        self.offset += secs * 1_000;
+        self.backend.set_offset(self.offset);
+    }
+
+    /// Lets a minute pass, and makes what is due then.
+    async fn next(&mut self) -> Made {
+        self.pass(60);
+        make(self.backend.store()).await
+    }
+}
+
+/// The action of the last occurrence, by its key.
+async fn last_action(store: &dyn Store, view: &ScheduleView) -> i64 {
+    let last = store.schedule_occurrences(view.tag.no, 1).await.unwrap().remove(0);
+    store.action_no(last.action.expect("an action").0).await.unwrap().expect("an action")
+}
+
+const POLICY: Policy = Policy { max_runs: 2, max_deliveries: None, timeout: Duration::from_secs(60) };
+
+async fn tell(store: &dyn Store, action_no: i64, agent_no: i64, event: Event) {
+    let report = Report { action_no, agent_no, policy: POLICY, event, skip_lookup: false };
+    store.outcome_record(&[report]).await.unwrap();
+}
+
+/// Writes the commands of an action for these agents, all of them.
+async fn resolve(store: &dyn Store, action_no: i64, agents: &[i64]) {
+    let written = store.command_insert(vec![page(action_no, 0, agents, true)]).await.unwrap();
+    assert_eq!(written, [Inserted::Written]);
+}
+
+fn ranges(dropped: Vec<Dropped>) -> Vec<(u64, Reason)> {
+    dropped.into_iter().map(|range| (range.count, range.reason)).collect()
+}
+
+pub async fn a_name_is_taken_until_its_schedule_is_removed(backend: &mut impl Backend) {
+    let store = backend.store();
+    let first = insert(store, json!({})).await;
+    assert_eq!((first.created_by.as_str(), first.paused, first.last_at), ("tester", false, None));
+    assert!(store.schedule_insert(new(store, json!({"every": "2m"})), &me()).await.unwrap().is_none());
+    assert_eq!(view(store, "s").await.document, first.document);
+    assert!(store.schedule_remove("s", &me()).await.unwrap());
+    assert!(!store.schedule_remove("s", &me()).await.unwrap());
+    assert!(store.schedule_view("s").await.unwrap().is_none());
+    assert_ne!(insert(store, json!({})).await.tag, first.tag, "it is another one");
+    let did: Vec<String> = store.audit_list(None, 9).await.unwrap().into_iter().map(|entry| entry.did).collect();
+    assert_eq!(did, ["schedule.create", "schedule.remove", "schedule.create"]);
+}
+
+pub async fn a_schedule_is_replaced_if_it_is_what_its_author_knows(backend: &mut impl Backend) {
+    let store = backend.store();
+    let put = async |changes: Value, expected| store.schedule_put(new(store, changes), expected, &me()).await.unwrap();
+    let absent = odoshi::store::ScheduleTag { no: 1, version: 1 };
+    assert!(matches!(put(json!({}), Some(absent)).await, Put::Changed), "there is none");
+    let Put::Created(first) = put(json!({}), None).await else { panic!("it is new") };
+    let Put::Replaced(same) = put(json!({}), Some(first.tag)).await else { panic!("it is known") };
+    assert_eq!((same.tag, same.next_at), (first.tag, first.next_at), "nothing has changed");
+    let Put::Replaced(second) = put(json!({"every": "2m"}), Some(first.tag)).await else { panic!("it is known") };
+    assert!(second.tag.version > first.tag.version && second.tag.no == first.tag.no);
+    assert!(second.next_at > first.next_at);
+    assert!(matches!(put(json!({"every": "3m"}), Some(first.tag)).await, Put::Changed), "somebody was faster");
+    let Put::Replaced(paused) = put(json!({"every": "2m", "paused": true}), None).await else { panic!("it is known") };
+    assert_eq!((paused.paused, paused.next_at), (true, None));
+}
+
+pub async fn an_occurrence_is_made_once_with_its_action_and_the_next_time(backend: &mut impl Backend) {
+    let mut clock = Clock::new(backend);
+    let store = backend.store();
+    let schedule = insert(store, json!({})).await;
+    assert!(make(store).await.occurrences.is_empty(), "it is not due yet");
+    assert_eq!(store.schedule_next().await.unwrap(), schedule.next_at);
+    let made = clock.next().await;
+    let [occurrence] = made.occurrences.as_slice() else { panic!("{made:?}") };
+    assert_eq!((Some(occurrence.at), occurrence.schedule.as_str()), (schedule.next_at, "s"));
+    let action = store.action_view(occurrence.action).await.unwrap().expect("an action");
+    assert_eq!((action.created_by.as_deref(), action.scheduled_for), (Some("schedule:s"), schedule.next_at));
+    let no = store.action_no(occurrence.action).await.unwrap().expect("an action");
+    let stored = store.action_get(no).await.unwrap().expect("an action");
+    assert_eq!((stored.scheduled_for, stored.valid_from), (schedule.next_at, occurrence.made_at));
+    assert_eq!(store.action_list_unresolved(store.now(), 9).await.unwrap(), [no], "this node owns it");
+    assert!(make(store).await.occurrences.is_empty());
+    let view = view(store, "s").await;
+    assert_eq!((view.last_at, view.tag), (schedule.next_at, schedule.tag));
+    assert_eq!(view.next_at, schedule.next_at.map(|at| at.plus(Duration::from_secs(60))));
+    let shown = store.schedule_occurrences(schedule.tag.no, 9).await.unwrap();
+    assert_eq!(shown.len(), 1);
+    assert_eq!(shown[0].action, Some((occurrence.action, ActionState::Scheduled)));
+    assert_eq!((shown[0].triggered, Some(shown[0].at)), (false, schedule.next_at));
+}
+
+pub async fn of_many_that_claim_at_once_each_occurrence_is_made_by_one(backend: &mut impl Backend) {
+    let mut clock = Clock::new(backend);
+    let store = backend.store();
+    let names: Vec<String> = (0..60).map(|n| format!("s{n:02}")).collect();
+    for name in &names {
+        insert(store, json!({"name": name, "overlap": "allow"})).await;
+    }
+    for _ in 0..3 {
+        clock.pass(60);
+        let mut made = Vec::new();
+        while made.len() < names.len() {
+            for round in join_all((0..6).map(|_| make(store))).await {
+                made.extend(round.occurrences.into_iter().map(|occurrence| occurrence.schedule));
+            }
+        }
+        made.sort_unstable();
+        assert_eq!(made, names);
+    }
+    let mut open: Vec<i64> = store.action_list_open(0, 999).await.unwrap().into_iter().map(|open| open.no).collect();
+    open.dedup();
+    assert_eq!(open.len(), 3 * names.len());
+}
+
+pub async fn what_is_missed_is_dropped_as_a_range_and_told(backend: &mut impl Backend) {
+    let mut clock = Clock::new(backend);
+    let store = backend.store();
+    register(store, &[("h", &[HookEvent::ScheduleMissed])]);
+    let schedule = insert(store, json!({"overlap": "allow"})).await;
+    clock.pass(600);
+    let made = make(store).await;
+    // One of them was missed and is the newest, and one was not missed.
+    assert_eq!(made.occurrences.len(), 2);
+    assert!(made.hooks_told && !made.has_more);
+    let dropped = store.schedule_dropped(schedule.tag.no, 9).await.unwrap();
+    assert_eq!(ranges(dropped.clone()), [(8, Reason::Missed)]);
+    assert_eq!(Some(dropped[0].from), schedule.next_at);
+    assert_eq!(made.dropped, [("s".to_owned(), dropped[0].clone())]);
+    let told: Vec<Value> =
+        claim(store, "h", 9).await.iter().map(|claim| serde_json::from_str(&claim.payload).unwrap()).collect();
+    assert_eq!(told.len(), 1);
+    assert_eq!(told[0]["type"], "schedule.missed");
+    let data = &told[0]["data"];
+    assert_eq!((data["name"].as_str(), data["count"].as_u64(), data["made"].as_u64()), (Some("s"), Some(9), Some(1)));
+    assert_eq!(data["dropped"][0]["reason"], "missed");
+    assert!(!clock.next().await.hooks_told, "nothing more is missed");
+}
+
+pub async fn an_occurrence_is_skipped_while_the_one_before_still_runs(backend: &mut impl Backend) {
+    let mut clock = Clock::new(backend);
+    let store = backend.store();
+    let agents = agents(store, 3).await;
+    let schedule = insert(store, json!({})).await;
+    let runs = async |clock: &mut Clock<'_, _>| clock.next().await.occurrences.is_empty();
+    assert!(!runs(&mut clock).await, "there is none before the first one");
+    assert!(runs(&mut clock).await, "its agents are being found");
+    let no = last_action(store, &schedule).await;
+    resolve(store, no, &agents).await;
+    assert!(runs(&mut clock).await, "its commands are on their way");
+    for agent_no in &agents {
+        tell(store, no, *agent_no, Event::Hold { due_at: store.now() }).await;
+    }
+    tell(store, no, agents[0], Event::Sent { run: 1, attempts: 0, at: store.now() }).await;
+    assert!(runs(&mut clock).await, "an agent has it");
+    let failed = end(1, CommandState::Failed, store.now());
+    tell(store, no, agents[0], Event::Result(Box::new(failed))).await;
+    assert!(runs(&mut clock).await, "it is run again");
+    tell(store, no, agents[0], Event::Sent { run: 2, attempts: 0, at: store.now() }).await;
+    let done = end(2, CommandState::Succeeded, store.now());
+    tell(store, no, agents[0], Event::Result(Box::new(done))).await;
+    assert_eq!(ranges(store.schedule_dropped(schedule.tag.no, 9).await.unwrap()), [(4, Reason::Overlap)], "one range");
+    assert!(!runs(&mut clock).await, "the others only wait for agents that are away");
+    // Another one that runs is skipped in a range of its own.
+    assert!(runs(&mut clock).await);
+    let dropped = store.schedule_dropped(schedule.tag.no, 9).await.unwrap();
+    assert_eq!(ranges(dropped), [(1, Reason::Overlap), (4, Reason::Overlap)]);
+    let second = last_action(store, &schedule).await;
+    resolve(store, second, &[]).await;
+    assert!(!runs(&mut clock).await, "it had no agents");
+}
+
+pub async fn what_was_cancelled_or_has_expired_runs_no_longer_unless_an_agent_has_it(backend: &mut impl Backend) {
+    let mut clock = Clock::new(backend);
+    let store = backend.store();
+    let agents = agents(store, 1).await;
+    let action = json!({"name": "a", "target": "TRUE", "operations": [{"module": "ping"}], "expires_after": "90s"});
+    let schedule = insert(store, json!({"action": action})).await;
+    assert_eq!(clock.next().await.occurrences.len(), 1);
+    assert!(clock.next().await.occurrences.is_empty(), "its agents are being found");
+    assert_eq!(clock.next().await.occurrences.len(), 1, "it has expired");
+    let no = last_action(store, &schedule).await;
+    resolve(store, no, &agents).await;
+    let id = store.schedule_occurrences(schedule.tag.no, 1).await.unwrap()[0].action.unwrap().0;
+    tell(store, no, agents[0], Event::Sent { run: 1, attempts: 0, at: store.now() }).await;
+    store.action_cancel(id, &me()).await.unwrap();
+    clock.pass(60);
+    assert!(clock.next().await.occurrences.is_empty(), "an agent has it");
+    let ended = end(1, CommandState::Cancelled, store.now());
+    tell(store, no, agents[0], Event::Result(Box::new(ended))).await;
+    assert_eq!(clock.next().await.occurrences.len(), 1, "nobody has it");
+}
+
+pub async fn occurrences_may_overlap_or_cancel_the_one_before(backend: &mut impl Backend) {
+    let mut clock = Clock::new(backend);
+    let store = backend.store();
+    insert(store, json!({"name": "allow", "overlap": "allow"})).await;
+    let cancels = insert(store, json!({"name": "cancel", "overlap": "cancel_previous"})).await;
+    for round in 0..3 {
+        let made = clock.next().await;
+        assert_eq!(made.occurrences.len(), 2, "{made:?}");
+        assert_eq!(made.cancelled.len(), usize::from(round > 0));
+        assert!(made.dropped.is_empty());
+    }
+    let states = store.schedule_occurrences(cancels.tag.no, 9).await.unwrap().into_iter();
+    let states: Vec<ActionState> = states.map(|occurrence| occurrence.action.unwrap().1).collect();
+    assert_eq!(states, [ActionState::Scheduled, ActionState::Cancelled, ActionState::Cancelled]);
+    let cancel = store.audit_list(None, 1).await.unwrap().remove(0);
+    assert_eq!((cancel.did.as_str(), cancel.name.as_str()), ("action.cancel", "schedule:cancel"));
+}
+
+pub async fn of_occurrences_that_are_made_together_the_overlap_policy_leaves_one(backend: &mut impl Backend) {
+    let mut clock = Clock::new(backend);
+    let store = backend.store();
+    let all = json!({"policy": "all", "max_age": "1h"});
+    for overlap in ["allow", "skip", "cancel_previous"] {
+        insert(store, json!({"name": overlap, "overlap": overlap, "misfire": all})).await;
+    }
+    clock.pass(601);
+    let made = make(store).await;
+    let of = |name: &str| made.occurrences.iter().filter(|occurrence| occurrence.schedule == name).count();
+    assert_eq!((of("allow"), of("skip"), of("cancel_previous")), (10, 1, 10));
+    assert_eq!(made.cancelled.len(), 9);
+    let skipped: Vec<_> = made.dropped.iter().map(|(name, range)| (name.as_str(), range.count, range.reason)).collect();
+    assert_eq!(skipped, [("skip", 9, Reason::Overlap)]);
+    let view = view(store, "cancel_previous").await;
+    let kept = store.schedule_occurrences(view.tag.no, 99).await.unwrap().into_iter();
+    let kept: Vec<_> = kept.filter(|occurrence| occurrence.action.unwrap().1 != ActionState::Cancelled).collect();
+    assert_eq!(kept.len(), 1);
+    assert_eq!(Some(kept[0].at), view.last_at);
+}
+
+pub async fn the_time_of_a_pause_is_not_missed(backend: &mut impl Backend) {
+    let mut clock = Clock::new(backend);
+    let store = backend.store();
+    let schedule = insert(store, json!({})).await;
+    let paused = store.schedule_pause(schedule.tag, None, &me()).await.unwrap().expect("it is as expected");
+    assert_eq!((paused.paused, paused.next_at), (true, None));
+    assert!(paused.tag.version > schedule.tag.version);
+    assert!(store.schedule_pause(schedule.tag, None, &me()).await.unwrap().is_none(), "it has changed");
+    let again = store.schedule_pause(paused.tag, None, &me()).await.unwrap().expect("it is as expected");
+    assert_eq!(again.tag, paused.tag, "it is paused already");
+    clock.pass(600);
+    assert!(store.schedule_due(9).await.unwrap().is_empty());
+    let planner = Arc::new(SchedulePlanner::new(zones()));
+    let forced = store.schedule_make(vec![schedule.tag.no], planner).await.unwrap();
+    assert!(forced.occurrences.is_empty() && forced.dropped.is_empty());
+    let now = store.now();
+    let next = NextOccurrence { decided: now, at: Some(now.plus(Duration::from_secs(30))), zone_data: None };
+    let resumed = store.schedule_pause(paused.tag, Some(next), &me()).await.unwrap().expect("it is as expected");
+    assert!(!resumed.paused);
+    let made = clock.next().await;
+    assert_eq!((made.occurrences.len(), made.dropped.len()), (1, 0));
+    let did: Vec<String> = store.audit_list(None, 9).await.unwrap().into_iter().map(|entry| entry.did).collect();
+    assert_eq!(did, ["schedule.resume", "schedule.pause", "schedule.create"]);
+}
+
+pub async fn an_edit_while_it_is_due_leaves_what_was_due_behind(backend: &mut impl Backend) {
+    let mut clock = Clock::new(backend);
+    let store = backend.store();
+    let schedule = insert(store, json!({})).await;
+    clock.pass(600);
+    store.schedule_put(new(store, json!({"every": "2m"})), Some(schedule.tag), &me()).await.unwrap();
+    let made = make(store).await;
+    assert_eq!((made.occurrences.len(), made.dropped.len()), (0, 0));
+    clock.pass(60);
+    assert_eq!(clock.next().await.occurrences.len(), 1);
+}
+
+pub async fn a_trigger_makes_an_occurrence_whatever_the_schedule_says(backend: &mut impl Backend) {
+    let store = backend.store();
+    let schedule = insert(store, json!({"paused": true})).await;
+    let action = |key: Option<&str>| {
+        let stored = Schedule::from_stored(&schedule.document).unwrap();
+        let mut action = stored.new_action(store.now(), odoshi::domain::time::Span::secs(60), store.now()).unwrap();
+        action.idempotency_key = key.map(str::to_owned);
+        action
+    };
+    let trigger = async |key| store.schedule_trigger(schedule.tag, action(key), &me()).await.unwrap();
+    let mut ids = HashSet::new();
+    for key in [None, None, Some("k"), Some("k")] {
+        let Some(Accepted::Stored { id, is_new, .. }) = trigger(key).await else { panic!("it is stored") };
+        assert_eq!(ids.insert(id), is_new);
+    }
+    assert_eq!(ids.len(), 3, "the same key again is the same occurrence");
+    let occurrences = store.schedule_occurrences(schedule.tag.no, 9).await.unwrap();
+    assert!(occurrences.iter().all(|occurrence| occurrence.triggered));
+    let times: HashSet<Timestamp> = occurrences.iter().map(|occurrence| occurrence.at).collect();
+    assert_eq!(times.len(), 3, "each has a time of its own");
+    let entry = store.audit_list(None, 1).await.unwrap().remove(0);
+    assert_eq!((entry.did.as_str(), entry.subject.as_str(), entry.name.as_str()), ("schedule.trigger", "s", "tester"));
+    store.schedule_remove("s", &me()).await.unwrap();
+    assert!(trigger(None).await.is_none(), "it is gone");
+}
+
+pub async fn next_times_of_older_zone_data_are_found_and_computed_anew(backend: &mut impl Backend) {
+    let store = backend.store();
+    insert(store, json!({})).await;
+    let cron = insert(store, json!({"name": "c", "cron": "0 2 * * *", "timezone": "Europe/Stockholm"})).await;
+    insert(store, json!({"name": "p", "cron": "0 2 * * *", "paused": true})).await;
+    let stale = |version: &'static str| async move { store.schedule_stale(version, 0, 9).await.unwrap() };
+    let found = stale("2000b").await;
+    assert_eq!(found.iter().map(|(no, _)| *no).collect::<Vec<_>>(), [cron.tag.no]);
+    assert_eq!(found[0].1, cron.document.len());
+    assert!(stale("2000a").await.is_empty());
+    let planner = Arc::new(SchedulePlanner::new(zones()));
+    let made = store.schedule_make(vec![cron.tag.no], planner).await.unwrap();
+    assert!(made.occurrences.is_empty());
+    assert!(stale("2000b").await.is_empty());
+    assert_eq!(view(store, "c").await.next_at, cron.next_at);
+}
+
+pub async fn lists_are_paged_by_name(backend: &mut impl Backend) {
+    let store = backend.store();
+    for name in ["b", "a", "B", "c"] {
+        insert(store, json!({"name": name})).await;
+    }
+    let names = async |after: Option<&str>, limit| {
+        let views = store.schedule_list(after, limit).await.unwrap().into_iter();
+        views.map(|view| view.name).collect::<Vec<String>>()
+    };
+    assert_eq!(names(None, 9).await, ["B", "a", "b", "c"]);
+    assert_eq!(names(Some("a"), 1).await, ["b"]);
+    assert!(names(Some("c"), 9).await.is_empty());
+}
+
+pub async fn what_is_kept_of_occurrences_is_deleted_after_its_time(backend: &mut impl Backend) {
+    let mut clock = Clock::new(backend);
+    let store = backend.store();
+    let schedule = insert(store, json!({})).await;
+    for _ in 0..3 {
+        clock.next().await;
+    }
+    let no = last_action(store, &schedule).await;
+    resolve(store, no, &[]).await;
+    assert_eq!(store.action_complete(vec![no]).await.unwrap(), [no]);
+    clock.pass(1);
+    while store.action_purge(store.now(), 9).await.unwrap().is_some() {}
+    let occurrences = store.schedule_occurrences(schedule.tag.no, 9).await.unwrap();
+    assert_eq!(occurrences.iter().map(|occurrence| occurrence.action).collect::<Vec<_>>(), [None]);
+    let both = (store.schedule_dropped(schedule.tag.no, 9).await.unwrap().len(), occurrences.len());
+    assert_eq!(both, (1, 1));
+    assert_eq!(store.occurrence_purge(store.now(), 1).await.unwrap(), 1);
+    assert_eq!(store.occurrence_purge(store.now(), 9).await.unwrap(), 1);
+    assert_eq!(store.occurrence_purge(store.now(), 9).await.unwrap(), 0);
+    assert_eq!(clock.next().await.occurrences.len(), 1, "it goes on, and its last action is no more");
+}
