@@ -337,9 +337,11 @@ fn previewed(when: &When) -> Result<Value, Usage> {
         return Err(Usage("of what? give a schedule's name, --file, --cron, --every or --at".into()));
     }
     let mut document = Map::new();
-    document.insert("name".into(), "preview".into());
+    document.insert("name".into(), "previewed".into());
     put_when(&mut document, when);
-    document
-        .insert("action".into(), json!({ "name": "preview", "target": "TRUE", "operations": [{ "module": "ping" }] }));
+    document.insert(
+        "action".into(),
+        json!({ "name": "previewed", "target": "TRUE", "operations": [{ "module": "ping" }] }),
+    );
     Ok(document.into())
 }

@@ -175,6 +175,9 @@ macro_rules! cases {
                 rows_without_their_action_are_found_and_deleted
             }
             schedules {
+                an_outage_of_three_hours_brings_what_the_policy_says
+                a_second_after_a_year_is_planned_at_once
+                a_schedule_that_cannot_be_planned_shows_its_error_and_holds_up_no_other
                 a_name_is_taken_until_its_schedule_is_removed
                 a_schedule_is_replaced_if_it_is_what_its_author_knows
                 an_occurrence_is_made_once_with_its_action_and_the_next_time

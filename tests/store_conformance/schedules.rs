@@ -416,3 +416,93 @@ pub async fn what_is_kept_of_occurrences_is_deleted_after_its_time(backend: &mut
     assert_eq!(store.occurrence_purge(store.now(), 9).await.unwrap(), 0);
     assert_eq!(clock.next().await.occurrences.len(), 1, "it goes on, and its last action is no more");
 }
+
+/// Occurrences are at :00 and :30; nobody makes any from 10:15 to 13:15.
+pub async fn an_outage_of_three_hours_brings_what_the_policy_says(backend: &mut impl Backend) {
+    let store = backend.store();
+    // A quarter past an hour of long ago, whatever the machine's clock says.
+    let quarter_past = Timestamp::parse("2026-06-01T10:15:00Z").unwrap();
+    let set = |time: Timestamp| backend.set_offset(time.0 - Timestamp::of_this_machine().0);
+    set(quarter_past);
+    let short = |time: Timestamp| time.to_string()[11..16].to_owned();
+    let rows: [(&str, Value, &[&str], &str); 5] = [
+        ("skip", json!({"policy": "skip"}), &[], "10:30-13:00 6 missed"),
+        ("latest", json!({"policy": "latest"}), &["13:00"], "10:30-12:30 5 missed"),
+        ("all", json!({"policy": "all"}), &["10:30", "11:00", "11:30", "12:00", "12:30", "13:00"], ""),
+        ("limit", json!({"policy": "all", "limit": 2}), &["12:30", "13:00"], "10:30-12:00 4 missed"),
+        ("young", json!({"policy": "all", "max_age": "1h"}), &["12:30", "13:00"], "10:30-12:00 4 too_old"),
+    ];
+    let timings = [
+        ("cron", json!({"cron": "*/30 * * * *", "timezone": "Europe/Stockholm"})),
+        ("every", json!({"every": "30m", "starts_at": "2026-06-01T00:00:00Z"})),
+    ];
+    for (kind, timing) in &timings {
+        for (name, misfire, ..) in &rows {
+            let mut changes = timing.clone();
+            changes["name"] = format!("{kind}-{name}").into();
+            changes["misfire"] = misfire.clone();
+            changes["overlap"] = "allow".into();
+            insert(store, changes).await;
+        }
+    }
+    set(quarter_past.plus(Duration::from_secs(3 * 3_600)));
+    make(store).await;
+    for (kind, _) in &timings {
+        for (name, _, made, dropped) in &rows {
+            let schedule = view(store, &format!("{kind}-{name}")).await;
+            let occurrences = store.schedule_occurrences(schedule.tag.no, 99).await.unwrap();
+            let mut times: Vec<String> = occurrences.into_iter().map(|occurrence| short(occurrence.at)).collect();
+            times.sort_unstable();
+            assert_eq!(times, *made, "{kind} {name}");
+            let ranges = store.schedule_dropped(schedule.tag.no, 99).await.unwrap().into_iter();
+            let ranges: Vec<String> = ranges
+                .map(|range| {
+                    format!("{}-{} {} {}", short(range.from), short(range.to), range.count, range.reason.as_str())
+                })
+                .collect();
+            assert_eq!(ranges.join(", "), *dropped, "{kind} {name}");
+            assert_eq!(schedule.next_at.map(short).as_deref(), Some("13:30"), "{kind} {name}");
+        }
+    }
+}
+
+pub async fn a_second_after_a_year_is_planned_at_once(backend: &mut impl Backend) {
+    let mut clock = Clock::new(backend);
+    let store = backend.store();
+    let all = json!({"policy": "all", "limit": 1000});
+    let schedule = insert(store, json!({"cron": "* * * * * *", "overlap": "allow", "misfire": all})).await;
+    clock.pass(365 * 86_400);
+    let mut made = 0;
+    while view(store, "s").await.next_at.is_some_and(|next| next <= store.now()) {
+        made += make(store).await.occurrences.len() as u64;
+    }
+    let dropped = store.schedule_dropped(schedule.tag.no, 9).await.unwrap();
+    let counted: u64 = dropped.iter().map(|range| range.count).sum();
+    let last = view(store, "s").await.last_at.unwrap();
+    let all = (last.0 - schedule.next_at.unwrap().0) / 1_000 + 1;
+    assert_eq!(made + counted, all.unsigned_abs());
+    assert!((1_000..2_000).contains(&made), "{made}");
+}
+
+/// Refuses what it can't read, and plans the rest.
+pub async fn a_schedule_that_cannot_be_planned_shows_its_error_and_holds_up_no_other(backend: &mut impl Backend) {
+    let mut clock = Clock::new(backend);
+    let store = backend.store();
+    let mut strange = new(store, json!({"name": "strange"}));
+    strange.document =
+        strange.document.replace("\"every\":\"1m\"", "\"cron\":\"* * * * *\",\"timezone\":\"Mars/Base\"");
+    store.schedule_insert(strange, &me()).await.unwrap().expect("the name is free");
+    insert(store, json!({})).await;
+    let made = clock.next().await;
+    assert_eq!(made.occurrences.len(), 1);
+    assert_eq!(made.errors.len(), 1);
+    let shown = view(store, "strange").await;
+    assert!(shown.error.as_deref().is_some_and(|error| error.contains("Mars/Base")), "{shown:?}");
+    assert!(shown.next_at.is_some_and(|next| next > store.now()), "it is tried again later");
+    // Once it can be planned again, what it has missed is decided.
+    let mut good = new(store, json!({"name": "strange"}));
+    good.digest = vec![1];
+    let Put::Replaced(good) = store.schedule_put(good, None, &me()).await.unwrap() else { panic!("it is known") };
+    assert_eq!(good.error, None);
+    assert_eq!(clock.next().await.occurrences.iter().filter(|made| made.schedule == "strange").count(), 1);
+}

@@ -232,3 +232,58 @@ async fn targets_are_previewed_and_agents_shown() {
     assert_eq!(operator.call(&["agents", "remove", "a00"]).await.0, 1);
     assert_eq!(operator.call(&["agents", "label", "a01", "zone"]).await.0, 2);
 }
+
+#[actix_rt::test]
+async fn schedules_are_added_previewed_steered_and_removed() {
+    let server = Server::start(ServerOptions::default()).await;
+    let operator = Operator::of(&server);
+    let nightly = ["schedules", "add", "nightly", "--cron", "30 2 * * *", "--timezone", "Europe/Stockholm"];
+    let flags = ["--target", "labels.role = 'web'", "--on-gap", "skip", "--misfire", "all", "--limit", "3"];
+    let added = operator.prints(&[&nightly[..], &flags[..], &["--", "uptime", "-p"][..]].concat()).await;
+    assert!(added.starts_with("nightly: next at "), "{added}");
+    let shown: Value = serde_json::from_str(&operator.prints(&["schedules", "show", "nightly"]).await).unwrap();
+    assert_eq!(shown["schedule"]["misfire"]["limit"], 3);
+    assert_eq!(shown["schedule"]["action"]["name"], "uptime -p");
+    assert_eq!(shown["schedule"]["action"]["operations"][0]["parameters"]["argv"], json!(["uptime", "-p"]));
+    let (code, _, err) = operator.call(&[&nightly[..], &flags[..], &["--", "uptime"][..]].concat()).await;
+    assert!(code == 1 && err.contains("already"), "{code}: {err}");
+    assert_eq!(operator.call(&[&nightly[..], &["--", "uptime"][..]].concat()).await.0, 2, "a target is missing");
+
+    // What a file says, and again with other content.
+    let file = server.folder.path().join("hourly.json");
+    let mut document = json!({"name": "hourly", "every": "1h", "action": {"name": "n", "target": "TRUE",
+        "operations": [{"module": "ping"}]}});
+    std::fs::write(&file, document.to_string()).unwrap();
+    operator.prints(&["schedules", "add", file.to_str().unwrap()]).await;
+    document["every"] = "2h".into();
+    std::fs::write(&file, document.to_string()).unwrap();
+    assert_eq!(operator.call(&["schedules", "add", file.to_str().unwrap()]).await.0, 1);
+    operator.prints(&["schedules", "add", "--replace", file.to_str().unwrap()]).await;
+    let list = operator.prints(&["schedules", "list"]).await;
+    assert!(list.contains("every 2h") && list.contains("30 2 * * *") && list.contains("Europe/Stockholm"), "{list}");
+    let lines = operator.prints(&["schedules", "list", "-o", "jsonl"]).await;
+    assert_eq!(lines.lines().count(), 2);
+    let rows = operator.prints(&["schedules", "list", "-o", "csv"]).await;
+    assert_eq!(rows.lines().next(), Some("name,when,timezone,next_at,last_at,paused,error"));
+
+    // In spring 2027, clocks go forward on 28 March.
+    let after = ["--after", "2027-03-27T12:00:00Z", "--count", "1"];
+    let preview = operator.prints(&[&["schedules", "preview", "nightly"][..], &after[..]].concat()).await;
+    assert!(preview.contains("skipped") && preview.contains("2027-03-29"), "{preview}");
+    let times = ["schedules", "preview", "--cron", "30 2 * * *", "--timezone", "Europe/Stockholm", "-o", "json"];
+    let preview = operator.prints(&[&times[..], &after[..]].concat()).await;
+    let preview: Value = serde_json::from_str(&preview).unwrap();
+    assert_eq!(preview["occurrences"][0]["note"], "shifted");
+    assert!(preview["tzdata"]["version"].is_string());
+    let of_file = operator.prints(&["schedules", "preview", "--file", file.to_str().unwrap(), "--count", "2"]).await;
+    assert_eq!(of_file.lines().count(), 3, "{of_file}");
+    assert_eq!(operator.call(&["schedules", "preview"]).await.0, 2);
+
+    assert_eq!(operator.prints(&["schedules", "pause", "hourly"]).await, "hourly is paused\n");
+    let id = operator.prints(&["schedules", "trigger", "hourly"]).await;
+    server.until_status(id.trim(), "completed").await;
+    assert!(operator.prints(&["schedules", "resume", "hourly"]).await.starts_with("hourly is not paused, next at "));
+    assert_eq!(operator.prints(&["schedules", "remove", "hourly"]).await, "hourly is removed\n");
+    let (code, _, err) = operator.call(&["schedules", "show", "hourly"]).await;
+    assert!(code == 1 && err.contains("schedule hourly not found"), "{code}: {err}");
+}

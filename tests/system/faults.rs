@@ -27,7 +27,11 @@ const ACTORS: &[(&str, &str, u64)] = &[
     ("sessions", "sessions=1*off->1*panic;sessions.written=1*panic", 2),
     ("open_actions complete", "open_actions=2*off->1*panic->3*off->1*panic;complete=2*off->1*panic->3*off->1*panic", 4),
     ("advance expire", "advance=2*off->1*panic->2*off->1*panic;expire=2*off->1*panic->2*off->1*panic", 4),
-    ("overdue retention", "overdue=2*off->1*panic->2*off->1*panic;retention=1*panic", 3),
+    (
+        "overdue retention recur",
+        "overdue=2*off->1*panic->2*off->1*panic;retention=1*panic;recur=1*off->1*panic->2*off->1*panic",
+        5,
+    ),
     (
         "leaving_agents live_join hooks",
         "leaving_agents=2*off->1*panic;live_join=1*off->1*panic->1*off->1*panic;hooks=1*off->1*panic",

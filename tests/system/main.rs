@@ -217,6 +217,7 @@ mod by_mail {
         smtp {
             messages_become_mails_and_the_mail_server_decides_what_becomes_of_them
             while_the_mail_server_is_away_commands_stay_pending_and_no_attempt_is_counted
+            a_schedule_reaches_agents_of_every_transport_each_by_its_own_sender
         }
     }
 }

@@ -1,6 +1,7 @@
 //! Mail, against aiosmtpd (`tests/mail/server.py`).
 
-use crate::support::{On, Server, ServerOptions, eventually, mostly_waits};
+use crate::support::{On, Server, ServerOptions, WireAgent, eventually, mostly_waits};
+use actix_web::{App, HttpResponse, HttpServer, web};
 use serde_json::{Value, json};
 use std::net::TcpListener;
 use std::path::Path;
@@ -178,4 +179,62 @@ pub async fn while_the_mail_server_is_away_commands_stay_pending_and_no_attempt_
         mails.iter().map(|mail| (mail["to"].clone(), mail["id"].clone())).map(|(a, b)| format!("{a}{b}")).collect();
     assert_eq!(ids.len(), AGENTS, "each has one Message-ID, however often it was sent");
     println!("{} mails for {AGENTS} commands over two kills", mails.len());
+}
+
+/// One schedule, whose agents are a mailbox, a web service, one that is down, and a program.
+pub async fn a_schedule_reaches_agents_of_every_transport_each_by_its_own_sender(on: On) {
+    mostly_waits();
+    let mut mail = MailServer::prepare();
+    mail.start().await;
+    let (sender, mut calls) = tokio::sync::mpsc::unbounded_channel();
+    let receive = move |body: web::Bytes| {
+        sender.send(serde_json::from_slice::<Value>(&body).unwrap()).ok();
+        async { HttpResponse::Ok().json(json!({ "seen": true })) }
+    };
+    let app = move || App::new().default_service(web::to(receive.clone()));
+    let receiver = HttpServer::new(app).workers(1).disable_signals().bind("127.0.0.1:0").unwrap();
+    let address = receiver.addrs()[0];
+    actix_rt::spawn(receiver.run());
+
+    let options = mail.options(on).with("ODOSHI__SENDER__ENABLED", "stream,smtp,webhook");
+    let server = Server::start(options.with("ODOSHI__SENDER__WEBHOOK__ALLOW", "127.0.0.0/8")).await;
+    add(&server, "ann", "ann@example.com").await;
+    for (name, url) in [("chat", format!("http://{address}/")), ("down", "http://127.0.0.1:9/".into())] {
+        let agent = json!({ "name": name, "transport": "webhook", "address": url });
+        assert_eq!(server.call("POST", "/v1/agents", Some(agent)).await.0, 201);
+    }
+    let token = server.enroll("desk", json!({})).await;
+    let mut desk = WireAgent::hello(&server.url, &token, 16).await;
+    let action = json!({ "name": "n", "target": "TRUE", "operations": [message("Stand-up", "In five minutes.")],
+        "expires_after": "1h" });
+    let schedule = json!({ "name": "stand-up", "every": "2s", "overlap": "allow", "action": action });
+    assert_eq!(server.call("POST", "/v1/schedules", Some(schedule)).await.0, 201);
+
+    let command = desk.commands().await.remove(0);
+    let id = command["action"].as_str().unwrap().to_owned();
+    assert_eq!(server.call("POST", "/v1/schedules/stand-up/pause", None).await.0, 200);
+    let called = loop {
+        let call = calls.recv().await.unwrap();
+        if call["action"] == id.as_str() {
+            break call;
+        }
+    };
+    assert_eq!((&called["agent"], &called["scheduled_for"]), (&json!("chat"), &command["scheduled_for"]));
+    eventually("mail and webhook to have succeeded", || async {
+        let commands = server.commands(&id).await;
+        ["ann", "chat"].iter().all(|name| of(&commands, name)["status"] == "succeeded").then_some(())
+    })
+    .await;
+    let commands = server.commands(&id).await;
+    for name in ["desk", "down"] {
+        let status = of(&commands, name)["status"].as_str().unwrap();
+        assert!(["pending", "sent"].contains(&status), "{name}: nobody else's result is its own: {status}");
+    }
+    desk.succeed(&command).await;
+    eventually("the program's own result", || async {
+        (of(&server.commands(&id).await, "desk")["status"] == "succeeded").then_some(())
+    })
+    .await;
+    assert_eq!(of(&server.commands(&id).await, "down")["status"], "pending", "it is tried until it expires");
+    assert!(mail.mails().iter().any(|mail| mail.to_string().contains("Stand-up")));
 }

@@ -30,14 +30,18 @@ const LONGEST: Duration = Duration::from_secs(100 * 366 * 86_400);
 
 /// A document's `id`: a UUID, or the number that MIG writes, which is ignored.
 #[derive(Clone, Copy, Debug, Default)]
-struct DocumentId(Option<Uuid>);
+struct DocumentId {
+    uuid: Option<Uuid>,
+    is_given: bool,
+}
 
 impl<'de> Deserialize<'de> for DocumentId {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         match Value::deserialize(deserializer)? {
-            Value::Null | Value::Number(_) => Ok(Self(None)),
+            Value::Null => Ok(Self::default()),
+            Value::Number(_) => Ok(Self { uuid: None, is_given: true }),
             Value::String(text) => Uuid::parse_str(&text)
-                .map(|id| Self(Some(id)))
+                .map(|id| Self { uuid: Some(id), is_given: true })
                 .map_err(|error| D::Error::custom(format!("\"{text}\" is not a UUID: {error}"))),
             other => Err(D::Error::custom(format!("a UUID is expected, not {other}"))),
         }
@@ -198,7 +202,7 @@ impl Document {
     /// The first of the keys that give it an identity or a time of its own, if there is one.
     pub(crate) fn given_time(&self) -> Option<&'static str> {
         [
-            ("id", self.id.0.is_some()),
+            ("id", self.id.is_given),
             ("valid_from", self.valid_from.is_some()),
             ("delay", self.delay.is_some()),
             ("expires_at", self.expires_at.is_some()),
@@ -261,7 +265,7 @@ impl Document {
         let max_deliveries = self.max_deliveries.map(|n| in_range("max_deliveries", n, 1, 1_000_000)).transpose()?;
         let max_runs = in_range("max_runs", self.max_runs.unwrap_or(1), 1, 1_000)?;
         let priority = in_range("priority", self.priority, -100, 100)?;
-        let id = self.id.0.unwrap_or(id);
+        let id = self.id.uuid.unwrap_or(id);
         let spread = self.spread.unwrap_or_default();
         let json = |what: serde_json::Result<String>| {
             what.map_err(|error| {

@@ -26,6 +26,8 @@ const LONGEST: Span = Span::days(100 * 366);
 const MAX_LIMIT: i64 = 1_000;
 /// The lifetime of an action when no other occurrence comes before.
 const LIFETIME: Duration = Duration::from_secs(86_400);
+/// No schedule has this name, since a call has its path.
+const RESERVED: &str = "preview";
 /// The time zone of a cron pattern without one.
 const UTC: &str = "UTC";
 
@@ -278,6 +280,9 @@ impl Schedule {
 impl Document {
     fn check(self, action: Box<RawValue>, digest: Vec<u8>, now: Option<Timestamp>) -> Result<Schedule, Problem> {
         check_name(&self.name)?;
+        if self.name == RESERVED {
+            return Err(invalid("name", format!("{RESERVED:?} is a path of the API")));
+        }
         let timing = self.timing(now)?;
         if let (Some(start), Some(end)) = (self.starts_at, self.ends_at)
             && end <= start

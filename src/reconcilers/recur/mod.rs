@@ -9,6 +9,7 @@ mod planner;
 mod tests;
 
 use crate::context::Node;
+use crate::domain::schedule::Reason;
 use crate::error_chain::ErrorChain;
 use crate::runtime::isolation::one_by_one;
 use crate::runtime::{Pace, Reconcile, RoundFailed};
@@ -116,11 +117,19 @@ impl Recur {
         for (schedule, dropped) in &made.dropped {
             metrics.dropped(dropped.reason.as_str(), dropped.count);
             let (from, to, reason) = (dropped.from, dropped.to, dropped.reason.as_str());
-            log::info!(schedule = schedule.as_str(), from:%, to:%, count = dropped.count, reason;
+            log::debug!(schedule = schedule.as_str(), from:%, to:%, count = dropped.count, reason;
                 "occurrences were dropped");
         }
-        for (schedule, error) in &made.errors {
-            log::error!(schedule = schedule.as_str(), error = error.as_str(); "an occurrence can't be made");
+        // One line for a batch: thousands of schedules may have missed something.
+        let missed = made.dropped.iter().filter(|(_, dropped)| dropped.reason != Reason::Overlap);
+        if let Some((schedule, dropped)) = missed.clone().next() {
+            let (schedules, count) = (missed.clone().count(), missed.map(|(_, dropped)| dropped.count).sum::<u64>());
+            log::warn!(schedules, count, schedule = schedule.as_str(), reason = dropped.reason.as_str();
+                "occurrences were missed and are dropped, of this schedule and others");
+        }
+        if let Some((schedule, error)) = made.errors.first() {
+            log::error!(schedules = made.errors.len(), schedule = schedule.as_str(), error = error.as_str();
+                "occurrences can't be made, of this schedule and others");
         }
         for (no, id) in &made.cancelled {
             signals.action_cancelled(*no, *id);

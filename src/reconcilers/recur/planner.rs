@@ -1,5 +1,6 @@
 //! What is to be made of a schedule that is due.
 
+use crate::domain::hook::error_to_keep;
 use crate::domain::problem::Problem;
 use crate::domain::schedule::{Calendar, Dropped, Overlap, Reason, Schedule, Timing, Zones, plan};
 use crate::domain::time::Timestamp;
@@ -68,7 +69,7 @@ impl Planner for SchedulePlanner {
                 overlap: Overlap::Allow,
                 dropped: Vec::new(),
                 next: NextOccurrence { decided: due.decided, at: Some(now.plus(RETRY)), zone_data: None },
-                error: Some(problem.detail),
+                error: Some(error_to_keep(&problem.detail)),
             },
         }
     }
@@ -88,7 +89,7 @@ impl Known {
                 Err(problem) => {
                     late -= usize::from(position < plan.late);
                     dropped.push(Dropped { from: at, to: at, count: 1, reason: Reason::Invalid });
-                    error = Some(problem.detail);
+                    error = Some(error_to_keep(&problem.detail));
                 }
             }
         }

@@ -111,6 +111,7 @@ fn mistakes_are_named_by_their_key() {
         (json!({"more": 1}), "more"),
         (json!({"name": "a/b"}), "name: "),
         (json!({"name": ".."}), "name: "),
+        (json!({"name": "preview"}), "name: \"preview\" is a path of the API"),
         (json!({"action": {"name": "a", "target": "TRUE"}}), "action"),
         (
             json!({"action": {"name": "a", "target": "nonsense ~", "operations": [{"module": "ping"}]}}),
@@ -122,6 +123,7 @@ fn mistakes_are_named_by_their_key() {
     }
     for (key, value) in [
         ("id", json!("018f0000-0000-7000-8000-000000000000")),
+        ("id", json!(17)),
         ("valid_from", json!(NOW)),
         ("delay", json!("1h")),
         ("expires_at", json!(NOW)),
