@@ -22,6 +22,7 @@ mod on_postgres_alone;
 mod outcomes;
 mod postgres;
 mod retention;
+mod schedule_policies;
 mod schedules;
 mod sqlite;
 mod support;
@@ -174,19 +175,21 @@ macro_rules! cases {
                 what_goes_takes_no_late_results
                 rows_without_their_action_are_found_and_deleted
             }
-            schedules {
-                an_outage_of_three_hours_brings_what_the_policy_says
-                a_second_after_a_year_is_planned_at_once
-                a_schedule_that_cannot_be_planned_shows_its_error_and_holds_up_no_other
-                a_name_is_taken_until_its_schedule_is_removed
-                a_schedule_is_replaced_if_it_is_what_its_author_knows
-                an_occurrence_is_made_once_with_its_action_and_the_next_time
-                of_many_that_claim_at_once_each_occurrence_is_made_by_one
+            schedule_policies {
                 what_is_missed_is_dropped_as_a_range_and_told
                 an_occurrence_is_skipped_while_the_one_before_still_runs
                 what_was_cancelled_or_has_expired_runs_no_longer_unless_an_agent_has_it
                 occurrences_may_overlap_or_cancel_the_one_before
                 of_occurrences_that_are_made_together_the_overlap_policy_leaves_one
+                an_outage_of_three_hours_brings_what_the_policy_says
+                a_second_after_a_year_is_planned_at_once
+            }
+            schedules {
+                a_schedule_that_cannot_be_planned_shows_its_error_and_holds_up_no_other
+                a_name_is_taken_until_its_schedule_is_removed
+                a_schedule_is_replaced_if_it_is_what_its_author_knows
+                an_occurrence_is_made_once_with_its_action_and_the_next_time
+                of_many_that_claim_at_once_each_occurrence_is_made_by_one
                 the_time_of_a_pause_is_not_missed
                 an_edit_while_it_is_due_leaves_what_was_due_behind
                 a_trigger_makes_an_occurrence_whatever_the_schedule_says

@@ -1,12 +1,10 @@
 //! Schedules and their occurrences.
 
 use crate::Backend;
-use crate::hooks::{claim, register};
-use crate::support::{agents, end, me, page};
+use crate::support::{me, page};
 use futures_util::future::join_all;
 use odoshi::domain::action::{ActionState, Policy};
-use odoshi::domain::command::{CommandState, Event};
-use odoshi::domain::hook::HookEvent;
+use odoshi::domain::command::Event;
 use odoshi::domain::schedule::{Dropped, Reason, Schedule, Timing, Zones};
 use odoshi::domain::time::Timestamp;
 use odoshi::reconcilers::recur::SchedulePlanner;
@@ -18,12 +16,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// The bundled zone data, whatever the machine has.
-fn zones() -> Arc<Zones> {
+pub fn zones() -> Arc<Zones> {
     Arc::new(Zones::load_from(Path::new("/nowhere")))
 }
 
 /// A schedule of every minute, with these keys of its document changed.
-fn new(store: &dyn Store, changes: Value) -> NewSchedule {
+pub fn new(store: &dyn Store, changes: Value) -> NewSchedule {
     let action = json!({"name": "a", "target": "TRUE", "operations": [{"module": "ping"}], "expires_after": "10h"});
     let mut document = json!({"name": "s", "every": "1m", "action": action});
     for (key, value) in changes.as_object().unwrap() {
@@ -45,64 +43,64 @@ fn new(store: &dyn Store, changes: Value) -> NewSchedule {
     }
 }
 
-async fn insert(store: &dyn Store, changes: Value) -> ScheduleView {
+pub async fn insert(store: &dyn Store, changes: Value) -> ScheduleView {
     store.schedule_insert(new(store, changes), &me()).await.unwrap().expect("the name is free")
 }
 
-async fn view(store: &dyn Store, name: &str) -> ScheduleView {
+pub async fn view(store: &dyn Store, name: &str) -> ScheduleView {
     store.schedule_view(name).await.unwrap().expect("a schedule")
 }
 
 /// Makes all that is due.
-async fn make(store: &dyn Store) -> Made {
+pub async fn make(store: &dyn Store) -> Made {
     let due = store.schedule_due(1_000).await.unwrap();
     let planner = Arc::new(SchedulePlanner::new(zones()));
     store.schedule_make(due.into_iter().map(|(no, _)| no).collect(), planner).await.unwrap()
 }
 
 /// A store whose time passes when the case says so.
-struct Clock<'a, B: Backend> {
+pub struct Clock<'a, B: Backend> {
     backend: &'a B,
     offset: i64,
 }
 
 impl<'a, B: Backend> Clock<'a, B> {
-    fn new(backend: &'a B) -> Self {
+    pub fn new(backend: &'a B) -> Self {
         Self { backend, offset: 0 }
     }
 
-    fn pass(&mut self, secs: i64) {
+    pub fn pass(&mut self, secs: i64) {
         self.offset += secs * 1_000;
         self.backend.set_offset(self.offset);
     }
 
     /// Lets a minute pass, and makes what is due then.
-    async fn next(&mut self) -> Made {
+    pub async fn next(&mut self) -> Made {
         self.pass(60);
         make(self.backend.store()).await
     }
 }
 
 /// The action of the last occurrence, by its key.
-async fn last_action(store: &dyn Store, view: &ScheduleView) -> i64 {
+pub async fn last_action(store: &dyn Store, view: &ScheduleView) -> i64 {
     let last = store.schedule_occurrences(view.tag.no, 1).await.unwrap().remove(0);
     store.action_no(last.action.expect("an action").0).await.unwrap().expect("an action")
 }
 
-const POLICY: Policy = Policy { max_runs: 2, max_deliveries: None, timeout: Duration::from_secs(60) };
+pub const POLICY: Policy = Policy { max_runs: 2, max_deliveries: None, timeout: Duration::from_secs(60) };
 
-async fn tell(store: &dyn Store, action_no: i64, agent_no: i64, event: Event) {
+pub async fn tell(store: &dyn Store, action_no: i64, agent_no: i64, event: Event) {
     let report = Report { action_no, agent_no, policy: POLICY, event, skip_lookup: false };
     store.outcome_record(&[report]).await.unwrap();
 }
 
 /// Writes the commands of an action for these agents, all of them.
-async fn resolve(store: &dyn Store, action_no: i64, agents: &[i64]) {
+pub async fn resolve(store: &dyn Store, action_no: i64, agents: &[i64]) {
     let written = store.command_insert(vec![page(action_no, 0, agents, true)]).await.unwrap();
     assert_eq!(written, [Inserted::Written]);
 }
 
-fn ranges(dropped: Vec<Dropped>) -> Vec<(u64, Reason)> {
+pub fn ranges(dropped: Vec<Dropped>) -> Vec<(u64, Reason)> {
     dropped.into_iter().map(|range| (range.count, range.reason)).collect()
 }
 
@@ -182,123 +180,6 @@ pub async fn of_many_that_claim_at_once_each_occurrence_is_made_by_one(backend: 
     let mut open: Vec<i64> = store.action_list_open(0, 999).await.unwrap().into_iter().map(|open| open.no).collect();
     open.dedup();
     assert_eq!(open.len(), 3 * names.len());
-}
-
-pub async fn what_is_missed_is_dropped_as_a_range_and_told(backend: &mut impl Backend) {
-    let mut clock = Clock::new(backend);
-    let store = backend.store();
-    register(store, &[("h", &[HookEvent::ScheduleMissed])]);
-    let schedule = insert(store, json!({"overlap": "allow"})).await;
-    clock.pass(600);
-    let made = make(store).await;
-    // One of them was missed and is the newest, and one was not missed.
-    assert_eq!(made.occurrences.len(), 2);
-    assert!(made.hooks_told && !made.has_more);
-    let dropped = store.schedule_dropped(schedule.tag.no, 9).await.unwrap();
-    assert_eq!(ranges(dropped.clone()), [(8, Reason::Missed)]);
-    assert_eq!(Some(dropped[0].from), schedule.next_at);
-    assert_eq!(made.dropped, [("s".to_owned(), dropped[0].clone())]);
-    let told: Vec<Value> =
-        claim(store, "h", 9).await.iter().map(|claim| serde_json::from_str(&claim.payload).unwrap()).collect();
-    assert_eq!(told.len(), 1);
-    assert_eq!(told[0]["type"], "schedule.missed");
-    let data = &told[0]["data"];
-    assert_eq!((data["name"].as_str(), data["count"].as_u64(), data["made"].as_u64()), (Some("s"), Some(9), Some(1)));
-    assert_eq!(data["dropped"][0]["reason"], "missed");
-    assert!(!clock.next().await.hooks_told, "nothing more is missed");
-}
-
-pub async fn an_occurrence_is_skipped_while_the_one_before_still_runs(backend: &mut impl Backend) {
-    let mut clock = Clock::new(backend);
-    let store = backend.store();
-    let agents = agents(store, 3).await;
-    let schedule = insert(store, json!({})).await;
-    let runs = async |clock: &mut Clock<'_, _>| clock.next().await.occurrences.is_empty();
-    assert!(!runs(&mut clock).await, "there is none before the first one");
-    assert!(runs(&mut clock).await, "its agents are being found");
-    let no = last_action(store, &schedule).await;
-    resolve(store, no, &agents).await;
-    assert!(runs(&mut clock).await, "its commands are on their way");
-    for agent_no in &agents {
-        tell(store, no, *agent_no, Event::Hold { due_at: store.now() }).await;
-    }
-    tell(store, no, agents[0], Event::Sent { run: 1, attempts: 0, at: store.now() }).await;
-    assert!(runs(&mut clock).await, "an agent has it");
-    let failed = end(1, CommandState::Failed, store.now());
-    tell(store, no, agents[0], Event::Result(Box::new(failed))).await;
-    assert!(runs(&mut clock).await, "it is run again");
-    tell(store, no, agents[0], Event::Sent { run: 2, attempts: 0, at: store.now() }).await;
-    let done = end(2, CommandState::Succeeded, store.now());
-    tell(store, no, agents[0], Event::Result(Box::new(done))).await;
-    assert_eq!(ranges(store.schedule_dropped(schedule.tag.no, 9).await.unwrap()), [(4, Reason::Overlap)], "one range");
-    assert!(!runs(&mut clock).await, "the others only wait for agents that are away");
-    // Another one that runs is skipped in a range of its own.
-    assert!(runs(&mut clock).await);
-    let dropped = store.schedule_dropped(schedule.tag.no, 9).await.unwrap();
-    assert_eq!(ranges(dropped), [(1, Reason::Overlap), (4, Reason::Overlap)]);
-    let second = last_action(store, &schedule).await;
-    resolve(store, second, &[]).await;
-    assert!(!runs(&mut clock).await, "it had no agents");
-}
-
-pub async fn what_was_cancelled_or_has_expired_runs_no_longer_unless_an_agent_has_it(backend: &mut impl Backend) {
-    let mut clock = Clock::new(backend);
-    let store = backend.store();
-    let agents = agents(store, 1).await;
-    let action = json!({"name": "a", "target": "TRUE", "operations": [{"module": "ping"}], "expires_after": "90s"});
-    let schedule = insert(store, json!({"action": action})).await;
-    assert_eq!(clock.next().await.occurrences.len(), 1);
-    assert!(clock.next().await.occurrences.is_empty(), "its agents are being found");
-    assert_eq!(clock.next().await.occurrences.len(), 1, "it has expired");
-    let no = last_action(store, &schedule).await;
-    resolve(store, no, &agents).await;
-    let id = store.schedule_occurrences(schedule.tag.no, 1).await.unwrap()[0].action.unwrap().0;
-    tell(store, no, agents[0], Event::Sent { run: 1, attempts: 0, at: store.now() }).await;
-    store.action_cancel(id, &me()).await.unwrap();
-    clock.pass(60);
-    assert!(clock.next().await.occurrences.is_empty(), "an agent has it");
-    let ended = end(1, CommandState::Cancelled, store.now());
-    tell(store, no, agents[0], Event::Result(Box::new(ended))).await;
-    assert_eq!(clock.next().await.occurrences.len(), 1, "nobody has it");
-}
-
-pub async fn occurrences_may_overlap_or_cancel_the_one_before(backend: &mut impl Backend) {
-    let mut clock = Clock::new(backend);
-    let store = backend.store();
-    insert(store, json!({"name": "allow", "overlap": "allow"})).await;
-    let cancels = insert(store, json!({"name": "cancel", "overlap": "cancel_previous"})).await;
-    for round in 0..3 {
-        let made = clock.next().await;
-        assert_eq!(made.occurrences.len(), 2, "{made:?}");
-        assert_eq!(made.cancelled.len(), usize::from(round > 0));
-        assert!(made.dropped.is_empty());
-    }
-    let states = store.schedule_occurrences(cancels.tag.no, 9).await.unwrap().into_iter();
-    let states: Vec<ActionState> = states.map(|occurrence| occurrence.action.unwrap().1).collect();
-    assert_eq!(states, [ActionState::Scheduled, ActionState::Cancelled, ActionState::Cancelled]);
-    let cancel = store.audit_list(None, 1).await.unwrap().remove(0);
-    assert_eq!((cancel.did.as_str(), cancel.name.as_str()), ("action.cancel", "schedule:cancel"));
-}
-
-pub async fn of_occurrences_that_are_made_together_the_overlap_policy_leaves_one(backend: &mut impl Backend) {
-    let mut clock = Clock::new(backend);
-    let store = backend.store();
-    let all = json!({"policy": "all", "max_age": "1h"});
-    for overlap in ["allow", "skip", "cancel_previous"] {
-        insert(store, json!({"name": overlap, "overlap": overlap, "misfire": all})).await;
-    }
-    clock.pass(601);
-    let made = make(store).await;
-    let of = |name: &str| made.occurrences.iter().filter(|occurrence| occurrence.schedule == name).count();
-    assert_eq!((of("allow"), of("skip"), of("cancel_previous")), (10, 1, 10));
-    assert_eq!(made.cancelled.len(), 9);
-    let skipped: Vec<_> = made.dropped.iter().map(|(name, range)| (name.as_str(), range.count, range.reason)).collect();
-    assert_eq!(skipped, [("skip", 9, Reason::Overlap)]);
-    let view = view(store, "cancel_previous").await;
-    let kept = store.schedule_occurrences(view.tag.no, 99).await.unwrap().into_iter();
-    let kept: Vec<_> = kept.filter(|occurrence| occurrence.action.unwrap().1 != ActionState::Cancelled).collect();
-    assert_eq!(kept.len(), 1);
-    assert_eq!(Some(kept[0].at), view.last_at);
 }
 
 pub async fn the_time_of_a_pause_is_not_missed(backend: &mut impl Backend) {
@@ -418,72 +299,6 @@ pub async fn what_is_kept_of_occurrences_is_deleted_after_its_time(backend: &mut
 }
 
 /// Occurrences are at :00 and :30; nobody makes any from 10:15 to 13:15.
-pub async fn an_outage_of_three_hours_brings_what_the_policy_says(backend: &mut impl Backend) {
-    let store = backend.store();
-    // A quarter past an hour of long ago, whatever the machine's clock says.
-    let quarter_past = Timestamp::parse("2026-06-01T10:15:00Z").unwrap();
-    let set = |time: Timestamp| backend.set_offset(time.0 - Timestamp::of_this_machine().0);
-    set(quarter_past);
-    let short = |time: Timestamp| time.to_string()[11..16].to_owned();
-    let rows: [(&str, Value, &[&str], &str); 5] = [
-        ("skip", json!({"policy": "skip"}), &[], "10:30-13:00 6 missed"),
-        ("latest", json!({"policy": "latest"}), &["13:00"], "10:30-12:30 5 missed"),
-        ("all", json!({"policy": "all"}), &["10:30", "11:00", "11:30", "12:00", "12:30", "13:00"], ""),
-        ("limit", json!({"policy": "all", "limit": 2}), &["12:30", "13:00"], "10:30-12:00 4 missed"),
-        ("young", json!({"policy": "all", "max_age": "1h"}), &["12:30", "13:00"], "10:30-12:00 4 too_old"),
-    ];
-    let timings = [
-        ("cron", json!({"cron": "*/30 * * * *", "timezone": "Europe/Stockholm"})),
-        ("every", json!({"every": "30m", "starts_at": "2026-06-01T00:00:00Z"})),
-    ];
-    for (kind, timing) in &timings {
-        for (name, misfire, ..) in &rows {
-            let mut changes = timing.clone();
-            changes["name"] = format!("{kind}-{name}").into();
-            changes["misfire"] = misfire.clone();
-            changes["overlap"] = "allow".into();
-            insert(store, changes).await;
-        }
-    }
-    set(quarter_past.plus(Duration::from_secs(3 * 3_600)));
-    make(store).await;
-    for (kind, _) in &timings {
-        for (name, _, made, dropped) in &rows {
-            let schedule = view(store, &format!("{kind}-{name}")).await;
-            let occurrences = store.schedule_occurrences(schedule.tag.no, 99).await.unwrap();
-            let mut times: Vec<String> = occurrences.into_iter().map(|occurrence| short(occurrence.at)).collect();
-            times.sort_unstable();
-            assert_eq!(times, *made, "{kind} {name}");
-            let ranges = store.schedule_dropped(schedule.tag.no, 99).await.unwrap().into_iter();
-            let ranges: Vec<String> = ranges
-                .map(|range| {
-                    format!("{}-{} {} {}", short(range.from), short(range.to), range.count, range.reason.as_str())
-                })
-                .collect();
-            assert_eq!(ranges.join(", "), *dropped, "{kind} {name}");
-            assert_eq!(schedule.next_at.map(short).as_deref(), Some("13:30"), "{kind} {name}");
-        }
-    }
-}
-
-pub async fn a_second_after_a_year_is_planned_at_once(backend: &mut impl Backend) {
-    let mut clock = Clock::new(backend);
-    let store = backend.store();
-    let all = json!({"policy": "all", "limit": 1000});
-    let schedule = insert(store, json!({"cron": "* * * * * *", "overlap": "allow", "misfire": all})).await;
-    clock.pass(365 * 86_400);
-    let mut made = 0;
-    while view(store, "s").await.next_at.is_some_and(|next| next <= store.now()) {
-        made += make(store).await.occurrences.len() as u64;
-    }
-    let dropped = store.schedule_dropped(schedule.tag.no, 9).await.unwrap();
-    let counted: u64 = dropped.iter().map(|range| range.count).sum();
-    let last = view(store, "s").await.last_at.unwrap();
-    let all = (last.0 - schedule.next_at.unwrap().0) / 1_000 + 1;
-    assert_eq!(made + counted, all.unsigned_abs());
-    assert!((1_000..2_000).contains(&made), "{made}");
-}
-
 /// Refuses what it can't read, and plans the rest.
 pub async fn a_schedule_that_cannot_be_planned_shows_its_error_and_holds_up_no_other(backend: &mut impl Backend) {
     let mut clock = Clock::new(backend);

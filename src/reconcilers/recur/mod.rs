@@ -51,7 +51,7 @@ impl Recur {
 
     /// Looks whether the zone data have changed, and computes anew the next times that come from
     /// older ones.
-    async fn look_at_zones(&mut self) -> StoreResult<()> {
+    async fn look_at_zones(&mut self) -> Result<(), RoundFailed> {
         if self.zones_seen.is_some_and(|seen| seen.elapsed() < ZONE_INTERVAL) {
             return Ok(());
         }
@@ -74,30 +74,30 @@ impl Recur {
     }
 
     /// Makes what is to be made of these schedules, given with the bytes of their documents.
-    /// Returns whether some of them are due again already.
-    async fn make(&self, schedules: Vec<(i64, usize)>) -> StoreResult<bool> {
-        let mut has_more = false;
+    /// Returns whether some of them are due again already. One that the store refuses holds up no
+    /// other.
+    async fn make(&self, schedules: Vec<(i64, usize)>) -> Result<bool, RoundFailed> {
+        let (mut has_more, mut refused) = (false, None);
         for nos in in_batches(schedules) {
-            match self.make_batch(nos.clone()).await {
-                Ok(more) => has_more |= more,
-                Err(error) if error.is_transient() || nos.len() == 1 => return Err(error),
-                Err(_) => {
-                    for (no, made) in
-                        nos.iter().zip(one_by_one(&nos, async |no| self.make_batch(vec![*no]).await).await)
-                    {
-                        match made {
-                            Some(Ok(more)) => has_more |= more,
-                            Some(Err(error)) if error.is_transient() => return Err(error),
-                            Some(Err(error)) => {
-                                log::error!(schedule = *no, error:% = error.chain(); "a schedule is passed over");
-                            }
-                            None => {}
-                        }
+            let made = match self.make_batch(nos.clone()).await {
+                Err(error) if !error.is_transient() => {
+                    one_by_one(&nos, async |no| self.make_batch(vec![*no]).await).await
+                }
+                made => vec![Some(made)],
+            };
+            for (no, made) in nos.iter().zip(made) {
+                match made {
+                    Some(Ok(more)) => has_more |= more,
+                    Some(Err(error)) if error.is_transient() => return Err(error.into()),
+                    Some(Err(error)) => {
+                        refused = Some(RoundFailed(format!("schedule {no} is passed over: {}", error.chain())));
                     }
+                    // It was not tried, since the store seems to be away.
+                    None => {}
                 }
             }
         }
-        Ok(has_more)
+        refused.map_or(Ok(has_more), Err)
     }
 
     async fn make_batch(&self, nos: Vec<i64>) -> StoreResult<bool> {

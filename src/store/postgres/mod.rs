@@ -28,6 +28,7 @@ mod live;
 mod long_transactions;
 mod migrate;
 mod nodes;
+mod occurrences;
 mod outcomes;
 mod pools;
 mod retention;

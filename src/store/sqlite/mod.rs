@@ -17,6 +17,7 @@ mod hints;
 mod hooks;
 mod live;
 mod nodes;
+mod occurrences;
 mod outcomes;
 mod retention;
 mod schedules;
