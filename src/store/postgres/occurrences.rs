@@ -3,10 +3,10 @@
 //! Thousands of schedules may be due at the same second. So a batch of them is planned in one
 //! transaction, and their actions, occurrences and next times are one statement each.
 
+use super::audit;
 use super::counts::SUMS;
-use super::schedules::note;
 use crate::domain::action::{Membership, NewAction};
-use crate::domain::audit::Author;
+use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::hook::Listener;
 use crate::domain::schedule::Dropped;
 use crate::domain::time::Timestamp;
@@ -232,7 +232,8 @@ async fn cancel(
     for (no, id, of) in actions {
         if action_statements::cancel(id).execute(conn).await? > 0 {
             let by = Author::server(&format!("schedule:{}", batch[of].due.name));
-            note(conn, &by, "action.cancel", &id.to_string(), "", now).await?;
+            audit::insert(conn, &by, AuditEvent { did: "action.cancel", subject: &id.to_string(), detail: "" }, now)
+                .await?;
             made.cancelled.push((no, id));
         }
     }

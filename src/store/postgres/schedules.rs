@@ -120,7 +120,7 @@ impl Schedules for PostgresStore {
 const LOCK: &str = " FOR UPDATE";
 
 /// Writes an entry of the audit log.
-pub(super) async fn note(
+async fn note(
     conn: &mut AsyncPgConnection,
     by: &Author,
     did: &'static str,

@@ -1,7 +1,7 @@
 //! Making the occurrences of schedules.
 
-use super::schedules::note;
-use crate::domain::audit::Author;
+use super::audit;
+use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::hook::{Listener, ScheduleMissed};
 use crate::domain::schedule::Dropped;
 use crate::domain::time::Timestamp;
@@ -133,7 +133,7 @@ fn cancel(
 ) -> QueryResult<()> {
     if action_statements::cancel(id).execute(conn)? > 0 {
         let by = Author::server(&format!("schedule:{schedule}"));
-        note(conn, &by, "action.cancel", &id.to_string(), "", now)?;
+        audit::insert(conn, &by, AuditEvent { did: "action.cancel", subject: &id.to_string(), detail: "" }, now)?;
         made.cancelled.push((action_no, id));
     }
     Ok(())

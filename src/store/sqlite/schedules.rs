@@ -121,7 +121,7 @@ impl Schedules for SqliteStore {
 }
 
 /// Writes an entry of the audit log.
-pub(super) fn note(
+fn note(
     conn: &mut SqliteConnection,
     by: &Author,
     did: &'static str,
