@@ -18,10 +18,10 @@ impl ZoneData {
         self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Reads them again if they have changed. Returns whether they have.
-    pub async fn refresh(&self) -> bool {
+    /// Reads them again if they have changed, or `anyway`. Returns whether they were read.
+    pub async fn refresh(&self, anyway: bool) -> bool {
         let zones = self.get();
-        let read = tokio::task::spawn_blocking(move || zones.is_stale().then(Zones::load)).await;
+        let read = tokio::task::spawn_blocking(move || (anyway || zones.is_stale()).then(Zones::load)).await;
         match read {
             Ok(Some(zones)) => {
                 *self.0.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(zones);

@@ -255,13 +255,24 @@ fn show_preview(preview: &Value, output: Format) -> Result<(), Box<dyn std::erro
         say!("{}", serde_json::to_string_pretty(preview)?);
         return Ok(());
     }
-    let occurrences = preview["occurrences"].as_array().map_or(&[][..], Vec::as_slice);
-    print(occurrences, &PREVIEW_COLUMNS, output)?;
+    let mut occurrences = preview["occurrences"].as_array().cloned().unwrap_or_default();
+    if output == Format::Table {
+        occurrences
+            .iter_mut()
+            .for_each(|line| line["local"] = readable(line["local"].as_str().unwrap_or_default()).into());
+    }
+    print(&occurrences, &PREVIEW_COLUMNS, output)?;
     if output == Format::Table {
         let of = |key: &str| preview["tzdata"][key].as_str().unwrap_or_default();
         eprintln!("time zones: {} ({})", of("version"), of("source"));
     }
     Ok(())
+}
+
+/// A local time with its offset, for people: `2027-03-28 03:00:00 +02:00`.
+fn readable(local: &str) -> String {
+    let (time, offset) = local.split_at(local.len().min(19));
+    format!("{} {offset}", time.replacen('T', " ", 1)).trim_end().to_owned()
 }
 
 /// Puts the given values into an object.

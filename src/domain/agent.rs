@@ -22,7 +22,7 @@ pub const MAX_DESCRIPTION: usize = 64 * 1024;
 pub fn check_name(name: &str) -> Result<(), Problem> {
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '.' | '_' | '-');
     if matches!(name, "." | "..") {
-        let detail = format!("name: {name:?} is no name for an agent, it means a folder in paths");
+        let detail = format!("name: {name:?} means a folder in paths");
         return Err(Problem::new(ProblemKind::InvalidDocument, detail));
     }
     if name.is_empty() || name.len() > 128 || !name.chars().all(allowed) {

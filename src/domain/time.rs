@@ -15,7 +15,7 @@ use utoipa::{PartialSchema, ToSchema};
 pub struct Timestamp(pub i64);
 
 /// The last instant that RFC 3339 can write: 9999-12-31T23:59:59.999Z.
-const LAST_WRITABLE: i64 = 253_402_300_799_999;
+pub(super) const LAST_WRITABLE: i64 = 253_402_300_799_999;
 /// The first one: 0000-01-01T00:00:00Z.
 const FIRST_WRITABLE: i64 = -62_167_219_200_000;
 

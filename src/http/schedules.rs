@@ -121,18 +121,24 @@ fn etag(tag: ScheduleTag) -> String {
     format!("\"{}-{}\"", tag.no, tag.version)
 }
 
-/// What the request's `If-Match` asks for.
+/// What the request's `If-Match` or `If-None-Match` asks for.
 fn expected(request: &HttpRequest) -> ApiResult<Expected> {
-    let Some(header) = request.headers().get("If-Match") else { return Ok(Expected::Any) };
-    let text = header.to_str().map_err(|_| ApiError::bad_request("If-Match: an entity tag is expected"))?.trim();
-    if text == "*" {
-        return Ok(Expected::Exists);
+    let header = |name: &str| {
+        let header = request.headers().get(name).map(|header| header.to_str().map(str::trim));
+        header.transpose().map_err(|_| ApiError::bad_request(format!("{name}: an entity tag is expected")))
+    };
+    match (header("If-Match")?, header("If-None-Match")?) {
+        (None, None) => Ok(Expected::Any),
+        (None, Some("*")) => Ok(Expected::Absent),
+        (_, Some(_)) => Err(ApiError::bad_request("If-None-Match: only * is understood, and not beside If-Match")),
+        (Some("*"), None) => Ok(Expected::Exists),
+        (Some(text), None) => Ok(Expected::Is(tag_of(text))),
     }
-    let tag = text.strip_prefix('"').and_then(|text| text.strip_suffix('"')).and_then(|text| {
-        let (no, version) = text.split_once('-')?;
-        Some(ScheduleTag { no: no.parse().ok()?, version: version.parse().ok()? })
-    });
-    Ok(Expected::Is(tag))
+}
+
+fn tag_of(text: &str) -> Option<ScheduleTag> {
+    let (no, version) = text.strip_prefix('"')?.strip_suffix('"')?.split_once('-')?;
+    Some(ScheduleTag { no: no.parse().ok()?, version: version.parse().ok()? })
 }
 
 /// The answer with a schedule and its entity tag.
@@ -200,15 +206,16 @@ pub(super) async fn show(_: Viewer, name: web::Path<String>, api: web::Data<Api>
 
 /// Creates a schedule, or replaces the one of this name.
 /// What was due before, and was not made, is neither made nor missed. The same document again
-/// changes nothing.
+/// changes nothing. Without `paused`, a schedule that is paused stays so.
 #[utoipa::path(put, path = "/v1/schedules/{name}", tag = "schedules",
     params(("name" = String, Path, description = "The schedule's name"),
-        ("If-Match" = Option<String>, Header, description = "The `ETag` of the schedule to replace")),
+        ("If-Match" = Option<String>, Header, description = "The `ETag` of the schedule to replace"),
+        ("If-None-Match" = Option<String>, Header, description = "`*`: only if there is none of this name")),
     request_body(content = Document, description = "The schedule"),
     responses((status = 200, body = Schedule, description = "The schedule was replaced"),
         (status = 201, body = Schedule, description = "The schedule was created"),
         (status = 412, body = Problem, content_type = "application/problem+json",
-            description = "It is not, or no longer, what If-Match says")),
+            description = "It is not what If-Match or If-None-Match says")),
     security(("token" = ["operator"])))]
 pub(super) async fn put(
     operator: Operator,
@@ -219,42 +226,53 @@ pub(super) async fn put(
 ) -> ApiResult<HttpResponse> {
     let expected = expected(&request)?;
     let document = body.read().await?;
-    let (_, is_new) = schedules::put(&api.node, &name, &document, expected, &operator.author()).await?;
+    let is_new = schedules::put(&api.node, &name, &document, expected, &operator.author()).await?;
     let response = if is_new { HttpResponse::Created() } else { HttpResponse::Ok() };
     answer(response, &api, &name).await
 }
 
 /// Removes a schedule. Its actions stay.
-#[utoipa::path(delete, path = "/v1/schedules/{name}", tag = "schedules", params(("name" = String, Path, description = "The schedule's name")),
-    responses((status = 204, description = "The schedule is removed")), security(("token" = ["operator"])))]
+#[utoipa::path(delete, path = "/v1/schedules/{name}", tag = "schedules",
+    params(("name" = String, Path, description = "The schedule's name"), ("If-Match" = Option<String>, Header, description = "The `ETag` that the schedule must have")),
+    responses((status = 204, description = "The schedule is removed"), (status = 412, body = Problem, content_type = "application/problem+json",
+            description = "It is not what If-Match says")), security(("token" = ["operator"])))]
 pub(super) async fn remove(
     operator: Operator,
+    request: HttpRequest,
     name: web::Path<String>,
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
-    schedules::remove(&api.node, &name, &operator.author()).await?;
+    schedules::remove(&api.node, &name, expected(&request)?, &operator.author()).await?;
     Ok(HttpResponse::NoContent().finish())
 }
 
 /// Pauses a schedule: it makes no occurrences until it is resumed. Idempotent.
 #[utoipa::path(post, path = "/v1/schedules/{name}/pause", tag = "schedules",
-    params(("name" = String, Path, description = "The schedule's name")),
-    responses((status = 200, body = Schedule, description = "The schedule")), security(("token" = ["operator"])))]
-pub(super) async fn pause(operator: Operator, name: web::Path<String>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
-    schedules::set_paused(&api.node, &name, true, &operator.author()).await?;
+    params(("name" = String, Path, description = "The schedule's name"), ("If-Match" = Option<String>, Header, description = "The `ETag` that the schedule must have")),
+    responses((status = 200, body = Schedule, description = "The schedule"), (status = 412, body = Problem, content_type = "application/problem+json",
+            description = "It is not what If-Match says")), security(("token" = ["operator"])))]
+pub(super) async fn pause(
+    operator: Operator,
+    request: HttpRequest,
+    name: web::Path<String>,
+    api: web::Data<Api>,
+) -> ApiResult<HttpResponse> {
+    schedules::set_paused(&api.node, &name, true, expected(&request)?, &operator.author()).await?;
     answer(HttpResponse::Ok(), &api, &name).await
 }
 
 /// Resumes a paused schedule. What fell into the pause is not missed. Idempotent.
 #[utoipa::path(post, path = "/v1/schedules/{name}/resume", tag = "schedules",
-    params(("name" = String, Path, description = "The schedule's name")),
-    responses((status = 200, body = Schedule, description = "The schedule")), security(("token" = ["operator"])))]
+    params(("name" = String, Path, description = "The schedule's name"), ("If-Match" = Option<String>, Header, description = "The `ETag` that the schedule must have")),
+    responses((status = 200, body = Schedule, description = "The schedule"), (status = 412, body = Problem, content_type = "application/problem+json",
+            description = "It is not what If-Match says")), security(("token" = ["operator"])))]
 pub(super) async fn resume(
     operator: Operator,
+    request: HttpRequest,
     name: web::Path<String>,
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
-    schedules::set_paused(&api.node, &name, false, &operator.author()).await?;
+    schedules::set_paused(&api.node, &name, false, expected(&request)?, &operator.author()).await?;
     answer(HttpResponse::Ok(), &api, &name).await
 }
 
@@ -267,10 +285,11 @@ pub(super) struct Triggered {
 /// Makes an occurrence now, whether the schedule is paused or its last action still runs.
 #[utoipa::path(post, path = "/v1/schedules/{name}/trigger", tag = "schedules",
     params(("name" = String, Path, description = "The schedule's name"),
-        ("Idempotency-Key" = Option<String>, Header, description = "The caller's unique key for this request")),
+        ("Idempotency-Key" = Option<String>, Header, description = "The caller's unique key for this request"), ("If-Match" = Option<String>, Header, description = "The `ETag` that the schedule must have")),
     responses((status = 202, body = Triggered, description = "The occurrence's action is durable"),
         (status = 422, body = Problem, content_type = "application/problem+json",
-            description = "The action is not valid now, or the Idempotency-Key was used for another request")),
+            description = "The action is not valid now, or the Idempotency-Key was used for another request"), (status = 412, body = Problem, content_type = "application/problem+json",
+            description = "It is not what If-Match says")),
     security(("token" = ["operator"])))]
 pub(super) async fn trigger(
     operator: Operator,
@@ -279,7 +298,7 @@ pub(super) async fn trigger(
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
     let key = idempotency_key(&request)?;
-    let action = schedules::trigger(&api.node, &name, key, &operator.author()).await?;
+    let action = schedules::trigger(&api.node, &name, key, expected(&request)?, &operator.author()).await?;
     Ok(HttpResponse::Accepted().json(Triggered { action }))
 }
 

@@ -1,5 +1,6 @@
 //! The numbers of schedules.
 
+use crate::domain::schedule::Reason;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::histogram::{Histogram, exponential_buckets};
@@ -21,6 +22,10 @@ impl Default for Schedules {
 
 impl Schedules {
     pub(super) fn register(&self, of: &mut Registry) {
+        // From the start, so that an alert sees the first one.
+        for reason in Reason::ALL {
+            self.dropped.get_or_create(&[("reason", reason.as_str())]).inc_by(0);
+        }
         let late = "From an occurrence's time to its action";
         of.register("schedule_lateness_seconds", late, self.lateness.clone());
         of.register("schedule_dropped", "Occurrences that were not made, by reason", self.dropped.clone());
@@ -32,7 +37,7 @@ impl Schedules {
     }
 
     /// `count` occurrences were dropped.
-    pub fn dropped(&self, reason: &'static str, count: u64) {
-        self.dropped.get_or_create(&[("reason", reason)]).inc_by(count);
+    pub fn dropped(&self, reason: Reason, count: u64) {
+        self.dropped.get_or_create(&[("reason", reason.as_str())]).inc_by(count);
     }
 }

@@ -4,9 +4,10 @@ use super::error::{ServiceError, ServiceResult};
 use crate::context::Node;
 use crate::domain::audit::Author;
 use crate::domain::problem::{Problem, ProblemKind};
-use crate::domain::schedule::{Calendar, Dropped, Schedule, Timing, Upcoming, ZoneInfo, Zones};
+use crate::domain::schedule::{Calendar, Dropped, Overlap, Schedule, Timing, Upcoming, ZoneInfo, Zones};
 use crate::domain::time::Timestamp;
-use crate::store::{Accepted, NewSchedule, NextOccurrence, OccurrenceView, Put, ScheduleTag, ScheduleView};
+use crate::store::{Accepted, NewSchedule, NextOccurrence, OccurrenceView, ScheduleTag, ScheduleView, Triggered};
+use sha2::{Digest, Sha256};
 use uuid::Uuid;
 
 /// How many occurrences, and how many ranges of dropped ones, are shown with a schedule.
@@ -32,15 +33,34 @@ pub struct Preview {
     pub tzdata: ZoneInfo,
 }
 
-/// What `If-Match` asks for.
+/// What a caller expects of the schedule (`If-Match`, `If-None-Match`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Expected {
     /// Nothing: a schedule of this name may exist or not.
     Any,
+    /// There is none of this name.
+    Absent,
     /// There is a schedule of this name.
     Exists,
     /// There is one, and its state is this one; `None` is no state that a schedule ever has.
     Is(Option<ScheduleTag>),
+}
+
+impl Expected {
+    /// Checks what is stored.
+    fn check(self, name: &str, stored: Option<&ScheduleView>) -> ServiceResult<()> {
+        let is_met = match self {
+            Self::Any => true,
+            Self::Absent => stored.is_none(),
+            Self::Exists => stored.is_some(),
+            Self::Is(tag) => tag.is_some() && tag == stored.map(|view| view.tag),
+        };
+        if is_met {
+            return Ok(());
+        }
+        let detail = format!("schedule {name} is not what If-Match or If-None-Match says");
+        Err(Problem::new(ProblemKind::PreconditionFailed, detail).into())
+    }
 }
 
 /// Stores a new schedule.
@@ -48,7 +68,7 @@ pub enum Expected {
 /// # Errors
 /// If the document isn't valid, or the name is taken.
 pub async fn create(node: &Node, document: &[u8], by: &Author) -> ServiceResult<ScheduleView> {
-    let new = new_schedule(node, document)?;
+    let new = new_schedule(node, document, None)?;
     let name = new.name.clone();
     let taken = || ServiceError::conflict(format!("name: there is a schedule {name:?} already"));
     let view = node.store.schedule_insert(new, by).await?.ok_or_else(taken)?;
@@ -60,44 +80,41 @@ pub async fn create(node: &Node, document: &[u8], by: &Author) -> ServiceResult<
 ///
 /// # Errors
 /// If the document isn't valid or has another name, or the stored one is not as expected.
-pub async fn put(
-    node: &Node,
-    name: &str,
-    document: &[u8],
-    expected: Expected,
-    by: &Author,
-) -> ServiceResult<(ScheduleView, bool)> {
-    let new = new_schedule(node, document)?;
-    if new.name != name {
-        let detail = format!("name: {:?} is not the name in the path, {name:?}", new.name);
-        return Err(ServiceError::invalid(detail));
-    }
-    let changed = || {
-        let detail = format!("schedule {name} is not, or no longer, what If-Match says");
-        ServiceError::from(Problem::new(ProblemKind::PreconditionFailed, detail))
-    };
+pub async fn put(node: &Node, name: &str, document: &[u8], expected: Expected, by: &Author) -> ServiceResult<bool> {
+    let digest = Schedule::digest_of(document)?;
     for _ in 0..TRIES {
-        let tag = match expected {
-            Expected::Any => None,
-            Expected::Exists => Some(node.store.schedule_view(name).await?.ok_or_else(changed)?.tag),
-            Expected::Is(tag) => Some(tag.ok_or_else(changed)?),
+        let stored = node.store.schedule_view(name).await?;
+        expected.check(name, stored.as_ref())?;
+        let new = match new_schedule(node, document, stored.as_ref()) {
+            // Its only occurrence may be over.
+            Err(_) if stored.as_ref().is_some_and(|stored| stored.digest == digest) => return Ok(false),
+            new => new?,
         };
-        let put = node.store.schedule_put(new.clone(), tag, by).await?;
-        let result = match put {
-            Put::Created(view) => (view, true),
-            Put::Replaced(view) => (view, false),
-            Put::Changed if matches!(expected, Expected::Is(_)) => return Err(changed()),
-            Put::Changed => continue,
+        if new.name != name {
+            let detail = format!("name: {:?} is not the name in the path, {name:?}", new.name);
+            return Err(ServiceError::invalid(detail));
+        }
+        let is_new = match stored {
+            None => node.store.schedule_insert(new, by).await?.map(|_| true),
+            Some(stored) => node.store.schedule_replace(stored.tag, new, by).await?.map(|_| false),
         };
-        node.signals.schedules_changed();
-        return Ok(result);
+        if let Some(is_new) = is_new {
+            node.signals.schedules_changed();
+            return Ok(is_new);
+        }
     }
     Err(busy(name))
 }
 
-fn new_schedule(node: &Node, document: &[u8]) -> ServiceResult<NewSchedule> {
+/// A schedule to be stored, perhaps in place of another one.
+fn new_schedule(node: &Node, document: &[u8], replaced: Option<&ScheduleView>) -> ServiceResult<NewSchedule> {
     let (zones, now) = (node.zones.get(), node.store.now());
-    let schedule = Schedule::from_json(document, &zones, now)?;
+    let mut schedule = Schedule::from_json(document, &zones, now)?;
+    if let Some(replaced) = replaced
+        && let Ok(replaced) = Schedule::from_stored(&replaced.document)
+    {
+        schedule.keep_phase(&replaced);
+    }
     let next = next(&schedule, &schedule.calendar(&zones)?, &zones, now);
     let document = schedule.document()?;
     let Schedule { name, digest, paused, .. } = schedule;
@@ -134,9 +151,10 @@ pub async fn show(node: &Node, name: &str) -> ServiceResult<Shown> {
 ///
 /// # Errors
 /// If there is none of this name.
-pub async fn set_paused(node: &Node, name: &str, paused: bool, by: &Author) -> ServiceResult<ScheduleView> {
+pub async fn set_paused(node: &Node, name: &str, paused: bool, expected: Expected, by: &Author) -> ServiceResult<()> {
     for _ in 0..TRIES {
         let view = view(node, name).await?;
+        expected.check(name, Some(&view))?;
         let next = if paused {
             None
         } else {
@@ -144,9 +162,9 @@ pub async fn set_paused(node: &Node, name: &str, paused: bool, by: &Author) -> S
             let schedule = Schedule::from_stored(&view.document)?;
             Some(next(&schedule, &schedule.calendar(&zones)?, &zones, now))
         };
-        if let Some(view) = node.store.schedule_pause(view.tag, next, by).await? {
+        if node.store.schedule_pause(view.tag, next, by).await?.is_some() {
             node.signals.schedules_changed();
-            return Ok(view);
+            return Ok(());
         }
     }
     Err(busy(name))
@@ -157,25 +175,43 @@ pub async fn set_paused(node: &Node, name: &str, paused: bool, by: &Author) -> S
 ///
 /// # Errors
 /// If there is none of this name, or its action is not valid now.
-pub async fn trigger(node: &Node, name: &str, key: Option<String>, by: &Author) -> ServiceResult<Uuid> {
+pub async fn trigger(
+    node: &Node,
+    name: &str,
+    key: Option<String>,
+    expected: Expected,
+    by: &Author,
+) -> ServiceResult<Uuid> {
     for _ in 0..TRIES {
         let view = view(node, name).await?;
+        expected.check(name, Some(&view))?;
         let (zones, now) = (node.zones.get(), node.store.now());
         let schedule = Schedule::from_stored(&view.document)?;
         let lasts = schedule.lifetime(&schedule.calendar(&zones)?, now);
         let mut action = schedule.new_action(now, lasts, now)?;
+        // The same key is for the same schedule.
+        action.digest =
+            Sha256::new().chain_update(view.tag.no.to_be_bytes()).chain_update(&action.digest).finalize().to_vec();
         action.idempotency_key = key.clone();
-        match node.store.schedule_trigger(view.tag, action, by).await? {
-            Some(Accepted::Stored { id, .. }) => {
-                node.signals.actions_submitted();
-                return Ok(id);
-            }
-            Some(Accepted::Conflict | Accepted::KeyMismatch) => {
-                let detail = "Idempotency-Key: it was used for another document";
-                return Err(Problem::new(ProblemKind::IdempotencyMismatch, detail).into());
-            }
-            None => {}
+        let cancel_previous = schedule.overlap == Overlap::CancelPrevious;
+        let Some(Triggered { accepted, cancelled }) =
+            node.store.schedule_trigger(view.tag, action, cancel_previous, by).await?
+        else {
+            continue;
+        };
+        if let Some((no, id)) = cancelled {
+            node.signals.action_cancelled(no, id);
         }
+        return match accepted {
+            Accepted::Stored { id, .. } => {
+                node.signals.actions_submitted();
+                Ok(id)
+            }
+            Accepted::Conflict | Accepted::KeyMismatch => {
+                let detail = "Idempotency-Key: it was used for another request";
+                Err(Problem::new(ProblemKind::IdempotencyMismatch, detail).into())
+            }
+        };
     }
     Err(busy(name))
 }
@@ -184,11 +220,15 @@ pub async fn trigger(node: &Node, name: &str, key: Option<String>, by: &Author) 
 ///
 /// # Errors
 /// If there is none of this name.
-pub async fn remove(node: &Node, name: &str, by: &Author) -> ServiceResult<()> {
-    if node.store.schedule_remove(name, by).await? {
-        return Ok(());
+pub async fn remove(node: &Node, name: &str, expected: Expected, by: &Author) -> ServiceResult<()> {
+    for _ in 0..TRIES {
+        let view = view(node, name).await?;
+        expected.check(name, Some(&view))?;
+        if node.store.schedule_remove(view.tag, by).await? {
+            return Ok(());
+        }
     }
-    Err(ServiceError::not_found(format!("schedule {name} not found")))
+    Err(busy(name))
 }
 
 /// The next occurrences of a document that is not stored, after a time or after now.

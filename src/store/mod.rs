@@ -53,8 +53,8 @@ pub use open::{check, open, sqlite_path, token_insert_alone};
 pub use outcomes::{Outcomes, Report};
 pub use retention::Retention;
 pub use schedules::{
-    DueSchedule, Made, MadeOccurrence, NewSchedule, NextOccurrence, OccurrenceView, Planned, Planner, Put, ScheduleTag,
-    ScheduleView, Schedules,
+    DueSchedule, Made, MadeOccurrence, NewSchedule, NextOccurrence, OccurrenceView, Planned, Planner, ScheduleTag,
+    ScheduleView, Schedules, Triggered,
 };
 pub use sessions::{Opened, SessionHeld, SessionOpening, SessionState, Sessions};
 pub use tokens::{Revoked, Tokens};

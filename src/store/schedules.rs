@@ -43,9 +43,9 @@ pub struct NewSchedule {
     pub document: String,
     /// SHA-256 of the submitted document with sorted keys.
     pub digest: Vec<u8>,
-    /// Whether it makes no occurrences.
-    pub paused: bool,
-    /// When it is due.
+    /// Whether it makes no occurrences. `None`: as before, and not for a new one.
+    pub paused: Option<bool>,
+    /// When it is due, unless it is paused.
     pub next: NextOccurrence,
 }
 
@@ -58,6 +58,8 @@ pub struct ScheduleView {
     pub name: String,
     /// Its document, as JSON, without `paused`.
     pub document: String,
+    /// SHA-256 of the submitted document with sorted keys.
+    pub digest: Vec<u8>,
     /// Whether it makes no occurrences.
     pub paused: bool,
     /// When it is due next; `None` while it is paused, and when it never is.
@@ -85,17 +87,6 @@ pub struct OccurrenceView {
     pub made_at: Timestamp,
     /// Its action and how that stands; `None` once the action is deleted.
     pub action: Option<(Uuid, ActionState)>,
-}
-
-/// The result of storing a schedule under a name that may be known.
-#[derive(Clone, Debug)]
-pub enum Put {
-    /// There was none of this name.
-    Created(ScheduleView),
-    /// The schedule of this name is replaced. One that is the same stays as it is.
-    Replaced(ScheduleView),
-    /// It was changed meanwhile, or is none any more.
-    Changed,
 }
 
 /// A schedule that is due, or seems to be.
@@ -164,18 +155,31 @@ pub struct Made {
     pub has_more: bool,
 }
 
+/// What [`Schedules::schedule_trigger`] did.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Triggered {
+    /// What became of the action.
+    pub accepted: Accepted,
+    /// The action that was cancelled for it, as (key, public id).
+    pub cancelled: Option<(i64, Uuid)>,
+}
+
 /// Schedules. The same on both databases.
 #[async_trait]
 pub trait Schedules {
     /// Inserts a schedule, with its entry in the audit log. `None` if the name is taken.
     async fn schedule_insert(&self, new: NewSchedule, by: &Author) -> StoreResult<Option<ScheduleView>>;
 
-    /// Inserts a schedule, or replaces the one of its name. With `expected`, only one in this state
-    /// is replaced.
+    /// Replaces a schedule. `None` if it is no longer in the state `tag`.
     ///
     /// What was due before and is not made yet is neither made nor missed. The same document again
     /// changes nothing.
-    async fn schedule_put(&self, new: NewSchedule, expected: Option<ScheduleTag>, by: &Author) -> StoreResult<Put>;
+    async fn schedule_replace(
+        &self,
+        tag: ScheduleTag,
+        new: NewSchedule,
+        by: &Author,
+    ) -> StoreResult<Option<ScheduleView>>;
 
     /// The schedule of this name.
     async fn schedule_view(&self, name: &str) -> StoreResult<Option<ScheduleView>>;
@@ -198,14 +202,20 @@ pub trait Schedules {
         by: &Author,
     ) -> StoreResult<Option<ScheduleView>>;
 
-    /// Deletes a schedule. Its actions stay. False if there is none of this name.
-    async fn schedule_remove(&self, name: &str, by: &Author) -> StoreResult<bool>;
+    /// Deletes a schedule. Its actions stay. False if it is no longer in the state `tag`.
+    async fn schedule_remove(&self, tag: ScheduleTag, by: &Author) -> StoreResult<bool>;
 
     /// Makes an occurrence now, with this action. `None` if the schedule is no longer in the state
     /// `tag`. An action that is stored already is answered as by
     /// [`Actions::action_insert`](super::Actions::action_insert), and makes no other occurrence.
-    async fn schedule_trigger(&self, tag: ScheduleTag, action: NewAction, by: &Author)
-    -> StoreResult<Option<Accepted>>;
+    /// With `cancel_previous`, the action of the previous occurrence is cancelled if it still runs.
+    async fn schedule_trigger(
+        &self,
+        tag: ScheduleTag,
+        action: NewAction,
+        cancel_previous: bool,
+        by: &Author,
+    ) -> StoreResult<Option<Triggered>>;
 
     /// The keys of schedules that are due, earliest first, each with the bytes of its document.
     async fn schedule_due(&self, limit: usize) -> StoreResult<Vec<(i64, usize)>>;
@@ -229,7 +239,7 @@ pub trait Schedules {
 /// What is to be written for a schedule, now that it is known whether its previous action runs.
 #[derive(Debug)]
 pub(super) struct Settled {
-    /// What was dropped before the first occurrence to make.
+    /// What is dropped, all of it before the first occurrence to make.
     pub(super) dropped: Vec<Dropped>,
     /// Occurrences to make.
     pub(super) make: Vec<(Timestamp, NewAction)>,
@@ -237,8 +247,6 @@ pub(super) struct Settled {
     pub(super) cancel_previous: bool,
     /// Whether each of the occurrences but the last is cancelled by the one after it.
     pub(super) cancel_each_other: bool,
-    /// What is dropped because it overlaps.
-    pub(super) overlapping: Option<Dropped>,
     /// The occurrences that were missed, if there are any.
     pub(super) missed: Option<ScheduleMissed>,
 }
@@ -249,42 +257,37 @@ impl Planned {
         self.overlap != Overlap::Allow && !self.make.is_empty()
     }
 
-    /// Applies the overlap policy. Occurrences that are made together overlap: the agents of the
-    /// first one are not found yet when the second one is due.
+    /// Applies the overlap policy. Occurrences that are made together would overlap: of these, the
+    /// newest is made.
     pub(super) fn settle(self, name: &str, previous_runs: bool) -> Settled {
-        let Self { mut make, late, overlap, dropped, .. } = self;
+        let Self { mut make, late, overlap, mut dropped, .. } = self;
+        let all = make.len();
         let late_times: Vec<Timestamp> = make.iter().take(late).map(|(at, _)| *at).collect();
-        let overlapping = match overlap {
-            Overlap::Skip => {
-                let skipped = make.split_off(usize::from(!previous_runs).min(make.len()));
-                let range = skipped.first().zip(skipped.last());
-                range.map(|((from, _), (to, _))| Dropped {
-                    from: *from,
-                    to: *to,
-                    count: skipped.len() as u64,
-                    reason: Reason::Overlap,
-                })
+        let missed_ranges: Vec<Dropped> = dropped.iter().filter(|range| range.reason.is_missed()).cloned().collect();
+        if overlap == Overlap::Skip {
+            let kept = make.split_off(if previous_runs { all } else { all.saturating_sub(1) });
+            let skipped = std::mem::replace(&mut make, kept);
+            if let (Some((from, _)), Some((to, _))) = (skipped.first(), skipped.last()) {
+                let count = skipped.len() as u64;
+                dropped.push(Dropped { from: *from, to: *to, count, reason: Reason::Overlap });
             }
-            Overlap::Allow | Overlap::CancelPrevious => None,
-        };
+        }
         let cancels = overlap == Overlap::CancelPrevious;
+        let made_late = late.saturating_sub(all - make.len());
         Settled {
-            missed: missed(name, &dropped, &late_times, make.len()),
+            missed: missed(name, missed_ranges, &late_times, made_late),
             dropped,
             cancel_previous: cancels && previous_runs && !make.is_empty(),
             cancel_each_other: cancels,
             make,
-            overlapping,
         }
     }
 }
 
 /// What is told of missed occurrences: those that are dropped, and those that are made late.
-fn missed(name: &str, dropped: &[Dropped], late: &[Timestamp], made: usize) -> Option<ScheduleMissed> {
-    let dropped: Vec<Dropped> =
-        dropped.iter().filter(|range| matches!(range.reason, Reason::Missed | Reason::TooOld)).cloned().collect();
+fn missed(name: &str, dropped: Vec<Dropped>, late: &[Timestamp], made: usize) -> Option<ScheduleMissed> {
     let from = dropped.first().map(|range| range.from).into_iter().chain(late.first().copied()).min()?;
     let to = dropped.last().map(|range| range.to).into_iter().chain(late.last().copied()).max()?;
     let count = dropped.iter().map(|range| range.count).sum::<u64>() + late.len() as u64;
-    Some(ScheduleMissed { name: name.to_owned(), from, to, count, made: late.len().min(made), dropped })
+    Some(ScheduleMissed { name: name.to_owned(), from, to, count, made, dropped })
 }

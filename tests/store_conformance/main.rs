@@ -176,6 +176,7 @@ macro_rules! cases {
                 rows_without_their_action_are_found_and_deleted
             }
             schedule_policies {
+                a_trigger_cancels_the_one_before_if_that_is_the_policy
                 what_is_missed_is_dropped_as_a_range_and_told
                 an_occurrence_is_skipped_while_the_one_before_still_runs
                 what_was_cancelled_or_has_expired_runs_no_longer_unless_an_agent_has_it

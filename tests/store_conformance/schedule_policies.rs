@@ -112,13 +112,16 @@ pub async fn of_occurrences_that_are_made_together_the_overlap_policy_leaves_one
     let mut clock = Clock::new(backend);
     let store = backend.store();
     let all = json!({"policy": "all", "max_age": "1h"});
+    let starts_at = store.now().plus(Duration::from_secs(60));
     for overlap in ["allow", "skip", "cancel_previous"] {
-        insert(store, json!({"name": overlap, "overlap": overlap, "misfire": all})).await;
+        insert(store, json!({"name": overlap, "overlap": overlap, "misfire": all, "starts_at": starts_at})).await;
     }
     clock.pass(601);
     let made = make(store).await;
     let of = |name: &str| made.occurrences.iter().filter(|occurrence| occurrence.schedule == name).count();
     assert_eq!((of("allow"), of("skip"), of("cancel_previous")), (10, 1, 10));
+    let newest = |name: &str| made.occurrences.iter().filter(|made| made.schedule == name).map(|made| made.at).max();
+    assert_eq!(newest("skip"), newest("allow"), "the newest one");
     assert_eq!(made.cancelled.len(), 9);
     let skipped: Vec<_> = made.dropped.iter().map(|(name, range)| (name.as_str(), range.count, range.reason)).collect();
     assert_eq!(skipped, [("skip", 9, Reason::Overlap)]);
@@ -193,4 +196,24 @@ pub async fn a_second_after_a_year_is_planned_at_once(backend: &mut impl Backend
     let all = (last.0 - schedule.next_at.unwrap().0) / 1_000 + 1;
     assert_eq!(made + counted, all.unsigned_abs());
     assert!((1_000..2_000).contains(&made), "{made}");
+}
+
+pub async fn a_trigger_cancels_the_one_before_if_that_is_the_policy(backend: &mut impl Backend) {
+    let mut clock = Clock::new(backend);
+    let store = backend.store();
+    let schedule = insert(store, json!({"overlap": "cancel_previous"})).await;
+    let first = clock.next().await.occurrences[0].action;
+    for (cancels, cancelled) in [(false, None), (true, Some(())), (true, Some(()))] {
+        let stored = odoshi::domain::schedule::Schedule::from_stored(&schedule.document).unwrap();
+        let lasts = odoshi::domain::time::Span::secs(600);
+        let action = stored.new_action(store.now(), lasts, store.now()).unwrap();
+        let triggered = store.schedule_trigger(schedule.tag, action, cancels, &me()).await.unwrap().unwrap();
+        assert_eq!(triggered.cancelled.map(|_| ()), cancelled);
+    }
+    let states = store.schedule_occurrences(schedule.tag.no, 9).await.unwrap().into_iter();
+    let states: Vec<ActionState> = states.map(|occurrence| occurrence.action.unwrap().1).collect();
+    use ActionState::{Cancelled, Scheduled};
+    assert_eq!(states, [Scheduled, Cancelled, Cancelled, Scheduled], "the first one was left alone");
+    assert_eq!(store.action_view(first).await.unwrap().unwrap().status, Scheduled);
+    assert_eq!(clock.next().await.cancelled.len(), 1, "the last one triggered");
 }

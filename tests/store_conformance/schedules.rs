@@ -8,7 +8,7 @@ use odoshi::domain::command::Event;
 use odoshi::domain::schedule::{Dropped, Reason, Schedule, Timing, Zones};
 use odoshi::domain::time::Timestamp;
 use odoshi::reconcilers::recur::SchedulePlanner;
-use odoshi::store::{Accepted, Inserted, Made, NewSchedule, NextOccurrence, Put, Report, ScheduleView, Store};
+use odoshi::store::{Accepted, Inserted, Made, NewSchedule, NextOccurrence, Report, ScheduleView, Store};
 use serde_json::{Value, json};
 use std::collections::HashSet;
 use std::path::Path;
@@ -110,8 +110,8 @@ pub async fn a_name_is_taken_until_its_schedule_is_removed(backend: &mut impl Ba
     assert_eq!((first.created_by.as_str(), first.paused, first.last_at), ("tester", false, None));
     assert!(store.schedule_insert(new(store, json!({"every": "2m"})), &me()).await.unwrap().is_none());
     assert_eq!(view(store, "s").await.document, first.document);
-    assert!(store.schedule_remove("s", &me()).await.unwrap());
-    assert!(!store.schedule_remove("s", &me()).await.unwrap());
+    assert!(store.schedule_remove(first.tag, &me()).await.unwrap());
+    assert!(!store.schedule_remove(first.tag, &me()).await.unwrap());
     assert!(store.schedule_view("s").await.unwrap().is_none());
     assert_ne!(insert(store, json!({})).await.tag, first.tag, "it is another one");
     let did: Vec<String> = store.audit_list(None, 9).await.unwrap().into_iter().map(|entry| entry.did).collect();
@@ -120,18 +120,22 @@ pub async fn a_name_is_taken_until_its_schedule_is_removed(backend: &mut impl Ba
 
 pub async fn a_schedule_is_replaced_if_it_is_what_its_author_knows(backend: &mut impl Backend) {
     let store = backend.store();
-    let put = async |changes: Value, expected| store.schedule_put(new(store, changes), expected, &me()).await.unwrap();
+    let replace = async |tag, changes: Value| store.schedule_replace(tag, new(store, changes), &me()).await.unwrap();
     let absent = odoshi::store::ScheduleTag { no: 1, version: 1 };
-    assert!(matches!(put(json!({}), Some(absent)).await, Put::Changed), "there is none");
-    let Put::Created(first) = put(json!({}), None).await else { panic!("it is new") };
-    let Put::Replaced(same) = put(json!({}), Some(first.tag)).await else { panic!("it is known") };
+    assert!(replace(absent, json!({})).await.is_none(), "there is none");
+    let first = insert(store, json!({})).await;
+    let same = replace(first.tag, json!({})).await.expect("it is known");
     assert_eq!((same.tag, same.next_at), (first.tag, first.next_at), "nothing has changed");
-    let Put::Replaced(second) = put(json!({"every": "2m"}), Some(first.tag)).await else { panic!("it is known") };
+    let second = replace(first.tag, json!({"every": "2m"})).await.expect("it is known");
     assert!(second.tag.version > first.tag.version && second.tag.no == first.tag.no);
     assert!(second.next_at > first.next_at);
-    assert!(matches!(put(json!({"every": "3m"}), Some(first.tag)).await, Put::Changed), "somebody was faster");
-    let Put::Replaced(paused) = put(json!({"every": "2m", "paused": true}), None).await else { panic!("it is known") };
+    assert!(replace(first.tag, json!({"every": "3m"})).await.is_none(), "somebody was faster");
+    let paused = replace(second.tag, json!({"every": "2m", "paused": true})).await.expect("it is known");
     assert_eq!((paused.paused, paused.next_at), (true, None));
+    let still = replace(paused.tag, json!({"every": "3m"})).await.expect("it is known");
+    assert_eq!((still.paused, still.next_at), (true, None), "nothing is said about the pause");
+    let resumed = replace(still.tag, json!({"every": "3m", "paused": false})).await.expect("it is known");
+    assert!(!resumed.paused && resumed.next_at.is_some());
 }
 
 pub async fn an_occurrence_is_made_once_with_its_action_and_the_next_time(backend: &mut impl Backend) {
@@ -212,7 +216,7 @@ pub async fn an_edit_while_it_is_due_leaves_what_was_due_behind(backend: &mut im
     let store = backend.store();
     let schedule = insert(store, json!({})).await;
     clock.pass(600);
-    store.schedule_put(new(store, json!({"every": "2m"})), Some(schedule.tag), &me()).await.unwrap();
+    store.schedule_replace(schedule.tag, new(store, json!({"every": "2m"})), &me()).await.unwrap();
     let made = make(store).await;
     assert_eq!((made.occurrences.len(), made.dropped.len()), (0, 0));
     clock.pass(60);
@@ -228,10 +232,12 @@ pub async fn a_trigger_makes_an_occurrence_whatever_the_schedule_says(backend: &
         action.idempotency_key = key.map(str::to_owned);
         action
     };
-    let trigger = async |key| store.schedule_trigger(schedule.tag, action(key), &me()).await.unwrap();
+    let trigger = async |key| store.schedule_trigger(schedule.tag, action(key), false, &me()).await.unwrap();
     let mut ids = HashSet::new();
     for key in [None, None, Some("k"), Some("k")] {
-        let Some(Accepted::Stored { id, is_new, .. }) = trigger(key).await else { panic!("it is stored") };
+        let Accepted::Stored { id, is_new, .. } = trigger(key).await.expect("it is known").accepted else {
+            panic!("it is stored")
+        };
         assert_eq!(ids.insert(id), is_new);
     }
     assert_eq!(ids.len(), 3, "the same key again is the same occurrence");
@@ -241,7 +247,7 @@ pub async fn a_trigger_makes_an_occurrence_whatever_the_schedule_says(backend: &
     assert_eq!(times.len(), 3, "each has a time of its own");
     let entry = store.audit_list(None, 1).await.unwrap().remove(0);
     assert_eq!((entry.did.as_str(), entry.subject.as_str(), entry.name.as_str()), ("schedule.trigger", "s", "tester"));
-    store.schedule_remove("s", &me()).await.unwrap();
+    store.schedule_remove(schedule.tag, &me()).await.unwrap();
     assert!(trigger(None).await.is_none(), "it is gone");
 }
 
@@ -317,7 +323,7 @@ pub async fn a_schedule_that_cannot_be_planned_shows_its_error_and_holds_up_no_o
     // Once it can be planned again, what it has missed is decided.
     let mut good = new(store, json!({"name": "strange"}));
     good.digest = vec![1];
-    let Put::Replaced(good) = store.schedule_put(good, None, &me()).await.unwrap() else { panic!("it is known") };
+    let good = store.schedule_replace(shown.tag, good, &me()).await.unwrap().expect("it is known");
     assert_eq!(good.error, None);
     assert_eq!(clock.next().await.occurrences.iter().filter(|made| made.schedule == "strange").count(), 1);
 }

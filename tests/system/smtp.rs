@@ -1,6 +1,6 @@
 //! Mail, against aiosmtpd (`tests/mail/server.py`).
 
-use crate::support::{On, Server, ServerOptions, WireAgent, eventually, mostly_waits};
+use crate::support::{On, Server, ServerOptions, WireAgent, by_length, eventually, mostly_waits};
 use actix_web::{App, HttpResponse, HttpServer, web};
 use serde_json::{Value, json};
 use std::net::TcpListener;
@@ -138,7 +138,7 @@ pub async fn messages_become_mails_and_the_mail_server_decides_what_becomes_of_t
 
 pub async fn while_the_mail_server_is_away_commands_stay_pending_and_no_attempt_is_counted(on: On) {
     mostly_waits();
-    const AGENTS: usize = 1_000;
+    let number = by_length(1_000, 5_000);
     let mut mail = MailServer::prepare();
     let mut server = Server::prepare(mail.options(on));
     let store = server.store().await;
@@ -149,7 +149,7 @@ pub async fn while_the_mail_server_is_away_commands_stay_pending_and_no_attempt_
         address: Some(format!("a{n:04}@a.test")),
         secret: None,
     };
-    store.agent_insert((0..AGENTS).map(agent).collect()).await.unwrap();
+    store.agent_insert((0..number).map(agent).collect()).await.unwrap();
     store.node_stop().await.unwrap();
     drop(store);
     server.restart().await;
@@ -162,10 +162,10 @@ pub async fn while_the_mail_server_is_away_commands_stay_pending_and_no_attempt_
     .await;
     let commands = server.commands(&id).await;
     let untouched = |command: &Value| command["status"] == "pending" && command["attempts"] == 0;
-    assert!(commands.len() == AGENTS && commands.iter().all(untouched));
+    assert!(commands.len() == number && commands.iter().all(untouched));
 
     mail.start().await;
-    eventually("the first third", || async { (mail.mails().len() > AGENTS / 3).then_some(()) }).await;
+    eventually("the first third", || async { (mail.mails().len() > number / 3).then_some(()) }).await;
     mail.kill();
     let so_far = mail.mails().len();
     mail.start().await;
@@ -173,12 +173,12 @@ pub async fn while_the_mail_server_is_away_commands_stay_pending_and_no_attempt_
     server.kill();
     server.restart().await;
     let view = server.until_status(&id, "completed").await;
-    assert_eq!(view["counts"]["succeeded"], AGENTS, "{view}");
+    assert_eq!(view["counts"]["succeeded"], number, "{view}");
     let mails = mail.mails();
     let ids: std::collections::HashSet<_> =
         mails.iter().map(|mail| (mail["to"].clone(), mail["id"].clone())).map(|(a, b)| format!("{a}{b}")).collect();
-    assert_eq!(ids.len(), AGENTS, "each has one Message-ID, however often it was sent");
-    println!("{} mails for {AGENTS} commands over two kills", mails.len());
+    assert_eq!(ids.len(), number, "each has one Message-ID, however often it was sent");
+    println!("{} mails for {number} commands over two kills", mails.len());
 }
 
 /// One schedule, whose agents are a mailbox, a web service, one that is down, and a program.

@@ -1,6 +1,6 @@
 //! Webhooks, against a receiver in this process.
 
-use crate::support::{On, Server, ServerOptions, eventually, mostly_waits};
+use crate::support::{On, Server, ServerOptions, by_length, eventually, mostly_waits};
 use actix_web::{App, HttpRequest, HttpResponse, HttpServer, web};
 use odoshi::domain::agent::{Enrollment, SigningSecret};
 use odoshi::store::NewAgent;
@@ -266,12 +266,12 @@ pub async fn hosts_that_hang_drip_or_close_hold_up_no_other(on: On) {
 }
 
 pub async fn a_kill_in_the_middle_loses_no_webhook(on: On) {
-    const AGENTS: usize = 1_000;
+    let number = by_length(1_000, 5_000);
     let seen = web::Data::new(Seen::default());
     let address = receiver(&seen);
     let mut server = Server::prepare(allowed(on).with("ODOSHI__SENDER__WEBHOOK__PER_HOST", "50"));
     let store = server.store().await;
-    let agents = (0..AGENTS).map(|n| {
+    let agents = (0..number).map(|n| {
         let name = format!("a{n:04}");
         let secret = SigningSecret::random().reveal().to_owned();
         seen.secrets.lock().unwrap().insert(name.clone(), secret.clone());
@@ -287,12 +287,12 @@ pub async fn a_kill_in_the_middle_loses_no_webhook(on: On) {
     drop(store);
     server.restart().await;
     let id = server.submit(json!({ "name": "n", "target": "TRUE", "operations": [{ "module": "m" }] })).await;
-    eventually("a third of them", || async { (seen.number() > AGENTS / 3).then_some(()) }).await;
+    eventually("a third of them", || async { (seen.number() > number / 3).then_some(()) }).await;
     server.kill();
     let before = seen.number();
     server.restart().await;
     let view = server.until_status(&id, "completed").await;
-    assert_eq!(view["counts"]["succeeded"], AGENTS, "{view}");
+    assert_eq!(view["counts"]["succeeded"], number, "{view}");
     let calls = seen.calls.lock().unwrap().clone();
     let mut ids: HashMap<String, &str> = HashMap::new();
     for call in &calls {
@@ -300,6 +300,6 @@ pub async fn a_kill_in_the_middle_loses_no_webhook(on: On) {
         let known = ids.entry(call.path.clone()).or_insert(&call.id);
         assert_eq!(*known, call.id, "a repeat has the same id");
     }
-    assert_eq!(ids.len(), AGENTS);
-    println!("{} calls for {AGENTS} commands, killed after {before}", calls.len());
+    assert_eq!(ids.len(), number);
+    println!("{} calls for {number} commands, killed after {before}", calls.len());
 }

@@ -211,6 +211,11 @@ impl Document {
         .find_map(|(key, is_given)| is_given.then_some(key))
     }
 
+    /// The time over which due times are spread.
+    pub(crate) fn spread(&self) -> Span {
+        self.spread.unwrap_or_default()
+    }
+
     fn check(self, id: Uuid, now: Timestamp, lasts: Span, digest: Vec<u8>) -> Result<NewAction, Problem> {
         let length = self.name.chars().count();
         if length == 0 || length > MAX_NAME {
@@ -257,6 +262,14 @@ impl Document {
         };
         if expires_at <= valid_from {
             return Err(invalid("expires_at", format!("{expires_at} is not after valid_from, {valid_from}")));
+        }
+        if let Some(spread) = self.spread
+            && valid_from.plus(spread.0) > expires_at
+        {
+            return Err(invalid(
+                "spread",
+                format!("{spread} from valid_from, {valid_from}, is beyond expires_at, {expires_at}"),
+            ));
         }
         let timeout = self.timeout.unwrap_or(DEFAULT_TIMEOUT);
         if timeout.0 < Duration::from_millis(1) {

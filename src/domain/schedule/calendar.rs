@@ -19,7 +19,7 @@
 use super::pattern::Pattern;
 use super::timing::{OnGap, OnRepeat, Timing};
 use super::zones::Zones;
-use crate::domain::time::Timestamp;
+use crate::domain::time::{LAST_WRITABLE, Timestamp};
 use jiff::tz::TimeZone;
 use std::ops::Range;
 
@@ -117,7 +117,7 @@ impl Calendar {
             Timing::At(at) => Times::At(at.0),
         };
         let start = starts_at.map_or(i64::MIN, |time| time.0);
-        let end = ends_at.map_or(i64::MAX, |time| time.0);
+        let end = ends_at.map_or(LAST_WRITABLE, |time| time.0);
         Ok(Self { times, bounds: start..end })
     }
 

@@ -68,8 +68,8 @@ pub(crate) struct Document {
     #[serde(default)]
     #[schema(example = "Europe/Stockholm")]
     timezone: Option<String>,
-    /// The elapsed time between two occurrences, at least a second. They are counted from
-    /// `starts_at`; without it, from now, and then the first one comes after this time.
+    /// The elapsed time between two occurrences, at least a second. The first one is at `starts_at`;
+    /// without it, after this time from now.
     #[serde(default)]
     every: Option<Span>,
     /// The time of the only occurrence.
@@ -94,9 +94,10 @@ pub(crate) struct Document {
     /// No occurrence is at this time or later.
     #[serde(default)]
     ends_at: Option<Timestamp>,
-    /// Whether it makes no occurrences.
+    /// Whether it makes no occurrences. Without it, a new schedule isn't paused, and one that is
+    /// replaced stays as it is.
     #[serde(default)]
-    paused: bool,
+    paused: Option<bool>,
     /// What each occurrence does: an action document without `id`, `valid_from`, `delay` and
     /// `expires_at`. By default, an action expires at the next occurrence, after 24 h at most.
     action: action::Document,
@@ -157,10 +158,14 @@ pub struct Schedule {
     pub misfire: Misfire,
     /// About occurrences whose predecessor still runs.
     pub overlap: Overlap,
-    /// Whether the document says that it makes none.
-    pub paused: bool,
+    /// Whether it makes none, if the document says so.
+    pub paused: Option<bool>,
+    /// Whether the document says when it starts.
+    is_start_given: bool,
     /// The action's document, as it was written.
     action: Box<RawValue>,
+    /// The action's spread.
+    spread: Span,
     /// SHA-256 of the document with sorted keys.
     pub digest: Vec<u8>,
 }
@@ -180,10 +185,8 @@ impl Schedule {
             let detail = format!("a schedule of {} bytes is larger than {MAX_DOCUMENT} bytes", json.len());
             return Err(Problem::new(ProblemKind::TooLarge, detail));
         }
-        let value: Value = serde_json::from_slice(json)
-            .map_err(|error| Problem::new(ProblemKind::MalformedJson, format!("not valid JSON: {error}")))?;
+        let digest = Self::digest_of(json)?;
         check_is_object(json)?;
-        let digest = Sha256::digest(value.to_string()).to_vec();
         let schedule = Self::read(json, digest, Some(now))?;
         let calendar = schedule.calendar(zones)?;
         let Some(first) = calendar.next_after(now) else {
@@ -195,6 +198,28 @@ impl Schedule {
         };
         schedule.new_action(first, schedule.lifetime(&calendar, now), now)?;
         Ok(schedule)
+    }
+
+    /// What identifies the content of a document: SHA-256 of it with sorted keys.
+    ///
+    /// # Errors
+    /// If it isn't JSON.
+    pub fn digest_of(json: &[u8]) -> Result<Vec<u8>, Problem> {
+        let value: Value = serde_json::from_slice(json)
+            .map_err(|error| Problem::new(ProblemKind::MalformedJson, format!("not valid JSON: {error}")))?;
+        Ok(Sha256::digest(value.to_string()).to_vec())
+    }
+
+    /// Keeps the phase of the schedule that this one replaces: unless its document says when it
+    /// starts, the same interval goes on.
+    pub fn keep_phase(&mut self, replaced: &Self) {
+        if let (Timing::Every { from, every }, Timing::Every { from: old, every: before }) =
+            (&mut self.timing, &replaced.timing)
+            && !self.is_start_given
+            && every == before
+        {
+            *from = *old;
+        }
     }
 
     /// Reads a document that is stored.
@@ -226,9 +251,10 @@ impl Schedule {
     }
 
     /// How long an action lasts that is made now, unless its document says so: until the next
-    /// occurrence, 24 h at most.
+    /// occurrence, 24 h at most, and over its spread in any case.
     pub fn lifetime(&self, calendar: &Calendar, now: Timestamp) -> Span {
-        Span(calendar.next_after(now).map_or(LIFETIME, |next| next.since(now)).min(LIFETIME))
+        let until_next = calendar.next_after(now).map_or(LIFETIME, |next| next.since(now)).min(LIFETIME);
+        Span(until_next.max(self.spread.0))
     }
 
     /// The action of an occurrence that is made now. It lasts for `lasts` unless its document says
@@ -301,6 +327,8 @@ impl Document {
             misfire: self.misfire.unwrap_or_default().check()?,
             overlap: self.overlap,
             paused: self.paused,
+            is_start_given: self.starts_at.is_some(),
+            spread: self.action.spread(),
             action,
             digest,
         })
@@ -337,7 +365,8 @@ impl Document {
             if every < SHORTEST || every > LONGEST {
                 return Err(invalid("every", format!("{every} is not between {SHORTEST} and {LONGEST}")));
             }
-            let from = self.starts_at.or(now).ok_or_else(|| invalid("starts_at", "it is missing"))?;
+            let next = now.map(|now| now.plus(every.0));
+            let from = self.starts_at.or(next).ok_or_else(|| invalid("starts_at", "it is missing"))?;
             return Ok(Timing::Every { from, every });
         }
         match self.at {

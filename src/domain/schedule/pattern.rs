@@ -15,6 +15,8 @@ const DAY: i64 = 86_400;
 /// The names of the fields, with the largest step of each.
 const FIELDS: [(&str, u32); 6] =
     [("second", 59), ("minute", 59), ("hour", 23), ("day of the month", 31), ("month", 12), ("day of the week", 7)];
+/// What stands for a pattern.
+const NICKNAMES: [&str; 6] = ["@yearly", "@annually", "@monthly", "@weekly", "@daily", "@hourly"];
 
 /// See the module.
 #[derive(Debug)]
@@ -36,7 +38,10 @@ impl Pattern {
     pub(super) fn parse(text: &str) -> Result<Self, String> {
         check_fields(text)?;
         let parser = CronParser::builder().seconds(Seconds::Optional).year(Year::Disallowed).build();
-        let cron = parser.parse(text).map_err(|error| error.to_string())?;
+        let cron = parser.parse(text).map_err(|error| match culprit(&parser, text) {
+            Some((name, field)) => format!("the {name}: \"{field}\" is not understood ({error})"),
+            None => format!("\"{text}\" is not understood ({error})"),
+        })?;
         let bits = |values: Vec<u16>| values.into_iter().fold(0_u64, |bits, value| bits | 1 << value);
         let fields: Vec<&str> = cron.pattern.as_str().split_whitespace().collect();
         let hours = fields.get(fields.len().saturating_sub(4)).copied().unwrap_or_default();
@@ -200,10 +205,26 @@ impl Pattern {
 
 /// Checks what `croner` takes and nobody means: empty parts of a list, steps that are larger than
 /// their field, and marks of other dialects.
+/// The field that can't be read, if it is one alone.
+fn culprit<'a>(parser: &CronParser, text: &'a str) -> Option<(&'static str, &'a str)> {
+    let fields: Vec<&str> = text.split_whitespace().collect();
+    let names = FIELDS.get(FIELDS.len().checked_sub(fields.len())?..)?;
+    let alone = |at: usize| {
+        let field = |other: usize| if other == at { fields[at] } else { "*" };
+        (0..fields.len()).map(field).collect::<Vec<_>>().join(" ")
+    };
+    let mut culprits = (0..fields.len()).filter(|at| parser.parse(&alone(*at)).is_err());
+    culprits.next().map(|at| (names[at].0, fields[at]))
+}
+
 fn check_fields(text: &str) -> Result<(), String> {
     let fields: Vec<&str> = text.split_whitespace().collect();
-    if fields.len() == 1 && fields[0].starts_with('@') {
-        return Ok(());
+    if let [nickname] = fields.as_slice()
+        && nickname.starts_with('@')
+    {
+        let is_known = NICKNAMES.iter().any(|known| nickname.eq_ignore_ascii_case(known));
+        let unknown = || format!("\"{nickname}\" is none of {}", NICKNAMES.join(" "));
+        return if is_known { Ok(()) } else { Err(unknown()) };
     }
     if !matches!(fields.len(), 5 | 6) {
         return Err(format!("{} fields, but 5 are needed, or 6 with seconds first", fields.len()));

@@ -38,6 +38,11 @@ impl Reason {
         }
     }
 
+    /// Whether it is about occurrences that were missed.
+    pub fn is_missed(self) -> bool {
+        matches!(self, Self::Missed | Self::TooOld)
+    }
+
     /// The reason with this name in the interface.
     pub fn from_name(name: &str) -> Option<Self> {
         Self::ALL.into_iter().find(|reason| reason.as_str() == name)

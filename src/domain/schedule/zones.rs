@@ -73,7 +73,7 @@ impl Zones {
     pub(super) fn get(&self, name: &str) -> Result<TimeZone, String> {
         self.database.get(name).map_err(|_| {
             let ZoneInfo { version, source } = &self.info;
-            format!("\"{name}\" is no time zone such as Europe/Stockholm ({source} zone data {version})")
+            format!("\"{name}\" is not in the {source} zone data, {version} (Europe/Stockholm would be a name)")
         })
     }
 }

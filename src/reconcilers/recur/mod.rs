@@ -15,6 +15,7 @@ use crate::runtime::isolation::one_by_one;
 use crate::runtime::{Pace, Reconcile, RoundFailed};
 use crate::store::{Made, StoreResult};
 pub use planner::SchedulePlanner;
+use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::{Instant, sleep_until};
@@ -38,6 +39,8 @@ pub struct Recur {
     planner: Arc<SchedulePlanner>,
     /// When the zone data were last looked at.
     zones_seen: Option<Instant>,
+    /// Whether a schedule could not be planned since then. Perhaps its zone is missing.
+    has_failed: Cell<bool>,
     /// When the next schedule is due.
     next: Option<Instant>,
 }
@@ -46,7 +49,7 @@ impl Recur {
     /// A reconciler for this node.
     pub fn new(node: Arc<Node>) -> Self {
         let planner = Arc::new(SchedulePlanner::new(node.zones.get()));
-        Self { node, planner, zones_seen: None, next: None }
+        Self { node, planner, zones_seen: None, has_failed: Cell::new(false), next: None }
     }
 
     /// Looks whether the zone data have changed, and computes anew the next times that come from
@@ -55,11 +58,11 @@ impl Recur {
         if self.zones_seen.is_some_and(|seen| seen.elapsed() < ZONE_INTERVAL) {
             return Ok(());
         }
-        let is_new = self.node.zones.refresh().await;
+        let is_new = self.node.zones.refresh(self.has_failed.take()).await;
         let zones = self.node.zones.get();
         let info = zones.info().clone();
         if is_new {
-            log::info!(version = info.version.as_str(), source = info.source.as_str(); "new zone data are used");
+            log::info!(version = info.version.as_str(), source = info.source.as_str(); "the zone data were read anew");
             self.planner = Arc::new(SchedulePlanner::new(zones));
         }
         let mut after = 0;
@@ -115,7 +118,7 @@ impl Recur {
                 "an occurrence was made");
         }
         for (schedule, dropped) in &made.dropped {
-            metrics.dropped(dropped.reason.as_str(), dropped.count);
+            metrics.dropped(dropped.reason, dropped.count);
             let (from, to, reason) = (dropped.from, dropped.to, dropped.reason.as_str());
             log::debug!(schedule = schedule.as_str(), from:%, to:%, count = dropped.count, reason;
                 "occurrences were dropped");
@@ -128,6 +131,7 @@ impl Recur {
                 "occurrences were missed and are dropped, of this schedule and others");
         }
         if let Some((schedule, error)) = made.errors.first() {
+            self.has_failed.set(true);
             log::error!(schedules = made.errors.len(), schedule = schedule.as_str(), error = error.as_str();
                 "occurrences can't be made, of this schedule and others");
         }

@@ -88,7 +88,11 @@ pub(super) async fn make(conn: &mut AsyncPgConnection, making: &Making) -> Query
             cancelled.push((first.action_no, first.id, first.of));
         }
     }
-    cancel(conn, &batch, cancelled, now, &mut made).await?;
+    for (no, id, of) in cancelled {
+        if cancel(conn, &batch[of].due.name, (no, id), now).await? {
+            made.cancelled.push((no, id));
+        }
+    }
     let mut last_made: HashMap<usize, &Inserted> = HashMap::new();
     for occurrence in &inserted {
         let Inserted { of, at, id, .. } = *occurrence;
@@ -105,9 +109,6 @@ pub(super) async fn make(conn: &mut AsyncPgConnection, making: &Making) -> Query
         if let Some(occurrence) = last_made.get(&of) {
             *last = Last { at: Some(occurrence.at.0), action_no: Some(occurrence.action_no), dropped: None };
         }
-        if let Some(dropped) = settled.overlapping.take() {
-            drop_range(conn, due, last, dropped, now, &mut made).await?;
-        }
         missed.extend(settled.missed.take());
         made.has_more |= next.at.is_some_and(|at| at <= now);
         made.errors.extend(error.iter().map(|error| (due.name.clone(), error.clone())));
@@ -120,7 +121,11 @@ pub(super) async fn make(conn: &mut AsyncPgConnection, making: &Making) -> Query
 }
 
 /// Which of these actions still run, each with its id.
-async fn running(conn: &mut AsyncPgConnection, nos: Vec<i64>, now: Timestamp) -> QueryResult<HashMap<i64, Uuid>> {
+pub(super) async fn running(
+    conn: &mut AsyncPgConnection,
+    nos: Vec<i64>,
+    now: Timestamp,
+) -> QueryResult<HashMap<i64, Uuid>> {
     let mut running = HashMap::new();
     if nos.is_empty() {
         return Ok(running);
@@ -221,23 +226,20 @@ async fn insert_all(
     Ok(inserted)
 }
 
-/// Cancels the actions of occurrences for later ones, each with the position of its schedule.
-async fn cancel(
+/// Cancels the action of an occurrence for a later one. False if it has ended.
+pub(super) async fn cancel(
     conn: &mut AsyncPgConnection,
-    batch: &[Planning],
-    actions: Vec<(i64, Uuid, usize)>,
+    schedule: &str,
+    (_, id): (i64, Uuid),
     now: Timestamp,
-    made: &mut Made,
-) -> QueryResult<()> {
-    for (no, id, of) in actions {
-        if action_statements::cancel(id).execute(conn).await? > 0 {
-            let by = Author::server(&format!("schedule:{}", batch[of].due.name));
-            audit::insert(conn, &by, AuditEvent { did: "action.cancel", subject: &id.to_string(), detail: "" }, now)
-                .await?;
-            made.cancelled.push((no, id));
-        }
+) -> QueryResult<bool> {
+    let is_cancelled = action_statements::cancel(id).execute(conn).await? > 0;
+    if is_cancelled {
+        let by = Author::server(&format!("schedule:{schedule}"));
+        let event = AuditEvent { did: "action.cancel", subject: &id.to_string(), detail: "" };
+        audit::insert(conn, &by, event, now).await?;
     }
-    Ok(())
+    Ok(is_cancelled)
 }
 
 /// Records a range of dropped occurrences, as part of the one before it if the reason is the same.

@@ -1,7 +1,7 @@
 //! Schedules.
 
 use super::audit;
-use super::occurrences::{Making, make};
+use super::occurrences::{Making, cancel, make, running};
 use super::pools::Caller;
 use super::store::PostgresStore;
 use super::transaction::body;
@@ -10,11 +10,11 @@ use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::schedule::Dropped;
 use crate::domain::time::Timestamp;
 use crate::store::sql::actions::{ActionViewRow, WITHOUT_DOCUMENT};
-use crate::store::sql::schedules::{self as statements, DroppedRow, OccurrenceRow, ScheduleRow, SizeRow, TimeRow};
+use crate::store::sql::schedules::{self as statements, DroppedRow, MaybeRow, OccurrenceRow, ScheduleRow, SizeRow};
 use crate::store::sql::sql;
 use crate::store::{
-    Accepted, Made, NewSchedule, NextOccurrence, OccurrenceView, Planner, Put, ScheduleTag, ScheduleView, Schedules,
-    Store, StoreResult,
+    Accepted, Made, NewSchedule, NextOccurrence, OccurrenceView, Planner, ScheduleTag, ScheduleView, Schedules, Store,
+    StoreResult, Triggered,
 };
 use async_trait::async_trait;
 use diesel::prelude::*;
@@ -30,15 +30,20 @@ impl Schedules for PostgresStore {
         self.write(Caller::Pipeline, "schedule_insert", insert).await
     }
 
-    async fn schedule_put(&self, new: NewSchedule, expected: Option<ScheduleTag>, by: &Author) -> StoreResult<Put> {
+    async fn schedule_replace(
+        &self,
+        tag: ScheduleTag,
+        new: NewSchedule,
+        by: &Author,
+    ) -> StoreResult<Option<ScheduleView>> {
         let (new, by, now) = (Arc::new(new), Arc::new(by.clone()), self.now());
-        let put = body!([new, by] conn => put(conn, &new, expected, &by, now));
-        self.write(Caller::Pipeline, "schedule_put", put).await
+        let replace = body!([new, by] conn => replace(conn, tag, &new, &by, now));
+        self.write(Caller::Pipeline, "schedule_replace", replace).await
     }
 
     async fn schedule_view(&self, name: &str) -> StoreResult<Option<ScheduleView>> {
         let name = name.to_owned();
-        let row = self.read(Caller::People, "schedule_view", body!([name] conn => with_name(conn, &name, ""))).await?;
+        let row = self.read(Caller::People, "schedule_view", body!([name] conn => with_name(conn, &name))).await?;
         Ok(row.map(ScheduleRow::view))
     }
 
@@ -67,21 +72,21 @@ impl Schedules for PostgresStore {
         self.write(Caller::Pipeline, "schedule_pause", pause).await
     }
 
-    async fn schedule_remove(&self, name: &str, by: &Author) -> StoreResult<bool> {
-        let (name, by, now) = (name.to_owned(), Arc::new(by.clone()), self.now());
-        self.write(Caller::Pipeline, "schedule_remove", body!([name, by] conn => remove(conn, &name, &by, now))).await
+    async fn schedule_remove(&self, tag: ScheduleTag, by: &Author) -> StoreResult<bool> {
+        let (by, now) = (Arc::new(by.clone()), self.now());
+        self.write(Caller::Pipeline, "schedule_remove", body!([by] conn => remove(conn, tag, &by, now))).await
     }
 
     async fn schedule_trigger(
         &self,
         tag: ScheduleTag,
         action: NewAction,
+        cancel_previous: bool,
         by: &Author,
-    ) -> StoreResult<Option<Accepted>> {
-        let (action, by, now) = (Arc::new(action), Arc::new(by.clone()), self.now());
-        let owner = self.inner.incarnation.clone();
-        let trigger = body!([action, by, owner] conn => trigger(conn, tag, (*action).clone(), &owner, &by, now));
-        self.write(Caller::Pipeline, "schedule_trigger", trigger).await
+    ) -> StoreResult<Option<Triggered>> {
+        let (owner, by, now) = (self.inner.incarnation.clone(), by.clone(), self.now());
+        let triggering = Arc::new(Triggering { tag, action, cancel_previous, owner, by, now });
+        self.write(Caller::Pipeline, "schedule_trigger", body!([triggering] conn => trigger(conn, &triggering))).await
     }
 
     async fn schedule_due(&self, limit: usize) -> StoreResult<Vec<(i64, usize)>> {
@@ -131,8 +136,8 @@ async fn note(
     audit::insert(conn, by, AuditEvent { did, subject: name, detail }, now).await
 }
 
-async fn with_name(conn: &mut AsyncPgConnection, name: &str, lock: &'static str) -> QueryResult<Option<ScheduleRow>> {
-    statements::with_name(name, lock).get_result(conn).await.optional()
+async fn with_name(conn: &mut AsyncPgConnection, name: &str) -> QueryResult<Option<ScheduleRow>> {
+    statements::with_name(name).get_result(conn).await.optional()
 }
 
 /// The schedule in this state, locked.
@@ -154,26 +159,20 @@ async fn insert(
     Ok(row.map(ScheduleRow::view))
 }
 
-async fn put(
+async fn replace(
     conn: &mut AsyncPgConnection,
+    tag: ScheduleTag,
     new: &NewSchedule,
-    expected: Option<ScheduleTag>,
     by: &Author,
     now: Timestamp,
-) -> QueryResult<Put> {
-    let Some(row) = with_name(conn, &new.name, LOCK).await? else {
-        let made = if expected.is_none() { insert(conn, new, by, now).await? } else { None };
-        return Ok(made.map_or(Put::Changed, Put::Created));
-    };
-    if expected.is_some_and(|expected| expected != row.tag()) {
-        return Ok(Put::Changed);
-    }
+) -> QueryResult<Option<ScheduleView>> {
+    let Some(row) = in_state(conn, tag).await? else { return Ok(None) };
     if row.is_same(new) {
-        return Ok(Put::Replaced(row.view()));
+        return Ok(Some(row.view()));
     }
-    let row: ScheduleRow = statements::replace(row.tag().no, new, now).get_result(conn).await?;
-    note(conn, by, "schedule.change", &new.name, "", now).await?;
-    Ok(Put::Replaced(row.view()))
+    let row: ScheduleRow = statements::replace(&row, new, now).get_result(conn).await?;
+    note(conn, by, "schedule.change", row.name(), "", now).await?;
+    Ok(Some(row.view()))
 }
 
 async fn pause(
@@ -193,25 +192,39 @@ async fn pause(
     Ok(Some(row.view()))
 }
 
-async fn trigger(
-    conn: &mut AsyncPgConnection,
+/// What a trigger needs.
+struct Triggering {
     tag: ScheduleTag,
-    mut action: NewAction,
-    owner: &str,
-    by: &Author,
+    action: NewAction,
+    cancel_previous: bool,
+    owner: String,
+    by: Author,
     now: Timestamp,
-) -> QueryResult<Option<Accepted>> {
+}
+
+async fn trigger(conn: &mut AsyncPgConnection, triggering: &Triggering) -> QueryResult<Option<Triggered>> {
+    let Triggering { tag, action, cancel_previous, owner, by, now } = triggering;
+    let (tag, now) = (*tag, *now);
     let Some(row) = in_state(conn, tag).await? else { return Ok(None) };
-    let last = statements::last_triggered(tag.no).get_result::<TimeRow>(conn).await?.at;
+    let last = statements::last_triggered(tag.no).get_result::<MaybeRow>(conn).await?.value;
     let at = Timestamp(now.0.max(last.map_or(i64::MIN, |last| last + 1)));
-    action.scheduled_for = Some(at);
+    let action = NewAction { scheduled_for: Some(at), ..action.clone() };
     let accepted = super::actions::insert_one(conn, &action, owner, now).await?;
+    let mut cancelled = None;
     if let Accepted::Stored { id, no: action_no, is_new: true } = accepted {
+        if *cancel_previous {
+            let previous = statements::last_action(tag.no).get_result::<MaybeRow>(conn).await?.value;
+            for action in running(conn, previous.into_iter().collect(), now).await? {
+                if cancel(conn, row.name(), action, now).await? {
+                    cancelled = Some(action);
+                }
+            }
+        }
         statements::insert_occurrence(tag.no, at, true, action_no, now).execute(conn).await?;
         statements::set_last(tag.no, at, action_no).execute(conn).await?;
         note(conn, by, "schedule.trigger", row.name(), &id.to_string(), now).await?;
     }
-    Ok(Some(accepted))
+    Ok(Some(Triggered { accepted, cancelled }))
 }
 
 async fn list(conn: &mut AsyncPgConnection, after: Option<&str>, limit: usize) -> QueryResult<Vec<ScheduleView>> {
@@ -224,12 +237,11 @@ async fn dropped(conn: &mut AsyncPgConnection, no: i64, limit: usize) -> QueryRe
     rows.into_iter().map(DroppedRow::dropped).collect()
 }
 
-async fn remove(conn: &mut AsyncPgConnection, name: &str, by: &Author, now: Timestamp) -> QueryResult<bool> {
-    let is_removed = statements::remove(name).execute(conn).await? > 0;
-    if is_removed {
-        note(conn, by, "schedule.remove", name, "", now).await?;
-    }
-    Ok(is_removed)
+async fn remove(conn: &mut AsyncPgConnection, tag: ScheduleTag, by: &Author, now: Timestamp) -> QueryResult<bool> {
+    let Some(row) = in_state(conn, tag).await? else { return Ok(false) };
+    statements::remove(tag.no).execute(conn).await?;
+    note(conn, by, "schedule.remove", row.name(), "", now).await?;
+    Ok(true)
 }
 
 async fn due(conn: &mut AsyncPgConnection, now: Timestamp, limit: usize) -> QueryResult<Vec<(i64, usize)>> {
@@ -238,7 +250,7 @@ async fn due(conn: &mut AsyncPgConnection, now: Timestamp, limit: usize) -> Quer
 }
 
 async fn next(conn: &mut AsyncPgConnection) -> QueryResult<Option<Timestamp>> {
-    Ok(statements::next().get_result::<TimeRow>(conn).await?.at.map(Timestamp))
+    Ok(statements::next().get_result::<MaybeRow>(conn).await?.value.map(Timestamp))
 }
 
 async fn stale(

@@ -60,7 +60,7 @@ impl ScheduleRow {
 
     /// Whether storing this again would change nothing.
     pub(in crate::store) fn is_same(&self, new: &NewSchedule) -> bool {
-        self.digest == new.digest && self.paused == new.paused
+        self.digest == new.digest && new.paused.is_none_or(|paused| paused == self.paused)
     }
 
     pub(in crate::store) fn view(self) -> ScheduleView {
@@ -68,6 +68,7 @@ impl ScheduleRow {
             tag: self.tag(),
             name: self.name,
             document: self.document,
+            digest: self.digest,
             paused: self.paused,
             next_at: self.next_at.map(Timestamp),
             last_at: self.last_at.map(Timestamp),
@@ -94,11 +95,11 @@ impl From<SizeRow> for (i64, usize) {
     }
 }
 
-/// A time that may be missing.
+/// A time or a key that may be missing.
 #[derive(QueryableByName)]
-pub(in crate::store) struct TimeRow {
+pub(in crate::store) struct MaybeRow {
     #[diesel(sql_type = Nullable<BigInt>)]
-    pub(in crate::store) at: Option<i64>,
+    pub(in crate::store) value: Option<i64>,
 }
 
 /// A schedule that this transaction plans.
@@ -258,6 +259,7 @@ impl DroppedRow {
 
 /// Inserts a schedule unless the name is taken.
 pub(in crate::store) fn insert(new: &NewSchedule, by: &str, now: Timestamp) -> Sql {
+    let paused = new.paused.unwrap_or(false);
     sql(format!(
         "INSERT INTO schedules (name, document, digest, paused, decided, next_at, zone_data, created_at, created_by, \
          changed_at) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING {COLUMNS}"
@@ -265,9 +267,9 @@ pub(in crate::store) fn insert(new: &NewSchedule, by: &str, now: Timestamp) -> S
     .bind(new.name.as_str())
     .bind(new.document.as_str())
     .bind(new.digest.clone())
-    .bind(new.paused)
+    .bind(paused)
     .bind(new.next.decided.0)
-    .bind(next_unless(new.paused, &new.next))
+    .bind(next_unless(paused, &new.next))
     .bind(new.next.zone_data.clone())
     .bind(now.0)
     .bind(by)
@@ -279,24 +281,25 @@ fn next_unless(paused: bool, next: &NextOccurrence) -> Option<i64> {
 }
 
 /// Replaces a schedule.
-pub(in crate::store) fn replace(no: i64, new: &NewSchedule, now: Timestamp) -> Sql {
+pub(in crate::store) fn replace(old: &ScheduleRow, new: &NewSchedule, now: Timestamp) -> Sql {
+    let paused = new.paused.unwrap_or(old.paused);
     sql(format!(
         "UPDATE schedules SET version = version + 1, document = ?, digest = ?, paused = ?, decided = ?, next_at = ?, \
          zone_data = ?, error = NULL, changed_at = ? WHERE no = ? RETURNING {COLUMNS}"
     ))
     .bind(new.document.as_str())
     .bind(new.digest.clone())
-    .bind(new.paused)
+    .bind(paused)
     .bind(new.next.decided.0)
-    .bind(next_unless(new.paused, &new.next))
+    .bind(next_unless(paused, &new.next))
     .bind(new.next.zone_data.clone())
     .bind(now.0)
-    .bind(no)
+    .bind(old.no)
 }
 
-/// Selects the schedule of a name. `lock` is what PostgreSQL adds to lock it.
-pub(in crate::store) fn with_name(name: &str, lock: &'static str) -> Sql {
-    sql(format!("SELECT {COLUMNS} FROM schedules WHERE name = ?{lock}")).bind(name)
+/// Selects the schedule of a name.
+pub(in crate::store) fn with_name(name: &str) -> Sql {
+    sql(format!("SELECT {COLUMNS} FROM schedules WHERE name = ?")).bind(name)
 }
 
 /// Selects the schedule of a key. `lock` is what PostgreSQL adds to lock it.
@@ -325,8 +328,8 @@ pub(in crate::store) fn pause(no: i64, next: Option<&NextOccurrence>, now: Times
 }
 
 /// Deletes a schedule. What is kept of its occurrences goes with their retention.
-pub(in crate::store) fn remove(name: &str) -> Sql {
-    sql("DELETE FROM schedules WHERE name = ?").bind(name)
+pub(in crate::store) fn remove(no: i64) -> Sql {
+    sql("DELETE FROM schedules WHERE no = ?").bind(no)
 }
 
 /// Selects schedules that are due, earliest first.
@@ -339,7 +342,7 @@ pub(in crate::store) fn due(now: Timestamp, limit: usize) -> Sql {
 
 /// Selects when the next schedule is due.
 pub(in crate::store) fn next() -> Sql {
-    sql("SELECT min(next_at) AS at FROM schedules WHERE next_at IS NOT NULL")
+    sql("SELECT min(next_at) AS value FROM schedules WHERE next_at IS NOT NULL")
 }
 
 /// Selects schedules whose next time comes from older zone data.
@@ -377,7 +380,12 @@ pub(in crate::store) fn insert_occurrence(
 
 /// Selects the time of the last occurrence that an operator triggered.
 pub(in crate::store) fn last_triggered(no: i64) -> Sql {
-    sql("SELECT max(occurs_at) AS at FROM occurrences WHERE schedule_no = ? AND triggered").bind(no)
+    sql("SELECT max(occurs_at) AS value FROM occurrences WHERE schedule_no = ? AND triggered").bind(no)
+}
+
+/// Selects the key of the action of the last occurrence.
+pub(in crate::store) fn last_action(no: i64) -> Sql {
+    sql("SELECT last_action_no AS value FROM schedules WHERE no = ?").bind(no)
 }
 
 /// Notes the last occurrence of a schedule.

@@ -52,8 +52,10 @@ impl Making<'_> {
         let previous = last.action_no.filter(|_| planned.asks_for_previous());
         let running = previous.map(|action_no| running(conn, action_no, now)).transpose()?.flatten();
         let settled = planned.settle(name, running.is_some());
-        if let Some(action) = running.filter(|_| settled.cancel_previous) {
-            cancel(conn, name, action, now, made)?;
+        if let Some(action) = running.filter(|_| settled.cancel_previous)
+            && cancel(conn, name, action, now)?
+        {
+            made.cancelled.push(action);
         }
         for dropped in settled.dropped {
             self.drop(conn, due, &mut last, dropped, made)?;
@@ -62,14 +64,13 @@ impl Making<'_> {
         for (at, action) in settled.make {
             let Key { key: action_no } = action_statements::insert(&action, self.owner, now).get_result(conn)?;
             statements::insert_occurrence(no, at, false, action_no, now).execute(conn)?;
-            if let Some(action) = before.replace((action_no, action.id)).filter(|_| settled.cancel_each_other) {
-                cancel(conn, name, action, now, made)?;
+            if let Some(action) = before.replace((action_no, action.id)).filter(|_| settled.cancel_each_other)
+                && cancel(conn, name, action, now)?
+            {
+                made.cancelled.push(action);
             }
             last = Last { at: Some(at.0), action_no: Some(action_no), dropped: None };
             made.occurrences.push(MadeOccurrence { schedule: name.clone(), at, made_at: now, action: action.id });
-        }
-        if let Some(dropped) = settled.overlapping {
-            self.drop(conn, due, &mut last, dropped, made)?;
         }
         statements::advance(no, &next, error.as_deref(), last).execute(conn)?;
         made.has_more |= next.at.is_some_and(|at| at <= now);
@@ -103,7 +104,7 @@ impl Making<'_> {
 }
 
 /// An action, if it still runs.
-fn running(conn: &mut SqliteConnection, action_no: i64, now: Timestamp) -> QueryResult<Option<(i64, Uuid)>> {
+pub(super) fn running(conn: &mut SqliteConnection, action_no: i64, now: Timestamp) -> QueryResult<Option<(i64, Uuid)>> {
     let row = sql(format!("SELECT {RUNNING} FROM actions a WHERE a.no = ?")).bind(action_no);
     let Some(row): Option<RunningRow> = row.get_result(conn).optional()? else { return Ok(None) };
     let sent = super::counts::sums(conn, action_no)?.counts(true).sent;
@@ -123,18 +124,18 @@ fn is_on_its_way(conn: &mut SqliteConnection, action_no: i64, after: i64) -> Que
     Ok(found.is_some() || super::commands::key_after(conn, action_no, after, statements::LOOKED_AT)?.is_some())
 }
 
-/// Cancels the action of an occurrence for a later one.
-fn cancel(
+/// Cancels the action of an occurrence for a later one. False if it has ended.
+pub(super) fn cancel(
     conn: &mut SqliteConnection,
     schedule: &str,
-    (action_no, id): (i64, Uuid),
+    (_, id): (i64, Uuid),
     now: Timestamp,
-    made: &mut Made,
-) -> QueryResult<()> {
-    if action_statements::cancel(id).execute(conn)? > 0 {
+) -> QueryResult<bool> {
+    let is_cancelled = action_statements::cancel(id).execute(conn)? > 0;
+    if is_cancelled {
         let by = Author::server(&format!("schedule:{schedule}"));
-        audit::insert(conn, &by, AuditEvent { did: "action.cancel", subject: &id.to_string(), detail: "" }, now)?;
-        made.cancelled.push((action_no, id));
+        let event = AuditEvent { did: "action.cancel", subject: &id.to_string(), detail: "" };
+        audit::insert(conn, &by, event, now)?;
     }
-    Ok(())
+    Ok(is_cancelled)
 }

@@ -1,18 +1,18 @@
 //! Schedules.
 
 use super::audit;
-use super::occurrences::Making;
+use super::occurrences::{Making, cancel, running};
 use super::store::SqliteStore;
 use crate::domain::action::NewAction;
 use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::schedule::Dropped;
 use crate::domain::time::Timestamp;
 use crate::store::sql::actions::{ActionViewRow, WITHOUT_DOCUMENT};
-use crate::store::sql::schedules::{self as statements, DroppedRow, OccurrenceRow, ScheduleRow, SizeRow, TimeRow};
+use crate::store::sql::schedules::{self as statements, DroppedRow, MaybeRow, OccurrenceRow, ScheduleRow, SizeRow};
 use crate::store::sql::sql;
 use crate::store::{
-    Accepted, Made, NewSchedule, NextOccurrence, OccurrenceView, Planner, Put, ScheduleTag, ScheduleView, Schedules,
-    Store, StoreResult,
+    Accepted, Made, NewSchedule, NextOccurrence, OccurrenceView, Planner, ScheduleTag, ScheduleView, Schedules, Store,
+    StoreResult, Triggered,
 };
 use async_trait::async_trait;
 use diesel::prelude::*;
@@ -25,9 +25,14 @@ impl Schedules for SqliteStore {
         self.write("schedule_insert", move |conn| insert(conn, &new, &by, now)).await
     }
 
-    async fn schedule_put(&self, new: NewSchedule, expected: Option<ScheduleTag>, by: &Author) -> StoreResult<Put> {
+    async fn schedule_replace(
+        &self,
+        tag: ScheduleTag,
+        new: NewSchedule,
+        by: &Author,
+    ) -> StoreResult<Option<ScheduleView>> {
         let (by, now) = (by.clone(), self.now());
-        self.write("schedule_put", move |conn| put(conn, &new, expected, &by, now)).await
+        self.write("schedule_replace", move |conn| replace(conn, tag, &new, &by, now)).await
     }
 
     async fn schedule_view(&self, name: &str) -> StoreResult<Option<ScheduleView>> {
@@ -66,14 +71,13 @@ impl Schedules for SqliteStore {
         self.write("schedule_pause", move |conn| pause(conn, tag, next.as_ref(), &by, now)).await
     }
 
-    async fn schedule_remove(&self, name: &str, by: &Author) -> StoreResult<bool> {
-        let (name, by, now) = (name.to_owned(), by.clone(), self.now());
+    async fn schedule_remove(&self, tag: ScheduleTag, by: &Author) -> StoreResult<bool> {
+        let (by, now) = (by.clone(), self.now());
         self.write("schedule_remove", move |conn| {
-            let is_removed = statements::remove(&name).execute(conn)? > 0;
-            if is_removed {
-                note(conn, &by, "schedule.remove", &name, "", now)?;
-            }
-            Ok(is_removed)
+            let Some(row) = in_state(conn, tag)? else { return Ok(false) };
+            statements::remove(tag.no).execute(conn)?;
+            note(conn, &by, "schedule.remove", row.name(), "", now)?;
+            Ok(true)
         })
         .await
     }
@@ -82,10 +86,12 @@ impl Schedules for SqliteStore {
         &self,
         tag: ScheduleTag,
         action: NewAction,
+        cancel_previous: bool,
         by: &Author,
-    ) -> StoreResult<Option<Accepted>> {
+    ) -> StoreResult<Option<Triggered>> {
         let (owner, by, now) = (self.incarnation.clone(), by.clone(), self.now());
-        self.write("schedule_trigger", move |conn| trigger(conn, tag, action, &owner, &by, now)).await
+        let triggering = Triggering { tag, action, cancel_previous, owner, by, now };
+        self.write("schedule_trigger", move |conn| trigger(conn, triggering)).await
     }
 
     async fn schedule_due(&self, limit: usize) -> StoreResult<Vec<(i64, usize)>> {
@@ -94,7 +100,8 @@ impl Schedules for SqliteStore {
     }
 
     async fn schedule_next(&self) -> StoreResult<Option<Timestamp>> {
-        self.read("schedule_next", |conn| Ok(statements::next().get_result::<TimeRow>(conn)?.at.map(Timestamp))).await
+        self.read("schedule_next", |conn| Ok(statements::next().get_result::<MaybeRow>(conn)?.value.map(Timestamp)))
+            .await
     }
 
     async fn schedule_stale(&self, zone_data: &str, after: i64, limit: usize) -> StoreResult<Vec<(i64, usize)>> {
@@ -137,7 +144,7 @@ fn sizes(rows: Vec<SizeRow>) -> QueryResult<Vec<(i64, usize)>> {
 }
 
 fn with_name(conn: &mut SqliteConnection, name: &str) -> QueryResult<Option<ScheduleRow>> {
-    statements::with_name(name, "").get_result(conn).optional()
+    statements::with_name(name).get_result(conn).optional()
 }
 
 /// The schedule in this state.
@@ -159,26 +166,20 @@ fn insert(
     Ok(row.map(ScheduleRow::view))
 }
 
-fn put(
+fn replace(
     conn: &mut SqliteConnection,
+    tag: ScheduleTag,
     new: &NewSchedule,
-    expected: Option<ScheduleTag>,
     by: &Author,
     now: Timestamp,
-) -> QueryResult<Put> {
-    let Some(row) = with_name(conn, &new.name)? else {
-        let made = if expected.is_none() { insert(conn, new, by, now)? } else { None };
-        return Ok(made.map_or(Put::Changed, Put::Created));
-    };
-    if expected.is_some_and(|expected| expected != row.tag()) {
-        return Ok(Put::Changed);
-    }
+) -> QueryResult<Option<ScheduleView>> {
+    let Some(row) = in_state(conn, tag)? else { return Ok(None) };
     if row.is_same(new) {
-        return Ok(Put::Replaced(row.view()));
+        return Ok(Some(row.view()));
     }
-    let row: ScheduleRow = statements::replace(row.tag().no, new, now).get_result(conn)?;
-    note(conn, by, "schedule.change", &new.name, "", now)?;
-    Ok(Put::Replaced(row.view()))
+    let row: ScheduleRow = statements::replace(&row, new, now).get_result(conn)?;
+    note(conn, by, "schedule.change", row.name(), "", now)?;
+    Ok(Some(row.view()))
 }
 
 fn pause(
@@ -198,25 +199,38 @@ fn pause(
     Ok(Some(row.view()))
 }
 
-fn trigger(
-    conn: &mut SqliteConnection,
+/// What a trigger needs.
+struct Triggering {
     tag: ScheduleTag,
-    mut action: NewAction,
-    owner: &str,
-    by: &Author,
+    action: NewAction,
+    cancel_previous: bool,
+    owner: String,
+    by: Author,
     now: Timestamp,
-) -> QueryResult<Option<Accepted>> {
+}
+
+fn trigger(conn: &mut SqliteConnection, triggering: Triggering) -> QueryResult<Option<Triggered>> {
+    let Triggering { tag, mut action, cancel_previous, owner, by, now } = triggering;
     let Some(row) = in_state(conn, tag)? else { return Ok(None) };
-    let last = statements::last_triggered(tag.no).get_result::<TimeRow>(conn)?.at;
+    let last = statements::last_triggered(tag.no).get_result::<MaybeRow>(conn)?.value;
     let at = Timestamp(now.0.max(last.map_or(i64::MIN, |last| last + 1)));
     action.scheduled_for = Some(at);
-    let accepted = super::actions::insert_one(conn, &action, owner, now)?;
+    let accepted = super::actions::insert_one(conn, &action, &owner, now)?;
+    let mut cancelled = None;
     if let Accepted::Stored { id, no: action_no, is_new: true } = accepted {
+        let previous =
+            if cancel_previous { statements::last_action(tag.no).get_result::<MaybeRow>(conn)?.value } else { None };
+        let running = previous.map(|action_no| running(conn, action_no, now)).transpose()?.flatten();
+        if let Some(action) = running
+            && cancel(conn, row.name(), action, now)?
+        {
+            cancelled = Some(action);
+        }
         statements::insert_occurrence(tag.no, at, true, action_no, now).execute(conn)?;
         statements::set_last(tag.no, at, action_no).execute(conn)?;
-        note(conn, by, "schedule.trigger", row.name(), &id.to_string(), now)?;
+        note(conn, &by, "schedule.trigger", row.name(), &id.to_string(), now)?;
     }
-    Ok(Some(accepted))
+    Ok(Some(Triggered { accepted, cancelled }))
 }
 
 fn occurrences(conn: &mut SqliteConnection, no: i64, limit: usize) -> QueryResult<Vec<OccurrenceView>> {

@@ -43,11 +43,61 @@ fn defaults_are_filled_in_and_the_shown_document_reads_as_the_same_schedule() {
 #[test]
 fn what_is_counted_from_now_keeps_its_start() {
     let schedule = read(&document(json!({"cron": null, "every": "15m"}))).expect("a schedule");
-    assert_eq!(schedule.timing, Timing::Every { from: at(NOW), every: Span::secs(900) });
+    assert_eq!(schedule.timing, Timing::Every { from: at("2026-11-29T12:15:00Z"), every: Span::secs(900) });
     let stored = Schedule::from_stored(&schedule.document().expect("JSON")).expect("a schedule");
     assert_eq!(stored.timing, schedule.timing);
     let calendar = stored.calendar(&zones()).expect("a calendar");
     assert_eq!(calendar.next_after(at(NOW)), Some(at("2026-11-29T12:15:00Z")));
+}
+
+#[test]
+fn a_schedule_that_is_replaced_keeps_its_phase_unless_its_document_says_otherwise() {
+    let every = |keys: Value| {
+        let mut keys = keys;
+        keys["cron"] = Value::Null;
+        read(&document(keys)).expect("a schedule")
+    };
+    let from = |schedule: &Schedule| match schedule.timing {
+        Timing::Every { from, .. } => from,
+        _ => panic!("it has an interval"),
+    };
+    let mut old = every(json!({"every": "15m"}));
+    old.timing = Timing::Every { from: at("2026-11-29T11:52:00Z"), every: Span::secs(900) };
+    let mut same = every(json!({"every": "15m", "overlap": "allow"}));
+    same.keep_phase(&old);
+    assert_eq!(from(&same), from(&old));
+    for other in [json!({"every": "20m"}), json!({"every": "15m", "starts_at": "2026-11-29T13:00:00Z"})] {
+        let mut other = every(other);
+        let before = from(&other);
+        other.keep_phase(&old);
+        assert_eq!(from(&other), before);
+    }
+}
+
+#[test]
+fn an_action_lasts_over_its_spread() {
+    let action = |spread: &str, more: Value| {
+        let mut action = json!({"name": "a", "target": "TRUE", "operations": [{"module": "ping"}], "spread": spread});
+        for (key, value) in more.as_object().expect("an object") {
+            action[key] = value.clone();
+        }
+        json!({"cron": "*/10 * * * *", "action": action})
+    };
+    let schedule = read(&document(action("1h", json!({})))).expect("a schedule");
+    let calendar = schedule.calendar(&zones()).expect("a calendar");
+    assert_eq!(schedule.lifetime(&calendar, at(NOW)), Span::secs(3_600));
+    let said = refused(action("1h", json!({"expires_after": "30m"})));
+    assert!(said.starts_with("action.spread: 1h from valid_from") && said.contains("expires_at"), "{said}");
+}
+
+#[test]
+fn nothing_takes_place_after_the_last_time_that_can_be_written() {
+    for keys in [json!({"cron": "0 0 * * *"}), json!({"cron": null, "every": "1h"})] {
+        let schedule = read(&document(keys)).expect("a schedule");
+        let lines = schedule.calendar(&zones()).expect("a calendar").upcoming(at("9999-12-30T12:30:00Z"), 99);
+        assert!(lines.last().and_then(|line| line.at).is_some_and(|at| at.to_string().starts_with("9999-12-31")));
+        assert!(lines.is_sorted_by(|one, other| one.at < other.at), "{lines:?}");
+    }
 }
 
 #[test]
@@ -89,9 +139,11 @@ fn mistakes_are_named_by_their_key() {
         (json!({"cron": null, "every": "1h", "at": NOW}), "at: every is given too"),
         (json!({"cron": "0 0 30 2 *"}), "cron: it never takes place"),
         (json!({"cron": "*/99 * * * *"}), "cron: "),
-        (json!({"cron": "61 * * * *"}), "cron: "),
+        (json!({"cron": "61 * * * *"}), "cron: the minute: \"61\" is not understood"),
+        (json!({"cron": "0 2 * * fri-mon"}), "cron: the day of the week: \"fri-mon\" is not understood"),
+        (json!({"cron": "@reboot"}), "cron: \"@reboot\" is none of @yearly"),
         (json!({"cron": ""}), "cron: "),
-        (json!({"timezone": "Europe/Nowhere"}), "timezone: \"Europe/Nowhere\" is no time zone"),
+        (json!({"timezone": "Europe/Nowhere"}), "timezone: \"Europe/Nowhere\" is not in the bundled zone data"),
         (json!({"cron": null, "every": "1h", "timezone": "UTC"}), "timezone: it is for cron alone"),
         (json!({"cron": null, "every": "1h", "on_gap": "skip"}), "on_gap: it is for cron alone"),
         (json!({"cron": null, "at": NOW, "on_repeat": "both"}), "on_repeat: it is for cron alone"),
