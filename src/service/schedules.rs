@@ -84,16 +84,19 @@ pub async fn put(node: &Node, name: &str, document: &[u8], expected: Expected, b
     let digest = Schedule::digest_of(document)?;
     for _ in 0..TRIES {
         let stored = node.store.schedule_view(name).await?;
-        expected.check(name, stored.as_ref())?;
-        let new = match new_schedule(node, document, stored.as_ref()) {
-            // Its only occurrence may be over.
-            Err(_) if stored.as_ref().is_some_and(|stored| stored.digest == digest) => return Ok(false),
-            new => new?,
+        let new = new_schedule(node, document, stored.as_ref());
+        // Of one that is stored already, the only occurrence may be over.
+        let is_known = stored.as_ref().is_some_and(|stored| stored.digest == digest);
+        let new = match new {
+            Err(error) if !is_known => return Err(error),
+            new => new.ok(),
         };
-        if new.name != name {
+        if let Some(new) = new.as_ref().filter(|new| new.name != name) {
             let detail = format!("name: {:?} is not the name in the path, {name:?}", new.name);
             return Err(ServiceError::invalid(detail));
         }
+        expected.check(name, stored.as_ref())?;
+        let Some(new) = new else { return Ok(false) };
         let is_new = match stored {
             None => node.store.schedule_insert(new, by).await?.map(|_| true),
             Some(stored) => node.store.schedule_replace(stored.tag, new, by).await?.map(|_| false),
