@@ -284,7 +284,7 @@ impl Planned {
     }
 }
 
-/// What is told of missed occurrences: those that are dropped, and those that are made late.
+/// The missed occurrences, for hooks: those that are dropped, and those that are made late.
 fn missed(name: &str, dropped: Vec<Dropped>, late: &[Timestamp], made: usize) -> Option<ScheduleMissed> {
     let from = dropped.first().map(|range| range.from).into_iter().chain(late.first().copied()).min()?;
     let to = dropped.last().map(|range| range.to).into_iter().chain(late.last().copied()).max()?;
