@@ -60,7 +60,12 @@ impl Hooks {
         // Hooks that are gone must not keep their last number.
         self.pending.clear();
         for (hook, pending) in hooks {
-            self.pending.get_or_create(&[("hook", hook)]).set(pending);
+            let label = [("hook", hook)];
+            self.pending.get_or_create(&label).set(pending);
+            // A counter that begins with its first event shows no increase by it.
+            for counter in [&self.delivered, &self.failed, &self.given_up] {
+                drop(counter.get_or_create(&label));
+            }
         }
     }
 }

@@ -106,11 +106,12 @@ impl SenderStatus {
     pub fn report(&self, transport: &'static str) -> SenderReport {
         let of = |number: &AtomicUsize| number.load(Ordering::Relaxed);
         let (waiting, in_flight, hosts_away) = (of(&self.0.waiting), of(&self.0.running), of(&self.0.away));
-        let is_away = match self.0.connection.load(Ordering::Relaxed) {
+        let (is_away, hosts_away) = match self.0.connection.load(Ordering::Relaxed) {
             // The breaker stays open until something is delivered, and that may be long after.
-            CONNECTED => false,
-            DISCONNECTED => true,
-            _ => hosts_away > 0 && in_flight == 0,
+            CONNECTED => (false, 0),
+            // It is away whether there is anything to deliver or not.
+            DISCONNECTED => (true, 1),
+            _ => (hosts_away > 0 && in_flight == 0, hosts_away),
         };
         let state = if is_away { "away" } else { "ok" };
         SenderReport { transport, state, hosts_away, waiting, in_flight }
@@ -156,9 +157,10 @@ mod tests {
             let report = SenderReport { transport: "nats", state, hosts_away, waiting: 7, in_flight };
             assert_eq!(senders.reports(), [report]);
         }
-        for (is_connected, state) in [(false, "away"), (true, "ok")] {
+        for (is_connected, state, hosts_away) in [(false, "away", 1), (true, "ok", 0)] {
             status.set_connected(is_connected);
-            assert_eq!(senders.reports()[0].state, state);
+            let report = &senders.reports()[0];
+            assert_eq!((report.state, report.hosts_away), (state, hosts_away));
         }
         status.count(DeliveryResult::Refused);
         assert_eq!(senders.of("nats").counts()[2], ("refused", 1), "the same sender");

@@ -29,7 +29,7 @@ use tokio::task::JoinHandle;
 pub fn check(config: &Config) -> Result<(), AppError> {
     config.validate()?;
     super::transports::open(config, &[])?;
-    HookTarget::all(config)?;
+    hook_set(config, None)?;
     OpenFiles::plan(config)?;
     Listening::open(&config.http).map_err(AppError::Listen)?;
     Ok(store::check(config)?)
@@ -182,18 +182,25 @@ fn hook_set(config: &Config, client: Option<Arc<dyn HookClient>>) -> Result<Opti
     match client {
         _ if targets.is_empty() => Ok(None),
         Some(client) => Ok(Some(HookSet { targets, client })),
-        None => Ok(Some(HookSet { targets, client: own_hook_client(config)? })),
+        None => Ok(Some(HookSet { client: own_hook_client(config, &targets)?, targets })),
     }
 }
 
 #[cfg(feature = "webhook")]
-fn own_hook_client(config: &Config) -> Result<Arc<dyn HookClient>, AppError> {
+fn own_hook_client(config: &Config, targets: &[Arc<HookTarget>]) -> Result<Arc<dyn HookClient>, AppError> {
+    use crate::config::{ConfigError, Fault};
     use crate::senders::webhook::{WebhookHooks, client};
-    Ok(Arc::new(WebhookHooks::new(client(&config.sender.webhook).map_err(AppError::Sender)?)))
+    let client = client(&config.sender.webhook).map_err(AppError::Sender)?;
+    let refused = targets.iter().enumerate().filter_map(|(index, hook)| {
+        let message = format!("is never called: {}", client.check(hook.url.expose()).err()?);
+        Some(Fault { key: format!("hook[{index}].url"), origin: None, message })
+    });
+    let faults: Vec<Fault> = refused.collect();
+    if faults.is_empty() { Ok(Arc::new(WebhookHooks::new(client))) } else { Err(ConfigError { faults }.into()) }
 }
 
 #[cfg(not(feature = "webhook"))]
-fn own_hook_client(_: &Config) -> Result<Arc<dyn HookClient>, AppError> {
+fn own_hook_client(_: &Config, _: &[Arc<HookTarget>]) -> Result<Arc<dyn HookClient>, AppError> {
     Err(AppError::NoHookClient)
 }
 

@@ -8,6 +8,7 @@ use crate::domain::text::replace_nul;
 use crate::domain::time::Timestamp;
 use rand::RngExt;
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
 /// (action, agent)
 pub(super) type Key = (i64, i64);
@@ -48,7 +49,7 @@ impl Changes {
         let mut rng = rand::rng();
         for report in reports {
             let key = (report.action_no, report.agent_no);
-            let before = known.get(&key).copied().unwrap_or_default();
+            let before = known.get(&key).cloned().unwrap_or_default();
             let change = decide(&before, report.event.clone(), &report.policy, now, rng.random());
             known.insert(key, changes.apply(key, before, change));
         }
@@ -57,11 +58,12 @@ impl Changes {
 
     /// Adds one change. Returns the state of the command after it.
     fn apply(&mut self, key: Key, before: Known, change: Change) -> Known {
-        let mut after = before;
+        let mut after = before.clone();
         match change.open {
             OpenChange::Keep => {}
-            OpenChange::Put(open) => {
-                after.open = Some(open);
+            OpenChange::Put(mut open) => {
+                open.error = open.error.map(|error| without_nul(&error));
+                after.open = Some(open.clone());
                 self.open.insert(key, Some(open));
             }
             OpenChange::Delete => {
@@ -85,6 +87,13 @@ impl Changes {
         self.answers.push(change.answer);
         after
     }
+}
+
+/// A sender that somebody added may say anything.
+fn without_nul(error: &str) -> Arc<str> {
+    let mut text = error.to_owned();
+    replace_nul(&mut text);
+    text.into()
 }
 
 /// The keys of the commands that the reports are about, in the reports' order.

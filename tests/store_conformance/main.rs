@@ -146,6 +146,7 @@ macro_rules! cases {
                 failed_hand_overs_make_a_command_undeliverable_at_the_limit
                 attempts_never_decrease_whoever_reports
                 a_report_that_was_wrongly_fresh_is_looked_at
+                the_reason_of_a_failed_attempt_shows_until_the_command_is_delivered
                 one_batch_may_tell_the_whole_life_of_a_command
                 one_batch_may_be_about_thousands_of_actions
                 what_a_result_says_comes_back_to_the_letter

@@ -4,9 +4,7 @@
 
 use crate::Backend;
 use crate::support::{Taken, accept, agents, end, me, page, property};
-use odoshi::domain::command::{
-    Answer, CommandState, Event, Known, Open, OpenChange, OpenState, Outcome, RunEnd, decide,
-};
+use odoshi::domain::command::{Answer, CommandState, Event, Known, OpenChange, OpenState, Outcome, RunEnd, decide};
 use odoshi::domain::counts::Counts;
 use odoshi::domain::time::Timestamp;
 use odoshi::store::{Inserted, Report, Store, Unfinished};
@@ -123,7 +121,7 @@ impl Command {
 
     /// Delivery attempts of the run that is or was the last, and runs begun.
     fn attempts_and_runs(&self) -> (i32, i32) {
-        let (run, failed, worked) = match (self.outcomes.last(), self.known.open) {
+        let (run, failed, worked) = match (self.outcomes.last(), &self.known.open) {
             (Some(Outcome { end, is_final: true }), _) => {
                 let ran = [CommandState::Succeeded, CommandState::Failed, CommandState::TimedOut].contains(&end.status);
                 (end.run, end.attempts, ran || end.sent_at.is_some())
@@ -167,7 +165,8 @@ impl<B: Backend> Life<'_, B> {
                     self.through = through;
                     self.over = *last;
                     let known = Known { exists: true, ..Known::default() };
-                    self.commands.extend(rest.iter().map(|no| (*no, Command { known, ..Command::default() })));
+                    self.commands
+                        .extend(rest.iter().map(|no| (*no, Command { known: known.clone(), ..Command::default() })));
                 }
             }
             Call::Record(items) => self.record(items).await?,
@@ -206,7 +205,7 @@ impl<B: Backend> Life<'_, B> {
 
     fn report(&self, now: Timestamp, (agent, what, fresh): &(usize, What, bool)) -> Report {
         let no = self.fleet[*agent];
-        let known = self.commands.get(&no).map(|command| command.known).unwrap_or_default();
+        let known = self.commands.get(&no).map(|command| command.known.clone()).unwrap_or_default();
         let due = known.current_run().or(known.last.map(|(run, _)| run)).unwrap_or(1);
         let event = match what {
             What::Result(run, status, attempts) => {
@@ -246,7 +245,7 @@ impl<B: Backend> Life<'_, B> {
                 (Answer::Again { run, attempts, .. }, Answer::Again { run: r, attempts: a, due_at }) => {
                     prop_assert_eq!((run, attempts), (r, a));
                     if let Some(open) = &mut command.known.open {
-                        *open = Open { due_at, ..*open };
+                        open.due_at = due_at;
                     }
                 }
                 (expected, answer) => prop_assert_eq!(expected, answer),
@@ -276,10 +275,12 @@ impl<B: Backend> Life<'_, B> {
             let last = command.outcomes.last();
             let sent_at = match last {
                 Some(Outcome { end, is_final: true }) => end.sent_at,
-                _ => known.open.and_then(|open| open.sent_at),
+                _ => known.open.as_ref().and_then(|open| open.sent_at),
             };
             prop_assert_eq!(view.sent_at, sent_at);
-            prop_assert_eq!(&view.error, &last.and_then(|outcome| outcome.end.error.clone()));
+            let waits_after = known.open.as_ref().and_then(|open| open.error.as_deref());
+            let error = waits_after.or_else(|| last.and_then(|outcome| outcome.end.error.as_deref()));
+            prop_assert_eq!(view.error.as_deref(), error);
             prop_assert_eq!(view.results.is_some(), last.is_some_and(|outcome| outcome.end.results.is_some()));
             let late = self.backend.late_runs(no, *agent).await;
             prop_assert_eq!(late, command.late.iter().copied().collect::<Vec<_>>());
@@ -302,7 +303,7 @@ impl<B: Backend> Life<'_, B> {
         let now = store.now();
         let overdue = store.command_overdue(now, 100_000).await.unwrap();
         let overdue: BTreeSet<i64> = overdue.into_iter().filter(|key| key.0 == no).map(|key| key.1).collect();
-        let late = keys(&|command| sent(command) && command.known.open.is_some_and(|open| open.due_at <= now));
+        let late = keys(&|command| sent(command) && command.known.open.as_ref().is_some_and(|open| open.due_at <= now));
         prop_assert_eq!(overdue, late.into_iter().collect());
 
         let mut backlog = Vec::new();
@@ -313,8 +314,8 @@ impl<B: Backend> Life<'_, B> {
         let mut expected = if self.cancelled || self.expired || self.ended { Vec::new() } else { pending };
         for due in backlog {
             prop_assert!(!expected.is_empty() && expected.remove(0) == due.agent_no);
-            let known = self.commands[&due.agent_no].known;
-            let open = known.open.map_or((1, 0, false), |open| (open.run, open.attempts, true));
+            let known = &self.commands[&due.agent_no].known;
+            let open = known.open.as_ref().map_or((1, 0, false), |open| (open.run, open.attempts, true));
             prop_assert_eq!((due.run, due.attempts, due.open), open);
         }
         prop_assert_eq!(expected, Vec::<i64>::new());

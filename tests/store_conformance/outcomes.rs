@@ -5,11 +5,11 @@ use crate::support::{accept, agents, end, page, resolved};
 use odoshi::domain::command::{Answer, CommandState, Event, RunEnd};
 use odoshi::domain::counts::Counts;
 use odoshi::domain::time::Timestamp;
-use odoshi::store::{Accepted, Inserted, Report};
+use odoshi::store::{Accepted, CommandView, Inserted, Report};
 use serde_json::json;
 use uuid::Uuid;
 
-use CommandState::{Cancelled, Failed, Pending, Succeeded, TimedOut, Undeliverable};
+use CommandState::{Cancelled, Expired, Failed, Pending, Sent, Succeeded, TimedOut, Undeliverable};
 
 /// The counts that users see, which are those of the rows.
 async fn counts(backend: &impl Backend, id: Uuid) -> Counts {
@@ -228,6 +228,35 @@ pub async fn a_report_that_was_wrongly_fresh_is_looked_at(backend: &mut impl Bac
     let first = &taken.list(store).await[0];
     assert!(first.attempts == 3 && first.sent_at.is_some(), "what was known of it is kept: {first:?}");
     assert_eq!(backend.late_runs(taken.no, fleet[3]).await, [1]);
+}
+
+pub async fn the_reason_of_a_failed_attempt_shows_until_the_command_is_delivered(backend: &mut impl Backend) {
+    let store = backend.store();
+    let fleet = agents(store, 4).await;
+    let taken = resolved(store, json!({}), &fleet).await;
+    for agent_no in &fleet[..3] {
+        taken.fails(store, *agent_no, 1, 1).await;
+    }
+    let until = store.now();
+    assert!(matches!(taken.tell(store, fleet[1], Event::Postponed { run: 1, until }).await, Answer::Again { .. }));
+    let error = "no\0 route".repeat(1_000);
+    let long = Event::AttemptFailed { run: 1, attempts: 2, error, retry_after: None };
+    taken.tell(store, fleet[2], long).await;
+    let errors = |list: Vec<CommandView>| list.into_iter().map(|view| (view.status, view.error)).collect::<Vec<_>>();
+    let list = errors(taken.list(store).await);
+    let reason = Some("nobody there".to_owned());
+    assert_eq!(list[..2], [(Pending, reason.clone()), (Pending, reason)]);
+    let kept = list[2].1.clone().expect("a reason");
+    assert!(kept.starts_with("no\u{FFFD} route") && kept.len() < 2_000, "{} bytes: {kept}", kept.len());
+    assert_eq!(list[3], (Pending, None));
+
+    taken.sent(store, fleet[0], 1, 1).await;
+    for agent_no in &fleet[1..] {
+        taken.tell(store, *agent_no, Event::Expired).await;
+    }
+    let list = errors(taken.list(store).await);
+    let last = Some("the last attempt failed: nobody there".to_owned());
+    assert_eq!([&list[0], &list[1], &list[3]], [&(Sent, None), &(Expired, last), &(Expired, None)]);
 }
 
 pub async fn one_batch_may_tell_the_whole_life_of_a_command(backend: &mut impl Backend) {

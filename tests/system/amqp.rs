@@ -119,6 +119,21 @@ pub async fn a_broker_that_comes_later_and_loses_a_queue_costs_nothing(on: On) {
     .await;
 }
 
+pub async fn an_agent_whose_queue_was_removed_gets_it_back_when_it_comes(on: On) {
+    mostly_waits();
+    let agents = names(1);
+    let rabbit = Rabbit::start(&agents).await;
+    let server = server(on, &rabbit, &agents).await;
+    let (root, queue) = (rabbit.root().await, "odoshi.commands.a000");
+    eventually("its queue", || rabbit.waiting(&root, queue)).await;
+    let channel = root.create_channel().await.unwrap();
+    channel.queue_delete(queue.into(), QueueDeleteOptions::default()).await.unwrap();
+    let fleet = fleet(&rabbit, &server, &agents);
+    eventually("its queue again", || rabbit.waiting(&root, queue)).await;
+    let id = server.submit(action(1)).await;
+    ran_once(&server, &fleet, &[id], 1).await;
+}
+
 pub async fn an_agent_that_comes_later_gets_what_is_open_and_neither_what_is_cancelled_nor_what_has_expired(on: On) {
     mostly_waits();
     let agents = names(1);

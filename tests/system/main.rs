@@ -243,6 +243,7 @@ mod with_amqp {
         amqp {
             every_command_runs_once_though_the_broker_is_killed_in_the_middle
             a_broker_that_comes_later_and_loses_a_queue_costs_nothing
+            an_agent_whose_queue_was_removed_gets_it_back_when_it_comes
             an_agent_that_comes_later_gets_what_is_open_and_neither_what_is_cancelled_nor_what_has_expired
             messages_that_cannot_be_used_are_put_aside_with_the_reason
             an_agents_credentials_reach_nothing_of_another

@@ -1,9 +1,9 @@
 //! Mail, against aiosmtpd (`tests/mail/server.py`).
 
+use crate::cluster::free_port;
 use crate::support::{On, Server, ServerOptions, WireAgent, by_length, eventually, mostly_waits};
 use actix_web::{App, HttpResponse, HttpServer, web};
 use serde_json::{Value, json};
-use std::net::TcpListener;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use tempfile::TempDir;
@@ -17,8 +17,7 @@ struct MailServer {
 
 impl MailServer {
     fn prepare() -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        Self { port, folder: tempfile::tempdir().unwrap(), child: None }
+        Self { port: free_port(), folder: tempfile::tempdir().unwrap(), child: None }
     }
 
     async fn start(&mut self) {

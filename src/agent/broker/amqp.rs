@@ -1,7 +1,8 @@
 //! The agent's connection to RabbitMQ.
 //!
 //! It needs few rights: to read its own queue, and to write to the exchange of results with its own
-//! routing key. So it declares nothing.
+//! routing key. So it declares nothing. If somebody has removed its queue, `hello` has a server make it
+//! again, and the agent waits for it.
 
 use super::link::{Broker, Link, LinkError, Message};
 use crate::agent::config::AgentConfig;
@@ -13,9 +14,12 @@ use lapin::Acker;
 use lapin::options::{
     BasicAckOptions, BasicConsumeOptions, BasicPublishOptions, BasicQosOptions, ConfirmSelectOptions,
 };
+use lapin::protocol::{AMQPErrorKind, AMQPSoftError};
 use lapin::types::{FieldTable, ShortString};
-use lapin::{BasicProperties, Channel, Confirmation, Connection, Consumer};
+use lapin::{BasicProperties, Channel, Confirmation, Connection, Consumer, ErrorKind};
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::task::JoinHandle;
 use tokio::time::timeout;
 
 /// Messages that the broker sends ahead.
@@ -24,6 +28,8 @@ const PREFETCH: u16 = 64;
 const CONFIRM_TIMEOUT: Duration = Duration::from_secs(15);
 /// How often the connection is looked at while nothing comes.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How often a queue that is not there is looked for.
+const QUEUE_RETRY: Duration = Duration::from_secs(2);
 /// How long closing the connection may take.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
 /// A message that survives a restart of the broker.
@@ -63,22 +69,65 @@ impl Broker for AmqpBroker {
 
     async fn connect(&mut self) -> Result<AmqpLink, LinkError> {
         let connection = self.access.connect(format!("odoshi agent {}", self.name)).await.map_err(LinkError)?;
+        let connection = Arc::new(connection);
         let failed = |doing: &'static str| move |error: lapin::Error| LinkError::of(doing, &error);
-        let reading = connection.create_channel().await.map_err(failed("make a channel"))?;
-        reading.basic_qos(PREFETCH, BasicQosOptions::default()).await.map_err(failed("make a channel"))?;
-        let (options, arguments) = (BasicConsumeOptions::default(), FieldTable::default());
-        let messages = reading.basic_consume(self.queue.clone(), "".into(), options, arguments).await;
-        let messages = messages.map_err(failed("read the queue of this agent"))?;
+        let messages = match read(&connection, self.queue.clone()).await {
+            Ok(messages) => Messages::Open(messages),
+            Err(error) if is_missing(&error) => {
+                log::warn!(agent = self.name.as_str(); "the queue of this agent is not there; a server makes it");
+                let (connection, queue) = (connection.clone(), self.queue.clone());
+                Messages::Missing(tokio::spawn(async move { wait_for(&connection, queue).await }))
+            }
+            Err(error) => return Err(LinkError::of("read the queue of this agent", &error)),
+        };
         let publishing = connection.create_channel().await.map_err(failed("make a channel"))?;
         publishing.confirm_select(ConfirmSelectOptions::default()).await.map_err(failed("make a channel"))?;
         Ok(AmqpLink { connection, messages, publishing, key: self.key.clone(), user: self.user.clone() })
     }
 }
 
+/// Begins to read a queue.
+async fn read(connection: &Connection, queue: ShortString) -> Result<Consumer, lapin::Error> {
+    let channel = connection.create_channel().await?;
+    channel.basic_qos(PREFETCH, BasicQosOptions::default()).await?;
+    channel.basic_consume(queue, "".into(), BasicConsumeOptions::default(), FieldTable::default()).await
+}
+
+/// Begins to read a queue as soon as it is there.
+async fn wait_for(connection: &Connection, queue: ShortString) -> Result<Consumer, lapin::Error> {
+    loop {
+        tokio::time::sleep(QUEUE_RETRY).await;
+        match read(connection, queue.clone()).await {
+            Err(error) if is_missing(&error) => {}
+            ended => return ended,
+        }
+    }
+}
+
+fn is_missing(error: &lapin::Error) -> bool {
+    let ErrorKind::ProtocolError(error) = error.kind() else { return false };
+    *error.kind() == AMQPErrorKind::Soft(AMQPSoftError::NOTFOUND)
+}
+
+/// The queue of this agent.
+enum Messages {
+    Open(Consumer),
+    /// It is not there, and is waited for.
+    Missing(JoinHandle<Result<Consumer, lapin::Error>>),
+}
+
+impl Drop for Messages {
+    fn drop(&mut self) {
+        if let Self::Missing(waiting) = self {
+            waiting.abort();
+        }
+    }
+}
+
 /// One connection.
 pub(in crate::agent) struct AmqpLink {
-    connection: Connection,
-    messages: Consumer,
+    connection: Arc<Connection>,
+    messages: Messages,
     /// With one message under way at a time.
     publishing: Channel,
     key: ShortString,
@@ -114,8 +163,18 @@ impl Link for AmqpLink {
 
     async fn next(&mut self, _: usize) -> Result<Message<Acker>, LinkError> {
         loop {
+            let messages = match &mut self.messages {
+                Messages::Open(messages) => messages,
+                Messages::Missing(waiting) => {
+                    let found =
+                        waiting.await.map_err(|error| LinkError::of("wait for the queue of this agent", &error))?;
+                    let found = found.map_err(|error| LinkError::of("read the queue of this agent", &error))?;
+                    self.messages = Messages::Open(found);
+                    continue;
+                }
+            };
             // Not every end of a connection ends its consumers.
-            let message = match timeout(LOOK_EVERY, self.messages.next()).await {
+            let message = match timeout(LOOK_EVERY, messages.next()).await {
                 Ok(message) => message,
                 Err(_) if self.connection.status().connected() => continue,
                 Err(_) => return Err(LinkError("the connection is lost".into())),

@@ -38,7 +38,7 @@ impl<B: Broker> BrokerConnection<B> {
             };
             match connected {
                 Ok(Ok(link)) => {
-                    log::debug!(agent; "connected to the broker");
+                    log::info!(agent; "connected to the broker");
                     let began = Instant::now();
                     let mut session = BrokerSession::new(link, self.name.clone(), self.deps.clone());
                     let (mut stop, mut late) = (stop.clone(), stop.clone());

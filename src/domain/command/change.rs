@@ -18,7 +18,7 @@ pub struct Change {
 }
 
 /// What happens to an open row.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpenChange {
     /// It stays as it is, or stays absent.
     Keep,

@@ -5,13 +5,17 @@ use super::event::{Event, RunEnd};
 use super::known::{Known, Open};
 use super::state::{CommandState, OpenState};
 use crate::domain::action::{GRACE, Policy};
+use crate::domain::fit::cut_text;
 use crate::domain::time::Timestamp;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// The first wait after a failed attempt or run; it doubles from there.
 pub(super) const BACKOFF_MIN: Duration = Duration::from_secs(1);
 /// The longest wait after a failed attempt or run.
 pub(super) const BACKOFF_MAX: Duration = Duration::from_secs(300);
+/// How much of the reason of a failed attempt is kept until the next one, in bytes.
+const KEPT_REASON: usize = 1024;
 /// The wait before a command is delivered again whose agent wrongly considered it expired. By then
 /// the agent has read the server's clock again.
 const DISBELIEVED: Duration = Duration::from_secs(10);
@@ -50,8 +54,10 @@ pub fn decide(known: &Known, event: Event, policy: &Policy, now: Timestamp, jitt
         }
         event => event,
     };
-    let attempts = known.open.filter(|open| open.run == current).map_or(0, |open| open.attempts);
-    let sent_at = known.open.filter(|open| open.run == current).and_then(|open| open.sent_at);
+    let open = known.open.as_ref().filter(|open| open.run == current);
+    let attempts = open.map_or(0, |open| open.attempts);
+    let sent_at = open.and_then(|open| open.sent_at);
+    let last_error = || open.and_then(|open| open.error.clone());
     let close = |status, error: Option<String>| {
         let end = RunEnd {
             run: current,
@@ -86,14 +92,15 @@ pub fn decide(known: &Known, event: Event, policy: &Policy, now: Timestamp, jitt
             _ => {
                 let attempts = attempts.max(failed);
                 let due_at = at.plus(policy.timeout).plus(GRACE);
-                let open = Open { state: OpenState::Sent, run, attempts, due_at, sent_at: Some(at) };
+                let open = Open { state: OpenState::Sent, run, attempts, due_at, sent_at: Some(at), error: None };
                 Change { open: OpenChange::Put(open), ..unchanged(Answer::Stored) }
             }
         },
         Event::Hold { due_at } => match known.open {
             Some(_) => unchanged(Answer::Stored),
             None => {
-                let open = Open { state: OpenState::Waiting, run: current, attempts: 0, due_at, sent_at: None };
+                let (state, run) = (OpenState::Waiting, current);
+                let open = Open { state, run, attempts: 0, due_at, sent_at: None, error: None };
                 Change { open: OpenChange::Put(open), ..unchanged(Answer::Stored) }
             }
         },
@@ -101,13 +108,13 @@ pub fn decide(known: &Known, event: Event, policy: &Policy, now: Timestamp, jitt
             // Its agent was faster than the broker's confirmation.
             Some(Open { state: OpenState::Sent | OpenState::Queued, .. }) => unchanged(Answer::Stored),
             _ => {
-                let open = Open { state: OpenState::Queued, run, attempts, due_at, sent_at: None };
+                let open = Open { state: OpenState::Queued, run, attempts, due_at, sent_at: None, error: None };
                 Change { open: OpenChange::Put(open), ..unchanged(Answer::Stored) }
             }
         },
         Event::Postponed { run, until } if run == current => match known.open {
             Some(Open { state: OpenState::Sent | OpenState::Queued, .. }) => unchanged(Answer::Decided),
-            _ => again(None, run, attempts, until.max(now)),
+            _ => again(None, run, attempts, until.max(now), last_error()),
         },
         Event::AttemptFailed { run, attempts: failed, error, retry_after } if run == current => {
             let attempts = attempts.max(failed);
@@ -122,7 +129,7 @@ pub fn decide(known: &Known, event: Event, policy: &Policy, now: Timestamp, jitt
                 }
                 _ => {
                     let wait = backoff(attempts, jitter).max(retry_after.unwrap_or_default());
-                    again(None, run, attempts, now.plus(wait))
+                    again(None, run, attempts, now.plus(wait), Some(cut_text(error, KEPT_REASON).into()))
                 }
             }
         }
@@ -142,13 +149,18 @@ pub fn decide(known: &Known, event: Event, policy: &Policy, now: Timestamp, jitt
         Event::FoundExpired { run, expires_at } if run == current => match expires_at <= now {
             true => close(CommandState::Expired, Some("it had expired when its agent was to start it".into())),
             // The agent's clock is wrong. It has not run the command, and no attempt to reach it has failed.
-            false => again(None, run, attempts, now.plus(DISBELIEVED)),
+            false => {
+                let error = "its agent took it for expired, by a clock that is wrong";
+                again(None, run, attempts, now.plus(DISBELIEVED), Some(error.into()))
+            }
         },
         Event::FoundExpired { run, .. } if run > current || run < 1 => {
             unchanged(Answer::Rejected(format!("run {run} is not due; run {current} is")))
         }
         Event::FoundExpired { .. } => unchanged(Answer::Decided),
-        Event::Expired if known.state() == CommandState::Pending => close(CommandState::Expired, None),
+        Event::Expired if known.state() == CommandState::Pending => {
+            close(CommandState::Expired, last_error().map(|error| format!("the last attempt failed: {error}")))
+        }
         Event::Expired => unchanged(Answer::Decided),
         Event::Cancelled => close(CommandState::Cancelled, None),
         Event::Undeliverable { error } => close(CommandState::Undeliverable, Some(error)),
@@ -176,11 +188,11 @@ fn ended(known: &Known, mut end: RunEnd, policy: &Policy, now: Timestamp, jitter
         return Change { outcome, open: OpenChange::Delete, late: None, answer: Answer::Stored };
     }
     let (run, wait) = (end.run + 1, backoff(end.run, jitter));
-    again(Some(Outcome { end, is_final: false }), run, 0, now.plus(wait))
+    again(Some(Outcome { end, is_final: false }), run, 0, now.plus(wait), None)
 }
 
-fn again(outcome: Option<Outcome>, run: i32, attempts: i32, due_at: Timestamp) -> Change {
-    let open = Open { state: OpenState::Retry, run, attempts, due_at, sent_at: None };
+fn again(outcome: Option<Outcome>, run: i32, attempts: i32, due_at: Timestamp, error: Option<Arc<str>>) -> Change {
+    let open = Open { state: OpenState::Retry, run, attempts, due_at, sent_at: None, error };
     Change { outcome, open: OpenChange::Put(open), late: None, answer: Answer::Again { run, attempts, due_at } }
 }
 

@@ -2,9 +2,10 @@
 
 use super::state::{CommandState, OpenState};
 use crate::domain::time::Timestamp;
+use std::sync::Arc;
 
 /// A row of `open_commands`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Open {
     /// Why it is there.
     pub state: OpenState,
@@ -16,10 +17,12 @@ pub struct Open {
     pub due_at: Timestamp,
     /// When the agent acknowledged it.
     pub sent_at: Option<Timestamp>,
+    /// Why the last attempt failed, if it is to be delivered again for that.
+    pub error: Option<Arc<str>>,
 }
 
 /// What the store holds of one command.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Known {
     /// Whether there is such a command at all.
     pub exists: bool,
@@ -34,7 +37,7 @@ pub struct Known {
 impl Known {
     /// The state that users see.
     pub fn state(&self) -> CommandState {
-        match (self.last, self.open) {
+        match (self.last, &self.open) {
             (Some((_, Some(state))), _) => state,
             (_, Some(Open { state: OpenState::Sent, .. })) => CommandState::Sent,
             _ => CommandState::Pending,

@@ -49,7 +49,7 @@ impl Rows {
     fn step(&mut self, event: Event, policy: &Policy, now: Timestamp, jitter: f64) -> Answer {
         // The reconciler reports `cancelled` only for actions that a user cancelled.
         self.known.cancelled |= event == Event::Cancelled;
-        let before = self.known;
+        let before = self.known.clone();
         let found_expired = matches!(event, Event::FoundExpired { .. });
         let change = decide(&before, event.clone(), policy, now, jitter);
         match change.open {
@@ -70,25 +70,25 @@ impl Rows {
             }
         }
 
-        let after = self.known;
+        let after = self.known.clone();
         self.came_back |= found_expired && before.state() == CommandState::Sent;
         if before.state().is_final() {
             assert_eq!(before.last, after.last, "an outcome after the final one");
             assert!(after.open.is_none(), "an open row after the final outcome");
         }
-        if let (Some(was), Some(is)) = (before.open, after.open)
+        if let (Some(was), Some(is)) = (&before.open, &after.open)
             && was.run == is.run
         {
             assert!(is.attempts >= was.attempts, "attempts went from {} to {}", was.attempts, is.attempts);
         }
-        if let Some(open) = after.open {
+        if let Some(open) = &after.open {
             assert_eq!(Some(open.run), after.current_run(), "an open row of another run");
             assert_eq!(open.state == OpenState::Sent, open.sent_at.is_some());
         }
         match &change.answer {
             Answer::Rejected(reason) => assert!(!reason.is_empty() && before == after && !wrote_late),
             Answer::Again { run, attempts, due_at } => {
-                let open = after.open.expect("an open row says when it goes on");
+                let open = after.open.as_ref().expect("an open row says when it goes on");
                 assert_eq!((open.run, open.attempts, open.due_at), (*run, *attempts, *due_at));
                 assert!(open.state == OpenState::Retry && *due_at >= now);
             }
@@ -114,8 +114,8 @@ impl Rows {
         }
         assert!(i32::try_from(self.outcomes.len()).is_ok_and(|runs| runs <= policy.max_runs));
         let most = policy.max_deliveries.unwrap_or(i32::MAX);
-        let is_left = |open: Open| open.state == OpenState::Sent || open.attempts < most || self.came_back;
-        assert!(self.known.open.is_none_or(is_left));
+        let is_left = |open: &Open| open.state == OpenState::Sent || open.attempts < most || self.came_back;
+        assert!(self.known.open.as_ref().is_none_or(is_left));
         assert!(self.late.keys().all(|run| self.outcomes.iter().any(|outcome| outcome.end.run == *run)));
     }
 }
@@ -174,10 +174,10 @@ proptest! {
             if !matches!(event, Event::Result(_)) || matches!(taken, Answer::Rejected(_)) {
                 continue;
             }
-            let before = (rows.known, rows.outcomes.clone(), rows.late.clone());
+            let before = (rows.known.clone(), rows.outcomes.clone(), rows.late.clone());
             for _ in 0..again {
                 prop_assert_eq!(rows.step(event.clone(), &policy, START, 0.5), Answer::Stored);
-                prop_assert_eq!(&(rows.known, rows.outcomes.clone(), rows.late.clone()), &before);
+                prop_assert_eq!(&(rows.known.clone(), rows.outcomes.clone(), rows.late.clone()), &before);
             }
         }
     }
@@ -248,7 +248,7 @@ fn what_lies_at_a_broker_is_pending_until_its_agent_has_it() {
     assert_eq!(rows.step(queued.clone(), &policy, START, 0.0), Answer::Stored);
     assert_eq!(rows.step(failed_attempt(1, 1), &policy, START, 0.0), Answer::Decided, "no attempt was made");
     assert_eq!(rows.step(Event::Postponed { run: 1, until: later }, &policy, START, 0.0), Answer::Decided);
-    assert_eq!(rows.known.open.map(|open| (open.state, open.attempts)), Some((OpenState::Queued, 0)));
+    assert_eq!(rows.known.open.as_ref().map(|open| (open.state, open.attempts)), Some((OpenState::Queued, 0)));
     assert_eq!(rows.known.state(), CommandState::Pending);
     rows.step(Event::Sent { run: 1, attempts: 0, at: START }, &policy, START, 0.0);
     assert_eq!(rows.step(queued, &policy, START, 0.0), Answer::Stored, "the agent was faster than the confirmation");

@@ -1,6 +1,8 @@
 //! A circuit breaker: stops deliveries to a host that can't be reached, and probes it.
 //!
-//! Closed: deliveries go out. After [`THRESHOLD`] failures in a row it opens: nothing goes out for a
+//! Closed: deliveries go out. A host that was not reached yet gets one at a time, so that a host that
+//! is away when the server starts costs one attempt and not one for every command that waits for it.
+//! After [`THRESHOLD`] failures in a row, or the first one if it was not reached yet, it opens: nothing goes out for a
 //! while. Then it is half open: one delivery goes out as a probe. If it reaches the host, the breaker
 //! closes; if not, it opens again, for twice as long. The pattern is Michael Nygard's ("Release It!").
 
@@ -19,12 +21,19 @@ pub(super) struct Breaker {
     failures: u32,
     open_until: Option<Instant>,
     last_wait: Duration,
+    /// The host was reached before.
+    proven: bool,
 }
 
 impl Breaker {
     /// Whether the host counts as away: the breaker is open or half open.
     pub(super) fn is_away(&self) -> bool {
         self.open_until.is_some()
+    }
+
+    /// Whether the host was reached before.
+    pub(super) fn is_proven(&self) -> bool {
+        self.proven
     }
 
     /// Whether nothing has failed since the last success.
@@ -40,7 +49,8 @@ impl Breaker {
     /// How many deliveries may be under way, where `most` may be while it is closed.
     pub(super) fn slots(&self, most: usize, now: Instant) -> usize {
         match self.open_until {
-            None => most,
+            None if self.proven => most,
+            None => 1,
             Some(until) if until <= now => 1,
             Some(_) => 0,
         }
@@ -48,7 +58,7 @@ impl Breaker {
 
     /// The host was reached.
     pub(super) fn reached(&mut self) {
-        *self = Self::default();
+        *self = Self { proven: true, ..Self::default() };
     }
 
     /// The host was not reached. `jitter` (0 to 1) takes up to half of the wait away.
@@ -56,7 +66,8 @@ impl Breaker {
         self.failures = self.failures.saturating_add(1);
         let is_late = self.open_until.is_some_and(|until| until > now);
         // Deliveries that were under way when it opened say nothing new.
-        if self.failures < THRESHOLD || is_late {
+        let threshold = if self.proven { THRESHOLD } else { 1 };
+        if self.failures < threshold || is_late {
             return;
         }
         self.last_wait = (self.last_wait * 2).clamp(OPEN_MIN, OPEN_MAX);
@@ -68,15 +79,32 @@ impl Breaker {
 mod tests {
     use super::*;
 
-    fn opened(now: Instant) -> Breaker {
+    fn closed() -> Breaker {
         let mut breaker = Breaker::default();
+        breaker.reached();
+        breaker
+    }
+
+    fn opened(now: Instant) -> Breaker {
+        let mut breaker = closed();
         (0..THRESHOLD).for_each(|_| breaker.failed(now, 0.0));
         breaker
     }
 
     #[test]
-    fn it_opens_after_some_failures_in_a_row() {
+    fn a_host_gets_one_delivery_at_a_time_until_it_is_reached() {
         let (now, mut breaker) = (Instant::now(), Breaker::default());
+        assert_eq!(breaker.slots(9, now), 1);
+        breaker.reached();
+        assert_eq!((breaker.slots(9, now), breaker.is_proven()), (9, true));
+        let mut breaker = Breaker::default();
+        breaker.failed(now, 0.0);
+        assert_eq!((breaker.slots(9, now), breaker.remaining(now)), (0, Some(OPEN_MIN)), "the first failure opens it");
+    }
+
+    #[test]
+    fn it_opens_after_some_failures_in_a_row() {
+        let (now, mut breaker) = (Instant::now(), closed());
         for _ in 1..THRESHOLD {
             breaker.failed(now, 0.0);
             assert_eq!((breaker.slots(9, now), breaker.is_away()), (9, false));

@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 /// The wait before a command that found its group's queue full is offered again.
 const FULL_RETRY: Duration = Duration::from_secs(1);
+/// How many groups are remembered. Beyond that, those without jobs are forgotten.
+const REMEMBERED: usize = 10_000;
 
 /// Limits of a sender.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,6 +89,11 @@ impl<J> Groups<J> {
         Ok(())
     }
 
+    /// Whether the host of a group is away.
+    pub(super) fn is_away(&self, name: &Arc<str>) -> bool {
+        self.groups.get(name).is_some_and(|group| group.breaker.is_away())
+    }
+
     /// Puts a job back that was started and not attempted. It is the next of its group.
     pub(super) fn put_back(&mut self, name: &Arc<str>, job: J) {
         self.groups.entry(name.clone()).or_default().waiting.push_front(job);
@@ -148,10 +155,12 @@ impl<J> Groups<J> {
         left
     }
 
-    /// A group without jobs is forgotten, so that only hosts in use take memory. An open breaker is
-    /// kept until its wait is over.
+    /// A group without jobs is forgotten unless its host is known to be there, or away; and among many groups in any
+    /// case unless it is away.
     fn forget_idle(&mut self, name: &Arc<str>) {
-        let idle = |group: &Group<J>| group.waiting.is_empty() && group.running == 0 && group.breaker.is_quiet();
+        let many = self.groups.len() > REMEMBERED;
+        let known = |group: &Group<J>| !group.breaker.is_quiet() || (group.breaker.is_proven() && !many);
+        let idle = |group: &Group<J>| group.waiting.is_empty() && group.running == 0 && !known(group);
         if self.groups.get(name).is_some_and(idle) {
             self.groups.remove(name);
         }
@@ -184,6 +193,15 @@ mod tests {
         Arc::from(name)
     }
 
+    /// The hosts of these groups are reached.
+    fn reach(groups: &mut Groups<u32>, names: &[&str], now: Instant) {
+        for host in names {
+            groups.add(&name(host), 0, now).expect("room");
+            let (host, _) = groups.start(now).expect("room");
+            groups.end(&host, Some(Reach::Reached), now, 0.0);
+        }
+    }
+
     fn started(groups: &mut Groups<u32>, now: Instant) -> Vec<u32> {
         std::iter::from_fn(|| groups.start(now)).map(|(_, job)| job).collect()
     }
@@ -192,6 +210,7 @@ mod tests {
     fn groups_take_turns_within_their_limits() {
         let now = Instant::now();
         let mut groups = Groups::new(limits(5, 2, 10));
+        reach(&mut groups, &["a", "b"], now);
         for job in 0..4 {
             groups.add(&name("a"), job, now).expect("room");
         }
@@ -220,6 +239,7 @@ mod tests {
         let mut now = Instant::now();
         let mut groups = Groups::new(limits(10, 5, 10));
         let (host, other) = (name("host"), name("other"));
+        reach(&mut groups, &["host"], now);
         for job in 0..6 {
             groups.add(&host, job, now).expect("room");
         }
@@ -242,15 +262,36 @@ mod tests {
     }
 
     #[test]
-    fn groups_without_jobs_take_no_memory() {
+    fn groups_without_jobs_take_bounded_memory() {
         let now = Instant::now();
         let mut groups = Groups::new(limits(10, 5, 10));
-        for host in 0..100 {
-            groups.add(&name(&host.to_string()), host, now).expect("room");
-            let (host, _) = groups.start(now).expect("room");
-            groups.end(&host, Some(Reach::Reached), now, 0.0);
+        for host in 0..REMEMBERED + 500 {
+            reach(&mut groups, &[&host.to_string()], now);
         }
-        assert!(groups.groups.is_empty() && groups.turns.is_empty());
+        assert_eq!((groups.groups.len(), groups.turns.len()), (REMEMBERED, 0));
+        let unknown = name("unknown");
+        groups.add(&unknown, 1, now).expect("room");
+        assert!(groups.start(now).is_some());
+        groups.end(&unknown, None, now, 0.0);
+        assert!(!groups.groups.contains_key(&unknown), "it was neither reached nor missed");
+    }
+
+    #[test]
+    fn a_host_that_was_never_reached_costs_one_attempt() {
+        let mut now = Instant::now();
+        let mut groups = Groups::new(limits(10, 5, 10));
+        let host = name("host");
+        for job in 0..4 {
+            groups.add(&host, job, now).expect("room");
+        }
+        assert_eq!(started(&mut groups, now), [0]);
+        now += groups.end(&host, Some(Reach::Unreached), now, 0.0).expect("it opened");
+        assert!(groups.is_away(&host));
+        assert_eq!(groups.wake(&host, now), None);
+        assert_eq!(started(&mut groups, now), [1], "one probe");
+        groups.end(&host, Some(Reach::Reached), now, 0.0);
+        assert!(!groups.is_away(&host));
+        assert_eq!(started(&mut groups, now), [2, 3]);
     }
 
     #[test]

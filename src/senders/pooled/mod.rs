@@ -44,6 +44,8 @@ use uuid::Uuid;
 const MAX_CANCELS: usize = 1_000;
 /// Maximum number of finished deliveries per recording.
 const RECORD_AT_A_TIME: usize = 1_000;
+/// How often the log names a host that is away or back. Others within that time are counted.
+const SAY_EVERY: Duration = Duration::from_secs(1);
 /// The wait of a command whose action is paused. Resuming the action brings it earlier.
 const PAUSED_RETRY: Duration = Duration::from_secs(60);
 
@@ -83,6 +85,8 @@ pub struct PooledSender<T: Transport> {
     in_hand: HashSet<(i64, i64)>,
     finished: Vec<Report>,
     is_recording: bool,
+    /// When the log last named a host, and how many it has not named since.
+    said: Option<(Instant, usize)>,
     cancels: VecDeque<(i64, Uuid)>,
     is_cancelling: bool,
     draining: Option<oneshot::Sender<()>>,
@@ -118,6 +122,7 @@ impl<T: Transport> PooledSender<T> {
             in_hand: HashSet::new(),
             finished: Vec::new(),
             is_recording: false,
+            said: None,
             cancels: VecDeque::new(),
             is_cancelling: false,
             draining: None,
@@ -163,9 +168,10 @@ impl<T: Transport> PooledSender<T> {
         if let Some(result) = result {
             self.context.status().count(result);
         }
+        let reason = ended.reason();
+        let was_away = self.groups.is_away(&group);
         let outcome = match ended {
-            Ended::Outcome(Outcome::Away { error }) => {
-                log::debug!(transport = self.context.transport(), group = &*group, error = error.as_str(); "not reached");
+            Ended::Outcome(Outcome::Away { .. }) => {
                 self.groups.put_back(&group, delivery);
                 None
             }
@@ -182,11 +188,35 @@ impl<T: Transport> PooledSender<T> {
         if let Some((delivery, outcome)) = outcome {
             self.finished.push(delivery.report(outcome, self.context.store.now()));
         }
-        if let Some(wait) = self.groups.end(&group, reach, Instant::now(), rand::random()) {
+        let wait = self.groups.end(&group, reach, Instant::now(), rand::random());
+        if self.groups.is_away(&group) != was_away {
+            self.say(&group, reason);
+        }
+        if let Some(wait) = wait {
             self.wake_later(group, wait, ctx);
         }
         self.start();
         self.record(ctx);
+    }
+
+    /// Logs that a host is away, with the reason, or that it is back.
+    fn say(&mut self, group: &str, reason: Option<String>) {
+        let others = match self.said {
+            Some((at, others)) if at.elapsed() < SAY_EVERY => {
+                self.said = Some((at, others + 1));
+                return;
+            }
+            Some((_, others)) => others,
+            None => 0,
+        };
+        self.said = Some((Instant::now(), 0));
+        let transport = self.context.transport();
+        match reason {
+            Some(reason) => {
+                log::warn!(transport, host = group, reason, others; "a host can't be reached: commands to it wait");
+            }
+            None => log::info!(transport, host = group, others; "a host is reached again"),
+        }
     }
 
     fn wake_later(&self, group: Arc<str>, wait: Duration, ctx: &mut Context<Self>) {
@@ -262,6 +292,14 @@ enum Ended {
 }
 
 impl Ended {
+    /// Why the host was not reached.
+    fn reason(&self) -> Option<String> {
+        match self {
+            Self::Outcome(Outcome::Unreachable { error } | Outcome::Away { error }) => Some(error.clone()),
+            _ => None,
+        }
+    }
+
     /// What the breaker and the counters make of it. `None`: nothing.
     fn judged(&self) -> (Option<Reach>, Option<DeliveryResult>) {
         use Outcome::{AttemptFailed, Away, Failed, Postponed, Queued, Received, Succeeded, Unreachable};

@@ -94,6 +94,14 @@ async fn fixture(limits: Limits) -> Fixture {
 }
 
 impl Fixture {
+    /// Has a host reached, so that more than one command at a time goes to it.
+    async fn reach(&mut self, host: &str) {
+        let (action, agents) = self.action(1).await;
+        assert!(self.offer(&action, &agents, host).await.is_empty());
+        self.states_become(&action, &[Succeeded]).await;
+        assert_eq!(next(&mut self.delivered).await, agents[0]);
+    }
+
     /// An action with a command for each of so many agents.
     async fn action(&self, agents: usize) -> (Arc<Action>, Vec<i64>) {
         let agents = self.node.agents_of("test", agents).await;
@@ -159,6 +167,7 @@ async fn a_command_in_hand_is_not_delivered_twice() {
 async fn a_slow_host_holds_up_no_other_and_its_queue_is_bounded() {
     let limits = Limits { concurrency: 3, per_group: 2, queue: 1, ..Limits::default() };
     let mut fixture = fixture(limits).await;
+    fixture.reach("slow").await;
     let (action, agents) = fixture.action(8).await;
     let go = Arc::new(Notify::new());
     agents[..4].iter().for_each(|agent| fixture.transport.set(*agent, Then::Wait(go.clone())));
@@ -188,6 +197,7 @@ async fn while_a_host_is_away_no_attempt_is_counted_and_then_all_are_delivered()
     let fixture = fixture(Limits { per_group: 1, ..Limits::default() }).await;
     let (action, agents) = fixture.action(5).await;
     agents.iter().for_each(|agent| fixture.transport.set(*agent, Then::Away));
+    // The breaker opens at the first failure, and nothing is taken while it is open.
     assert!(fixture.offer(&action, &agents, "host").await.is_empty());
     until("its breaker is open", async || fixture.numbers().2 == 1).await;
     assert_eq!(fixture.numbers().0, 5, "they wait");
@@ -204,6 +214,7 @@ async fn while_a_host_is_away_no_attempt_is_counted_and_then_all_are_delivered()
 async fn a_delivery_that_takes_too_long_is_a_failed_attempt_and_opens_the_breaker() {
     let limits = Limits { per_group: 1, timeout: Duration::from_millis(5), ..Limits::default() };
     let mut fixture = fixture(limits).await;
+    fixture.reach("host").await;
     let (action, agents) = fixture.action(THRESHOLD as usize).await;
     let never = Arc::new(Notify::new());
     agents.iter().for_each(|agent| fixture.transport.set(*agent, Then::Wait(never.clone())));

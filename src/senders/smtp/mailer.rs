@@ -68,7 +68,9 @@ impl Mailer {
     /// If something can't be used. The error names the key.
     pub(crate) fn open(settings: &config::Smtp) -> Result<Self, String> {
         let from = settings.from.as_deref().ok_or("sender.smtp.from is needed")?;
-        let from: Mailbox = from.parse().map_err(|error| format!("sender.smtp.from: {error}"))?;
+        let from: Mailbox = from.parse().map_err(|_| {
+            format!("sender.smtp.from: {from:?} is no mail address such as Odoshi <odoshi@example.com>")
+        })?;
         let url = settings.url.as_ref().ok_or("sender.smtp.url is needed")?;
         let password = settings.password_file.as_deref().map(read_password).transpose()?;
         Self::at(url, password, from, settings).map_err(|error| format!("sender.smtp.url: {error}"))

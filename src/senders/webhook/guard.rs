@@ -139,6 +139,19 @@ impl Guard {
         Ok(url)
     }
 
+    /// The same, and judges the names that mean this machine everywhere.
+    pub(super) fn check_constant(&self, url: &str) -> Result<(), Refusal> {
+        let url = self.check_url(url)?;
+        let host = url.host_str().unwrap_or_default().trim_end_matches('.');
+        let address = IpAddr::V4(Ipv4Addr::LOCALHOST);
+        match self.forbids(address).and(self.forbids(Ipv6Addr::LOCALHOST.into())) {
+            Some(range) if host == "localhost" || host.ends_with(".localhost") => {
+                Err(Refusal::Resolved { address, range })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Those of a name's addresses that may be called; an error if none may.
     fn keep_allowed(&self, found: Vec<SocketAddr>) -> Result<Vec<SocketAddr>, Refusal> {
         let forbidden = found.iter().find_map(|address| {

@@ -164,15 +164,15 @@ async fn write_open(conn: &mut AsyncPgConnection, changes: &Changes) -> QueryRes
         .execute(conn)
         .await?;
     }
-    let put: Vec<_> = changes.open.iter().filter_map(|(key, open)| Some((*key, (*open)?))).collect();
+    let put: Vec<_> = changes.open.iter().filter_map(|(key, open)| Some((*key, open.as_ref()?))).collect();
     if put.is_empty() {
         return Ok(());
     }
     let (actions, agents): (Vec<i64>, Vec<i64>) = put.iter().map(|(key, _)| *key).unzip();
-    sql("INSERT INTO open_commands (action_no, agent_no, state, run, attempts, due_at, sent_at) \
-         SELECT * FROM UNNEST(?, ?, ?, ?, ?, ?, ?) ON CONFLICT (action_no, agent_no) DO UPDATE SET \
+    sql("INSERT INTO open_commands (action_no, agent_no, state, run, attempts, due_at, sent_at, error) \
+         SELECT * FROM UNNEST(?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (action_no, agent_no) DO UPDATE SET \
          state = excluded.state, run = excluded.run, attempts = excluded.attempts, due_at = excluded.due_at, \
-         sent_at = excluded.sent_at")
+         sent_at = excluded.sent_at, error = excluded.error")
     .bind(actions)
     .bind(agents)
     .bind(put.iter().map(|(_, open)| open.state as i16).collect::<Vec<i16>>())
@@ -180,6 +180,7 @@ async fn write_open(conn: &mut AsyncPgConnection, changes: &Changes) -> QueryRes
     .bind(put.iter().map(|(_, open)| open.attempts).collect::<Vec<i32>>())
     .bind(put.iter().map(|(_, open)| open.due_at.0).collect::<Vec<i64>>())
     .bind(put.iter().map(|(_, open)| open.sent_at.map(|time| time.0)).collect::<Vec<Option<i64>>>())
+    .bind(put.iter().map(|(_, open)| open.error.as_deref().map(str::to_owned)).collect::<Vec<_>>())
     .execute(conn)
     .await
     .map(|_| ())
@@ -214,7 +215,7 @@ async fn load(conn: &mut AsyncPgConnection, reports: &[Report]) -> QueryResult<H
     let rows: Vec<KnownRow> =
         sql("SELECT c.action_no, c.agent_no, a.cancelled, o.run AS last_run, o.status AS last_status, o.is_final AS last_final, \
          p.state AS open_state, p.run AS open_run, p.attempts AS open_attempts, p.due_at AS open_due_at, \
-         p.sent_at AS open_sent_at FROM UNNEST(?, ?) AS k (action_no, agent_no) \
+         p.sent_at AS open_sent_at, p.error AS open_error FROM UNNEST(?, ?) AS k (action_no, agent_no) \
          CROSS JOIN LATERAL (SELECT * FROM commands x WHERE x.action_no = k.action_no AND x.agent_no = k.agent_no \
            OFFSET 0) c \
          CROSS JOIN LATERAL (SELECT x.cancelled FROM actions x WHERE x.no = c.action_no OFFSET 0) a \

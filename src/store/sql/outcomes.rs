@@ -5,7 +5,7 @@ use super::values::corrupt;
 use crate::domain::command::{Known, Open, OpenState};
 use crate::domain::time::Timestamp;
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool, Integer, Nullable, SmallInt};
+use diesel::sql_types::{BigInt, Bool, Integer, Nullable, SmallInt, Text};
 
 /// What is stored of one command.
 #[derive(QueryableByName)]
@@ -32,10 +32,12 @@ pub(in crate::store) struct KnownRow {
     open_due_at: Option<i64>,
     #[diesel(sql_type = Nullable<BigInt>)]
     open_sent_at: Option<i64>,
+    #[diesel(sql_type = Nullable<Text>)]
+    open_error: Option<String>,
 }
 
 impl KnownRow {
-    pub(in crate::store) fn known(&self) -> QueryResult<Known> {
+    pub(in crate::store) fn known(self) -> QueryResult<Known> {
         let open = match (self.open_state, self.open_run, self.open_attempts, self.open_due_at) {
             (Some(state), Some(run), Some(attempts), Some(due_at)) => Some(Open {
                 state: OpenState::from_code(state).ok_or_else(|| corrupt(format!("an unknown open state, {state}")))?,
@@ -43,6 +45,7 @@ impl KnownRow {
                 attempts,
                 due_at: Timestamp(due_at),
                 sent_at: self.open_sent_at.map(Timestamp),
+                error: self.open_error.map(Into::into),
             }),
             _ => None,
         };

@@ -173,7 +173,7 @@ fn list(
     // does.
     let rows = sql_query(format!(
         "WITH page AS (SELECT g.name AS agent, o.is_final, o.run AS last_run, o.attempts AS last_attempts, \
-           o.sent_at AS last_sent_at, o.finished_at, o.results, o.error, p.state AS open_state, p.run AS open_run, \
+           o.sent_at AS last_sent_at, o.finished_at, o.results, coalesce(p.error, o.error) AS error, p.state AS open_state, p.run AS open_run, \
            p.attempts AS open_attempts, p.sent_at AS open_sent_at, \
            CASE WHEN o.is_final THEN o.status WHEN p.state = {sent} THEN {state_sent} ELSE {state_pending} END AS status, \
            CASE WHEN o.is_final THEN o.status IN ({succeeded}, {failed}, {timed_out}) OR o.sent_at IS NOT NULL \

@@ -98,17 +98,19 @@ fn write_open(conn: &mut SqliteConnection, changes: &Changes) -> QueryResult<()>
         .open
         .iter()
         .filter_map(|((action_no, agent_no), open)| {
-            let open = (*open)?;
-            let sent_at = open.sent_at.map(|time| time.0);
-            Some((action_no, agent_no, open.state as i16, open.run, open.attempts, open.due_at.0, sent_at))
+            let open = open.as_ref()?;
+            let (state, sent_at) = (open.state as i16, open.sent_at.map(|time| time.0));
+            let error = open.error.as_deref();
+            Some((action_no, agent_no, state, open.run, open.attempts, open.due_at.0, sent_at, error))
         })
         .collect();
     if !put.is_empty() {
         sql_query(
-            "INSERT INTO open_commands (action_no, agent_no, state, run, attempts, due_at, sent_at) \
-             SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6 \
+            "INSERT INTO open_commands (action_no, agent_no, state, run, attempts, due_at, sent_at, error) \
+             SELECT value ->> 0, value ->> 1, value ->> 2, value ->> 3, value ->> 4, value ->> 5, value ->> 6, value ->> 7 \
              FROM json_each(?) WHERE TRUE ON CONFLICT (action_no, agent_no) DO UPDATE SET state = excluded.state, \
-             run = excluded.run, attempts = excluded.attempts, due_at = excluded.due_at, sent_at = excluded.sent_at",
+             run = excluded.run, attempts = excluded.attempts, due_at = excluded.due_at, sent_at = excluded.sent_at, \
+             error = excluded.error",
         )
         .bind::<Text, _>(json(&put)?)
         .execute(conn)?;
@@ -144,7 +146,7 @@ fn load(conn: &mut SqliteConnection, reports: &[Report]) -> QueryResult<HashMap<
     let rows = sql_query(
         "SELECT c.action_no, c.agent_no, a.cancelled, o.run AS last_run, o.status AS last_status, o.is_final AS last_final, \
          p.state AS open_state, p.run AS open_run, p.attempts AS open_attempts, p.due_at AS open_due_at, \
-         p.sent_at AS open_sent_at \
+         p.sent_at AS open_sent_at, p.error AS open_error \
          FROM json_each(?) j CROSS JOIN commands c ON c.action_no = j.value ->> 0 AND c.agent_no = j.value ->> 1 \
          CROSS JOIN actions a ON a.no = c.action_no \
          LEFT JOIN outcomes o ON o.action_no = c.action_no AND o.agent_no = c.agent_no AND o.run = \

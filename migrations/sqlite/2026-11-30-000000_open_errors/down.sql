@@ -1,0 +1,1 @@
+ALTER TABLE open_commands DROP COLUMN error;
