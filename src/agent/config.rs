@@ -1,6 +1,7 @@
 //! The agent's settings.
 
 use crate::config::{ByteSize, ServiceUrl};
+use crate::domain::metadata::{MAX_KEY, MAX_KEYS};
 use crate::domain::protocol::DEFAULT_CAPACITY;
 use crate::domain::time::Span;
 use nix::sys::resource::Resource;
@@ -47,6 +48,8 @@ pub struct AgentConfig {
     pub limits: LimitsConfig,
     /// The waits between attempts to connect.
     pub backoff: BackoffConfig,
+    /// What the agent reports of itself all the time.
+    pub metadata: Vec<MetadataConfig>,
 }
 
 /// A secret text that is never logged.
@@ -84,6 +87,7 @@ impl Default for AgentConfig {
             output: OutputConfig::default(),
             limits: LimitsConfig::default(),
             backoff: BackoffConfig::default(),
+            metadata: Vec::new(),
         }
     }
 }
@@ -91,7 +95,7 @@ impl Default for AgentConfig {
 impl std::fmt::Debug for AgentConfig {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let Self { server, name, labels, token, token_file, credentials_file, password_file, state_dir, .. } = self;
-        let Self { capacity, exec, modules_dir, ca_file, output, limits, backoff, .. } = self;
+        let Self { capacity, exec, modules_dir, ca_file, output, limits, backoff, metadata, .. } = self;
         f.debug_struct("AgentConfig")
             .field("server", &ServiceUrl::new(server))
             .field("name", name)
@@ -108,6 +112,7 @@ impl std::fmt::Debug for AgentConfig {
             .field("output", output)
             .field("limits", limits)
             .field("backoff", backoff)
+            .field("metadata", metadata)
             .finish()
     }
 }
@@ -243,6 +248,59 @@ impl Default for BackoffConfig {
     }
 }
 
+/// A key whose value a program prints.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct MetadataConfig {
+    /// The key, unique among the agent's.
+    pub key: String,
+    /// The program with its arguments; no shell. It prints the value, as JSON or else as text, at most 4 KiB.
+    pub command: Vec<String>,
+    /// From one start to the next.
+    pub interval: Span,
+    /// After this time the program is killed, and an error is reported.
+    pub timeout: Span,
+    /// A random time up to this one passes before each start, so that a fleet doesn't start at the same moment.
+    pub jitter: Span,
+}
+
+impl Default for MetadataConfig {
+    fn default() -> Self {
+        Self {
+            key: String::new(),
+            command: Vec::new(),
+            interval: Span::secs(30),
+            timeout: Span::secs(10),
+            jitter: Span::secs(1),
+        }
+    }
+}
+
+fn validate_metadata(entries: &[MetadataConfig]) -> Result<(), String> {
+    if entries.len() > MAX_KEYS {
+        return Err(format!("metadata: more than {MAX_KEYS} keys"));
+    }
+    for (at, entry) in entries.iter().enumerate() {
+        let wrong = |key: &str, what: &str| Err(format!("metadata[{at}].{key}: {what}"));
+        if entry.key.is_empty() || entry.key.len() > MAX_KEY || entry.key.contains(char::is_control) {
+            return wrong("key", &format!("must have 1 to {MAX_KEY} bytes and no control characters"));
+        }
+        if entries[..at].iter().any(|other| other.key == entry.key) {
+            return wrong("key", &format!("\"{}\" is there twice", entry.key));
+        }
+        if entry.command.first().is_none_or(String::is_empty) {
+            return wrong("command", "must name a program");
+        }
+        if entry.interval < Span::secs(1) {
+            return wrong("interval", "must be at least 1s");
+        }
+        if entry.timeout.0.is_zero() {
+            return wrong("timeout", "must be above zero");
+        }
+    }
+    Ok(())
+}
+
 /// More runs at a time would need another kind of agent.
 const MAX_CAPACITY: u32 = 10_000;
 /// An output cap above what a frame can hold would only cost memory.
@@ -324,7 +382,7 @@ impl AgentConfig {
         if self.backoff.min.0.is_zero() || self.backoff.min > self.backoff.max {
             return Err("backoff: min must be above zero and not above max".into());
         }
-        Ok(())
+        validate_metadata(&self.metadata)
     }
 }
 
@@ -349,7 +407,20 @@ mod tests {
             let exec = ExecConfig { env, cwd: cwd.iter().map(Into::into).collect(), ..ExecConfig::default() };
             AgentConfig { exec, ..good.clone() }
         };
+        let metadata = |entries: &[(&str, &str, u64)]| {
+            let entry = |(key, program, secs): &(&str, &str, u64)| MetadataConfig {
+                key: (*key).into(),
+                command: vec![(*program).into()],
+                interval: Span::secs(*secs),
+                ..MetadataConfig::default()
+            };
+            AgentConfig { metadata: entries.iter().map(entry).collect(), ..good.clone() }
+        };
         let wrong = [
+            ("metadata[0].key", metadata(&[("", "uptime", 10)])),
+            ("metadata[1].key", metadata(&[("a", "uptime", 10), ("a", "date", 10)])),
+            ("metadata[0].command", metadata(&[("a", "", 10)])),
+            ("metadata[0].interval", metadata(&[("a", "uptime", 0)])),
             ("name", AgentConfig { name: "a b".into(), ..good.clone() }),
             ("server", AgentConfig { server: "ftp://host".into(), ..good.clone() }),
             ("server", AgentConfig { server: "host:7401".into(), ..good.clone() }),

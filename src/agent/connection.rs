@@ -3,7 +3,7 @@
 
 use super::backoff::{Backoff, HELD, Pause};
 use super::config::AgentConfig;
-use super::enroll::{Credentials, EnrollError};
+use super::enroll::{Credentials, EnrollError, keep_facts};
 use super::error::AgentError;
 use super::session::{End, Session, SessionDeps};
 use super::stop_signal::told_to;
@@ -115,6 +115,7 @@ impl Connection {
         let end = tokio::select! {
             end = session.run(&mut stop) => end,
             () = stopped_and_late(&mut late) => End::Stopped,
+            () = keep_facts(&self.config, &self.credentials.token) => End::Stopped,
         };
         if session.welcomed() && began.elapsed() >= HELD {
             self.backoff.reset();

@@ -10,8 +10,8 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::OnceLock;
-use std::time::Duration;
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 use sysinfo::{MemoryRefreshKind, RefreshKind, System};
 use uuid::Uuid;
 
@@ -21,6 +21,9 @@ pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(30);
 /// Maximum length of an error's text.
 const MAX_DETAIL: usize = 1024;
+
+/// How often the facts are reported while the agent is connected: a host may be renamed, and its uptime grows.
+pub(super) const FACTS_FOR: Duration = Duration::from_secs(60 * 60);
 
 /// The file of the agent's own token, in its state folder.
 pub(super) const TOKEN_FILE: &str = "token";
@@ -174,6 +177,17 @@ async fn enroll(config: &AgentConfig, token: &str, nonce: Option<&str>) -> Resul
     })
 }
 
+/// Reports labels and facts with the agent's own token every hour, for ever.
+pub(super) async fn keep_facts(config: &AgentConfig, token: &str) {
+    loop {
+        // Agents that were started together don't report together.
+        tokio::time::sleep(FACTS_FOR.mul_f64(1.0 + rand::random::<f64>() / 4.0)).await;
+        if let Err(error) = enroll(config, token, None).await {
+            log::info!(agent = config.name.as_str(), error:%; "facts are reported again later");
+        }
+    }
+}
+
 /// A client for a few calls, dropped after them: an agent keeps no idle connection beside its
 /// stream.
 pub(super) fn client(config: &AgentConfig) -> Result<reqwest::Client, EnrollError> {
@@ -278,9 +292,16 @@ fn secret_write(dir: &Path, file: &str, secret: &str) -> io::Result<()> {
 ///
 /// `os`, `arch`, `kernel`, `hostname`, `ident` (the system's own name for itself), `cpus`, `memory`
 /// (bytes), `uptime` (seconds).
-pub(super) fn facts() -> &'static Map<String, Value> {
-    static FACTS: OnceLock<Map<String, Value>> = OnceLock::new();
-    FACTS.get_or_init(|| {
+pub(super) fn facts() -> Map<String, Value> {
+    static FACTS: Mutex<Option<(Instant, Map<String, Value>)>> = Mutex::new(None);
+    // The map is replaced in one step.
+    let mut known = FACTS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some((gathered, facts)) = &*known
+        && gathered.elapsed() < FACTS_FOR / 2
+    {
+        return facts.clone();
+    }
+    let facts: Map<String, Value> = {
         let memory = System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::everything()));
         let cpus = std::thread::available_parallelism().ok();
         let facts = [
@@ -294,7 +315,9 @@ pub(super) fn facts() -> &'static Map<String, Value> {
             ("uptime", Some(System::uptime().into())),
         ];
         facts.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
-    })
+    };
+    *known = Some((Instant::now(), facts.clone()));
+    facts
 }
 
 #[cfg(test)]

@@ -11,6 +11,7 @@ use super::connection::Connection;
 use super::enroll::Credentials;
 use super::error::AgentError;
 use super::journal::{Journal, JournalError, Recovered, SharedJournal};
+use super::metadata::Collectors;
 use super::modules::{Module, Modules};
 use super::once;
 use super::outbox::Outbox;
@@ -56,6 +57,7 @@ impl Agent {
     pub async fn run(self, shutdown: impl Future<Output = ()>) -> Result<(), AgentError> {
         let Parts { config, runner, inbox, deps, way } = self.open().await?;
         let name = config.name.clone();
+        let _collectors = Collectors::start(&config, &deps.reports, &deps.clock);
 
         // The runner stops first, so that the session can still report how the runs ended; then the session stops.
         let (stop_runs, runs_stop) = watch::channel(false);
@@ -131,7 +133,8 @@ impl Agent {
         let journal = SharedJournal::new(journal);
         let (inputs, inbox) = mpsc::channel(INPUTS);
         let runner = Runner::new(config.capacity, modules, journal.clone(), recovered, outbox.clone(), clock.clone());
-        let deps = SessionDeps { capacity: config.capacity, journal, outbox, clock, inputs };
+        let reports = Arc::default();
+        let deps = SessionDeps { capacity: config.capacity, journal, outbox, clock, inputs, reports };
         Ok(Parts { config, runner, inbox, deps, way })
     }
 }
@@ -180,6 +183,9 @@ fn over<B: Broker + 'static>(
     deps: SessionDeps,
     stop: watch::Receiver<bool>,
 ) -> BoxFuture<'static, Result<(), AgentError>> {
+    if !config.labels.is_empty() {
+        log::warn!(agent = config.name.as_str(); "labels of an agent at a broker are those that it was added with");
+    }
     let connection = BrokerConnection::new(config, deps, broker);
     Box::pin(async move {
         connection.run(stop).await;

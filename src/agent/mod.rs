@@ -27,6 +27,9 @@
 //!                       journal ◀──┘
 //! ```
 //!
+//! Beside that, [`metadata`] runs the programs whose output is reported all the time, and the session sends it when there is
+//! nothing else to send.
+//!
 //! No two parts wait for each other: the session waits for the runner, and the runner only for the journal.
 //!
 //! An agent holds three file descriptors (socket, journal, lock) and a few kilobytes, so thousands fit into one process.
@@ -42,6 +45,7 @@ mod enroll;
 mod error;
 mod journal;
 mod lifecycle;
+mod metadata;
 pub mod modules;
 mod once;
 mod outbox;
@@ -54,7 +58,7 @@ mod stop_signal;
 #[cfg(test)]
 mod tests;
 
-pub use config::{AgentConfig, BackoffConfig, Bounds, ExecConfig, LimitsConfig, OutputConfig, Secret};
+pub use config::{AgentConfig, BackoffConfig, Bounds, ExecConfig, LimitsConfig, MetadataConfig, OutputConfig, Secret};
 pub use error::AgentError;
 pub use journal::JournalError;
 pub use lifecycle::Agent;

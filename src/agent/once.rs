@@ -5,10 +5,11 @@
 use super::config::AgentConfig;
 use super::enroll::{self, Credentials, EnrollError};
 use super::error::AgentError;
+use super::metadata::collect_once;
 use super::outbox::{Fault, expired};
 use super::runner::Input;
 use super::session::{RESULT_BYTES, RESULTS_PER_FRAME, SessionDeps, take_first};
-use crate::domain::protocol::{Command, MAX_FRAME, RunRef, Stored};
+use crate::domain::protocol::{Command, MAX_FRAME, MetadataStored, RunRef, Stored};
 use crate::domain::time::Timestamp;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
@@ -23,6 +24,7 @@ struct Due {
 }
 
 struct Http<'a> {
+    config: &'a AgentConfig,
     client: reqwest::Client,
     base: &'a str,
     token: String,
@@ -45,7 +47,7 @@ pub(super) async fn check_in(
     let client = enroll::client(config).map_err(|error| failed(&error))?;
     let base = config.server.trim_end_matches('/');
     let token = credentials.token.clone();
-    let done = Http { client, base, token, deps, stored: 0 }.run().await?;
+    let done = Http { config, client, base, token, deps, stored: 0 }.run().await?;
     // All calls were answered, so the token is valid.
     credentials.used(&config.state_dir).await?;
     Ok(done)
@@ -56,6 +58,7 @@ impl Http<'_> {
         let unstored = self.deps.journal.with(|journal| Ok(journal.unstored())).await?;
         self.deps.outbox.post(|pending| pending.results.extend(unstored));
         self.report().await?;
+        self.report_metadata().await?;
         let mut seen = HashSet::new();
         loop {
             let url = format!("{}/v1/agent/commands?limit={}", self.base, self.deps.capacity.min(1000));
@@ -92,6 +95,18 @@ impl Http<'_> {
         let (tell, settled) = oneshot::channel();
         self.input(Input::Settle(tell)).await?;
         let _ = settled.await;
+        Ok(())
+    }
+
+    /// Collects every value once, and reports them.
+    async fn report_metadata(&mut self) -> Result<(), AgentError> {
+        let (reports, clock) = (&self.deps.reports, &self.deps.clock);
+        collect_once(self.config, reports, clock).await;
+        while let Some(frame) = reports.take(Timestamp::of_this_machine(), clock.moment()) {
+            let body = serde_json::to_string(&frame).map_err(|error| failed(&error))?;
+            let stored: MetadataStored = self.post("metadata", body).await?;
+            reports.stored(&stored);
+        }
         Ok(())
     }
 

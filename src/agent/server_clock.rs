@@ -20,6 +20,13 @@ pub(super) struct ServerClock {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Moment(i64);
 
+impl Moment {
+    /// The milliseconds from an earlier moment to this one.
+    pub(super) fn since(self, earlier: Self) -> i64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
 impl Default for ServerClock {
     fn default() -> Self {
         Self::over(millis_since_boot)

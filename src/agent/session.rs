@@ -2,6 +2,7 @@
 
 use super::enroll::{VERSION, facts};
 use super::journal::{JournalError, SharedJournal};
+use super::metadata::{Frame, Reports};
 use super::outbox::{Fault, Outbox, expired};
 use super::runner::Input;
 use super::server_clock::{Moment, ServerClock};
@@ -58,6 +59,7 @@ pub(super) struct SessionDeps {
     pub(super) outbox: Arc<Outbox>,
     pub(super) clock: Arc<ServerClock>,
     pub(super) inputs: mpsc::Sender<Input>,
+    pub(super) reports: Arc<Reports>,
 }
 
 /// One connection.
@@ -65,8 +67,9 @@ pub(super) struct Session<S> {
     socket: WebSocketStream<S>,
     deps: SessionDeps,
     welcomed: bool,
-    /// When `hello` was sent.
+    /// When `hello` was sent, by the server's clock or this machine's, as the server was told.
     greeted: Moment,
+    clock: Timestamp,
     /// Runs that were answered as expired on arrival.
     expired: HashSet<RunRef>,
     heard: Instant,
@@ -75,7 +78,8 @@ pub(super) struct Session<S> {
 impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     pub(super) fn new(socket: WebSocketStream<S>, deps: SessionDeps) -> Self {
         let greeted = deps.clock.moment();
-        Self { socket, deps, welcomed: false, greeted, expired: HashSet::new(), heard: Instant::now() }
+        let (clock, expired, heard) = (Timestamp::of_this_machine(), HashSet::new(), Instant::now());
+        Self { socket, deps, welcomed: false, greeted, clock, expired, heard }
     }
 
     /// Whether the server has sent `welcome`.
@@ -94,7 +98,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         self.hello().await?;
         let mut pings = interval_at(Instant::now() + PING_EVERY, PING_EVERY);
         pings.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let outbox = self.deps.outbox.clone();
+        let (outbox, reports) = (self.deps.outbox.clone(), self.deps.reports.clone());
         loop {
             let silent_at = self.heard + if self.welcomed { SILENCE } else { HELLO_TIMEOUT };
             tokio::select! {
@@ -110,6 +114,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                     }
                 }
                 () = outbox.news(), if self.welcomed => self.flush().await?,
+                () = reports.due(), if self.welcomed => self.report().await?,
                 _ = pings.tick() => self.send(Message::Ping(Bytes::new())).await?,
                 () = tokio::time::sleep_until(silent_at) => {
                     return Err(self.refuse("silence", "nothing was heard for too long", close::TOO_SLOW).await);
@@ -138,10 +143,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let journal = &self.deps.journal;
         let mut running = journal.with(|journal| Ok(journal.unfinished())).await.map_err(broken)?;
         running.truncate(REFS_PER_FRAME);
-        let clock = Some(Timestamp::of_this_machine());
-        let hello =
-            Hello { version: VERSION.into(), facts: facts().clone(), capacity: self.deps.capacity, running, clock };
-        self.greeted = self.deps.clock.moment();
+        (self.clock, self.greeted) = (Timestamp::of_this_machine(), self.deps.clock.moment());
+        let (version, facts, capacity, clock) = (VERSION.into(), facts(), self.deps.capacity, Some(self.clock));
+        let hello = Hello { version, facts, capacity, running, clock };
         self.send_frame(&AgentFrame::Hello(hello)).await
     }
 
@@ -164,9 +168,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let mut wrong_time = None;
         let input = match ServerFrame::parse(&text) {
             Err(error) => return Err(self.refuse("malformed", &error.to_string(), close::MALFORMED).await),
-            Ok(None | Some(ServerFrame::MetadataStored { .. })) => return Ok(()),
+            Ok(None) => return Ok(()),
+            Ok(Some(ServerFrame::MetadataStored(stored))) => {
+                self.deps.reports.stored(&stored);
+                return Ok(());
+            }
             Ok(Some(ServerFrame::Welcome(welcome))) => {
                 self.deps.clock.set_as_of(self.greeted, welcome.server_time);
+                self.deps.reports.begin(welcome.metadata_interval);
                 self.welcomed = true;
                 let unstored = self.deps.journal.with(|journal| Ok(journal.unstored())).await.map_err(broken)?;
                 self.deps.outbox.post(|pending| pending.results.extend(unstored));
@@ -233,6 +242,16 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
             if is_empty && pending.fault.is_none() {
                 return Ok(());
             }
+        }
+    }
+
+    /// Sends metadata, after everything that is more important.
+    async fn report(&mut self) -> Result<(), End> {
+        self.flush().await?;
+        // The server reads these times by the clock of the hello, wherever that one was and is by now.
+        match self.deps.reports.take(self.clock, self.greeted) {
+            Some(Frame { seq, items }) => self.send_frame(&AgentFrame::Metadata { seq, items }).await,
+            None => Ok(()),
         }
     }
 

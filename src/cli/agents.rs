@@ -17,6 +17,9 @@ pub(super) enum Command {
         /// A target expression
         #[arg(long, value_name = "EXPR")]
         target: Option<String>,
+        /// Keys of metadata to show, separated by commas
+        #[arg(long, value_name = "KEYS")]
+        metadata: Option<String>,
         /// The output format
         #[arg(short, long, value_enum, default_value_t)]
         output: Format,
@@ -28,7 +31,7 @@ pub(super) enum Command {
     Add {
         /// The agent's name, unique in the fleet
         name: String,
-        /// How commands reach it: webhook, smtp, nats, stream, or a transport of your own
+        /// How commands reach it: webhook, smtp, nats, amqp, stream, or a transport of your own
         #[arg(long, value_name = "NAME")]
         transport: String,
         /// The agent's address; for webhook an http(s) URL, for smtp a mail address
@@ -67,7 +70,9 @@ pub(super) enum Command {
         #[command(flatten)]
         server: ServerArgs,
     },
-    /// Show all that the server knows of an agent, as JSON
+    /// Watch what agents report of themselves (metadata), live; Ctrl-C ends it
+    Watch(super::watch::Arguments),
+    /// Show all that the server knows of an agent, its metadata included, as JSON
     Show {
         /// The agent's name
         name: String,
@@ -76,19 +81,53 @@ pub(super) enum Command {
     },
 }
 
+/// Puts the values of keys, which may hold dots, into columns of their own: `metadata.KEY`.
+fn flatten(agent: &mut Value, keys: &[String]) {
+    for key in keys {
+        let item = &agent["metadata"][key.trim_start_matches("metadata.")];
+        let value = match item["error"].as_str() {
+            Some(error) => format!("! {error}").into(),
+            None => item["value"].clone(),
+        };
+        agent[key] = value;
+    }
+}
+
 pub(super) fn run(command: Command) -> Outcome {
     actix_rt::System::new().block_on(async {
         match command {
-            Command::List { target, output, server } => {
-                let target = target.map(|target| format!("target={}", super::client::encoded(&target)));
-                let agents = Client::new(&server)?.all("/v1/agents", target.as_deref().unwrap_or(""), "agents").await?;
-                print(&agents, &COLUMNS, output)?;
+            Command::List { target, metadata, output, server } => {
+                let parameter = |name: &str, value: &Option<String>| {
+                    value.as_ref().map(|value| format!("&{name}={}", super::client::encoded(value))).unwrap_or_default()
+                };
+                let query = format!("{}{}", parameter("target", &target), parameter("metadata", &metadata));
+                let mut agents =
+                    Client::new(&server)?.all("/v1/agents", query.trim_start_matches('&'), "agents").await?;
+                let keys = metadata.iter().flat_map(|keys| keys.split(','));
+                let keys: Vec<String> = keys.map(|key| format!("metadata.{}", key.trim())).collect();
+                if matches!(output, Format::Table | Format::Csv) {
+                    agents.iter_mut().for_each(|agent| flatten(agent, &keys));
+                }
+                let columns: Vec<&str> = COLUMNS.into_iter().chain(keys.iter().map(String::as_str)).collect();
+                print(&agents, &columns, output)?;
             }
+            Command::Watch(arguments) => return super::watch::run(arguments).await,
             Command::Add { name, transport, address, labels, server } => {
                 let labels: BTreeMap<String, String> = labels.into_iter().collect();
                 let body = json!({ "name": name, "transport": transport, "address": address, "labels": labels });
-                let added = Client::new(&server)?.call(Method::POST, "/v1/agents", Some(body)).await?;
+                let client = Client::new(&server)?;
+                let added = client.call(Method::POST, "/v1/agents", Some(body)).await?;
                 say!("{}", serde_json::to_string_pretty(&added)?);
+                // The agent is added, whether this can be read or not.
+                let nodes = client.get("/v1/nodes").await.unwrap_or_default();
+                let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
+                let serves = |node: &Value| {
+                    node["alive"] == true && list(&node["transports"]).iter().any(|name| *name == transport.as_str())
+                };
+                let nodes = list(&nodes["nodes"]);
+                if !nodes.is_empty() && !nodes.iter().any(serves) {
+                    eprintln!("no node has a sender for {transport:?}: commands to {name} wait until one has");
+                }
             }
             Command::Label { name, labels, server } => {
                 let mut patch = serde_json::Map::new();
@@ -112,7 +151,10 @@ pub(super) fn run(command: Command) -> Outcome {
             }
             Command::Show { name, server } => {
                 let path = format!("/v1/agents/{}", super::client::encoded(&name));
-                say!("{}", serde_json::to_string_pretty(&Client::new(&server)?.get(&path).await?)?);
+                let client = Client::new(&server)?;
+                let mut agent = client.get(&path).await?;
+                agent["metadata"] = client.get(&format!("{path}/metadata")).await?["metadata"].take();
+                say!("{}", serde_json::to_string_pretty(&agent)?);
             }
         }
         Ok(ExitCode::SUCCESS)

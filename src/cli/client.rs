@@ -132,6 +132,26 @@ impl Client {
         out.flush().map_err(ClientError::Output)
     }
 
+    /// Opens a stream of server-sent events, after the event with this id.
+    pub(super) async fn events(&self, path: &str, last_id: Option<&str>) -> Result<reqwest::Response, ClientError> {
+        let mut request = self.http.get(format!("{}{path}", self.server)).bearer_auth(self.token.trim());
+        if let Some(id) = last_id {
+            request = request.header("Last-Event-ID", id);
+        }
+        let response = request.send().await.map_err(|source| self.unreachable(source))?;
+        let status = response.status();
+        if status.is_success() {
+            return Ok(response);
+        }
+        let text = response.text().await.map_err(|source| self.unreachable(source))?;
+        Err(refusal(status, &text))
+    }
+
+    /// The connection to the server is lost.
+    pub(super) fn unreachable(&self, source: reqwest::Error) -> ClientError {
+        ClientError::Unreachable { server: self.server.clone(), source }
+    }
+
     /// Reads all pages of a list; the items are under `key`.
     pub(super) async fn all(&self, path: &str, query: &str, key: &str) -> Result<Vec<Value>, ClientError> {
         let (mut items, mut after) = (Vec::new(), String::new());

@@ -23,5 +23,6 @@ mod schedules;
 mod scratch_store;
 mod serve;
 mod token;
+mod watch;
 
 pub use commands::main;

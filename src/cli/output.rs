@@ -98,9 +98,9 @@ fn for_people(cell: String) -> String {
     }
 }
 
-/// A value as a table cell: a text without quotes, nothing for null.
+/// A value as a table cell: a text without quotes, nothing for null. A column that is itself a key is not a path.
 fn cell(item: &Value, path: &str) -> String {
-    let found = path.split('.').try_fold(item, |value, key| value.get(key));
+    let found = item.get(path).or_else(|| path.split('.').try_fold(item, |value, key| value.get(key)));
     match found {
         None | Some(Value::Null) => String::new(),
         Some(Value::String(text)) => text.clone(),

@@ -160,7 +160,12 @@ mod tests {
         let Some(ServerFrame::Commands { commands }) = message.frame else { panic!("{text}") };
         assert_eq!(commands[0].operations.get(), operations);
 
-        let welcome = Welcome { agent: "a".into(), server_time: Timestamp(7), clock: Some(Timestamp(9)) };
+        let welcome = Welcome {
+            agent: "a".into(),
+            server_time: Timestamp(7),
+            clock: Some(Timestamp(9)),
+            metadata_interval: None,
+        };
         let message = from_server(to_agent(&ServerFrame::Welcome(welcome), "a", Timestamp(8)).as_bytes());
         let message = message.expect("a message");
         assert_eq!((message.agent.as_deref(), message.server_time), (Some("a"), Some(Timestamp(7))));

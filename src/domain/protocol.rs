@@ -3,7 +3,7 @@
 //! Frames are read in two steps, first the `type` and then the frame of that type. Serde's tagged enums would do it in
 //! one, but they copy everything into an intermediate tree, in which raw JSON (operations, outputs) loses its form.
 
-use super::time::Timestamp;
+use super::time::{Span, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
 use std::sync::Arc;
@@ -216,18 +216,29 @@ fn default_capacity() -> u32 {
 }
 
 /// One reported value of a key.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
 pub struct MetadataItem {
     /// The key.
     pub key: String,
     /// Its value; any JSON.
     #[serde(default)]
+    #[schema(value_type = Option<Object>)]
     pub value: Option<Box<RawValue>>,
     /// Why there is no value.
     #[serde(default)]
     pub error: Option<String>,
-    /// The time of the value. The newest of a key wins.
-    pub collected_at: Timestamp,
+    /// The time of the value, by the agent's clock. The newest of a key wins. Default: now.
+    #[serde(default)]
+    pub collected_at: Option<Timestamp>,
+}
+
+/// A key whose value is not stored, and why. Sending it again doesn't help.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RefusedKey {
+    /// The key, cut if it is too long.
+    pub key: String,
+    /// The reason, for people.
+    pub reason: String,
 }
 
 /// A result that can't be stored, and why. The agent stops sending it.
@@ -288,11 +299,8 @@ pub enum ServerFrame {
         /// The actions' public ids.
         actions: Vec<Uuid>,
     },
-    /// Metadata up to this frame is durable.
-    MetadataStored {
-        /// The frame's number.
-        seq: i64,
-    },
+    /// The values of a frame are durable, or newer ones of the same keys.
+    MetadataStored(MetadataStored),
     /// An error; a close follows.
     Error(ErrorFrame),
 }
@@ -307,6 +315,22 @@ pub struct Welcome {
     /// Over a broker: the `clock` of the answered `hello`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<Timestamp>,
+    /// How often to report metadata, at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata_interval: Option<Span>,
+}
+
+/// The answer to metadata.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MetadataStored {
+    /// The frame's number.
+    pub seq: i64,
+    /// Keys whose values are not stored.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub rejected: Vec<RefusedKey>,
+    /// How often to report from now on, if that has changed since `welcome`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub metadata_interval: Option<Span>,
 }
 
 /// The answer to results.
@@ -346,6 +370,7 @@ struct ResultsBody {
 
 #[derive(Deserialize)]
 struct MetadataBody {
+    #[serde(default)]
     seq: i64,
     items: Vec<MetadataItem>,
 }
@@ -358,11 +383,6 @@ struct CommandsBody {
 #[derive(Deserialize)]
 struct CancelBody {
     actions: Vec<Uuid>,
-}
-
-#[derive(Deserialize)]
-struct MetadataStoredBody {
-    seq: i64,
 }
 
 impl AgentFrame {
@@ -398,7 +418,7 @@ impl ServerFrame {
             "commands" => Self::Commands { commands: serde_json::from_str::<CommandsBody>(text)?.commands },
             "stored" => Self::Stored(serde_json::from_str(text)?),
             "cancel" => Self::Cancel { actions: serde_json::from_str::<CancelBody>(text)?.actions },
-            "metadata_stored" => Self::MetadataStored { seq: serde_json::from_str::<MetadataStoredBody>(text)?.seq },
+            "metadata_stored" => Self::MetadataStored(serde_json::from_str(text)?),
             "error" => Self::Error(serde_json::from_str(text)?),
             _ => return Ok(None),
         }))

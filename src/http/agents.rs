@@ -6,7 +6,7 @@ use super::extract::{Admin, JsonBody, Viewer};
 use super::pages::{Page, after, limit};
 use crate::domain::problem::Problem;
 use crate::service::{agents, targets};
-use crate::store::{AgentPatch, AgentView};
+use crate::store::{AgentPatch, AgentView, MetadataView};
 use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
@@ -19,6 +19,9 @@ pub(super) struct AgentsQuery {
     /// A target expression: only agents that match it.
     #[param(min_length = 1)]
     target: Option<String>,
+    /// Keys of metadata whose newest values each agent is shown with, separated by commas; at most 64.
+    #[param(min_length = 1)]
+    metadata: Option<String>,
     /// The page size; 100 by default.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
@@ -26,9 +29,19 @@ pub(super) struct AgentsQuery {
     after: Option<String>,
 }
 
+/// An agent, with metadata if that was asked for.
+#[derive(Serialize, ToSchema)]
+pub(super) struct ListedAgent {
+    #[serde(flatten)]
+    agent: AgentView,
+    /// The newest values of the keys that were asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    metadata: Option<BTreeMap<String, MetadataView>>,
+}
+
 #[derive(Serialize, ToSchema)]
 pub(super) struct AgentPage {
-    agents: Vec<AgentView>,
+    agents: Vec<ListedAgent>,
     #[serde(skip_serializing_if = "Option::is_none")]
     next: Option<String>,
 }
@@ -43,7 +56,13 @@ pub(super) async fn list(_: Viewer, query: web::Query<AgentsQuery>, api: web::Da
     let limit = limit(query.limit)?;
     let target = query.target.as_deref().map(targets::parse).transpose()?;
     let agents = api.node.store.agent_list(target.as_ref(), after(query.after.as_deref())?, limit).await?;
-    let Page { items: agents, next } = Page::new(agents, limit, |agent| agent.name.clone());
+    let Page { items, next } = Page::new(agents, limit, |agent| agent.name.clone());
+    let mut metadata = agents::metadata_of(&api.node, &items, query.metadata.as_deref()).await?;
+    let with = |agent: AgentView| {
+        let metadata = metadata.as_mut().map(|of| of.remove(&agent.name).unwrap_or_default());
+        ListedAgent { agent, metadata }
+    };
+    let agents = items.into_iter().map(with).collect();
     Ok(HttpResponse::Ok().json(AgentPage { agents, next }))
 }
 

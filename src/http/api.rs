@@ -6,6 +6,7 @@ use super::unserved::Unserved;
 use crate::context::Node;
 use crate::runtime::Supervision;
 use crate::senders::stream::SessionDeps;
+use crate::service::metadata::Feeds;
 use std::sync::Arc;
 
 /// The shared state of the handlers.
@@ -19,6 +20,8 @@ pub struct Api {
     pub connections: Connections,
     /// For agents' connections.
     pub sessions: SessionDeps,
+    /// What is told to those who watch metadata.
+    pub feeds: Feeds,
     /// Whether agents may connect to this node.
     pub serves_stream: bool,
     /// Commands that no node has a sender for, as counted a moment ago.
@@ -33,7 +36,8 @@ impl Api {
         let node = sessions.node.clone();
         let limits = Limits::new(node.config.http.token_rate, node.config.http.token_streams);
         let connections = Connections::new(connections, node.metrics.clone());
-        Self { node, limits, connections, sessions, serves_stream, unserved: Arc::default(), supervision }
+        let (feeds, unserved) = (Feeds::default(), Arc::default());
+        Self { node, limits, connections, sessions, feeds, serves_stream, unserved, supervision }
     }
 
     /// The largest body in bytes.

@@ -16,6 +16,8 @@ mod health;
 mod hooks;
 mod limits;
 mod lines;
+mod metadata;
+mod metadata_events;
 mod nodes;
 mod openapi;
 mod pages;

@@ -4,7 +4,8 @@
 use super::error::ApiError;
 use super::openapi::{Problems, Token};
 use super::{
-    actions, agent_calls, agents, audit, check_in, events, health, hooks, nodes, openapi, preview, schedules, tokens,
+    actions, agent_calls, agents, audit, check_in, events, health, hooks, metadata, metadata_events, nodes, openapi,
+    preview, schedules, tokens,
 };
 use crate::domain::problem::Problem;
 use actix_web::web;
@@ -68,6 +69,8 @@ routes! {
     "/v1/actions/{id}/retry" { POST actions::retry }
     "/v1/agents" { GET agents::list, POST agents::add }
     "/v1/agents/{name}" { GET agents::show, PATCH agents::patch, DELETE agents::remove }
+    "/v1/agents/{name}/metadata" { GET metadata::of_agent }
+    "/v1/metadata/events" { GET metadata_events::events }
     "/v1/targets/preview" { POST preview::preview }
     "/v1/schedules" { GET schedules::list, POST schedules::create }
     "/v1/schedules/preview" { POST schedules::preview }
@@ -85,6 +88,7 @@ routes! {
     "/v1/agent/commands" { GET check_in::commands }
     "/v1/agent/received" { POST check_in::received }
     "/v1/agent/results" { POST check_in::results }
+    "/v1/agent/metadata" { POST metadata::report }
     "/v1/agent/stream" { GET agent_calls::stream }
 }
 

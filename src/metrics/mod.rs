@@ -1,12 +1,14 @@
 //! What the server counts and measures of its own work, and which work keeps failing.
 
 mod hooks;
+mod metadata;
 mod progress;
 mod registry;
 mod schedules;
 mod senders;
 
 pub use hooks::{HookResult, Hooks};
+pub use metadata::Metadata;
 pub use progress::{Progress, Stalled};
 pub use registry::{ActorGauge, Metrics};
 pub use schedules::Schedules;

@@ -32,9 +32,16 @@
 //! | `odoshi_hooks_given_up_total` | `hook` | events that this process gave up |
 //! | `odoshi_schedule_lateness_seconds` | | time from an occurrence to its action, a histogram; its count is the occurrences that this process made |
 //! | `odoshi_schedule_dropped_total` | `reason` | occurrences that were not made: `missed`, `too_old`, `overlap`, `invalid` |
+//! | `odoshi_metadata_values_total` | | values of metadata written |
+//! | `odoshi_metadata_coalesced_total` | | values left out, because a newer one of the same key was written instead |
+//! | `odoshi_metadata_refused_total` | | values that exceed a limit |
+//! | `odoshi_metadata_deferred_total` | | reports left with their agents for lack of memory |
+//! | `odoshi_metadata_watchers` | | those who watch metadata at this node |
+//! | `odoshi_metadata_interval_seconds` | | how often agents are asked to report |
 //! | `odoshi_store_up` | | 1 when the store answers |
 
 use super::hooks::Hooks;
+use super::metadata::Metadata;
 use super::progress::Progress;
 use super::schedules::Schedules;
 use super::senders::Senders;
@@ -100,6 +107,7 @@ struct Inner {
     sender_hosts_away: Family<Label, Gauge>,
     sender_deliveries: Family<[(&'static str, &'static str); 2], Counter>,
     hooks: Hooks,
+    metadata: Metadata,
     schedules: Schedules,
     store_up: Gauge,
 }
@@ -145,6 +153,7 @@ impl Default for Metrics {
             sender_hosts_away: Family::default(),
             sender_deliveries: Family::default(),
             hooks: Hooks::default(),
+            metadata: Metadata::default(),
             schedules: Schedules::default(),
             store_up: Gauge::default(),
         };
@@ -177,6 +186,7 @@ impl Default for Metrics {
         of.register("sender_hosts_away", "Hosts or brokers that can't be reached", inner.sender_hosts_away.clone());
         of.register("sender_deliveries", "Deliveries by result", inner.sender_deliveries.clone());
         inner.hooks.register(of);
+        inner.metadata.register(of);
         inner.schedules.register(of);
         of.register("store_up", "1 when the store answers", inner.store_up.clone());
         Self(Arc::new(inner))
@@ -209,6 +219,11 @@ impl Metrics {
     /// The numbers of hooks.
     pub fn hooks(&self) -> &Hooks {
         &self.0.hooks
+    }
+
+    /// The numbers of metadata.
+    pub fn metadata(&self) -> &Metadata {
+        &self.0.metadata
     }
 
     /// The numbers of schedules.

@@ -7,7 +7,9 @@
 //!                                  pages       batches         due next                            │
 //!                                                                                                  │ what happened
 //!  reconcilers/: open actions, complete, advance, expire, overdue, leaving agents ────────▶ Outcomes ◀┘
-//!                live join, recur, hooks, retention
+//!                live join, recur, hooks, watching, retention
+//!
+//!  what agents report (metadata) ─▶ sessions, check-ins, brokers ─▶ Metadata ─▶ watchers, here and at other nodes
 //!
 //!  Signals: whatever is committed wakes what waits for it, here (actors, watchers, long polls) and, through
 //!           PeerNotifier, at other nodes
@@ -28,9 +30,10 @@ use crate::config::Config;
 use crate::context::Node;
 use crate::domain::agent::STREAM;
 use crate::domain::batch::Limits;
-use crate::metrics::Metrics;
+use crate::metrics;
 use crate::pipeline::command_store::{CommandSink, CommandStore};
 use crate::pipeline::delay_scheduler::DelayScheduler;
+use crate::pipeline::metadata::{Metadata, MetadataSink};
 use crate::pipeline::outcomes::{OutcomeSink, Outcomes};
 use crate::pipeline::resolver::Resolver;
 use crate::pipeline::sender_router::{Route, Routes, SenderRouter};
@@ -40,7 +43,7 @@ use crate::reconcilers::Reconcilers;
 use crate::runtime::{Batcher, Drain, Reconciler, Sink, Supervision, Unstarted, Waker, Writer};
 use crate::senders::stream::{Opening, SessionDeps, SessionSink, Sessions, StreamSender};
 use crate::senders::{HookSet, SenderContext};
-use crate::signals::{ActionCache, Board, PeerNotifier, Presence, SchedulerInbox, Signals, StreamInbox};
+use crate::signals::{ActionCache, Board, PeerNotifier, Presence, ReportPace, SchedulerInbox, Signals, StreamInbox};
 use crate::store::Store;
 use crate::zone_data::ZoneData;
 use actix::prelude::*;
@@ -57,6 +60,7 @@ struct Addresses {
     stream_sender: Unstarted<StreamSender>,
     sessions: Unstarted<Sessions>,
     outcomes: Unstarted<Outcomes>,
+    metadata: Unstarted<Metadata>,
     peers: Unstarted<PeerNotifier>,
     reconcilers: Reconcilers,
 }
@@ -83,6 +87,7 @@ impl Addresses {
             live_join: reconcilers.live_join.address().recipient(),
             hooks: reconcilers.hooks.address().recipient(),
             recur: reconcilers.recur.address().recipient(),
+            watching: reconcilers.watching.address().recipient(),
             peers: peers.address().recipient(),
         }
     }
@@ -139,9 +144,10 @@ impl Wiring {
         let addresses = Addresses::default();
         let actions = ActionCache::new(store.clone());
         let signals = Signals::new(addresses.board(&extensions), actions.clone());
-        let (presence, metrics) = (Presence::default(), Metrics::default());
+        let (presence, metrics) = (Presence::default(), metrics::Metrics::default());
         let zones = ZoneData::load();
-        let node = Arc::new(Node { store, actions, presence, signals, metrics, zones, config });
+        let (reporter, pace) = (Writer::new(addresses.metadata.address()), ReportPace::default());
+        let node = Arc::new(Node { store, actions, presence, signals, reporter, pace, metrics, zones, config });
         Self { node, addresses, extensions, serves_stream }
     }
 
@@ -160,10 +166,12 @@ impl Wiring {
             stream_sender,
             sessions,
             outcomes,
+            metadata,
             peers,
             reconcilers,
         } = addresses;
         let outcomes = start_batcher(outcomes, OutcomeSink { node: node.clone() }, &node, &supervision);
+        let metadata = start_metadata(metadata, &node, &supervision);
         let sink = SessionSink { node: node.clone(), opening: Opening::default() };
         let sessions = start_batcher(sessions, sink, &node, &supervision);
         let recorder = Writer::new(outcomes.clone());
@@ -200,7 +208,8 @@ impl Wiring {
         }
         listeners.into_iter().for_each(|listener| (listener.start)(&supervision));
         before.extend([loader, resolver, commands.recipient(), peers.recipient(), scheduler.recipient()]);
-        let after = reconcilers.into_iter().chain([outcomes.recipient(), sessions.recipient()]).collect();
+        let after =
+            reconcilers.into_iter().chain([outcomes.recipient(), metadata.recipient(), sessions.recipient()]).collect();
         let stages = Stages { before, senders: drained_senders, after, stream: stream.clone() };
         let sessions = SessionDeps::new(node.clone(), context, stream);
         Wired { node, supervision, stages, sessions }
@@ -216,6 +225,15 @@ fn start_batcher<S: Sink>(
     let batch = &node.config.store.batch;
     let limits = Limits { max_items: batch.max_items, max_wait: batch.max_wait.0, idle: batch.idle.0 };
     unstarted.start(S::NAME, Batcher::new(sink, limits), supervision)
+}
+
+fn start_metadata(unstarted: Unstarted<Metadata>, node: &Arc<Node>, supervision: &Supervision) -> Addr<Metadata> {
+    let settings = &node.config.metadata;
+    // Agents report all the time: there is no pause to wait for.
+    let (max_wait, idle) = (settings.flush_interval.0, settings.flush_interval.0);
+    let batcher =
+        Batcher::new(MetadataSink::new(node.clone()), Limits { max_items: settings.max_items, max_wait, idle });
+    unstarted.start(MetadataSink::NAME, batcher, supervision)
 }
 
 fn start_resolver(

@@ -4,6 +4,7 @@
 pub mod command_store;
 pub mod delay_scheduler;
 mod messages;
+pub mod metadata;
 pub mod outcomes;
 pub mod resolver;
 pub mod sender_router;

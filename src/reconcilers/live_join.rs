@@ -4,7 +4,10 @@
 //! actions match it. A slow sweep over the whole fleet finds missed agents, for the live actions
 //! that this node owns. Each matching agent without a command gets one, due at once or when the
 //! action becomes valid. The command gets an open row, because the action's own cursors have passed
-//! its place. Until it expires, a live action stays open and its `counts.resolved` is false.
+//! its place.
+//!
+//! Metadata changes all day, so an action is matched with the agents that report only if its target mentions
+//! a key that they report. Until it expires, a live action stays open and its `counts.resolved` is false.
 
 use crate::context::Node;
 use crate::domain::target::Target;
@@ -16,6 +19,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// How often it looks for live actions in any case.
+const POLL_INTERVAL: Duration = Duration::from_secs(10);
 /// How often the whole fleet is swept.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// Maximum number of agents per read and transaction.
@@ -25,12 +30,48 @@ const PAGE: usize = 1_000;
 pub struct LiveJoin {
     node: Arc<Node>,
     swept: Option<Instant>,
+    /// Actions whose targets mention metadata, and whose keys are followed.
+    followed: HashSet<i64>,
 }
 
 impl LiveJoin {
     /// A reconciler for this node.
     pub fn new(node: Arc<Node>) -> Self {
-        Self { node, swept: None }
+        Self { node, swept: None, followed: HashSet::new() }
+    }
+
+    /// The actions whose targets mention metadata; their keys are what reports are compared with from now on.
+    async fn follow_keys(&self, live: &[i64]) -> StoreResult<Vec<i64>> {
+        let (mut keys, mut actions) = (HashSet::new(), Vec::new());
+        for no in live {
+            let Some(action) = self.node.actions.get(*no).await? else { continue };
+            let Ok(target) = Target::parse(&action.target) else { continue };
+            let mentioned = target.metadata_keys();
+            if !mentioned.is_empty() {
+                actions.push(*no);
+            }
+            keys.extend(mentioned.into_iter().map(str::to_owned));
+        }
+        self.node.signals.metadata_watch().set_live_keys(keys);
+        Ok(actions)
+    }
+
+    /// Lets agents join that have reported keys which targets mention.
+    async fn join_reported(&mut self, live: &[i64]) -> StoreResult<()> {
+        let actions = self.follow_keys(live).await?;
+        // What was reported before the keys were followed is in the store.
+        let new: Vec<i64> = actions.iter().copied().filter(|no| !self.followed.contains(no)).collect();
+        self.join_all(&new, None).await?;
+        self.followed = actions.iter().copied().collect();
+        let reported = self.node.signals.reported_agents();
+        match reported.take() {
+            Dirty::Everything => self.join_all(&actions, None).await,
+            Dirty::Keys(agents) if agents.is_empty() => Ok(()),
+            Dirty::Keys(agents) => {
+                let agents: Vec<i64> = agents.into_iter().collect();
+                self.join_all(&actions, Some(&agents)).await.inspect_err(|_| reported.add(agents))
+            }
+        }
     }
 
     async fn join_all(&self, nos: &[i64], among: Option<&[i64]>) -> StoreResult<()> {
@@ -94,12 +135,13 @@ impl Reconcile for LiveJoin {
     const DEBOUNCE: Duration = Duration::from_millis(20);
 
     fn period(&self) -> Duration {
-        SWEEP_INTERVAL
+        POLL_INTERVAL
     }
 
     async fn run_once(&mut self) -> Result<Pace, RoundFailed> {
         let live = self.node.store.action_list_live().await?;
         self.join_changed(&live).await?;
+        self.join_reported(&live).await?;
         self.sweep(live).await?;
         Ok(Pace::Wait)
     }
@@ -121,7 +163,7 @@ mod tests {
 
     /// One that has just swept.
     fn swept(node: &TestNode) -> LiveJoin {
-        LiveJoin { node: node.node.clone(), swept: Some(Instant::now()) }
+        LiveJoin { node: node.node.clone(), swept: Some(Instant::now()), followed: HashSet::new() }
     }
 
     async fn joined(node: &TestNode, action: &Action) -> usize {
@@ -211,6 +253,39 @@ mod tests {
         node.mend_inserts("commands");
         join.run_once().await.unwrap();
         assert_eq!(joined(&node, &action).await, 2);
+    }
+
+    #[actix_rt::test]
+    async fn an_agent_joins_when_it_reports_what_a_target_mentions() {
+        let node = TestNode::new().await;
+        let document = json!({"membership": "live", "target": "metadata.battery < 20", "expires_after": "1h"});
+        let action = node.resolved(document, &[]).await;
+        let other = live(&node).await;
+        let agents = node.agents(2).await;
+        let mut join = swept(&node);
+        join.run_once().await.unwrap();
+        let report = async |agent_no, key: &str, value: &str| {
+            let value = crate::domain::metadata::Value {
+                value: Some(value.to_owned()),
+                error: None,
+                collected_at: node.store.now(),
+                clamped: false,
+            };
+            let (values, at) = ([(key.to_owned(), value)].into(), node.store.now());
+            let report = crate::domain::metadata::AgentReport { agent_no, values, at, checked_in: false };
+            node.node.reporter.put(vec![report]).await.unwrap();
+        };
+        report(agents[0], "battery", "50").await;
+        report(agents[0], "load", "1").await;
+        join.run_once().await.unwrap();
+        assert_eq!(joined(&node, &action).await, 0);
+        report(agents[1], "battery", "19").await;
+        assert!(node.has_heard("live_join: wake").await);
+        join.run_once().await.unwrap();
+        assert_eq!(joined(&node, &action).await, 1);
+        assert_eq!(joined(&node, &other).await, 1, "metadata is no reason to look at other live actions");
+        report(agents[0], "load", "2").await;
+        assert!(!node.has_heard("live_join: wake").await, "no target mentions it");
     }
 
     #[actix_rt::test]

@@ -13,6 +13,7 @@
 //! | [`live_join`] | lets agents join live actions |
 //! | [`recur`] | makes the occurrences of schedules, of all nodes' together |
 //! | [`hooks`] | sends events to hooks |
+//! | [`watching`] | tells other nodes whether somebody watches metadata at this one |
 //! | [`retention`] | deletes what is older than its retention |
 
 pub mod advance;
@@ -27,5 +28,6 @@ pub mod recur;
 pub mod retention;
 mod start;
 mod support;
+pub mod watching;
 
 pub use start::Reconcilers;

@@ -10,6 +10,7 @@ use super::open_actions::ReadOpenActions;
 use super::overdue::Overdue;
 use super::recur::Recur;
 use super::retention::Retention;
+use super::watching::Watching;
 use crate::context::Node;
 use crate::runtime::{Drain, Reconcile, Reconciler, Supervision, Unstarted};
 use crate::senders::{HookSet, Recorder};
@@ -37,6 +38,8 @@ pub struct Reconcilers {
     pub recur: Unstarted<Reconciler<Recur>>,
     /// See [`super::hooks`].
     pub hooks: Unstarted<Reconciler<Hooks>>,
+    /// See [`super::watching`].
+    pub watching: Unstarted<Reconciler<Watching>>,
     /// See [`super::retention`].
     pub retention: Unstarted<Reconciler<Retention>>,
 }
@@ -61,6 +64,7 @@ impl Reconcilers {
             live_join,
             recur,
             hooks,
+            watching,
             retention,
         } = self;
         let (n, r, s) = (node, recorder, supervision);
@@ -74,6 +78,7 @@ impl Reconcilers {
             start(live_join, n, s, LiveJoin::new),
             start(recur, n, s, Recur::new),
             start(hooks, n, s, move |node| Hooks::new(node, hook_set.clone())),
+            start(watching, n, s, Watching::new),
             start(retention, n, s, Retention::new),
         ]
     }
@@ -119,6 +124,7 @@ mod tests {
             "live_join",
             "recur",
             "hooks",
+            "watching",
             "retention",
         ];
         assert_eq!(names, all);

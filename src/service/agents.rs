@@ -6,11 +6,13 @@ use crate::domain::agent::{AgentRef, Enrollment, MAX_DESCRIPTION, STREAM, Secret
 use crate::domain::audit::Author;
 use crate::domain::broker::{MAX_QUEUE_NAME, commands_to};
 use crate::domain::text::{has_nul, is_mail_address};
-use crate::store::{AgentPatch, AgentView, Enrolled, NewAgent};
-use std::collections::BTreeMap;
+use crate::store::{AgentPatch, AgentView, Enrolled, MetadataView, NewAgent};
+use std::collections::{BTreeMap, HashMap};
 
 /// The longest address, in bytes.
 const MAX_ADDRESS: usize = 2_048;
+/// Keys of metadata that a list of agents is shown with, at most.
+const MAX_LISTED_KEYS: usize = 64;
 
 /// An agent that doesn't connect to the server.
 #[derive(Clone, Debug)]
@@ -56,6 +58,37 @@ pub async fn add(node: &Node, added: AddedAgent, by: &Author) -> ServiceResult<A
     node.signals.agent_changed(agent.no);
     log::info!(agent = agent.name.as_str(), transport = agent.transport.as_str(); "an agent was added");
     Ok(AgentSecrets { token, signing })
+}
+
+/// The newest value of each key of an agent.
+///
+/// # Errors
+/// If there is no such agent.
+pub async fn metadata(node: &Node, name: &str) -> ServiceResult<BTreeMap<String, MetadataView>> {
+    if let Some(agent) = node.store.metadata_of(&[name.to_owned()], None).await?.pop() {
+        return Ok(agent.values);
+    }
+    // It has none, or doesn't exist.
+    show(node, name).await.map(|_| BTreeMap::new())
+}
+
+/// The newest values of some keys, which are separated by commas, by agent. `None` if no keys are asked for.
+///
+/// # Errors
+/// If there are too many keys.
+pub async fn metadata_of(
+    node: &Node,
+    agents: &[AgentView],
+    keys: Option<&str>,
+) -> ServiceResult<Option<HashMap<String, BTreeMap<String, MetadataView>>>> {
+    let Some(keys) = keys else { return Ok(None) };
+    let keys: Vec<String> = keys.split(',').map(|key| key.trim().to_owned()).collect();
+    if keys.len() > MAX_LISTED_KEYS || keys.iter().any(String::is_empty) {
+        return Err(ServiceError::invalid(format!("metadata: not 1 to {MAX_LISTED_KEYS} keys, separated by commas")));
+    }
+    let names: Vec<String> = agents.iter().map(|agent| agent.name.clone()).collect();
+    let of = node.store.metadata_of(&names, Some(&keys)).await?;
+    Ok(Some(of.into_iter().map(|agent| (agent.name, agent.values)).collect()))
 }
 
 fn enrolled(enrolled: Enrolled, new: &NewAgent) -> ServiceResult<AgentRef> {

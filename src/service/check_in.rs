@@ -5,15 +5,19 @@
 use super::error::{ServiceError, ServiceResult};
 use crate::context::Node;
 use crate::domain::agent::AgentRef;
-use crate::domain::protocol::{Command, MAX_FRAME, RunRef, RunResult, Stored};
+use crate::domain::metadata::AgentReport;
+use crate::domain::protocol::{Command, MAX_FRAME, MetadataItem, MetadataStored, RunRef, RunResult, Stored};
 use crate::domain::time::Timestamp;
 use crate::senders::stream::records::{store_received, store_results};
+use crate::senders::stream::reports::store_metadata;
 use crate::senders::{DueCommand, SenderContext};
 use std::time::Duration;
 use tokio::time::Instant;
 
 /// How often a waiting call polls.
 const POLL_INTERVAL: Duration = Duration::from_secs(5);
+/// How long an empty answer waits until the check-in is written.
+const CHECK_IN_WAIT: Duration = Duration::from_secs(2);
 /// The shortest time between two reads of the store.
 const MIN_INTERVAL: Duration = Duration::from_millis(50);
 
@@ -41,7 +45,7 @@ pub async fn due(
     if agent.disabled {
         return Err(ServiceError::forbidden("the agent is disabled"));
     }
-    node.store.agent_check_in(agent.no).await?;
+    let checked_in = node.reporter.put(vec![AgentReport::seen(agent.no, node.store.now(), true)]);
     let until = Instant::now() + wait;
     // Registered before the store is read, so that later writes wake the call.
     let waiting = node.signals.long_pollers().wait(agent.no);
@@ -57,6 +61,10 @@ pub async fn due(
             }
         }
         if !commands.is_empty() || left.is_zero() || is_stopping() {
+            if commands.is_empty() {
+                // An agent without work has time until it is shown as online.
+                tokio::time::timeout(CHECK_IN_WAIT, checked_in).await.ok();
+            }
             return Ok(DueCommands { commands, server_time: now });
         }
         waited = true;
@@ -118,6 +126,14 @@ pub async fn results(
 ) -> ServiceResult<Stored> {
     let results = results.into_iter().map(|result| (result.run_ref(), Err(result))).collect();
     store_results(&node.actions, context, agent_no, results, node.store.now()).await.ok_or_else(away)
+}
+
+/// Stores metadata. Returns once it is durable.
+///
+/// # Errors
+/// If the store is away.
+pub async fn metadata(node: &Node, agent_no: i64, seq: i64, items: Vec<MetadataItem>) -> ServiceResult<MetadataStored> {
+    store_metadata(node, agent_no, seq, items).await.ok_or_else(away)
 }
 
 fn away() -> ServiceError {

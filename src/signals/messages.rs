@@ -77,6 +77,17 @@ pub struct RecordedOutcome {
     pub runs_again: bool,
 }
 
+/// Metadata → signals: values were written. No message of an actor, but the same for all whom it concerns.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct MetadataWritten {
+    /// The agents with new values.
+    pub agents: Vec<i64>,
+    /// Those of them with a key that a live action's target mentions.
+    pub live: Vec<i64>,
+    /// Somebody watches at another node.
+    pub is_watched_elsewhere: bool,
+}
+
 /// Signals → peer notifier: other nodes may need these hints.
 #[derive(Message)]
 #[rtype(result = "()")]

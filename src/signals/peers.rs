@@ -8,6 +8,7 @@
 
 use super::board::Signals;
 use super::messages::{PeerNews, Publish};
+use super::metadata_watch::{MANY, Reported};
 use crate::domain::hint::Hint;
 use crate::error_chain::ErrorChain;
 use crate::metrics::Metrics;
@@ -33,6 +34,8 @@ pub struct PeerNotifier {
     /// Actions with new commands, and the agent key after which these begin.
     commands: BTreeMap<i64, i64>,
     others: BTreeSet<Hint>,
+    /// Agents that reported metadata.
+    reported: Reported,
     /// A message is being sent, or the interval after it isn't over.
     busy: bool,
     stopped: bool,
@@ -41,8 +44,8 @@ pub struct PeerNotifier {
 impl PeerNotifier {
     /// A notifier without pending hints.
     pub fn new(store: Arc<dyn Store>, signals: Signals, metrics: Metrics) -> Self {
-        let (commands, others) = (BTreeMap::new(), BTreeSet::new());
-        Self { store, signals, metrics, commands, others, busy: false, stopped: false }
+        let (commands, others, reported) = (BTreeMap::new(), BTreeSet::new(), Reported::default());
+        Self { store, signals, metrics, commands, others, reported, busy: false, stopped: false }
     }
 
     fn add(&mut self, hint: Hint) {
@@ -51,6 +54,8 @@ impl PeerNotifier {
                 let known = self.commands.entry(action_no).or_insert(after);
                 *known = after.min(*known);
             }
+            Hint::Metadata(None) => self.reported = Reported::Many,
+            Hint::Metadata(Some(agents)) => self.reported.add(&agents, MANY),
             other => drop(self.others.insert(other)),
         }
         if self.commands.len() + self.others.len() > MAX_PENDING {
@@ -60,7 +65,8 @@ impl PeerNotifier {
     }
 
     fn send(&mut self, ctx: &mut Context<Self>) {
-        if self.busy || self.stopped || (self.commands.is_empty() && self.others.is_empty()) {
+        let is_empty = self.commands.is_empty() && self.others.is_empty() && self.reported.is_empty();
+        if self.busy || self.stopped || is_empty {
             return;
         }
         crate::fault_point!("peers");
@@ -84,7 +90,12 @@ impl PeerNotifier {
     fn take(&mut self) -> Vec<Hint> {
         let commands = std::mem::take(&mut self.commands).into_iter();
         let commands = commands.map(|(action_no, after)| Hint::Commands { action_no, after });
-        commands.chain(std::mem::take(&mut self.others)).collect()
+        let reported = match std::mem::take(&mut self.reported) {
+            Reported::Many => Some(Hint::Metadata(None)),
+            Reported::Agents(agents) if agents.is_empty() => None,
+            Reported::Agents(agents) => Some(Hint::Metadata(Some(agents.into_iter().collect()))),
+        };
+        commands.chain(std::mem::take(&mut self.others)).chain(reported).collect()
     }
 
     /// These hints were sent, or not, and then they are kept. Answers how long nothing is sent.
@@ -132,6 +143,7 @@ async fn pass_on(store: &dyn Store, signals: &Signals, hints: Vec<Hint>) {
             Hint::Commands { action_no, after } => news.commands.push((action_no, after)),
             Hint::Open => (news.open, waiting) = (true, true),
             Hint::Everything => (news.everything, waiting) = (true, true),
+            Hint::Metadata(agents) => signals.heard_metadata(agents),
             Hint::Action(no) => match store.action_get(no).await {
                 Ok(Some(action)) if action.is_cancelled() => signals.heard_cancelled(no, action.id),
                 // Resuming an action that isn't paused costs one extra read.
@@ -229,6 +241,20 @@ mod tests {
         assert_eq!(peers.take().len(), MAX_PENDING);
         (0..=last).for_each(|no| peers.add(if no % 2 == 0 { commands(no, 0) } else { Hint::Action(no) }));
         assert_eq!(peers.take(), [Hint::Everything]);
+    }
+
+    #[actix_rt::test]
+    async fn agents_that_reported_are_told_together() {
+        let node = TestNode::new().await;
+        let mut peers = notifier(&node);
+        let told = |agents: std::ops::Range<i64>| Hint::Metadata(Some(agents.collect()));
+        [told(5..7), Hint::Open, told(1..3), told(6..8)].into_iter().for_each(|hint| peers.add(hint));
+        assert_eq!(peers.take(), [Hint::Open, Hint::Metadata(Some([1, 2, 5, 6, 7].into()))]);
+        peers.add(told(0..MANY as i64));
+        peers.add(told(MANY as i64..2 * MANY as i64));
+        peers.add(told(1..2));
+        assert_eq!(peers.take(), [Hint::Metadata(None)]);
+        assert!(peers.take().is_empty());
     }
 
     #[actix_rt::test]

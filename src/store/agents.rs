@@ -153,10 +153,6 @@ pub trait Agents: Send + Sync {
     /// How to reach these agents, in key order. Leaves out those that are disabled or removed.
     async fn agent_contacts(&self, agent_nos: &[i64]) -> StoreResult<Vec<AgentContact>>;
 
-    /// Stores that an agent checked in over HTTP just now, unless a check-in of the last 30 s is
-    /// stored.
-    async fn agent_check_in(&self, agent_no: i64) -> StoreResult<()>;
-
     /// Agents that match a target, with their transports, in key order after the key `after`.
     /// Agents that are disabled or removed never match.
     async fn agent_match(&self, target: &Target, after: i64, limit: usize) -> StoreResult<Vec<(i64, Arc<str>)>>;

@@ -9,6 +9,7 @@ use super::error::StoreResult;
 use super::hints::Hints;
 use super::hooks::Hooks;
 use super::live::Live;
+use super::metadata::Metadata;
 use super::nodes::Nodes;
 use super::outcomes::Outcomes;
 use super::retention::Retention;
@@ -32,6 +33,7 @@ pub trait Store:
     + Hints
     + Hooks
     + Live
+    + Metadata
     + Nodes
     + Outcomes
     + Retention

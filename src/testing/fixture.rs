@@ -14,14 +14,15 @@ use crate::domain::command::{Answer, CommandState, Event, RunEnd};
 use crate::domain::target::Target;
 use crate::domain::time::{Span, Timestamp};
 use crate::metrics::Metrics;
+use crate::pipeline::metadata::MetadataSink;
 use crate::pipeline::outcomes::OutcomeSink;
 use crate::reconcilers::open_actions::ReadOpenActions;
 use crate::runtime::{Batcher, Drain, Reconcile, Sink, Supervision, Unstarted, Wake, Writer};
 use crate::senders::stream::DeliverToSessions;
 use crate::senders::{Cancelled, Deliver, Delivery, DueCommand, Recorder, report_of};
 use crate::signals::{
-    ActionCache, AgentDisabled, BacklogChanged, Board, OpenActionsRead, PeerNews, Presence, Publish, Rescheduled,
-    Resumed, SchedulerInbox, SessionSuperseded, Signals, StreamInbox,
+    ActionCache, AgentDisabled, BacklogChanged, Board, OpenActionsRead, PeerNews, Presence, Publish, ReportPace,
+    Rescheduled, Resumed, SchedulerInbox, SessionSuperseded, Signals, StreamInbox,
 };
 use crate::store::sqlite::SqliteStore;
 use crate::store::{Accepted, CommandPage, Due, Inserted, NewAgent, OpenAction, Opened, SessionOpening, Store};
@@ -164,6 +165,7 @@ impl Listeners {
             live_join: self.add("live_join").recipient(),
             hooks: self.add("hooks").recipient(),
             recur: self.add("recur").recipient(),
+            watching: self.add("watching").recipient(),
             peers: self.add("peers").recipient(),
             listeners: Vec::new(),
         }
@@ -200,7 +202,12 @@ impl TestNode {
         let signals = Signals::new(listeners.board(), actions.clone());
         let (presence, metrics) = (Presence::default(), Metrics::default());
         let zones = ZoneData::load();
-        let node = Arc::new(Node { store: store.clone(), actions, presence, signals, metrics, zones, config });
+        let metadata = Unstarted::default();
+        let (reporter, pace) = (Writer::new(metadata.address()), ReportPace::default());
+        let store_of = store.clone();
+        let node =
+            Arc::new(Node { store: store_of, actions, presence, signals, reporter, pace, metrics, zones, config });
+        metadata.start(MetadataSink::NAME, Batcher::new(MetadataSink::new(node.clone()), at_once()), &supervision());
         let recorder = Writer::new(batcher(OutcomeSink { node: node.clone() }));
         Self { node, store, sqlite, recorder, listeners, offset: Cell::new(0), dir }
     }

@@ -16,6 +16,7 @@ mod hooks;
 mod listing;
 mod live;
 mod lost_nodes;
+mod metadata;
 mod model;
 mod mutations;
 mod on_postgres_alone;
@@ -151,6 +152,15 @@ macro_rules! cases {
                 one_batch_may_be_about_thousands_of_actions
                 what_a_result_says_comes_back_to_the_letter
                 outcomes_survive_a_restart
+            }
+            metadata {
+                the_newest_value_of_a_key_wins_and_an_equally_old_one_if_it_comes_later
+                values_are_read_by_agent_and_key
+                targets_see_the_newest_values
+                what_was_written_since_a_time_is_paged_by_agent
+                values_go_with_their_agent
+                an_agent_is_seen_when_it_is_heard_of_and_online_when_it_has_checked_in
+                whatever_comes_in_whatever_order_the_newest_stays
             }
             listing {
                 commands_are_paged_by_name

@@ -27,6 +27,7 @@ mod http_api;
 mod https;
 mod joining;
 mod kill;
+mod metadata;
 #[cfg(feature = "nats")]
 mod nats;
 mod nodes;
@@ -167,6 +168,14 @@ on_both! {
         an_agent_that_is_away_holds_up_no_other
         a_kill_in_the_middle_makes_no_occurrence_twice_and_loses_none
         new_zone_data_are_used_while_the_server_runs
+    }
+    metadata {
+        what_an_agent_reports_is_stored_shown_and_matched
+        an_answered_report_survives_a_kill_and_a_stop_writes_what_waits
+        watchers_see_a_snapshot_and_then_what_changes
+        the_reference_agent_reports_what_its_programs_print
+        an_agent_joins_a_live_action_by_what_it_reports
+        a_connected_agent_is_seen_and_one_that_checks_in_too
     }
     startup {
         a_start_that_cannot_listen_leaves_the_store_untouched

@@ -3,7 +3,8 @@
 
 use super::held::{Held, MESSAGES};
 use super::link::{Link, LinkError, Message};
-use crate::agent::enroll::{VERSION, facts};
+use crate::agent::enroll::{FACTS_FOR, VERSION, facts};
+use crate::agent::metadata::Frame;
 use crate::agent::outbox::{Fault, expired};
 use crate::agent::runner::Input;
 use crate::agent::server_clock::Moment;
@@ -76,13 +77,18 @@ impl<L: Link> BrokerSession<L> {
             ticks
         };
         let (mut heartbeats, mut keeps) = (every(HEARTBEAT_EVERY), every(KEEP_EVERY));
-        let outbox = self.deps.outbox.clone();
+        let (mut greetings, outbox) = (every(FACTS_FOR), self.deps.outbox.clone());
+        let reports = self.deps.reports.clone();
         loop {
             self.hand_over().await?;
             let room = self.held.room().min(MESSAGES.saturating_sub(self.at_runner.len()));
             tokio::select! {
                 message = self.link.next(room), if room > 0 => self.hear(message?).await?,
                 () = outbox.news() => self.flush().await?,
+                // Times are the server's, which it has told by now.
+                () = reports.due(), if self.deps.clock.now().is_some() => self.report().await?,
+                // The facts may have changed.
+                _ = greetings.tick() => self.hello().await?,
                 Some((number, written)) = self.handed.next() => self.written(number, written).await?,
                 _ = heartbeats.tick() => self.publish(&AgentFrame::Heartbeat).await?,
                 _ = keeps.tick() => self.keep().await?,
@@ -108,12 +114,23 @@ impl<L: Link> BrokerSession<L> {
         let read = self.deps.journal.with(|journal| Ok((journal.unfinished(), journal.unstored())));
         let (mut running, unstored) = read.await.map_err(|error| LinkError::of("the journal", &error))?;
         running.truncate(REFS_PER_FRAME);
-        let (version, facts, capacity) = (VERSION.into(), facts().clone(), self.deps.capacity);
+        self.clock = Timestamp::of_this_machine();
+        let (version, facts, capacity) = (VERSION.into(), facts(), self.deps.capacity);
         let hello = Hello { version, facts, capacity, running, clock: Some(self.clock) };
         self.greeted = self.deps.clock.moment();
         self.publish(&AgentFrame::Hello(hello)).await?;
         self.deps.outbox.post(|pending| pending.results.extend(unstored));
         Ok(())
+    }
+
+    /// Sends metadata, after everything that is more important.
+    async fn report(&mut self) -> Result<(), LinkError> {
+        self.flush().await?;
+        let Some(now) = self.deps.clock.now() else { return Ok(()) };
+        match self.deps.reports.take(now, self.deps.clock.moment()) {
+            Some(Frame { seq, items }) => self.publish(&AgentFrame::Metadata { seq, items }).await,
+            None => Ok(()),
+        }
     }
 
     async fn publish(&mut self, frame: &AgentFrame) -> Result<(), LinkError> {
@@ -180,6 +197,7 @@ impl<L: Link> BrokerSession<L> {
                 return self.commands(commands, ack, size, said.server_time).await;
             }
             Some(ServerFrame::Welcome(welcome)) if welcome.clock == Some(self.clock) => {
+                self.deps.reports.begin(welcome.metadata_interval);
                 self.deps.clock.set_as_of(self.greeted, welcome.server_time);
             }
             Some(ServerFrame::Cancel { actions }) => {
@@ -193,7 +211,8 @@ impl<L: Link> BrokerSession<L> {
                 log::warn!(code = error.code.as_str(), message = error.message.as_str(); "the server reports an error");
             }
             // The answer to an earlier hello has an old time.
-            Some(ServerFrame::Welcome(_) | ServerFrame::MetadataStored { .. }) | None => {}
+            Some(ServerFrame::MetadataStored(stored)) => self.deps.reports.stored(&stored),
+            Some(ServerFrame::Welcome(_)) | None => {}
         }
         self.link.ack(ack).await
     }

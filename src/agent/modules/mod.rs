@@ -2,6 +2,7 @@
 //! [`Modules::new`], or a call of [`Modules::with`] in your own program. Each executable in the
 //! modules folder is a module too ([`external`]).
 
+mod bare;
 mod environment;
 pub mod exec;
 pub mod external;
@@ -13,6 +14,7 @@ mod stop;
 #[cfg(test)]
 pub(super) mod testing;
 
+pub(super) use bare::run_bare;
 pub use module::{Call, Module, Outcome};
 pub use registry::Modules;
 pub use stop::{Stop, StopReason};

@@ -127,7 +127,7 @@ impl Peer {
 
     fn welcome(&mut self, hello: &Hello) -> u32 {
         let (agent, server_time) = ("a".into(), Timestamp::of_this_machine());
-        self.send(&ServerFrame::Welcome(Welcome { agent, server_time, clock: hello.clock }))
+        self.send(&ServerFrame::Welcome(Welcome { agent, server_time, clock: hello.clock, metadata_interval: None }))
     }
 
     async fn acked(&mut self) -> u32 {
@@ -161,7 +161,8 @@ impl Rig {
         let (inputs, inbox) = mpsc::channel(2);
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(runner.run(inbox, stopped.clone()));
-        let deps = SessionDeps { capacity, journal: journal.clone(), outbox, clock, inputs };
+        let reports = Arc::default();
+        let deps = SessionDeps { capacity, journal: journal.clone(), outbox, clock, inputs, reports };
         let (tell, peers) = mpsc::unbounded_channel();
         tokio::spawn(BrokerConnection::new(&config, deps, FakeBroker { peers: tell, largest }).run(stopped));
         Self { _dir: dir, peers, at_gate, journal, _stop: stop }

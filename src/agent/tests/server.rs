@@ -131,7 +131,13 @@ pub(super) struct Peer {
 
 impl Peer {
     pub(super) async fn welcome(&mut self, server_time: Timestamp) {
-        self.send(&ServerFrame::Welcome(Welcome { agent: "a".into(), server_time, clock: None })).await;
+        self.send(&ServerFrame::Welcome(Welcome {
+            agent: "a".into(),
+            server_time,
+            clock: None,
+            metadata_interval: None,
+        }))
+        .await;
     }
 
     pub(super) async fn send(&mut self, frame: &ServerFrame) {

@@ -1,6 +1,6 @@
 //! The benchmarks.
 
-use super::{delay, latency, pool, throughput, webhook};
+use super::{delay, latency, metadata, pool, throughput, webhook};
 use crate::cli::outcome::Outcome;
 use std::process::ExitCode;
 
@@ -12,6 +12,8 @@ pub(in crate::cli) enum Command {
     Life(throughput::Args),
     /// An idle server: time from POST /v1/actions until a connected agent has the command
     Latency(latency::Args),
+    /// What agents report all the time, on PostgreSQL: transactions, values a second, and an outage
+    Metadata(metadata::Args),
     /// Webhooks to local receivers: throughput, and what a hanging host and a dead transport cost
     Webhook(webhook::Args),
     /// The delay queue compared with other implementations
@@ -29,6 +31,10 @@ pub(in crate::cli) fn run(command: Command) -> Outcome {
         Command::Life(args) => throughput::run(&args, true, folder.path())?,
         Command::Latency(args) => {
             actix_rt::System::new().block_on(latency::run(&args, folder.path()))?;
+            ExitCode::SUCCESS
+        }
+        Command::Metadata(args) => {
+            actix_rt::System::new().block_on(metadata::run(&args, folder.path()))?;
             ExitCode::SUCCESS
         }
         Command::Webhook(args) => {

@@ -7,6 +7,7 @@ mod command;
 mod delay;
 mod fleet;
 mod latency;
+mod metadata;
 mod pool;
 mod raw;
 mod throughput;

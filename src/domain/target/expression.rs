@@ -2,6 +2,7 @@
 
 use crate::domain::command::CommandState;
 use crate::domain::time::Timestamp;
+use std::collections::BTreeSet;
 use std::time::Duration;
 use uuid::Uuid;
 
@@ -74,6 +75,25 @@ pub enum Target {
         /// The state of the agent's command.
         state: CommandState,
     },
+}
+
+impl Target {
+    /// The keys of metadata that it mentions.
+    pub fn metadata_keys(&self) -> BTreeSet<&str> {
+        match self {
+            Self::All | Self::ActionState { .. } => BTreeSet::new(),
+            Self::Not(inner) => inner.metadata_keys(),
+            Self::And(parts) | Self::Or(parts) => parts.iter().flat_map(Self::metadata_keys).collect(),
+            Self::Compare { column, .. }
+            | Self::In { column, .. }
+            | Self::Like { column, .. }
+            | Self::Between { column, .. }
+            | Self::IsNull { column, .. } => match column {
+                Column::Metadata(key) => [key.as_str()].into(),
+                _ => BTreeSet::new(),
+            },
+        }
+    }
 }
 
 /// An attribute of an agent. All are texts, except the two times.

@@ -104,6 +104,14 @@ impl<I: Send + 'static, A: Send + 'static> Writer<I, A> {
         let answers = self.0.send(Put { items, answer: PhantomData });
         async move { answers.await.unwrap_or(Err(Interrupted)) }
     }
+
+    /// Puts items in whose answers nobody needs. They are dropped if the mailbox is full. (Dropping the future of
+    /// [`put`](Self::put) would drop the items too.)
+    pub fn hint(&self, items: Vec<I>) {
+        if let Err(error) = self.0.try_send(Put { items, answer: PhantomData }) {
+            log::debug!(error:% = error; "items that nobody waits for were dropped");
+        }
+    }
 }
 
 /// The channel for the answers to a [`Put`].

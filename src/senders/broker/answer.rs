@@ -10,6 +10,7 @@ use crate::domain::broker::to_agent;
 use crate::domain::command::Event;
 use crate::domain::protocol::{Command, Hello, MAX_FRAME, RunRef, ServerFrame, Welcome};
 use crate::domain::text::{replace_nul, replace_nul_in};
+use crate::domain::time::Span;
 use crate::error_chain::ErrorChain;
 use crate::senders::stream::MAX_CAPACITY;
 use crate::senders::stream::records::store_received;
@@ -49,7 +50,7 @@ pub(super) struct Greeting<'a, C> {
 impl<C: Carrier> Greeting<'_, C> {
     pub(super) async fn answer(&self, mut hello: Hello) -> Result<(), Away> {
         let (node, agent_no) = (self.context.node(), self.agent_no);
-        node.store.agent_check_in(agent_no).await?;
+        node.seen(agent_no, true);
         replace_nul_in(&mut hello.facts);
         replace_nul(&mut hello.version);
         if !facts_fit(&hello.facts) || hello.version.len() > 128 {
@@ -57,7 +58,9 @@ impl<C: Carrier> Greeting<'_, C> {
         } else if node.store.agent_refresh(agent_no, None, &hello.facts, &hello.version).await? {
             node.signals.agent_changed(agent_no);
         }
-        let welcome = Welcome { agent: self.name.to_owned(), server_time: self.context.now(), clock: hello.clock };
+        let (agent, server_time, clock) = (self.name.to_owned(), self.context.now(), hello.clock);
+        let metadata_interval = Some(Span(node.pace.interval()));
+        let welcome = Welcome { agent, server_time, clock, metadata_interval };
         self.send(&ServerFrame::Welcome(welcome)).await?;
         // An agent can't run more than its capacity.
         let running: HashSet<RunRef> = hello.running.into_iter().take(2 * MAX_CAPACITY).collect();

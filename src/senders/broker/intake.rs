@@ -8,6 +8,7 @@ use crate::domain::protocol::{AgentFrame, RunRef, ServerFrame};
 use crate::error_chain::ErrorChain;
 use crate::senders::SenderContext;
 use crate::senders::stream::records::{store_received, store_results};
+use crate::senders::stream::reports::store_metadata;
 use futures_util::FutureExt;
 use std::panic::AssertUnwindSafe;
 use std::sync::Arc;
@@ -104,7 +105,7 @@ impl<C: Carrier> Intake<C> {
             AgentFrame::Hello(hello) => {
                 Greeting { context, carrier: &*self.carrier, name, agent_no }.answer(hello).await?;
             }
-            AgentFrame::Heartbeat => context.store.agent_check_in(agent_no).await?,
+            AgentFrame::Heartbeat => context.node().seen(agent_no, true),
             AgentFrame::Received { commands } => {
                 let received = store_received(actions, context, agent_no, commands).await;
                 let over = received.ok_or_else(Away::store)?.rejected.into_iter();
@@ -121,8 +122,12 @@ impl<C: Carrier> Intake<C> {
                 let message: String = error.message.chars().take(500).collect();
                 log::warn!(agent = name, code = error.code.as_str(), message; "an agent reports an error");
             }
-            // This version stores no metadata. Without `metadata_stored`, the agent keeps it.
-            AgentFrame::Metadata { .. } => {}
+            AgentFrame::Metadata { seq, items } => {
+                let node = context.node();
+                let stored = store_metadata(node, agent_no, seq, items).await.ok_or_else(Away::store)?;
+                let stored = ServerFrame::MetadataStored(stored);
+                self.carrier.send(name, to_agent(&stored, name, context.now()), None).await?;
+            }
         }
         Ok(())
     }

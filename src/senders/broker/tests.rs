@@ -5,7 +5,7 @@ use crate::domain::protocol::ServerFrame;
 use crate::senders::pooled::Transport;
 use crate::senders::{Delivery, DueCommand, Outcome, SenderContext};
 use crate::store::AgentPatch;
-use crate::testing::{REFUSED, TestNode, delivery, me};
+use crate::testing::{REFUSED, TestNode, delivery, me, until};
 use serde_json::{Value, json};
 use std::sync::{Arc, Mutex};
 
@@ -111,8 +111,22 @@ async fn a_hello_is_answered_with_the_time_and_with_all_that_is_open_and_not_run
     assert_eq!(open, wanted);
     assert_eq!(rig.node.states(&actions[2]).await, [Sent], "the agent has it");
     assert_eq!(rig.node.states(&actions[3]).await, [Pending], "a broker's confirmation is not `sent`");
-    let view = rig.node.store.agent_view(A).await.unwrap().expect("it is there");
-    assert_eq!((view.status, view.version.as_str(), view.facts.get()), ("online", "9", r#"{"os":"plan9"}"#));
+    let view = async || rig.node.store.agent_view(A).await.unwrap().expect("it is there");
+    until("it is online", async || view().await.status == "online").await;
+    let view = view().await;
+    assert_eq!((view.version.as_str(), view.facts.get()), ("9", r#"{"os":"plan9"}"#));
+}
+
+#[actix_rt::test]
+async fn metadata_is_answered_when_it_is_stored() {
+    let rig = Rig::new(1).await;
+    let items = json!([{"key": "load", "value": 0.5}, {"key": "", "value": 1}]);
+    assert_eq!(rig.take(json!({"type": "metadata", "seq": 7, "items": items})).await, Taken::Done);
+    let sent = rig.broker.sent();
+    let Some(ServerFrame::MetadataStored(stored)) = &sent[0].frame else { panic!("{sent:?}") };
+    assert_eq!((stored.seq, stored.rejected.len()), (7, 1));
+    let of = rig.node.store.metadata_of(&[A.to_owned()], None).await.unwrap();
+    assert_eq!(of[0].values["load"].value.as_ref().expect("a value").get(), "0.5");
 }
 
 fn queued(rig: &Rig) -> crate::domain::command::Event {
@@ -181,9 +195,7 @@ async fn what_cannot_be_used_is_put_aside_with_the_reason() {
         let buried = rig.buried();
         assert!(buried.len() == 1 && buried[0].0.as_deref() == agent && buried[0].1.contains(reason), "{buried:?}");
     }
-    for fine in
-        [json!({"type": "weather"}), json!({"type": "heartbeat"}), json!({"type": "metadata", "seq": 1, "items": []})]
-    {
+    for fine in [json!({"type": "weather"}), json!({"type": "heartbeat"})] {
         assert_eq!(rig.take(fine).await, Taken::Done);
     }
     assert!(rig.buried().is_empty() && rig.broker.sent().is_empty());

@@ -9,6 +9,8 @@ use tokio::sync::Semaphore;
 
 /// Maximum number of bytes of results in memory, over all sessions.
 const RESULTS_IN_MEMORY: usize = 256 * 1024 * 1024;
+/// The same for metadata. Beyond it, reports stay with their agents.
+const METADATA_IN_MEMORY: usize = 128 * 1024 * 1024;
 
 /// See the module.
 #[derive(Clone)]
@@ -21,11 +23,15 @@ pub struct SessionDeps {
     pub sender: Addr<StreamSender>,
     /// Permits for the bytes of results in memory, over all sessions.
     pub budget: Arc<Semaphore>,
+    /// Permits for the bytes of metadata in memory.
+    pub metadata_budget: Arc<Semaphore>,
 }
 
 impl SessionDeps {
     /// With the whole budget free.
     pub fn new(node: Arc<Node>, context: SenderContext, sender: Addr<StreamSender>) -> Self {
-        Self { node, context, sender, budget: Arc::new(Semaphore::new(RESULTS_IN_MEMORY)) }
+        let budget = Arc::new(Semaphore::new(RESULTS_IN_MEMORY));
+        let metadata_budget = Arc::new(Semaphore::new(METADATA_IN_MEMORY));
+        Self { node, context, sender, budget, metadata_budget }
     }
 }

@@ -6,10 +6,12 @@
 
 pub mod connection;
 mod deps;
+mod done;
 mod greeting;
 pub mod in_flight;
 mod messages;
 pub(crate) mod records;
+pub(crate) mod reports;
 mod sender;
 mod session;
 mod sessions;

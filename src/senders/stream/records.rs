@@ -16,23 +16,9 @@ use crate::signals::ActionCache;
 use crate::store::{Report, StoreError};
 use std::sync::Arc;
 use std::time::Duration;
-use uuid::Uuid;
 
 /// How often a record is tried before the session ends.
 const RECORD_TRIES: u32 = 6;
-
-/// The result of a finished request.
-pub(super) enum Done {
-    /// Results: the answer to the agent. `None` if nothing could be recorded.
-    Results(Option<Stored>),
-    /// Other reports: the answers to those about a run at the agent. `None` if nothing could be
-    /// recorded.
-    Reports(Option<Vec<(RunRef, Answer)>>),
-    /// A part of the backlog, and whether the store has more.
-    Backlog(Result<(Vec<DueCommand>, bool), StoreError>),
-    /// Runs that the agent has from earlier connections, and actions that don't exist.
-    Adopted(Vec<(Arc<Action>, i32)>, Vec<Uuid>),
-}
 
 /// Reads a part of the backlog: commands that are due now. Those due soon go to the scheduler.
 pub(super) async fn backlog(
@@ -158,7 +144,8 @@ pub(crate) async fn record(context: &SenderContext, reports: Vec<Report>) -> Opt
     None
 }
 
-fn wait(attempt: u32) -> Duration {
+/// The wait after a try.
+pub(super) fn wait(attempt: u32) -> Duration {
     Duration::from_millis(50) * (1 << attempt.min(6))
 }
 
@@ -227,7 +214,7 @@ mod tests {
         // The second one was decided before, the third is refused, the fourth has no second run.
         node.succeed(&actions[1], agents[0]).await;
         node.break_inserts("outcomes", &format!("NEW.action_no = {}", actions[2].no), REFUSED);
-        let (unknown, no_run) = (RunRef { action: Uuid::from_u128(9), run: 1 }, RunRef { run: 2, ..run(3) });
+        let (unknown, no_run) = (RunRef { action: uuid::Uuid::from_u128(9), run: 1 }, RunRef { run: 2, ..run(3) });
         let results = vec![
             (run(0), Err(result(run(0)))),
             (run(1), report(1)),

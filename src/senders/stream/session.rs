@@ -9,16 +9,20 @@
 //! with 1012, and the agent reconnects with all results that were not stored.
 
 use super::deps::SessionDeps;
+use super::done::Done;
 use super::greeting::End;
 use super::in_flight::{InFlight, MAX_CAPACITY, Offered, QUEUE};
 use super::messages::{Connect, Connected, NotConnected, ToSession};
-use super::records::{Done, backlog, record, store_results};
+use super::records::{backlog, record, store_results};
+use super::reports::{Reports, report};
 use crate::domain::agent::AgentRef;
 use crate::domain::command::{Answer, Event};
+use crate::domain::metadata::AgentClock;
 use crate::domain::protocol::{
     AgentFrame, Command, ErrorFrame, Hello, MAX_FRAME, PING_EVERY, RunRef, RunResult, SILENCE, ServerFrame, Welcome,
     close,
 };
+use crate::domain::time::Span;
 use crate::error_chain::ErrorChain;
 use crate::senders::due_command::{DueCommand, hold_report, report_of};
 use crate::store::Report;
@@ -54,6 +58,7 @@ pub(super) struct Session {
     working: FuturesUnordered<LocalBoxFuture<'static, Done>>,
     /// Results that wait for room in the memory budget.
     parked: Option<(Vec<RunResult>, u32)>,
+    reports: Reports,
     reading_backlog: bool,
     /// No backlog is read before this time, because the store was away.
     backlog_after: Instant,
@@ -64,6 +69,8 @@ pub(super) struct Session {
 impl Session {
     pub(super) fn new(deps: SessionDeps, agent: AgentRef, token: Uuid, hello: &Hello, connected: Connected) -> Self {
         let now = Instant::now();
+        let clock = AgentClock::new(hello.clock, deps.node.store.now());
+        let reports = Reports::new(agent.no, clock, deps.node.pace.interval());
         Self {
             in_flight: InFlight::new(agent.no, hello.capacity),
             deps,
@@ -74,6 +81,7 @@ impl Session {
             stalled: None,
             working: FuturesUnordered::new(),
             parked: None,
+            reports,
             reading_backlog: false,
             backlog_after: now,
             last_heard: now,
@@ -87,8 +95,10 @@ impl Session {
         socket: &mut actix_ws::Session,
         stream: &mut AggregatedMessageStream,
     ) -> End {
-        let welcome = Welcome { agent: self.agent.name.clone(), server_time: self.deps.node.store.now(), clock: None };
-        self.push(&ServerFrame::Welcome(welcome));
+        let node = &self.deps.node;
+        let (agent, server_time) = (self.agent.name.clone(), node.store.now());
+        let metadata_interval = Some(Span(node.pace.interval()));
+        self.push(&ServerFrame::Welcome(Welcome { agent, server_time, clock: None, metadata_interval }));
         if hello.running.is_empty() {
             self.read_backlog();
         } else {
@@ -97,11 +107,13 @@ impl Session {
         }
         loop {
             self.deliver();
+            self.report();
             if self.connected.more.load(Ordering::Acquire) && self.in_flight.queued() < QUEUE / 4 {
                 self.read_backlog();
             }
             let deadline = self.deadline();
-            let listening = self.outbox.len() < OUTBOX && self.working.len() < RECORDS && self.parked.is_none();
+            let has_room = self.outbox.len() < OUTBOX && self.working.len() < RECORDS;
+            let listening = has_room && self.parked.is_none() && !self.reports.is_full();
             if !listening {
                 // An agent that isn't read can't be called silent.
                 self.last_heard = Instant::now();
@@ -201,6 +213,7 @@ impl Session {
         socket: &mut actix_ws::Session,
     ) -> Option<End> {
         self.last_heard = Instant::now();
+        self.reports.seen(&self.deps.node);
         match message {
             Some(Ok(AggregatedMessage::Text(text))) => self.frame(&text),
             Some(Ok(AggregatedMessage::Ping(bytes))) => {
@@ -248,8 +261,13 @@ impl Session {
                 }
                 None
             }
-            // This version stores no metadata. Without `metadata_stored`, the agent keeps it.
-            AgentFrame::Metadata { .. } | AgentFrame::Heartbeat => None,
+            AgentFrame::Metadata { seq, items } => {
+                let size = u32::try_from(text.len()).unwrap_or(u32::MAX);
+                let permit = self.deps.metadata_budget.clone().try_acquire_many_owned(size).ok();
+                self.reports.take(&self.deps.node, seq, items, permit);
+                None
+            }
+            AgentFrame::Heartbeat => None,
             AgentFrame::Error(ErrorFrame { code, message }) => {
                 let message: String = message.chars().take(500).collect();
                 log::warn!(agent = self.agent.name.as_str(), code = code.as_str(), message = message.as_str();
@@ -345,6 +363,14 @@ impl Session {
         }));
     }
 
+    /// Has the next report stored.
+    fn report(&mut self) {
+        if let Some(next) = self.reports.next() {
+            let (node, agent_no) = (self.deps.node.clone(), self.agent.no);
+            self.working.push(Box::pin(async move { Done::Metadata(report(&node, agent_no, next).await) }));
+        }
+    }
+
     fn record_results(&mut self, results: Vec<RunResult>, permit: OwnedSemaphorePermit) {
         let now = self.deps.node.store.now();
         let reports: Vec<_> = results
@@ -407,6 +433,11 @@ impl Session {
                 }
                 if !over.is_empty() {
                     self.push(&ServerFrame::Cancel { actions: over });
+                }
+            }
+            Done::Metadata(reported) => {
+                for stored in self.reports.stored(reported, self.deps.node.pace.interval()) {
+                    self.push(&ServerFrame::MetadataStored(stored));
                 }
             }
             Done::Backlog(Ok((deliveries, more))) => {

@@ -5,9 +5,10 @@ use super::commit_watch::CommitWatch;
 use super::dirty_keys::DirtyKeys;
 use super::long_polls::LongPollers;
 use super::messages::{
-    AgentDisabled, BacklogChanged, Cancelled, OpenActionsRead, OutcomesRecorded, PeerNews, Publish, RecordedOutcome,
-    Rescheduled, Resumed, SessionSuperseded,
+    AgentDisabled, BacklogChanged, Cancelled, MetadataWritten, OpenActionsRead, OutcomesRecorded, PeerNews, Publish,
+    RecordedOutcome, Rescheduled, Resumed, SessionSuperseded,
 };
+use super::metadata_watch::MetadataWatch;
 use super::open_actions::{OpenActions, Snapshot};
 use crate::domain::command::{Answer, Event};
 use crate::domain::hint::Hint;
@@ -101,6 +102,8 @@ pub struct Board {
     pub hooks: Recipient<Wake>,
     /// Makes the occurrences of schedules.
     pub recur: Recipient<Wake>,
+    /// Tells other nodes that somebody watches metadata here.
+    pub watching: Recipient<Wake>,
     /// Notifies other nodes.
     pub peers: Recipient<Publish>,
     /// What users registered to hear of results.
@@ -119,6 +122,8 @@ struct Inner {
     open_actions: OpenActions,
     changed_actions: DirtyKeys,
     changed_agents: DirtyKeys,
+    reported_agents: DirtyKeys,
+    metadata_watch: MetadataWatch,
 }
 
 /// Sends a hint. A recipient with a full mailbox has enough to do, and finds the rest in the store.
@@ -143,6 +148,8 @@ impl Signals {
             open_actions: OpenActions::default(),
             changed_actions: DirtyKeys::new(REMEMBERED),
             changed_agents: DirtyKeys::new(REMEMBERED),
+            reported_agents: DirtyKeys::new(REMEMBERED),
+            metadata_watch: MetadataWatch::default(),
         }))
     }
 
@@ -169,6 +176,16 @@ impl Signals {
     /// Agents that may match live actions. A reconciler takes them from here.
     pub fn changed_agents(&self) -> &DirtyKeys {
         &self.0.changed_agents
+    }
+
+    /// Agents with new values of keys that targets of live actions mention. A reconciler takes them from here.
+    pub fn reported_agents(&self) -> &DirtyKeys {
+        &self.0.reported_agents
+    }
+
+    /// Those who watch metadata.
+    pub fn metadata_watch(&self) -> &MetadataWatch {
+        &self.0.metadata_watch
     }
 
     fn publish(&self, hints: Vec<Hint>) {
@@ -368,6 +385,23 @@ impl Signals {
         hint(&self.0.board.live_join, Wake);
     }
 
+    /// Metadata was written.
+    pub fn metadata_written(&self, written: MetadataWritten) {
+        self.0.metadata_watch.wrote(&written);
+        if !written.live.is_empty() {
+            self.0.reported_agents.add(written.live);
+            hint(&self.0.board.live_join, Wake);
+        }
+        if written.is_watched_elsewhere && !written.agents.is_empty() {
+            self.publish(vec![Hint::Metadata(Some(written.agents.into()))]);
+        }
+    }
+
+    /// Somebody watches metadata here from now on.
+    pub fn metadata_watched(&self) {
+        hint(&self.0.board.watching, Wake);
+    }
+
     /// An agent was disabled or removed.
     pub fn agent_disabled(&self, agent_no: i64) {
         self.publish(vec![Hint::Agent(agent_no)]);
@@ -421,6 +455,10 @@ impl Signals {
             hint(&self.0.board.scheduler.peer_news, news);
         }
         self.0.commits.notify();
+    }
+
+    pub(super) fn heard_metadata(&self, agents: Option<Arc<[i64]>>) {
+        self.0.metadata_watch.heard(agents);
     }
 
     pub(super) fn heard_waiting(&self, agents: Vec<i64>) {

@@ -8,8 +8,8 @@ use crate::domain::agent::{AgentContact, AgentRef, Enrollment};
 use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
-use crate::store::agents::CHECK_IN_WRITTEN;
 use crate::store::sql::agents::{self as statements, AgentViewRow, ContactRow, agent_view};
+use crate::store::sql::metadata;
 use crate::store::sql::schema::agents;
 use crate::store::sql::tokens::{self, TokenRow};
 use crate::store::sql::{Key, Transports, corrupt, filter, sql, sql_limit};
@@ -70,15 +70,6 @@ impl Agents for PostgresStore {
     async fn agent_get_many(&self, agent_nos: &[i64]) -> StoreResult<Vec<AgentRef>> {
         let agent_nos = Arc::new(agent_nos.to_vec());
         self.read(Caller::Pipeline, "agent_get_many", body!([agent_nos] conn => get_many(conn, &agent_nos))).await
-    }
-
-    async fn agent_check_in(&self, agent_no: i64) -> StoreResult<()> {
-        let (now, write) = (self.now(), "agent_check_in");
-        let before = now.minus(CHECK_IN_WRITTEN);
-        if self.read(Caller::Sessions, write, body!([] conn => checked_in_after(conn, agent_no, before))).await? {
-            return Ok(());
-        }
-        self.write(Caller::Sessions, write, body!([] conn => check_in(conn, agent_no, now))).await
     }
 
     async fn agent_match(&self, target: &Target, after: i64, limit: usize) -> StoreResult<Vec<(i64, Arc<str>)>> {
@@ -249,14 +240,6 @@ async fn refresh(conn: &mut AsyncPgConnection, said: &Said, now: Timestamp) -> Q
     .map(|_| ())
 }
 
-async fn checked_in_after(conn: &mut AsyncPgConnection, no: i64, time: Timestamp) -> QueryResult<bool> {
-    Ok(statements::checked_in_after(no, time).get_result::<Key>(conn).await.optional()?.is_some())
-}
-
-async fn check_in(conn: &mut AsyncPgConnection, no: i64, now: Timestamp) -> QueryResult<()> {
-    statements::check_in(no, now).execute(conn).await.map(|_| ())
-}
-
 async fn get_many(conn: &mut AsyncPgConnection, nos: &[i64]) -> QueryResult<Vec<AgentRef>> {
     #[derive(QueryableByName)]
     struct Row {
@@ -404,6 +387,7 @@ async fn remove(conn: &mut AsyncPgConnection, name: &str, by: &Author, now: Time
     tokens::revoke_of_agent(no, now).execute(conn).await?;
     statements::end_session(no).execute(conn).await?;
     statements::leaves(no).execute(conn).await?;
+    metadata::delete_of(no).execute(conn).await?;
     Ok(Some(no))
 }
 
@@ -413,5 +397,9 @@ async fn list_leaving(conn: &mut AsyncPgConnection, here: &str, limit: usize) ->
 }
 
 async fn left(conn: &mut AsyncPgConnection, no: i64, before: Timestamp) -> QueryResult<()> {
-    statements::left(no, before).execute(conn).await.map(|_| ())
+    if statements::left(no, before).execute(conn).await? > 0 {
+        // A report may have been on its way when the agent was removed.
+        metadata::delete_of(no).execute(conn).await?;
+    }
+    Ok(())
 }

@@ -11,7 +11,7 @@ use super::link::Connected;
 use super::pools::Caller;
 use super::store::PostgresStore;
 use super::transaction::body;
-use crate::domain::hint::Hint;
+use crate::domain::hint::{Hint, split_agents};
 use crate::error_chain::ErrorChain;
 use crate::store::sql::sql;
 use crate::store::{Hints, StoreResult};
@@ -25,6 +25,8 @@ use tokio::sync::mpsc;
 
 /// PostgreSQL takes payloads of less than 8,000 bytes.
 const LONGEST: usize = 7_900;
+/// Notifications with agents that reported metadata, at most. Beyond them, there are many.
+const METADATA_AT_A_TIME: usize = 4;
 /// The pause before the listener connects again.
 const AGAIN: Duration = Duration::from_secs(1);
 
@@ -59,9 +61,31 @@ struct Channel {
 /// The channel of this schema. PostgreSQL's names have at most 63 bytes.
 const CHANNEL: &str = "left('odoshi_' || current_schema(), 63)";
 
-/// Sends hints in one notification, as [`Hint::Everything`] if they don't fit into one.
+/// Sends hints in one notification, as [`Hint::Everything`] if they don't fit into one; and with it a few more with the
+/// agents that reported metadata.
 pub(super) async fn send(conn: &mut AsyncPgConnection, from: &str, hints: &[Hint]) -> QueryResult<()> {
-    sql(format!("SELECT pg_notify({CHANNEL}, ?)")).bind(payload(from, hints)).execute(conn).await.map(|_| ())
+    sql(format!("SELECT count(pg_notify({CHANNEL}, p.p)) FROM UNNEST(?) AS p (p)"))
+        .bind(payloads(from, hints))
+        .execute(conn)
+        .await
+        .map(|_| ())
+}
+
+fn payloads(from: &str, hints: &[Hint]) -> Vec<String> {
+    let (metadata, others): (Vec<_>, Vec<_>) =
+        hints.iter().cloned().partition(|hint| matches!(hint, Hint::Metadata(Some(_))));
+    let room = LONGEST.saturating_sub(from.len() + 1);
+    let mut parts = Vec::new();
+    for hint in metadata {
+        if let Hint::Metadata(Some(agents)) = hint {
+            parts.extend(split_agents(&agents, room));
+        }
+    }
+    if parts.len() > METADATA_AT_A_TIME {
+        parts = vec![Hint::Metadata(None)];
+    }
+    let others = (!others.is_empty()).then(|| payload(from, &others));
+    others.into_iter().chain(parts.into_iter().map(|part| payload(from, &[part]))).collect()
 }
 
 fn payload(from: &str, hints: &[Hint]) -> String {
@@ -145,6 +169,22 @@ mod tests {
         let text = payload("a", &many);
         assert!(text.len() < 8_000);
         assert_eq!(heard("b", &text), [Hint::Everything]);
+    }
+
+    #[test]
+    fn agents_that_reported_are_told_in_a_few_notifications_or_as_many() {
+        let list = |agents: std::ops::Range<i64>| Hint::Metadata(Some(agents.step_by(2).collect()));
+        let texts = payloads("a", &[Hint::Open, list(1..20_001)]);
+        assert!(texts.len() == 3 && texts.iter().all(|text| text.len() < 8_000), "{}", texts.len());
+        let told: Vec<Hint> = texts.iter().flat_map(|text| heard("b", text)).collect();
+        assert_eq!(told[0], Hint::Open);
+        let agents = told[1..].iter().map(|hint| match hint {
+            Hint::Metadata(Some(agents)) => agents.len(),
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(agents.sum::<usize>(), 10_000);
+        let texts = payloads("a", &[list(1..100_001)]);
+        assert_eq!(heard("b", &texts.concat()), [Hint::Metadata(None)]);
     }
 
     #[test]

@@ -26,6 +26,7 @@ mod inner;
 mod link;
 mod live;
 mod long_transactions;
+mod metadata;
 mod migrate;
 mod nodes;
 mod occurrences;

@@ -49,6 +49,18 @@ impl Scratch {
         Ok(conn)
     }
 
+    /// A connection to the database of a URL, with the schema that it names.
+    ///
+    /// # Errors
+    /// When the database is away.
+    pub async fn connect_to(url: &str) -> StoreResult<AsyncPgConnection> {
+        let flags = [("store.url".to_owned(), url.to_owned())];
+        let settings = Config::load_with(None, std::iter::empty(), &flags)
+            .map_err(|error| StoreError::Unusable(error.to_string()))?;
+        let connector = Connector::new(&settings).map_err(StoreError::Unusable)?;
+        Ok(connector.connect().await.map_err(not_connected)?.into_inner())
+    }
+
     /// Does something on a connection.
     ///
     /// # Errors

@@ -51,16 +51,6 @@ impl ContactRow {
     }
 }
 
-/// Selects the agent's key if it checked in after a time.
-pub(in crate::store) fn checked_in_after(no: i64, time: Timestamp) -> Sql {
-    sql("SELECT no AS key FROM agents WHERE no = ? AND checked_in_at > ?").bind(no).bind(time.0)
-}
-
-/// Stores a check-in.
-pub(in crate::store) fn check_in(no: i64, now: Timestamp) -> Sql {
-    sql("UPDATE agents SET checked_in_at = ?, last_seen = ? WHERE no = ?").bind(now.0).bind(now.0).bind(no)
-}
-
 /// Marks an agent as removed and returns its key.
 pub(in crate::store) fn remove(name: &str, now: Timestamp) -> Sql {
     sql("UPDATE agents SET removed_at = ? WHERE name = ? AND removed_at IS NULL RETURNING no AS key")

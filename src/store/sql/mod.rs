@@ -10,6 +10,7 @@ pub(super) mod dispatch;
 pub(super) mod filter;
 pub(super) mod hooks;
 pub(super) mod live;
+pub(super) mod metadata;
 pub(super) mod nodes;
 pub(super) mod outcomes;
 pub(super) mod schedules;

@@ -7,8 +7,8 @@ use crate::domain::agent::{AgentContact, AgentRef, Enrollment};
 use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
-use crate::store::agents::CHECK_IN_WRITTEN;
 use crate::store::sql::agents::{self as statements, AgentViewRow, ContactRow, agent_view};
+use crate::store::sql::metadata;
 use crate::store::sql::schema::agents;
 use crate::store::sql::tokens::{self, TokenRow};
 use crate::store::sql::{Key, Transports, corrupt, filter, sql_limit};
@@ -71,15 +71,6 @@ impl Agents for SqliteStore {
     async fn agent_get_many(&self, agent_nos: &[i64]) -> StoreResult<Vec<AgentRef>> {
         let agent_nos = agent_nos.to_vec();
         self.read("agent_get_many", move |conn| get_many(conn, &agent_nos)).await
-    }
-
-    async fn agent_check_in(&self, agent_no: i64) -> StoreResult<()> {
-        let (now, write) = (self.now(), "agent_check_in");
-        let before = now.minus(CHECK_IN_WRITTEN);
-        if self.read(write, move |conn| checked_in_after(conn, agent_no, before)).await? {
-            return Ok(());
-        }
-        self.write(write, move |conn| check_in(conn, agent_no, now)).await
     }
 
     async fn agent_match(&self, target: &Target, after: i64, limit: usize) -> StoreResult<Vec<(i64, Arc<str>)>> {
@@ -235,14 +226,6 @@ fn refresh(
     Ok(())
 }
 
-fn checked_in_after(conn: &mut SqliteConnection, no: i64, time: Timestamp) -> QueryResult<bool> {
-    Ok(statements::checked_in_after(no, time).get_result::<Key>(conn).optional()?.is_some())
-}
-
-fn check_in(conn: &mut SqliteConnection, no: i64, now: Timestamp) -> QueryResult<()> {
-    statements::check_in(no, now).execute(conn).map(|_| ())
-}
-
 fn get_many(conn: &mut SqliteConnection, nos: &[i64]) -> QueryResult<Vec<AgentRef>> {
     // One bound list: SQLite allows only so many parameters.
     let among = diesel::dsl::sql::<diesel::sql_types::Bool>("agents.no IN (SELECT value FROM json_each(")
@@ -370,6 +353,7 @@ fn remove(conn: &mut SqliteConnection, name: &str, by: &Author, now: Timestamp) 
     tokens::revoke_of_agent(no, now).execute(conn)?;
     statements::end_session(no).execute(conn)?;
     statements::leaves(no).execute(conn)?;
+    metadata::delete_of(no).execute(conn)?;
     Ok(Some(no))
 }
 
@@ -379,5 +363,9 @@ fn list_leaving(conn: &mut SqliteConnection, here: &str, limit: usize) -> QueryR
 }
 
 fn left(conn: &mut SqliteConnection, no: i64, before: Timestamp) -> QueryResult<()> {
-    statements::left(no, before).execute(conn).map(|_| ())
+    if statements::left(no, before).execute(conn)? > 0 {
+        // A report may have been on its way when the agent was removed.
+        metadata::delete_of(no).execute(conn)?;
+    }
+    Ok(())
 }

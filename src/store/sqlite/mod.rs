@@ -16,6 +16,7 @@ mod functions;
 mod hints;
 mod hooks;
 mod live;
+mod metadata;
 mod nodes;
 mod occurrences;
 mod outcomes;
