@@ -222,7 +222,7 @@ pub struct MetadataItem {
     pub key: String,
     /// Its value; any JSON.
     #[serde(default)]
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<serde_json::Value>)]
     pub value: Option<Box<RawValue>>,
     /// Why there is no value.
     #[serde(default)]

@@ -65,11 +65,9 @@ pub async fn add(node: &Node, added: AddedAgent, by: &Author) -> ServiceResult<A
 /// # Errors
 /// If there is no such agent.
 pub async fn metadata(node: &Node, name: &str) -> ServiceResult<BTreeMap<String, MetadataView>> {
-    if let Some(agent) = node.store.metadata_of(&[name.to_owned()], None).await?.pop() {
-        return Ok(agent.values);
-    }
-    // It has none, or doesn't exist.
-    show(node, name).await.map(|_| BTreeMap::new())
+    show(node, name).await?;
+    let of = node.store.metadata_of(&[name.to_owned()], None).await?.pop();
+    Ok(of.map(|agent| agent.values).unwrap_or_default())
 }
 
 /// The newest values of some keys, which are separated by commas, by agent. `None` if no keys are asked for.
@@ -83,7 +81,7 @@ pub async fn metadata_of(
 ) -> ServiceResult<Option<HashMap<String, BTreeMap<String, MetadataView>>>> {
     let Some(keys) = keys else { return Ok(None) };
     let keys: Vec<String> = keys.split(',').map(|key| key.trim().to_owned()).collect();
-    if keys.len() > MAX_LISTED_KEYS || keys.iter().any(String::is_empty) {
+    if keys.len() > MAX_LISTED_KEYS || keys.iter().any(|key| key.is_empty() || has_nul(key)) {
         return Err(ServiceError::invalid(format!("metadata: not 1 to {MAX_LISTED_KEYS} keys, separated by commas")));
     }
     let names: Vec<String> = agents.iter().map(|agent| agent.name.clone()).collect();

@@ -41,7 +41,7 @@ pub struct Seen {
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct MetadataView {
     /// The value; null if there is an error.
-    #[schema(value_type = Option<Object>)]
+    #[schema(value_type = Option<serde_json::Value>)]
     pub value: Option<Box<RawValue>>,
     /// Why there is no value.
     pub error: Option<String>,

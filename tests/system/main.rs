@@ -172,6 +172,7 @@ on_both! {
     metadata {
         what_an_agent_reports_is_stored_shown_and_matched
         an_answered_report_survives_a_kill_and_a_stop_writes_what_waits
+        nothing_acknowledged_is_lost_to_kills_and_restarts_of_the_database
         watchers_see_a_snapshot_and_then_what_changes
         the_reference_agent_reports_what_its_programs_print
         an_agent_joins_a_live_action_by_what_it_reports

@@ -1,10 +1,16 @@
 //! Metadata: what agents report all the time, over each door, to everybody who looks.
 
+use crate::cluster;
 use crate::nodes::Cluster;
-use crate::support::{AgentProcess, On, Server, ServerOptions, WireAgent, eventually, mostly_waits};
+use crate::support::{AgentProcess, On, Server, ServerOptions, WireAgent, by_length, eventually, mostly_waits};
 use serde_json::{Value, json};
+use std::cell::RefCell;
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
+use tokio_tungstenite::tungstenite::Message;
 
 /// A stream of server-sent events.
 struct Events {
@@ -256,6 +262,105 @@ pub async fn a_connected_agent_is_seen_and_one_that_checks_in_too(on: On) {
     eventually("both to be seen", || async { (matching(&server, recent).await == 2).then_some(()) }).await;
     eventually("both to be online", || async { (matching(&server, "status = 'online'").await == 2).then_some(()) })
         .await;
+}
+
+/// Blocks on what talks to PostgreSQL's own programs, elsewhere.
+async fn aside<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    tokio::task::spawn_blocking(work).await.unwrap()
+}
+
+/// Waits for the answer to a report; false if the connection ends before it.
+async fn is_answered(agent: &mut WireAgent, seq: i64) -> bool {
+    loop {
+        match agent.next().await {
+            Ok(frame) if frame["type"] == "metadata_stored" && frame["seq"] == seq => return true,
+            Ok(_) => {}
+            Err(_) => return false,
+        }
+    }
+}
+
+/// What an agent has reported, and what of it was answered.
+#[derive(Default)]
+struct Reported {
+    sent: i64,
+    stored: i64,
+}
+
+pub async fn nothing_acknowledged_is_lost_to_kills_and_restarts_of_the_database(on: On) {
+    let (agents, faults) = (10, by_length(4, 20));
+    let cluster = if on == On::Postgres { Some(aside(|| cluster::own(&[])).await) } else { None };
+    let mut server = Server::start(ServerOptions { cluster, ..on.options() }).await;
+    let ended = Arc::new(AtomicBool::new(false));
+    let mut tasks = Vec::new();
+    for number in 0..agents {
+        let token = server.enroll(&format!("a{number}"), json!({})).await;
+        let (url, ended) = (server.url.clone(), ended.clone());
+        let reported = Rc::new(RefCell::new(Reported::default()));
+        let of_task = reported.clone();
+        let task = actix_rt::spawn(async move {
+            let mut agent = WireAgent::persistently(&url, &token, 16).await;
+            let mut seq = 0;
+            // In the end the newest value is answered.
+            while !ended.load(Ordering::SeqCst) || of_task.borrow().stored < of_task.borrow().sent {
+                if !ended.load(Ordering::SeqCst) {
+                    of_task.borrow_mut().sent += 1;
+                }
+                let value = of_task.borrow().sent;
+                seq += 1;
+                let items: Vec<Value> = (0..5).map(|key| json!({ "key": format!("k{key}"), "value": value })).collect();
+                let frame = json!({ "type": "metadata", "seq": seq, "items": items }).to_string();
+                let sent = futures_util::SinkExt::send(&mut agent.socket, Message::text(frame)).await;
+                let is_stored = sent.is_ok() && is_answered(&mut agent, seq).await;
+                if is_stored {
+                    of_task.borrow_mut().stored = value;
+                } else {
+                    agent = WireAgent::persistently(&url, &token, 16).await;
+                }
+            }
+        });
+        tasks.push((format!("a{number}"), reported, task));
+    }
+    for fault in 0..faults {
+        let before: i64 = tasks.iter().map(|(_, reported, _)| reported.borrow().stored).sum();
+        let total = || tasks.iter().map(|(_, reported, _)| reported.borrow().stored).sum::<i64>();
+        eventually("some answers", || async { (total() > before + 2 * agents).then_some(()) }).await;
+        match cluster {
+            Some(cluster) if fault % 2 == 1 => {
+                aside(|| cluster.kill()).await;
+                aside(|| cluster.resume()).await;
+            }
+            _ => {
+                server.kill();
+                server.restart().await;
+            }
+        }
+        for (name, reported, _) in &tasks {
+            // What was answered before the look is there, and what was not reported is not.
+            let least = reported.borrow().stored;
+            let shown = eventually("the values", || async {
+                let (status, answer) = server.call("GET", &format!("/v1/agents/{name}/metadata"), None).await;
+                (status == 200).then_some(answer["metadata"].clone())
+            })
+            .await;
+            let most = reported.borrow().sent;
+            for (key, view) in shown.as_object().unwrap() {
+                let value = view["value"].as_i64().unwrap();
+                assert!((least..=most).contains(&value), "{name} {key}: {value} is not in {least}..={most}");
+            }
+        }
+    }
+    ended.store(true, Ordering::SeqCst);
+    for (name, reported, task) in tasks {
+        task.await.unwrap();
+        let value = reported.borrow().sent;
+        let shown = values(&server, &name).await;
+        assert!(shown.as_object().unwrap().values().all(|view| view["value"] == value), "{name}: {value} {shown}");
+    }
+    drop(server);
+    if let Some(cluster) = cluster {
+        aside(|| cluster.stop()).await;
+    }
 }
 
 /// A change that is reported to one node is seen at another, whether nodes notify each other or not.

@@ -3,7 +3,9 @@
 use super::args::{Args, print};
 use super::node;
 use crate::cli::bench::raw;
+use crate::domain::target::Target;
 use crate::node::Running;
+use crate::service::metadata::{Feed, Feeds};
 use crate::store::postgres::Scratch;
 use std::error::Error;
 use std::path::Path;
@@ -34,13 +36,16 @@ pub(super) async fn run(args: &Args, scratch: &Scratch, folder: &Path) -> Result
         connected.push(node::Connected::open(&one, &format!("connected-{number}")).await?);
     }
     let idle = cost(scratch, &one, async { tokio::time::sleep(time).await }).await?;
-    let unwatched = cost(scratch, &one, fleet(&one, &mut connected, &rest, keys, time)).await?;
-    let watch = other.node().signals.metadata_watch().clone();
-    let news = watch.subscribe();
-    other.node().signals.metadata_watched();
-    watch.told().wait_for(|told| *told).await?;
-    let watched = cost(scratch, &one, fleet(&one, &mut connected, &rest, keys, time)).await?;
-    drop((news, connected));
+    let unwatched = cost(scratch, &one, fleet(&one, &mut connected, &rest, keys, (Instant::now(), time))).await?;
+    let feed = Feeds::default().of(other.node(), Target::All);
+    other.node().signals.metadata_watch().told().wait_for(|told| *told).await?;
+    let begin = Instant::now() + Duration::from_secs(3);
+    let mut lags = Vec::new();
+    let watched = tokio::select! {
+        watched = cost(scratch, &one, fleet(&one, &mut connected, &rest, keys, (begin, time))) => watched?,
+        () = follow(&feed, begin, &mut lags) => return Err("a feed has ended".into()),
+    };
+    drop((feed, connected));
     one.drain().await?;
     other.drain().await?;
     let singly = raw::metadata::one_by_one(scratch, AGENTS, keys, INTERVAL, time).await?;
@@ -72,6 +77,10 @@ pub(super) async fn run(args: &Args, scratch: &Scratch, folder: &Path) -> Result
         INTERVAL.as_secs()
     );
     print(&["", "transactions", "flushes", "notifications", "values"], rows);
+    lags.sort_unstable();
+    let at = |percent: usize| lags.get((lags.len() * percent / 100).min(lags.len().saturating_sub(1))).copied();
+    let [p50, p99, max] = [50, 99, 100].map(|percent| at(percent).unwrap_or_default());
+    say!("from a report to a watcher at the other node: {p50} ms (p50), {p99} ms (p99), {max} ms (max)\n");
     Ok(())
 }
 
@@ -100,9 +109,29 @@ async fn cost(scratch: &Scratch, node: &Running, phase: impl Future) -> Result<C
     })
 }
 
+/// Takes down how long each value took to be told, in milliseconds: it is the time at which it was reported.
+async fn follow(feed: &Feed, begin: Instant, lags: &mut Vec<u64>) {
+    let (mut news, mut number) = (feed.subscribe(), feed.end());
+    while news.changed().await.is_ok() {
+        let events = feed.from(number, usize::MAX).unwrap_or_default();
+        number += events.len() as u64;
+        let now = begin.elapsed().as_millis() as u64;
+        for event in events {
+            let event: serde_json::Value = serde_json::from_str(&event.json).unwrap_or_default();
+            let items = event["items"].as_array().cloned().unwrap_or_default();
+            lags.extend(items.iter().filter_map(|item| Some(now.saturating_sub(item["value"].as_u64()?))));
+        }
+    }
+}
+
 /// Each agent reports every ten seconds, each at a time of its own.
-async fn fleet(node: &Running, connected: &mut [node::Connected], rest: &[i64], keys: u32, time: Duration) {
-    let begin = Instant::now();
+async fn fleet(
+    node: &Running,
+    connected: &mut [node::Connected],
+    rest: &[i64],
+    keys: u32,
+    (begin, time): (Instant, Duration),
+) {
     let total = connected.len() + rest.len();
     let offset = |place: usize| INTERVAL.mul_f64(place as f64 / total as f64);
     let sockets = connected.iter_mut().enumerate().map(|(place, agent)| async move {
