@@ -20,10 +20,11 @@ const INTERVAL: Duration = Duration::from_secs(10);
 
 /// What a phase cost.
 struct Cost {
-    transactions: f64,
+    transactions: i64,
     notifications: u64,
     flushes: u64,
     values: u64,
+    seconds: f64,
 }
 
 pub(super) async fn run(args: &Args, scratch: &Scratch, folder: &Path) -> Result<(), Box<dyn Error>> {
@@ -35,7 +36,7 @@ pub(super) async fn run(args: &Args, scratch: &Scratch, folder: &Path) -> Result
     for number in 0..CONNECTED {
         connected.push(node::Connected::open(&one, &format!("connected-{number}")).await?);
     }
-    let idle = cost(scratch, &one, async { tokio::time::sleep(time).await }).await?;
+    raw::metadata::count_writers(scratch, "agent_metadata").await?;
     let unwatched = cost(scratch, &one, fleet(&one, &mut connected, &rest, keys, (Instant::now(), time))).await?;
     let feed = Feeds::default().of(other.node(), Target::All);
     other.node().signals.metadata_watch().told().wait_for(|told| *told).await?;
@@ -52,11 +53,10 @@ pub(super) async fn run(args: &Args, scratch: &Scratch, folder: &Path) -> Result
 
     let seconds = time.as_secs_f64();
     let row = |name: &str, cost: &Cost| {
-        let over_idle = (cost.transactions - idle.transactions) / seconds;
-        let per_second = |number: u64| format!("{:.2}", number as f64 / seconds);
+        let per_second = |number: u64| format!("{:.2}", number as f64 / cost.seconds);
         vec![
             name.to_owned(),
-            format!("{over_idle:.2}"),
+            per_second(cost.transactions.unsigned_abs()),
             per_second(cost.flushes),
             per_second(cost.notifications),
             per_second(cost.values),
@@ -84,12 +84,12 @@ pub(super) async fn run(args: &Args, scratch: &Scratch, folder: &Path) -> Result
     Ok(())
 }
 
-/// Runs a phase; transactions are those of the whole database, notifications those of this node.
+/// Runs a phase; transactions are those that wrote values, notifications those of this node.
 async fn cost(scratch: &Scratch, node: &Running, phase: impl Future) -> Result<Cost, Box<dyn Error>> {
-    let count = async || -> Result<(f64, u64, u64, u64), Box<dyn Error>> {
-        // The database's counters are a second or two behind.
+    let count = async || -> Result<(i64, u64, u64, u64), Box<dyn Error>> {
+        // What the last phase has left is written.
         tokio::time::sleep(Duration::from_secs(3)).await;
-        let transactions = raw::metadata::transactions(scratch).await? as f64;
+        let transactions = raw::metadata::writers(scratch).await?;
         let text = node.node().metrics.text(&[], 0, true)?;
         let sum = |name: &str, label: &str| {
             let lines = text.lines().filter(|line| line.starts_with(name) && line.contains(label));
@@ -99,6 +99,7 @@ async fn cost(scratch: &Scratch, node: &Running, phase: impl Future) -> Result<C
         Ok((transactions, sum("odoshi_hints_total", "sent"), flushes, sum("odoshi_metadata_values_total", "")))
     };
     let before = count().await?;
+    let began = Instant::now();
     phase.await;
     let after = count().await?;
     Ok(Cost {
@@ -106,6 +107,7 @@ async fn cost(scratch: &Scratch, node: &Running, phase: impl Future) -> Result<C
         notifications: after.1 - before.1,
         flushes: after.2 - before.2,
         values: after.3 - before.3,
+        seconds: began.elapsed().as_secs_f64(),
     })
 }
 

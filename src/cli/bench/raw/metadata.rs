@@ -15,11 +15,22 @@ struct Number {
     n: i64,
 }
 
-/// The transactions that this database has committed.
-pub(in crate::cli::bench) async fn transactions(scratch: &Scratch) -> Result<i64, Box<dyn Error>> {
+/// Has the database note each transaction that writes to a table.
+pub(in crate::cli::bench) async fn count_writers(scratch: &Scratch, table: &str) -> Result<(), Box<dyn Error>> {
     let mut conn = scratch.connect().await?;
-    let count = sql_query("SELECT xact_commit AS n FROM pg_stat_database WHERE datname = current_database()");
-    Ok(count.get_result::<Number>(&mut conn).await?.n)
+    let trigger = format!(
+        "CREATE TABLE IF NOT EXISTS writers (xid XID8 PRIMARY KEY); \
+         CREATE OR REPLACE FUNCTION note_writer() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
+         INSERT INTO writers VALUES (pg_current_xact_id()) ON CONFLICT DO NOTHING; RETURN NULL; END $$; \
+         CREATE TRIGGER note_writer AFTER INSERT OR UPDATE ON {table} FOR EACH STATEMENT EXECUTE FUNCTION note_writer()"
+    );
+    Ok(scratch.execute(&mut conn, &trigger).await?)
+}
+
+/// The transactions that have written so far.
+pub(in crate::cli::bench) async fn writers(scratch: &Scratch) -> Result<i64, Box<dyn Error>> {
+    let mut conn = scratch.connect().await?;
+    Ok(sql_query("SELECT count(*) AS n FROM writers").get_result::<Number>(&mut conn).await?.n)
 }
 
 /// Makes a table with a row for each key of each agent.
@@ -76,8 +87,8 @@ pub(in crate::cli::bench) async fn one_by_one(
     let table = "CREATE TABLE single_metadata (agent_no BIGINT NOT NULL, key TEXT NOT NULL, value TEXT, \
                  collected_at BIGINT NOT NULL, PRIMARY KEY (agent_no, key))";
     scratch.execute(&mut conn, table).await?;
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    let before = transactions(scratch).await?;
+    count_writers(scratch, "single_metadata").await?;
+    let before = writers(scratch).await?;
     let (begin, gap) = (Instant::now(), interval / (agents * keys).max(1));
     let mut number: u32 = 0;
     while begin.elapsed() < time {
@@ -95,6 +106,5 @@ pub(in crate::cli::bench) async fn one_by_one(
         number += 1;
         tokio::time::sleep_until((begin + gap * number).into()).await;
     }
-    tokio::time::sleep(Duration::from_secs(3)).await;
-    Ok(transactions(scratch).await? - before)
+    Ok(writers(scratch).await? - before)
 }
