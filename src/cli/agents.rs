@@ -81,6 +81,10 @@ pub(super) enum Command {
     },
 }
 
+fn cell(name: &Value) -> String {
+    name.as_str().unwrap_or_default().to_owned()
+}
+
 /// Puts the values of keys, which may hold dots, into columns of their own: `metadata.KEY`.
 fn flatten(agent: &mut Value, keys: &[String]) {
     for key in keys {
@@ -126,7 +130,11 @@ pub(super) fn run(command: Command) -> Outcome {
                 };
                 let nodes = list(&nodes["nodes"]);
                 if !nodes.is_empty() && !nodes.iter().any(serves) {
-                    eprintln!("no node has a sender for {transport:?}: commands to {name} wait until one has");
+                    let mut known: Vec<String> = nodes.iter().flat_map(|node| list(&node["transports"])).map(|name| cell(&name)).collect();
+                    known.sort();
+                    known.dedup();
+                    let known = known.join(", ");
+                    eprintln!("no node has a sender for {transport:?} (there are {known}): commands to {name} wait until one has");
                 }
             }
             Command::Label { name, labels, server } => {

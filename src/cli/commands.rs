@@ -66,9 +66,11 @@ pub fn main() -> ExitCode {
     let quiet = !matches!(cli.command, Command::Serve(_) | Command::Agent(_));
     // The output of most commands is for people, who don't need the routine log lines of a demo's
     // server.
-    let default = if quiet { "warn" } else { "info,actix_server=warn,async_nats=warn,lapin=warn,tracing=warn" };
+    let default = if quiet { "warn" } else { "info,actix_server=warn,async_nats=warn,lapin=off,tracing=warn" };
     env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default))
         .format_timestamp_millis()
+        // It logs whole messages, and a command may hold secrets. What becomes of them is logged elsewhere.
+        .filter_module("lapin::returned_messages", log::LevelFilter::Off)
         .init();
     let outcome = match cli.command {
         Command::Demo(args) => demo::run(args),

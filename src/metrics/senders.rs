@@ -33,8 +33,7 @@ struct Numbers {
 pub struct SenderReport {
     /// The transport.
     pub transport: &'static str,
-    /// `ok`, or `away`: the broker or the mail server can't be reached, or every host that has
-    /// commands.
+    /// `ok`, or `away`: the broker, the mail server, or one of the hosts can't be reached.
     pub state: &'static str,
     /// Hosts or brokers that can't be reached at the moment.
     pub hosts_away: usize,
@@ -111,7 +110,7 @@ impl SenderStatus {
             CONNECTED => (false, 0),
             // It is away whether there is anything to deliver or not.
             DISCONNECTED => (true, 1),
-            _ => (hosts_away > 0 && in_flight == 0, hosts_away),
+            _ => (hosts_away > 0, hosts_away),
         };
         let state = if is_away { "away" } else { "ok" };
         SenderReport { transport, state, hosts_away, waiting, in_flight }
@@ -149,10 +148,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_sender_is_away_while_a_host_is_and_nothing_is_under_way() {
+    fn a_sender_is_away_while_a_host_is() {
         let senders = Senders::default();
         let status = senders.of("nats");
-        for (in_flight, hosts_away, state) in [(0, 0, "ok"), (3, 1, "ok"), (0, 1, "away")] {
+        for (in_flight, hosts_away, state) in [(0, 0, "ok"), (3, 0, "ok"), (3, 1, "away")] {
             status.set(7, in_flight, hosts_away);
             let report = SenderReport { transport: "nats", state, hosts_away, waiting: 7, in_flight };
             assert_eq!(senders.reports(), [report]);

@@ -31,6 +31,11 @@ impl Breaker {
         self.open_until.is_some()
     }
 
+    /// Whether the host is known to be there: it was reached, and the breaker is closed.
+    pub(super) fn is_certain(&self) -> bool {
+        self.proven && self.open_until.is_none()
+    }
+
     /// Whether the host was reached before.
     pub(super) fn is_proven(&self) -> bool {
         self.proven

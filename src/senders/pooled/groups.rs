@@ -8,6 +8,8 @@ use std::time::{Duration, Instant};
 
 /// The wait before a command that found its group's queue full is offered again.
 const FULL_RETRY: Duration = Duration::from_secs(1);
+/// How long after a job was last offered a host that is away is forgotten: longer than the longest wait of a command.
+const FORGOTTEN: Duration = Duration::from_secs(90);
 /// How many groups are remembered. Beyond that, those without jobs are forgotten.
 const REMEMBERED: usize = 10_000;
 
@@ -35,13 +37,24 @@ struct Group<J> {
     waiting: VecDeque<J>,
     running: usize,
     breaker: Breaker,
-    /// It is in the list of turns.
+    /// It is in a list of turns.
     has_turn: bool,
+    /// What is under way is a probe.
+    is_probed: bool,
+    /// When a job was last offered.
+    asked: Option<Instant>,
 }
 
 impl<J> Default for Group<J> {
     fn default() -> Self {
-        Self { waiting: VecDeque::new(), running: 0, breaker: Breaker::default(), has_turn: false }
+        Self {
+            waiting: VecDeque::new(),
+            running: 0,
+            breaker: Breaker::default(),
+            has_turn: false,
+            is_probed: false,
+            asked: None,
+        }
     }
 }
 
@@ -60,13 +73,21 @@ pub(super) struct Groups<J> {
     groups: HashMap<Arc<str>, Group<J>>,
     /// Groups that have something to start, in turn.
     turns: VecDeque<Arc<str>>,
+    /// The same, of hosts that may not be there: they share half of the deliveries, so that hosts that hang leave room for
+    /// the others.
+    probes: VecDeque<Arc<str>>,
+    probing: usize,
+    /// Whose turn it is.
+    is_probes_turn: bool,
     running: usize,
     waiting: usize,
 }
 
 impl<J> Groups<J> {
     pub(super) fn new(limits: Limits) -> Self {
-        Self { limits, groups: HashMap::new(), turns: VecDeque::new(), running: 0, waiting: 0 }
+        let (turns, probes) = (VecDeque::new(), VecDeque::new());
+        let (probing, is_probes_turn, running, waiting) = (0, false, 0, 0);
+        Self { limits, groups: HashMap::new(), turns, probes, probing, is_probes_turn, running, waiting }
     }
 
     /// (waiting, running, groups that are away).
@@ -77,6 +98,7 @@ impl<J> Groups<J> {
     /// Takes a job, or gives it back with the wait after which it may be offered again.
     pub(super) fn add(&mut self, name: &Arc<str>, job: J, now: Instant) -> Result<(), (J, Duration)> {
         let group = self.groups.entry(name.clone()).or_default();
+        group.asked = Some(now);
         if let Some(left) = group.breaker.remaining(now) {
             return Err((job, left.max(FULL_RETRY)));
         }
@@ -105,14 +127,28 @@ impl<J> Groups<J> {
         let slots = group.breaker.slots(self.limits.per_group, now);
         if !group.has_turn && !group.waiting.is_empty() && group.running < slots {
             group.has_turn = true;
-            self.turns.push_back(name.clone());
+            let turns = if group.breaker.is_certain() { &mut self.turns } else { &mut self.probes };
+            turns.push_back(name.clone());
         }
+    }
+
+    /// The group whose turn it is. Those that are probed and the others alternate.
+    fn next_turn(&mut self) -> Option<Arc<str>> {
+        self.is_probes_turn = !self.is_probes_turn;
+        let has_room = self.probing < self.limits.concurrency.div_ceil(2);
+        let mut probe = || if has_room { self.probes.pop_front() } else { None };
+        if self.is_probes_turn
+            && let Some(name) = probe()
+        {
+            return Some(name);
+        }
+        self.turns.pop_front().or_else(probe)
     }
 
     /// The next job to start. The groups take turns.
     pub(super) fn start(&mut self, now: Instant) -> Option<(Arc<str>, J)> {
         while self.running < self.limits.concurrency {
-            let name = self.turns.pop_front()?;
+            let name = self.next_turn()?;
             let Some(group) = self.groups.get_mut(&name) else { continue };
             group.has_turn = false;
             if group.running >= group.breaker.slots(self.limits.per_group, now) {
@@ -120,6 +156,10 @@ impl<J> Groups<J> {
             }
             let Some(job) = group.waiting.pop_front() else { continue };
             group.running += 1;
+            if !group.breaker.is_certain() {
+                group.is_probed = true;
+                self.probing += 1;
+            }
             self.running += 1;
             self.waiting -= 1;
             self.give_turn(&name, now);
@@ -134,6 +174,9 @@ impl<J> Groups<J> {
         let group = self.groups.get_mut(name)?;
         group.running -= 1;
         self.running -= 1;
+        if std::mem::take(&mut group.is_probed) {
+            self.probing -= 1;
+        }
         match reach {
             Some(Reach::Reached) => group.breaker.reached(),
             Some(Reach::Unreached) => group.breaker.failed(now, jitter),
@@ -145,14 +188,26 @@ impl<J> Groups<J> {
         left
     }
 
-    /// The wait of a group is over: gives it its turn. Answers how long it is still to wait.
+    /// The wait of a group is over: gives it its turn. Answers how long it is still to wait, or until it is forgotten if
+    /// nobody needs it.
     pub(super) fn wake(&mut self, name: &Arc<str>, now: Instant) -> Option<Duration> {
         self.give_turn(name, now);
-        let left = self.groups.get(name).and_then(|group| group.breaker.remaining(now));
-        if left.is_none() {
-            self.forget_idle(name);
+        let group = self.groups.get(name)?;
+        if let Some(left) = group.breaker.remaining(now) {
+            return Some(left);
         }
-        left
+        let is_idle = group.waiting.is_empty() && group.running == 0;
+        if !is_idle || !group.breaker.is_away() {
+            self.forget_idle(name);
+            return None;
+        }
+        // Its commands come again at least as often, if there are any.
+        let unneeded = group.asked.map_or(FORGOTTEN, |asked| now.saturating_duration_since(asked));
+        if unneeded < FORGOTTEN {
+            return Some(FORGOTTEN);
+        }
+        self.groups.remove(name);
+        None
     }
 
     /// A group without jobs is forgotten unless its host is known to be there, or away; and among many groups in any
@@ -170,6 +225,7 @@ impl<J> Groups<J> {
     pub(super) fn take_waiting(&mut self) -> Vec<J> {
         self.waiting = 0;
         self.turns.clear();
+        self.probes.clear();
         let groups = self.groups.values_mut();
         groups
             .flat_map(|group| {
@@ -259,6 +315,40 @@ mod tests {
         assert_eq!(started(&mut groups, now).len(), 1, "one probe");
         groups.end(&host, Some(Reach::Reached), now, 0.0);
         assert_eq!(started(&mut groups, now).len(), 5, "it is closed");
+    }
+
+    #[test]
+    fn hosts_that_hang_leave_half_of_the_deliveries_to_the_others() {
+        let now = Instant::now();
+        let mut groups = Groups::new(limits(4, 4, 10));
+        reach(&mut groups, &["live"], now);
+        for host in 0..9 {
+            groups.add(&name(&host.to_string()), host, now).expect("room");
+        }
+        assert_eq!(started(&mut groups, now).len(), 2);
+        for job in 20..23 {
+            groups.add(&name("live"), job, now).expect("room");
+        }
+        assert_eq!(started(&mut groups, now), [20, 21]);
+        groups.end(&name("live"), Some(Reach::Reached), now, 0.0);
+        assert_eq!(started(&mut groups, now), [22]);
+        groups.end(&name("0"), Some(Reach::Unreached), now, 0.0);
+        assert_eq!(started(&mut groups, now), [2], "the next one is probed");
+    }
+
+    #[test]
+    fn a_host_that_is_away_and_that_nobody_needs_is_forgotten() {
+        let mut now = Instant::now();
+        let mut groups = Groups::new(limits(4, 4, 10));
+        let host = name("host");
+        groups.add(&host, 1, now).expect("room");
+        assert_eq!(started(&mut groups, now), [1]);
+        now += groups.end(&host, Some(Reach::Unreached), now, 0.0).expect("it opened");
+        assert_eq!(groups.wake(&host, now), Some(FORGOTTEN), "it is looked at again later");
+        assert_eq!(groups.numbers().2, 1);
+        now += FORGOTTEN;
+        assert_eq!(groups.wake(&host, now), None);
+        assert_eq!(groups.numbers().2, 0);
     }
 
     #[test]

@@ -44,8 +44,9 @@ use uuid::Uuid;
 const MAX_CANCELS: usize = 1_000;
 /// Maximum number of finished deliveries per recording.
 const RECORD_AT_A_TIME: usize = 1_000;
-/// How often the log names a host that is away or back. Others within that time are counted.
+/// How often the log names hosts that are away or back, and how many at a time. Others are counted.
 const SAY_EVERY: Duration = Duration::from_secs(1);
+const NAMED: usize = 20;
 /// The wait of a command whose action is paused. Resuming the action brings it earlier.
 const PAUSED_RETRY: Duration = Duration::from_secs(60);
 
@@ -85,8 +86,9 @@ pub struct PooledSender<T: Transport> {
     in_hand: HashSet<(i64, i64)>,
     finished: Vec<Report>,
     is_recording: bool,
-    /// When the log last named a host, and how many it has not named since.
-    said: Option<(Instant, usize)>,
+    /// Hosts that went away, with the reason, or came back, since the log last named some.
+    unsaid: Vec<(Arc<str>, Option<String>)>,
+    is_saying: bool,
     cancels: VecDeque<(i64, Uuid)>,
     is_cancelling: bool,
     draining: Option<oneshot::Sender<()>>,
@@ -122,7 +124,8 @@ impl<T: Transport> PooledSender<T> {
             in_hand: HashSet::new(),
             finished: Vec::new(),
             is_recording: false,
-            said: None,
+            unsaid: Vec::new(),
+            is_saying: false,
             cancels: VecDeque::new(),
             is_cancelling: false,
             draining: None,
@@ -190,7 +193,8 @@ impl<T: Transport> PooledSender<T> {
         }
         let wait = self.groups.end(&group, reach, Instant::now(), rand::random());
         if self.groups.is_away(&group) != was_away {
-            self.say(&group, reason);
+            self.unsaid.push((group.clone(), reason));
+            self.say(ctx);
         }
         if let Some(wait) = wait {
             self.wake_later(group, wait, ctx);
@@ -199,24 +203,26 @@ impl<T: Transport> PooledSender<T> {
         self.record(ctx);
     }
 
-    /// Logs that a host is away, with the reason, or that it is back.
-    fn say(&mut self, group: &str, reason: Option<String>) {
-        let others = match self.said {
-            Some((at, others)) if at.elapsed() < SAY_EVERY => {
-                self.said = Some((at, others + 1));
-                return;
-            }
-            Some((_, others)) => others,
-            None => 0,
-        };
-        self.said = Some((Instant::now(), 0));
-        let transport = self.context.transport();
-        match reason {
-            Some(reason) => {
-                log::warn!(transport, host = group, reason, others; "a host can't be reached: commands to it wait");
-            }
-            None => log::info!(transport, host = group, others; "a host is reached again"),
+    /// Logs which hosts went away, with a reason, and which came back; once a second.
+    fn say(&mut self, ctx: &mut Context<Self>) {
+        if self.is_saying || self.unsaid.is_empty() {
+            return;
         }
+        self.is_saying = true;
+        let unsaid = std::mem::take(&mut self.unsaid);
+        let (away, back): (Vec<_>, Vec<_>) = unsaid.into_iter().partition(|(_, reason)| reason.is_some());
+        let transport = self.context.transport();
+        if let Some((_, Some(reason))) = away.first() {
+            let (hosts, reason) = (names(&away), reason.as_str());
+            log::warn!(transport, hosts, reason; "receivers can't be reached: commands to them wait");
+        }
+        if !back.is_empty() {
+            log::info!(transport, hosts = names(&back); "receivers are reached again");
+        }
+        ctx.run_later(SAY_EVERY, |sender, ctx| {
+            sender.is_saying = false;
+            sender.say(ctx);
+        });
     }
 
     fn wake_later(&self, group: Arc<str>, wait: Duration, ctx: &mut Context<Self>) {
@@ -276,6 +282,16 @@ impl<T: Transport> PooledSender<T> {
             sender.is_cancelling = false;
             sender.pass_cancels(ctx);
         }));
+    }
+}
+
+/// The names of hosts, as far as the log has room for them. The one group of a sender without hosts has none.
+fn names(hosts: &[(Arc<str>, Option<String>)]) -> String {
+    let named: Vec<&str> = hosts.iter().map(|(host, _)| &**host).take(NAMED).collect();
+    match hosts.len() - named.len() {
+        0 if named == [""] => "all".to_owned(),
+        0 => named.join(", "),
+        more => format!("{} and {more} more", named.join(", ")),
     }
 }
 
