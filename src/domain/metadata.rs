@@ -7,6 +7,7 @@ use super::protocol::{MetadataItem, RefusedKey};
 use super::time::Timestamp;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// Maximum size of a key, in bytes.
@@ -52,8 +53,9 @@ pub type Values = BTreeMap<String, Value>;
 pub struct AgentReport {
     /// The agent's key.
     pub agent_no: i64,
-    /// The values; none to say only that the agent is there.
-    pub values: Values,
+    /// The values; none to say only that the agent is there. They are shared with what is written: there may be
+    /// many.
+    pub values: Arc<Values>,
     /// When it arrived.
     pub at: Timestamp,
     /// It checked in, over HTTP or through a broker.
@@ -63,7 +65,7 @@ pub struct AgentReport {
 impl AgentReport {
     /// The report that an agent was heard of.
     pub fn seen(agent_no: i64, at: Timestamp, checked_in: bool) -> Self {
-        Self { agent_no, values: Values::new(), at, checked_in }
+        Self { agent_no, values: Arc::default(), at, checked_in }
     }
 }
 

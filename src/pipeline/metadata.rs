@@ -5,6 +5,8 @@
 //! newer ones of the same keys, are durable. Then watchers, here and at other nodes, and live actions
 //! whose targets mention the keys hear of it. The actor awaits only the store.
 //!
+//! While the store writes a batch, the next one is merged. They are written one after the other.
+//!
 //! While the store is away, batches are kept, and each agent has at most one report here: its session
 //! merges what comes meanwhile. If writing takes longer than the flush interval, agents are asked to
 //! report less often.
@@ -13,14 +15,15 @@
 //! and reports again.
 
 use crate::context::Node;
-use crate::domain::metadata::{self, AgentReport, MAX_KEYS, Value, Values};
+use crate::domain::metadata::{self, AgentReport, MAX_KEYS, Values};
 use crate::domain::protocol::RefusedKey;
 use crate::domain::time::Timestamp;
 use crate::metrics::Metrics;
 use crate::runtime::batcher::Verdict;
 use crate::runtime::{Batcher, Sink};
 use crate::signals::MetadataWritten;
-use crate::store::{NewValue, Seen, StoreResult};
+use crate::store::{NewValues, Seen, StoreResult};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -51,6 +54,8 @@ struct Known {
 pub struct MetadataSink {
     node: Arc<Node>,
     state: Arc<Mutex<State>>,
+    /// Held by the batch that the store writes.
+    turn: Arc<tokio::sync::Mutex<()>>,
 }
 
 #[derive(Default)]
@@ -65,7 +70,7 @@ struct State {
 
 /// A batch, merged.
 struct Merged {
-    values: BTreeMap<i64, Values>,
+    values: BTreeMap<i64, Arc<Values>>,
     seen: Vec<Seen>,
     /// By the place of the report.
     refused: Vec<Vec<RefusedKey>>,
@@ -74,7 +79,7 @@ struct Merged {
 impl MetadataSink {
     /// A sink of this node that knows nothing of the store's content.
     pub fn new(node: Arc<Node>) -> Self {
-        Self { node, state: Arc::default() }
+        Self { node, state: Arc::default(), turn: Arc::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -118,20 +123,23 @@ impl MetadataSink {
         let mut coalesced = 0;
         for report in reports {
             let of_agent = known.entry(report.agent_no).or_default();
-            let mut refused = Vec::new();
-            for (key, value) in &report.values {
+            let (mut values, mut refused) = (report.values.clone(), Vec::new());
+            for key in report.values.keys() {
                 let hash = hasher.hash_one(key);
-                if !of_agent.keys.contains(&hash) {
-                    if of_agent.keys.len() >= MAX_KEYS {
-                        refused.push(RefusedKey { key: key.clone(), reason: metadata::too_many_keys() });
-                        continue;
-                    }
-                    of_agent.keys.insert(hash);
+                if of_agent.keys.contains(&hash) {
+                    continue;
                 }
-                let values = merged.values.entry(report.agent_no).or_default();
-                coalesced += usize::from(metadata::merge(values, key.clone(), value.clone()));
+                if of_agent.keys.len() < MAX_KEYS {
+                    of_agent.keys.insert(hash);
+                    continue;
+                }
+                refused.push(RefusedKey { key: key.clone(), reason: metadata::too_many_keys() });
+                Arc::make_mut(&mut values).remove(key);
             }
             merged.refused.push(refused);
+            if !values.is_empty() {
+                coalesced += put(&mut merged.values, report.agent_no, values);
+            }
             let entry = Seen { agent_no: report.agent_no, at: report.at, checked_in: report.checked_in };
             let latest = seen.entry(report.agent_no).or_insert(entry);
             (latest.at, latest.checked_in) = (latest.at.max(report.at), latest.checked_in || report.checked_in);
@@ -170,6 +178,21 @@ impl MetadataSink {
     }
 }
 
+/// Adds values of an agent, of which there mostly are none yet. How many were there twice.
+fn put(merged: &mut BTreeMap<i64, Arc<Values>>, agent_no: i64, values: Arc<Values>) -> usize {
+    match merged.entry(agent_no) {
+        Entry::Vacant(place) => {
+            place.insert(values);
+            0
+        }
+        Entry::Occupied(place) => {
+            let present = Arc::make_mut(place.into_mut());
+            let values = values.iter().map(|(key, value)| metadata::merge(present, key.clone(), value.clone()));
+            values.filter(|replaced| *replaced).count()
+        }
+    }
+}
+
 /// The factor of the interval after a write that took so long: it doubles while writes take longer than the flush
 /// interval, and is halved when they take less than a quarter of it.
 fn pressure_after(pressure: u32, took: Duration, interval: Duration) -> u32 {
@@ -186,6 +209,7 @@ impl Sink for MetadataSink {
     type Answer = Vec<RefusedKey>;
 
     const NAME: &'static str = "metadata";
+    const AT_ONCE: usize = 2;
 
     fn weight(report: &AgentReport) -> usize {
         report.values.len().max(1)
@@ -196,30 +220,35 @@ impl Sink for MetadataSink {
     }
 
     async fn write(&self, reports: &[AgentReport]) -> StoreResult<Vec<Vec<RefusedKey>>> {
-        let began = Instant::now();
         self.look_up(reports).await?;
+        let began = Instant::now();
         let (Merged { values, seen, refused }, coalesced) = self.merge(reports);
         let keys = self.node.signals.metadata_watch().live_keys();
         let mut written = MetadataWritten::default();
-        let mut rows = Vec::new();
-        for (agent_no, values) in values {
-            written.agents.push(agent_no);
+        let mut number = 0;
+        for (agent_no, values) in &values {
+            number += values.len();
+            written.agents.push(*agent_no);
             if values.keys().any(|key| keys.contains(key)) {
-                written.live.push(agent_no);
+                written.live.push(*agent_no);
             }
-            rows.extend(values.into_iter().map(|(key, value): (String, Value)| NewValue { agent_no, key, value }));
         }
-        let number = rows.len();
-        if !rows.is_empty() || !seen.is_empty() {
-            written.is_watched_elsewhere = self.node.store.metadata_write(rows, seen.clone()).await?;
+        let values: Vec<_> = values.into_iter().map(|(agent_no, values)| NewValues { agent_no, values }).collect();
+        let prepared = began.elapsed();
+        let turn = self.turn.lock().await;
+        let began = Instant::now();
+        if !values.is_empty() || !seen.is_empty() {
+            written.is_watched_elsewhere = self.node.store.metadata_write(values, seen.clone()).await?;
         }
+        drop(turn);
         let metrics = self.node.metrics.metadata();
         metrics.wrote(number, coalesced, refused.iter().map(Vec::len).sum());
-        self.done(&seen, written, began.elapsed());
+        self.done(&seen, written, prepared + began.elapsed());
         Ok(refused)
     }
 
     async fn written(&self, _: Vec<AgentReport>, _: &[Verdict<Vec<RefusedKey>>]) {
+        // Called right after the write, so this is of the same batch.
         crate::fault_point!("metadata.written");
         let written = self.state().written.take();
         if let Some(written) = written {

@@ -271,7 +271,7 @@ mod tests {
                 collected_at: node.store.now(),
                 clamped: false,
             };
-            let (values, at) = ([(key.to_owned(), value)].into(), node.store.now());
+            let (values, at) = (Arc::new([(key.to_owned(), value)].into()), node.store.now());
             let report = crate::domain::metadata::AgentReport { agent_no, values, at, checked_in: false };
             node.node.reporter.put(vec![report]).await.unwrap();
         };

@@ -92,6 +92,11 @@ impl<T> Retries<T> {
         self.parts.is_empty()
     }
 
+    /// Whether the last write succeeded, and no part waits.
+    pub fn is_clean(&self) -> bool {
+        self.parts.is_empty() && self.failures == 0
+    }
+
     /// What to do when no write is in flight. `fresh` is when a new batch is due, if there is one.
     pub fn next(&mut self, now: Instant, fresh: Option<Instant>) -> Next<T> {
         let earliest = self.parts.iter().map(|part| part.at).chain(fresh).min();

@@ -273,13 +273,14 @@ pub fn json(event: &MetadataEvent) -> Arc<str> {
 mod tests {
     use super::*;
     use crate::domain::metadata::Value;
-    use crate::store::NewValue;
+    use crate::store::NewValues;
     use crate::testing::{TestNode, until};
 
     async fn write(node: &TestNode, agent_no: i64, key: &str, value: &str, ago: u64) {
         let collected_at = node.store.now().minus(Duration::from_secs(ago));
         let value = Value { value: Some(value.into()), error: None, collected_at, clamped: false };
-        node.store.metadata_write(vec![NewValue { agent_no, key: key.into(), value }], vec![]).await.unwrap();
+        let values = Arc::new([(key.to_owned(), value)].into());
+        node.store.metadata_write(vec![NewValues { agent_no, values }], vec![]).await.unwrap();
     }
 
     fn told(feed: &Feed, from: u64) -> Vec<String> {

@@ -1,13 +1,14 @@
 //! Metadata: the newest value of each key of each agent, and when agents were last heard of.
 
 use super::error::StoreResult;
-use crate::domain::metadata::Value;
+use crate::domain::metadata::Values;
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use async_trait::async_trait;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 use std::time::Duration;
 use utoipa::ToSchema;
 
@@ -15,15 +16,13 @@ use utoipa::ToSchema;
 /// and large beside how often an agent is heard of: an agent's row is long.
 pub(super) const SEEN_WRITTEN: Duration = Duration::from_secs(60);
 
-/// A value to store.
+/// Values of an agent to store.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NewValue {
+pub struct NewValues {
     /// The agent's key.
     pub agent_no: i64,
-    /// The key.
-    pub key: String,
-    /// The value.
-    pub value: Value,
+    /// The values by key.
+    pub values: Arc<Values>,
 }
 
 /// An agent was heard of.
@@ -77,10 +76,10 @@ pub struct MetadataPage {
 #[async_trait]
 pub trait Metadata {
     /// Stores values, and when agents were heard of. A value is left out if a newer one is stored, or if its agent
-    /// is removed. `values` has each key of an agent once, in the order of agent and key.
+    /// is removed. `values` has each agent once, in the order of their keys.
     ///
     /// Returns whether somebody watches metadata at another node.
-    async fn metadata_write(&self, values: Vec<NewValue>, seen: Vec<Seen>) -> StoreResult<bool>;
+    async fn metadata_write(&self, values: Vec<NewValues>, seen: Vec<Seen>) -> StoreResult<bool>;
 
     /// The keys of these agents.
     async fn metadata_keys(&self, agent_nos: &[i64]) -> StoreResult<Vec<(i64, String)>>;

@@ -49,7 +49,7 @@ pub use error::{SqlState, StoreError, StoreResult};
 pub use hints::Hints;
 pub use hooks::{HookClaim, HookOutcome, HookView, HookWanted, Hooks};
 pub use live::Live;
-pub use metadata::{AgentMetadata, Metadata, MetadataPage, MetadataView, NewValue, Seen};
+pub use metadata::{AgentMetadata, Metadata, MetadataPage, MetadataView, NewValues, Seen};
 pub use nodes::{NodeView, Nodes};
 pub use open::{check, open, sqlite_path, token_insert_alone};
 pub use outcomes::{Outcomes, Report};

@@ -2,22 +2,34 @@
 
 use crate::Backend;
 use crate::support::{agents, matching, me, named, property};
-use odoshi::domain::metadata::Value;
+use odoshi::domain::metadata::{Value, Values};
 use odoshi::domain::target::Target;
 use odoshi::domain::time::Timestamp;
-use odoshi::store::{AgentMetadata, NewValue, Seen, Store};
+use odoshi::store::{AgentMetadata, NewValues, Seen, Store};
 use proptest::prelude::*;
 use serde_json::json;
 use std::collections::{BTreeMap, HashMap};
 use std::time::Duration;
 
-fn new(agent_no: i64, key: &str, value: &str, at: Timestamp) -> NewValue {
+/// A value of an agent.
+type Row = (i64, String, Value);
+
+fn new(agent_no: i64, key: &str, value: &str, at: Timestamp) -> Row {
     let value = Value { value: Some(value.into()), error: None, collected_at: at, clamped: false };
-    NewValue { agent_no, key: key.into(), value }
+    (agent_no, key.into(), value)
 }
 
-async fn write(store: &dyn Store, values: Vec<NewValue>) {
-    assert!(!store.metadata_write(values, vec![]).await.unwrap(), "nobody watches elsewhere");
+/// Values by agent.
+pub fn by_agent(rows: Vec<Row>) -> Vec<NewValues> {
+    let mut agents: BTreeMap<i64, Values> = BTreeMap::new();
+    for (agent_no, key, value) in rows {
+        agents.entry(agent_no).or_default().insert(key, value);
+    }
+    agents.into_iter().map(|(agent_no, values)| NewValues { agent_no, values: values.into() }).collect()
+}
+
+async fn write(store: &dyn Store, values: Vec<Row>) {
+    assert!(!store.metadata_write(by_agent(values), vec![]).await.unwrap(), "nobody watches elsewhere");
 }
 
 /// The values of an agent as JSON.
@@ -33,7 +45,7 @@ pub async fn the_newest_value_of_a_key_wins_and_an_equally_old_one_if_it_comes_l
     write(store, vec![new(no, "a", "1", at(5)), new(no, "b", "1.10", at(5))]).await;
     write(store, vec![new(no, "a", "2", at(4)), new(no, "b", "2", at(5))]).await;
     let failed = Value { value: None, error: Some("no sensor".into()), collected_at: at(9), clamped: true };
-    write(store, vec![NewValue { agent_no: no, key: "c".into(), value: failed }]).await;
+    write(store, vec![(no, "c".into(), failed)]).await;
     let time = |secs| json!(at(secs));
     let expected = json!({
         "a": {"value": 1, "error": null, "collected_at": time(5)},
@@ -187,7 +199,7 @@ pub async fn whatever_comes_in_whatever_order_the_newest_stays(backend: &mut imp
                     *known = (step, value);
                 }
             }
-            store.metadata_write(rows, vec![]).await.unwrap();
+            store.metadata_write(by_agent(rows), vec![]).await.unwrap();
         }
         let names: Vec<String> = (0..3).map(|n| format!("agent-{n:03}")).collect();
         let stored = store.metadata_of(&names, None).await.unwrap();

@@ -9,7 +9,7 @@ use odoshi::domain::metadata::Value;
 use odoshi::domain::target::Target;
 use odoshi::domain::time::Timestamp;
 use odoshi::store::postgres::PostgresStore;
-use odoshi::store::{Actions, Inserted, Metadata, NewValue, Nodes, Store};
+use odoshi::store::{Actions, Inserted, Metadata, Nodes, Store};
 use proptest::prelude::*;
 use serde_json::json;
 use std::collections::BTreeMap;
@@ -495,9 +495,10 @@ fn whichever_node_writes_last_the_newest_value_stays() {
                         }
                         let (value, collected_at) = (Some(number.to_string()), at(step));
                         let value = Value { value, error: None, collected_at, clamped: false };
-                        rows.push(NewValue { agent_no, key, value });
+                        rows.push((agent_no, key, value));
                     }
-                    while let Err(error) = node.metadata_write(rows.clone(), vec![]).await {
+                    let values = crate::metadata::by_agent(rows);
+                    while let Err(error) = node.metadata_write(values.clone(), vec![]).await {
                         assert!(error.is_transient(), "{error}");
                     }
                 }

@@ -35,6 +35,9 @@ pub trait Sink: Clone + Unpin + 'static {
 
     /// The actor's name in logs and metrics.
     const NAME: &'static str;
+    /// Maximum number of batches that are with the sink at the same time. With more than one, it gets the next full batch
+    /// while the one before is written, to prepare it, and sees to their order. After a failure it gets one at a time.
+    const AT_ONCE: usize = 1;
 
     /// How much of a batch's limit an item uses.
     fn weight(_item: &Self::Item) -> usize {
@@ -171,7 +174,8 @@ pub struct Batcher<S: Sink> {
     filling: Filling<Group<S>>,
     /// Batches and parts that failed and are tried again.
     retries: Retries<Entry<S>>,
-    flushing: bool,
+    /// Batches that are with the sink.
+    flights: usize,
     /// A `TipNow` is in the mailbox.
     tipping: bool,
     timer: Option<SpawnHandle>,
@@ -183,7 +187,7 @@ impl<S: Sink> Batcher<S> {
     pub fn new(sink: S, limits: Limits) -> Self {
         let filling = Filling::new(limits);
         let retries = Retries::default();
-        Self { sink, limits, filling, retries, flushing: false, tipping: false, timer: None, drained: Vec::new() }
+        Self { sink, limits, filling, retries, flights: 0, tipping: false, timer: None, drained: Vec::new() }
     }
 
     /// Writes what is due, or sets the timer for the next write.
@@ -191,7 +195,14 @@ impl<S: Sink> Batcher<S> {
         if let Some(timer) = self.timer.take() {
             ctx.cancel_future(timer);
         }
-        if self.flushing || self.tipping {
+        if self.tipping {
+            return;
+        }
+        if self.flights > 0 {
+            let is_full = self.filling.weight() >= self.limits.max_items;
+            if self.flights < S::AT_ONCE && is_full && self.retries.is_clean() {
+                self.tip(Reason::Full, ctx);
+            }
             return;
         }
         let now = Instant::now();
@@ -229,7 +240,7 @@ impl<S: Sink> Batcher<S> {
     }
 
     fn write(&mut self, part: Part<Entry<S>>, ctx: &mut Context<Self>) {
-        self.flushing = true;
+        self.flights += 1;
         let written = write(self.sink.clone(), part).into_actor(self).map(|failed, batcher, ctx| {
             let now = Instant::now();
             match failed {
@@ -240,7 +251,7 @@ impl<S: Sink> Batcher<S> {
                 None => batcher.sink.metrics().progress().works(S::NAME),
                 Some((since, error)) => batcher.sink.metrics().progress().fails_since(S::NAME, since, error),
             }
-            batcher.flushing = false;
+            batcher.flights -= 1;
             batcher.filling.tipped(now);
             batcher.consider(ctx);
         });
@@ -317,7 +328,7 @@ impl<S: Sink> Handler<Put<S::Item, S::Answer>> for Batcher<S> {
         let first = self.filling.is_empty();
         self.filling.push(Group { items, reply }, weight, now);
         self.sink.metrics().batch_waits(S::NAME, self.filling.weight());
-        if first && !self.flushing && self.retries.is_empty() && self.filling.is_quiet(now) {
+        if first && self.flights == 0 && self.retries.is_empty() && self.filling.is_quiet(now) {
             // Queued behind the messages in the mailbox, which all go into the same batch.
             self.tipping = true;
             ctx.address().do_send(TipNow);
@@ -338,7 +349,7 @@ impl<S: Sink> Handler<TipNow> for Batcher<S> {
 
     fn handle(&mut self, _: TipNow, ctx: &mut Self::Context) {
         self.tipping = false;
-        if !self.flushing {
+        if self.flights == 0 {
             self.tip(Reason::Quiet, ctx);
         }
     }

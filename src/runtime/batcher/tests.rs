@@ -133,6 +133,88 @@ async fn what_comes_during_a_write_goes_into_the_next_one_together() {
     }
 }
 
+/// As [`Numbers`], and two batches at once.
+#[derive(Clone)]
+struct Ahead(Numbers);
+
+impl Sink for Ahead {
+    type Item = u32;
+    type Answer = u32;
+
+    const NAME: &'static str = "ahead";
+    const AT_ONCE: usize = 2;
+
+    fn metrics(&self) -> &Metrics {
+        self.0.metrics()
+    }
+
+    async fn write(&self, items: &[u32]) -> StoreResult<Vec<u32>> {
+        self.0.write(items).await
+    }
+
+    async fn written(&self, items: Vec<u32>, answers: &[Verdict<u32>]) {
+        self.0.written(items, answers).await;
+    }
+}
+
+/// A batcher that gets two batches at once, each of two items at most. Nothing else tips a batch but a quiet time.
+fn start_ahead(world: World) -> (Writer<u32, u32>, Fixture) {
+    let fixture = start(world);
+    let limits = Limits { max_items: 2, max_wait: Duration::from_secs(3_600), idle: Duration::from_secs(3_600) };
+    let batcher = Batcher::new(Ahead(fixture.sink.clone()), limits);
+    let address = crate::runtime::Unstarted::default().start("ahead", batcher, &supervision());
+    (Writer::new(address), fixture)
+}
+
+#[actix_rt::test]
+async fn the_next_full_batch_is_handed_over_while_one_is_written_and_no_more() {
+    let gate = Arc::new(Notify::new());
+    let (writer, mut batcher) = start_ahead(World { gate: Some(gate.clone()), ..World::default() });
+    let mut puts = vec![writer.put(vec![1])];
+    assert_eq!(next(&mut batcher.tried).await, [1], "after a quiet time");
+    puts.push(writer.put(vec![2]));
+    writer.put(vec![]).await.unwrap();
+    assert!(batcher.tried.try_recv().is_err(), "it is not full");
+    puts.push(writer.put(vec![3]));
+    assert_eq!(next(&mut batcher.tried).await, [2, 3]);
+    puts.push(writer.put(vec![4, 5]));
+    writer.put(vec![]).await.unwrap();
+    assert!(batcher.tried.try_recv().is_err(), "two are with the sink");
+    gate.notify_one();
+    assert_eq!(next(&mut batcher.tried).await, [4, 5]);
+    (0..2).for_each(|_| gate.notify_one());
+    // One permit is kept at most, so the last one comes when the other was taken.
+    let all = async {
+        for put in puts {
+            assert!(put.await.is_ok())
+        }
+    };
+    let open = async {
+        loop {
+            gate.notify_one();
+            tokio::task::yield_now().await
+        }
+    };
+    tokio::select! { () = all => {} () = open => {} }
+}
+
+#[actix_rt::test]
+async fn while_writes_fail_the_sink_gets_one_batch_at_a_time() {
+    let gate = Arc::new(Notify::new());
+    let (writer, mut batcher) = start_ahead(World { away: 1, gate: Some(gate.clone()), ..World::default() });
+    let first = writer.put(vec![1]);
+    assert_eq!(next(&mut batcher.tried).await, [1]);
+    gate.notify_one();
+    assert_eq!(next(&mut batcher.tried).await, [1], "it is tried again");
+    let second = writer.put(vec![2, 3]);
+    writer.put(vec![]).await.unwrap();
+    assert!(batcher.tried.try_recv().is_err());
+    gate.notify_one();
+    assert_eq!(next(&mut batcher.tried).await, [2, 3]);
+    gate.notify_one();
+    assert!(first.await.is_ok() && second.await.is_ok());
+}
+
 #[actix_rt::test]
 async fn a_batch_holds_no_more_than_its_limit() {
     let limits = Limits { max_items: 10, ..at_once() };

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 
 /// Maximum number of frames whose values wait for an answer. At this number the agent isn't read.
-const FRAMES: usize = 256;
+const FRAMES: usize = 1024;
 /// How often the store hears that a connected agent is there.
 const SEEN_EVERY: Duration = Duration::from_secs(70);
 /// How often a report is put while the actor of metadata restarts.
@@ -129,7 +129,7 @@ pub(super) async fn report(node: &Node, agent_no: i64, waiting: Waiting) -> Repo
     if values.is_empty() {
         return Reported { frames, refused: Some(Vec::new()) };
     }
-    let report = AgentReport { agent_no, values, at, checked_in: false };
+    let report = AgentReport { agent_no, values: values.into(), at, checked_in: false };
     let refused = put_patiently(node, report).await;
     Reported { frames, refused }
 }
@@ -145,7 +145,7 @@ pub(crate) async fn store_metadata(
     let at = node.store.now();
     let (values, mut rejected) = metadata::read(items, AgentClock::default(), at);
     node.metrics.metadata().refused(rejected.len());
-    rejected.extend(put_patiently(node, AgentReport { agent_no, values, at, checked_in: true }).await?);
+    rejected.extend(put_patiently(node, AgentReport { agent_no, values: values.into(), at, checked_in: true }).await?);
     let interval = node.pace.interval();
     let metadata_interval = (interval > INTERVAL_MIN).then_some(Span(interval));
     Some(MetadataStored { seq, rejected, metadata_interval })
@@ -220,7 +220,7 @@ mod tests {
         let put = async |from: usize, to: usize| {
             let items = (from..to).map(|n| item(&format!("k{n}"), 1)).collect();
             let (values, _) = metadata::read(items, AgentClock::default(), node.store.now());
-            let report = AgentReport { agent_no, values, at: node.store.now(), checked_in: false };
+            let report = AgentReport { agent_no, values: values.into(), at: node.store.now(), checked_in: false };
             put_patiently(&node.node, report).await.expect("it is there").len()
         };
         assert_eq!(put(0, 200).await, 0);
@@ -234,7 +234,7 @@ mod tests {
         let agent_no = node.agents(1).await[0];
         node.break_inserts("agent_metadata", "TRUE", REFUSED);
         let (values, _) = metadata::read(vec![item("a", 1)], AgentClock::default(), node.store.now());
-        let report = AgentReport { agent_no, values, at: node.store.now(), checked_in: false };
+        let report = AgentReport { agent_no, values: values.into(), at: node.store.now(), checked_in: false };
         let refused = put_patiently(&node.node, report).await.expect("it is answered");
         assert!(refused[0].key == "a" && refused[0].reason.contains(REFUSED), "{refused:?}");
     }

@@ -3,13 +3,14 @@
 use super::pools::Caller;
 use super::store::PostgresStore;
 use super::transaction::body;
+use crate::domain::metadata::Value;
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::agents::CHECK_IN_WRITTEN;
-use crate::store::metadata::{AgentMetadata, Metadata, MetadataPage, NewValue, SEEN_WRITTEN, Seen};
+use crate::store::metadata::{AgentMetadata, Metadata, MetadataPage, NewValues, SEEN_WRITTEN, Seen};
 use crate::store::sql::metadata::{KeyOfAgent, REPLACE, VALUE_COLUMNS, ValueRow, by_agent};
 use crate::store::sql::schema::agents;
-use crate::store::sql::{Key, Sql, filter, sql, sql_limit};
+use crate::store::sql::{Key, Statement, filter, sql, sql_limit};
 use crate::store::{Store, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;
@@ -19,7 +20,7 @@ use std::sync::Arc;
 
 #[async_trait]
 impl Metadata for PostgresStore {
-    async fn metadata_write(&self, values: Vec<NewValue>, seen: Vec<Seen>) -> StoreResult<bool> {
+    async fn metadata_write(&self, values: Vec<NewValues>, seen: Vec<Seen>) -> StoreResult<bool> {
         let (values, seen, here, now) = (Arc::new(values), Arc::new(seen), self.inner.incarnation.clone(), self.now());
         let write = body!([values, seen, here] conn => write(conn, &values, &seen, &here, now));
         self.write(Caller::Sessions, "metadata_write", write).await
@@ -57,7 +58,7 @@ impl Metadata for PostgresStore {
 
 async fn write(
     conn: &mut AsyncPgConnection,
-    values: &[NewValue],
+    values: &[NewValues],
     seen: &[Seen],
     here: &str,
     now: Timestamp,
@@ -72,16 +73,20 @@ async fn write(
     Ok(watched.get_result::<Key>(conn).await.optional()?.is_some())
 }
 
-async fn put(conn: &mut AsyncPgConnection, values: &[NewValue], now: Timestamp) -> QueryResult<()> {
-    let mut named: Vec<i64> = values.iter().map(|new| new.agent_no).collect();
-    named.dedup();
+/// A value, its agent and its key.
+type Row<'a> = (i64, &'a str, &'a Value);
+
+async fn put(conn: &mut AsyncPgConnection, values: &[NewValues], now: Timestamp) -> QueryResult<()> {
+    let named: Vec<i64> = values.iter().map(|new| new.agent_no).collect();
     // A separate statement, so that the rows are written in the order of the list, in which nodes don't wait for each other in
     // a circle. What is written for an agent that is being removed is deleted when its commands are closed.
     let living: Vec<Key> =
         sql("SELECT no AS key FROM agents WHERE no = ANY(?) AND removed_at IS NULL").bind(named).load(conn).await?;
     let living: HashSet<i64> = living.into_iter().map(|row| row.key).collect();
-    let values: Vec<&NewValue> = values.iter().filter(|new| living.contains(&new.agent_no)).collect();
-    if values.is_empty() {
+    let living = values.iter().filter(|new| living.contains(&new.agent_no));
+    let rows = living.flat_map(|new| new.values.iter().map(|(key, value)| (new.agent_no, key.as_str(), value)));
+    let rows: Vec<Row<'_>> = rows.collect();
+    if rows.is_empty() {
         return Ok(());
     }
     // Twice as fast as an upsert, which locks each row before it changes it.
@@ -90,10 +95,10 @@ async fn put(conn: &mut AsyncPgConnection, values: &[NewValue], now: Timestamp) 
          clamped = n.clamped, written_at = ? FROM ",
         " WHERE agent_metadata.agent_no = n.agent_no AND agent_metadata.key = n.key \
          AND agent_metadata.collected_at <= n.collected_at",
-        &values,
+        &rows,
         now,
     );
-    if changed.execute(conn).await? == values.len() {
+    if changed.execute(conn).await? == rows.len() {
         return Ok(());
     }
     // Some are new, or older than what is stored. Another node may insert a row at this moment.
@@ -102,22 +107,22 @@ async fn put(conn: &mut AsyncPgConnection, values: &[NewValue], now: Timestamp) 
     let insert = with_rows(
         "INSERT INTO agent_metadata (agent_no, key, value, error, collected_at, clamped, written_at) SELECT n.*, ? FROM ",
         &format!("{missing}{REPLACE}"),
-        &values,
+        &rows,
         now,
     );
     insert.execute(conn).await.map(|_| ())
 }
 
 /// A statement over rows of values, called `n`, with the time of the write before them.
-fn with_rows(begin: &str, end: &str, values: &[&NewValue], now: Timestamp) -> Sql {
+fn with_rows<'a>(begin: &str, end: &str, rows: &[Row<'a>], now: Timestamp) -> Statement<'a> {
     sql(format!("{begin}UNNEST(?, ?, ?, ?, ?, ?) AS n (agent_no, key, value, error, collected_at, clamped){end}"))
         .bind(now.0)
-        .bind(values.iter().map(|new| new.agent_no).collect::<Vec<_>>())
-        .bind(values.iter().map(|new| new.key.clone()).collect::<Vec<_>>())
-        .bind(values.iter().map(|new| new.value.value.clone()).collect::<Vec<_>>())
-        .bind(values.iter().map(|new| new.value.error.clone()).collect::<Vec<_>>())
-        .bind(values.iter().map(|new| new.value.collected_at.0).collect::<Vec<_>>())
-        .bind(values.iter().map(|new| new.value.clamped).collect::<Vec<_>>())
+        .bind(rows.iter().map(|(agent_no, ..)| *agent_no).collect::<Vec<_>>())
+        .bind(rows.iter().map(|(_, key, _)| *key).collect::<Vec<_>>())
+        .bind(rows.iter().map(|(.., value)| value.value.as_deref()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|(.., value)| value.error.as_deref()).collect::<Vec<_>>())
+        .bind(rows.iter().map(|(.., value)| value.collected_at.0).collect::<Vec<_>>())
+        .bind(rows.iter().map(|(.., value)| value.clamped).collect::<Vec<_>>())
 }
 
 async fn see(conn: &mut AsyncPgConnection, seen: &[Seen]) -> QueryResult<()> {

@@ -20,5 +20,5 @@ mod statement;
 pub(super) mod tokens;
 mod values;
 
-pub(super) use statement::{Sql, sql};
+pub(super) use statement::{Sql, Statement, sql};
 pub(super) use values::{Key, Transports, corrupt, sql_limit};

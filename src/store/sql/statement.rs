@@ -14,20 +14,23 @@ use diesel::sql_types::{Array, BigInt, Binary, Bool, Integer, Nullable, SmallInt
 use diesel::sqlite::Sqlite;
 use std::borrow::Cow;
 
-/// See the module.
-pub(in crate::store) struct Sql {
+/// See the module. Its texts may be borrowed.
+pub(in crate::store) struct Statement<'a> {
     text: Cow<'static, str>,
-    binds: Vec<Bind>,
+    binds: Vec<Bind<'a>>,
 }
+
+/// A statement that borrows nothing.
+pub(in crate::store) type Sql = Statement<'static>;
 
 /// A statement.
-pub(in crate::store) fn sql(text: impl Into<Cow<'static, str>>) -> Sql {
-    Sql { text: text.into(), binds: Vec::new() }
+pub(in crate::store) fn sql<'a>(text: impl Into<Cow<'static, str>>) -> Statement<'a> {
+    Statement { text: text.into(), binds: Vec::new() }
 }
 
-impl Sql {
+impl<'a> Statement<'a> {
     /// The value for the next `?`.
-    pub(in crate::store) fn bind(mut self, value: impl Into<Bind>) -> Self {
+    pub(in crate::store) fn bind(mut self, value: impl Into<Bind<'a>>) -> Self {
         self.binds.push(value.into());
         self
     }
@@ -48,25 +51,25 @@ impl Sql {
 macro_rules! binds {
     ($($variant:ident($ty:ty) as $sql:ty),+; arrays: $($array:ident($array_ty:ty) as $array_sql:ty),+ $(,)?) => {
         /// A bound value.
-        pub(in crate::store) enum Bind {
+        pub(in crate::store) enum Bind<'a> {
             $($variant($ty),)+
             $($array($array_ty)),+
         }
 
-        $(impl From<$ty> for Bind {
+        $(impl<'a> From<$ty> for Bind<'a> {
             fn from(value: $ty) -> Self {
                 Self::$variant(value)
             }
         })+
 
-        $(impl From<$array_ty> for Bind {
+        $(impl<'a> From<$array_ty> for Bind<'a> {
             fn from(value: $array_ty) -> Self {
                 Self::$array(value)
             }
         })+
 
         impl Push for Pg {
-            fn push<'b>(bind: &'b Bind, out: &mut AstPass<'_, 'b, Self>) -> QueryResult<()> {
+            fn push<'b>(bind: &'b Bind<'_>, out: &mut AstPass<'_, 'b, Self>) -> QueryResult<()> {
                 match bind {
                     $(Bind::$variant(value) => out.push_bind_param::<$sql, _>(value),)+
                     $(Bind::$array(value) => out.push_bind_param::<$array_sql, _>(value)),+
@@ -75,7 +78,7 @@ macro_rules! binds {
         }
 
         impl Push for Sqlite {
-            fn push<'b>(bind: &'b Bind, out: &mut AstPass<'_, 'b, Self>) -> QueryResult<()> {
+            fn push<'b>(bind: &'b Bind<'_>, out: &mut AstPass<'_, 'b, Self>) -> QueryResult<()> {
                 match bind {
                     $(Bind::$variant(value) => out.push_bind_param::<$sql, _>(value),)+
                     $(Bind::$array(_) => Err(Error::QueryBuilderError("SQLite has no arrays".into()))),+
@@ -87,7 +90,7 @@ macro_rules! binds {
 
 /// A database to which every value can be bound.
 pub(in crate::store) trait Push: Backend {
-    fn push<'b>(bind: &'b Bind, out: &mut AstPass<'_, 'b, Self>) -> QueryResult<()>;
+    fn push<'b>(bind: &'b Bind<'_>, out: &mut AstPass<'_, 'b, Self>) -> QueryResult<()>;
 }
 
 binds! {
@@ -100,6 +103,7 @@ binds! {
     BoolOrNull(Option<bool>) as Nullable<Bool>,
     Text(String) as Text,
     TextOrNull(Option<String>) as Nullable<Text>,
+    StrOrNull(Option<&'a str>) as Nullable<Text>,
     Bytes(Vec<u8>) as Binary,
     BytesOrNull(Option<Vec<u8>>) as Nullable<Binary>;
     arrays:
@@ -111,15 +115,17 @@ binds! {
     Bools(Vec<bool>) as Array<Bool>,
     Texts(Vec<String>) as Array<Text>,
     TextsOrNull(Vec<Option<String>>) as Array<Nullable<Text>>,
+    Strs(Vec<&'a str>) as Array<Text>,
+    StrsOrNull(Vec<Option<&'a str>>) as Array<Nullable<Text>>,
 }
 
-impl From<&str> for Bind {
+impl From<&str> for Bind<'_> {
     fn from(value: &str) -> Self {
         Self::Text(value.to_owned())
     }
 }
 
-impl<DB: Push> QueryFragment<DB> for Sql {
+impl<DB: Push> QueryFragment<DB> for Statement<'_> {
     fn walk_ast<'b>(&'b self, mut out: AstPass<'_, 'b, DB>) -> QueryResult<()> {
         let mut parts = self.text.split('?');
         out.push_sql(parts.next().unwrap_or_default());
@@ -140,14 +146,14 @@ fn miscounted(text: &str) -> Error {
     Error::QueryBuilderError(format!("not one value for each place in: {text}").into())
 }
 
-impl Query for Sql {
+impl Query for Statement<'_> {
     type SqlType = Untyped;
 }
 
-impl QueryId for Sql {
+impl QueryId for Statement<'_> {
     type QueryId = ();
     /// It is known by its text.
     const HAS_STATIC_QUERY_ID: bool = false;
 }
 
-impl<Conn> diesel::query_dsl::RunQueryDsl<Conn> for Sql {}
+impl<Conn> diesel::query_dsl::RunQueryDsl<Conn> for Statement<'_> {}

@@ -4,7 +4,7 @@ use super::store::{SqliteStore, json};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::agents::CHECK_IN_WRITTEN;
-use crate::store::metadata::{AgentMetadata, Metadata, MetadataPage, NewValue, SEEN_WRITTEN, Seen};
+use crate::store::metadata::{AgentMetadata, Metadata, MetadataPage, NewValues, SEEN_WRITTEN, Seen};
 use crate::store::sql::metadata::{KeyOfAgent, REPLACE, VALUE_COLUMNS, ValueRow, by_agent};
 use crate::store::sql::schema::agents;
 use crate::store::sql::{filter, sql, sql_limit};
@@ -17,7 +17,7 @@ use diesel::sql_types::{BigInt, Bool, Text};
 
 #[async_trait]
 impl Metadata for SqliteStore {
-    async fn metadata_write(&self, values: Vec<NewValue>, seen: Vec<Seen>) -> StoreResult<bool> {
+    async fn metadata_write(&self, values: Vec<NewValues>, seen: Vec<Seen>) -> StoreResult<bool> {
         let now = self.now();
         self.write("metadata_write", move |conn| write(conn, &values, &seen, now)).await.map(|()| false)
     }
@@ -51,20 +51,20 @@ impl Metadata for SqliteStore {
 }
 
 /// Row by row through one prepared statement, as outcomes are.
-fn write(conn: &mut SqliteConnection, values: &[NewValue], seen: &[Seen], now: Timestamp) -> QueryResult<()> {
-    for new in values {
-        let value = &new.value;
+fn write(conn: &mut SqliteConnection, values: &[NewValues], seen: &[Seen], now: Timestamp) -> QueryResult<()> {
+    let values = values.iter().flat_map(|new| new.values.iter().map(|(key, value)| (new.agent_no, key, value)));
+    for (agent_no, key, value) in values {
         sql(format!(
             "INSERT INTO agent_metadata (agent_no, key, value, error, collected_at, clamped, written_at) \
              SELECT no, ?, ?, ?, ?, ?, ? FROM agents WHERE no = ? AND removed_at IS NULL {REPLACE}"
         ))
-        .bind(new.key.as_str())
-        .bind(value.value.clone())
-        .bind(value.error.clone())
+        .bind(key.as_str())
+        .bind(value.value.as_deref())
+        .bind(value.error.as_deref())
         .bind(value.collected_at.0)
         .bind(value.clamped)
         .bind(now.0)
-        .bind(new.agent_no)
+        .bind(agent_no)
         .execute(conn)?;
     }
     for Seen { agent_no, at, checked_in } in seen {
