@@ -25,7 +25,7 @@ pub(super) struct Args {
 pub(super) struct CheckArgs {
     #[command(flatten)]
     settings: Args,
-    /// Check only the settings: a running server may already use the address
+    /// Check the settings alone, not the files and not the address, which a running server uses
     #[arg(long)]
     settings_only: bool,
 }
@@ -35,9 +35,10 @@ pub(super) fn run(command: Command) -> Outcome {
         Command::Show(args) => say!("{}", Config::load(args.config.as_deref(), &[])?.to_toml().trim_end()),
         Command::Check(args) => {
             let config = Config::load(args.settings.config.as_deref(), &[])?;
-            config.check_senders(&[])?;
             super::limits::raise_open_files();
-            if !args.settings_only {
+            if args.settings_only {
+                node::check_settings(&config)?;
+            } else {
                 node::check(&config)?;
             }
             say!("the settings are valid");

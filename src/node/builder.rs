@@ -19,15 +19,24 @@ use serde::de::DeserializeOwned;
 use std::sync::Arc;
 use tokio::task::JoinHandle;
 
+/// Checks the settings as far as possible without the files that they name, the address and the store.
+///
+/// # Errors
+/// The first failure, with the same error as a start with these settings.
+pub fn check_settings(config: &Config) -> Result<(), AppError> {
+    config.validate()?;
+    super::transports::check(config)?;
+    check_hook_urls(config)
+}
+
 /// Checks the settings as far as possible without touching the store: whether the address can be
 /// listened on, the certificate, the passwords and hooks' secrets can be read, the transports are
-/// known, and the limit of open files is high
-/// enough.
+/// known, and the limit of open files is high enough.
 ///
 /// # Errors
 /// The first failure, with the same error as a start with these settings.
 pub fn check(config: &Config) -> Result<(), AppError> {
-    config.validate()?;
+    check_settings(config)?;
     super::transports::open(config, &[])?;
     hook_set(config, None)?;
     OpenFiles::plan(config)?;
@@ -182,26 +191,40 @@ fn hook_set(config: &Config, client: Option<Arc<dyn HookClient>>) -> Result<Opti
     match client {
         _ if targets.is_empty() => Ok(None),
         Some(client) => Ok(Some(HookSet { targets, client })),
-        None => Ok(Some(HookSet { client: own_hook_client(config, &targets)?, targets })),
+        None => {
+            check_hook_urls(config)?;
+            Ok(Some(HookSet { targets, client: own_hook_client(config)? }))
+        }
     }
 }
 
 #[cfg(feature = "webhook")]
-fn own_hook_client(config: &Config, targets: &[Arc<HookTarget>]) -> Result<Arc<dyn HookClient>, AppError> {
-    use crate::config::{ConfigError, Fault};
+fn own_hook_client(config: &Config) -> Result<Arc<dyn HookClient>, AppError> {
     use crate::senders::webhook::{WebhookHooks, client};
-    let client = client(&config.sender.webhook).map_err(AppError::Sender)?;
-    let refused = targets.iter().enumerate().filter_map(|(index, hook)| {
-        let message = format!("is never called: {}", client.check(hook.url.expose()).err()?);
-        Some(Fault { key: format!("hook[{index}].url"), origin: None, message })
-    });
-    let faults: Vec<Fault> = refused.collect();
-    if faults.is_empty() { Ok(Arc::new(WebhookHooks::new(client))) } else { Err(ConfigError { faults }.into()) }
+    Ok(Arc::new(WebhookHooks::new(client(&config.sender.webhook).map_err(AppError::Sender)?)))
 }
 
 #[cfg(not(feature = "webhook"))]
-fn own_hook_client(_: &Config, _: &[Arc<HookTarget>]) -> Result<Arc<dyn HookClient>, AppError> {
+fn own_hook_client(_: &Config) -> Result<Arc<dyn HookClient>, AppError> {
     Err(AppError::NoHookClient)
+}
+
+/// Whether Odoshi's own client may call the hooks, whatever their names resolve to.
+#[cfg(feature = "webhook")]
+fn check_hook_urls(config: &Config) -> Result<(), AppError> {
+    use crate::config::Fault;
+    use crate::senders::webhook::check_url;
+    let refused = config.hook.iter().enumerate().filter_map(|(index, hook)| {
+        let error = check_url(&config.sender.webhook, hook.url.as_ref()?.expose()).err()?;
+        Some(Fault { key: format!("hook[{index}].url"), origin: None, message: format!("is never called: {error}") })
+    });
+    let faults: Vec<Fault> = refused.collect();
+    if faults.is_empty() { Ok(()) } else { Err(ConfigError { faults }.into()) }
+}
+
+#[cfg(not(feature = "webhook"))]
+fn check_hook_urls(config: &Config) -> Result<(), AppError> {
+    if config.hook.is_empty() { Ok(()) } else { Err(AppError::NoHookClient) }
 }
 
 /// Prepares the store. If it is away, the returned task waits for it.

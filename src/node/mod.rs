@@ -11,7 +11,7 @@ mod systemd;
 mod transports;
 mod wiring;
 
-pub use builder::{Builder, Odoshi, check};
+pub use builder::{Builder, Odoshi, check, check_settings};
 pub use error::AppError;
 pub use extension::ActorContext;
 pub use running::Running;

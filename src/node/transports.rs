@@ -7,6 +7,26 @@ use crate::domain::agent::STREAM;
 #[cfg(any(feature = "webhook", feature = "smtp"))]
 use crate::senders::pooled::PooledSender;
 
+/// Whether the transports' settings can be used, as far as that is known without their files.
+///
+/// # Errors
+/// If a transport is unknown, or a setting of an enabled one can't be used.
+pub(super) fn check(config: &Config) -> Result<(), AppError> {
+    config.check_senders(&[])?;
+    for name in &config.sender.enabled {
+        match name.as_str() {
+            #[cfg(feature = "smtp")]
+            "smtp" => crate::senders::smtp::Mailer::check(&config.sender.smtp).map_err(AppError::Sender)?,
+            #[cfg(feature = "nats")]
+            "nats" => crate::senders::nats::check(&config.sender.nats).map_err(AppError::Sender)?,
+            #[cfg(feature = "amqp")]
+            "amqp" => crate::senders::amqp::check(&config.sender.amqp).map_err(AppError::Sender)?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// The senders of the enabled transports, except for streams, which are always wired.
 ///
 /// # Errors

@@ -129,6 +129,20 @@ fn wrong_settings_name_their_key_and_wrong_usage_is_2() {
     assert!(text(&output.stderr).contains("http.colour"), "{}", text(&output.stderr));
     assert_eq!(odoshi(&["serve", "--colour"]).status.code(), Some(2));
     assert_eq!(odoshi(&["demo", "--agents", "0"]).status.code(), Some(2));
+    // What needs neither files nor the address is checked without them.
+    for (settings, key) in [
+        (
+            "[sender]\nenabled = [\"smtp\"]\n[sender.smtp]\nurl = \"smtp://localhost\"\nfrom = \"nobody\"\n",
+            "sender.smtp.from",
+        ),
+        ("[[hook]]\nurl = \"http://[::1]:7/x\"\non = [\"action.ended\"]\n", "hook[0].url"),
+        ("[sender]\nenabled = [\"nats\"]\n[sender.nats]\nurl = \"nats://a b\"\n", "sender.nats.url"),
+    ] {
+        std::fs::write(file.path(), settings).unwrap();
+        let output = odoshi(&["config", "check", "--settings-only", "--config", &path]);
+        let err = text(&output.stderr);
+        assert!(output.status.code() == Some(1) && err.contains(key), "{key}: {err}");
+    }
     let sample = concat!(env!("CARGO_MANIFEST_DIR"), "/config/odoshi.toml");
     assert_eq!(odoshi(&["config", "check", "--config", sample]).status.code(), Some(0));
 }

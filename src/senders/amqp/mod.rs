@@ -26,13 +26,25 @@ use upkeep::keep_queues;
 /// The transport.
 pub const AMQP: &str = "amqp";
 
+/// Whether the settings can be used, apart from their files.
+///
+/// # Errors
+/// Names the key.
+pub(crate) fn check(settings: &Amqp) -> Result<(), String> {
+    of_url(settings).map(|_| ())
+}
+
+fn of_url(settings: &Amqp) -> Result<AmqpAccess, String> {
+    let url = settings.url.as_ref().ok_or("sender.amqp.url: is needed")?;
+    AmqpAccess::new(url.expose()).map_err(|error| format!("sender.amqp.url: {error}"))
+}
+
 /// What the settings and their files say. Blocks.
 ///
 /// # Errors
 /// Names the key.
 pub(crate) fn access(settings: &Amqp) -> Result<AmqpAccess, String> {
-    let url = settings.url.as_ref().ok_or("sender.amqp.url: is needed")?;
-    let mut access = AmqpAccess::new(url.expose()).map_err(|error| format!("sender.amqp.url: {error}"))?;
+    let mut access = of_url(settings)?;
     if let Some(path) = &settings.password_file {
         let with = access.with_password_file(path, "odoshi");
         access = with.map_err(|error| format!("sender.amqp.password_file: {error}"))?;

@@ -45,12 +45,43 @@ pub(crate) struct NatsCarrier {
     /// The consumers that are known to exist.
     consumers: Mutex<HashSet<String>>,
     pub(super) tasks: Tasks,
+    /// Why the last attempt to connect failed.
+    failure: Arc<Failure>,
+}
+
+/// The last error of a connection. The log has it once.
+#[derive(Default)]
+struct Failure(Mutex<Option<String>>);
+
+impl Failure {
+    fn set(&self, error: Option<String>, url: &str) {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(error) = error.as_ref().filter(|error| last.as_ref() != Some(error)) {
+            log::warn!(url, error; "NATS can't be reached");
+        }
+        *last = error;
+    }
+
+    /// For people.
+    fn text(&self, url: &str) -> String {
+        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
+            Some(error) => format!("{url}: {error}"),
+            None => format!("{url} does not answer"),
+        }
+    }
 }
 
 impl NatsCarrier {
     pub(super) fn new(context: SenderContext, access: NatsAccess) -> Self {
         let connected = watch::Sender::new(None);
-        Self { context, access, connected, consumers: Mutex::default(), tasks: Tasks::default() }
+        Self {
+            context,
+            access,
+            connected,
+            consumers: Mutex::default(),
+            tasks: Tasks::default(),
+            failure: Arc::default(),
+        }
     }
 
     /// Waits for the connection.
@@ -87,7 +118,7 @@ impl NatsCarrier {
         let client = loop {
             match self.client().await {
                 Ok(client) => break client,
-                Err(error) => log::warn!(error; "NATS can't be reached"),
+                Err(error) => self.failure.set(Some(error), &self.url()),
             }
             tokio::time::sleep(RETRY_MAX).await;
         };
@@ -101,7 +132,8 @@ impl NatsCarrier {
                 (true, false) => match streams::make(&stream, settings).await {
                     Ok(()) => {
                         wait = LOOK_EVERY;
-                        log::info!("connected to NATS");
+                        log::info!(url = self.url(); "connected to NATS");
+                        self.failure.set(None, "");
                         self.consumers().clear();
                         self.connected.send_replace(Some(Connected { client: client.clone(), stream: stream.clone() }));
                         status.set_connected(true);
@@ -112,7 +144,7 @@ impl NatsCarrier {
                     }
                 },
                 (false, true) => {
-                    log::warn!("the connection to NATS is lost");
+                    log::warn!(url = self.url(); "the connection to NATS is lost");
                     self.connected.send_replace(None);
                     status.set_connected(false);
                 }
@@ -122,8 +154,14 @@ impl NatsCarrier {
         }
     }
 
+    /// The URL, without its secrets.
+    fn url(&self) -> String {
+        self.context.node().config.sender.nats.url.as_ref().map(ToString::to_string).unwrap_or_default()
+    }
+
     async fn client(&self) -> Result<Client, String> {
         let settings = &self.context.node().config.sender.nats;
+        let (failure, url) = (self.failure.clone(), self.url());
         let options = self.access.options(settings.ca_file.as_deref())?;
         let options = options
             .name("odoshi server")
@@ -135,12 +173,13 @@ impl NatsCarrier {
                 if attempts <= 1 { Duration::ZERO } else { (LOOK_EVERY * (1 << doublings)).min(RETRY_MAX) }
             })
             .request_timeout(Some(TIMEOUT))
-            .event_callback(|event| async move {
+            .event_callback(move |event| {
                 match event {
                     async_nats::Event::ServerError(error) => log::warn!(error:%; "NATS refuses something"),
-                    async_nats::Event::ClientError(error) => log::info!(error:%; "NATS can't be reached"),
+                    async_nats::Event::ClientError(error) => failure.set(Some(error.to_string()), &url),
                     event => log::debug!(event:%; "NATS"),
                 }
+                std::future::ready(())
             });
         let connecting = options.connect(self.access.addresses()).await;
         connecting.map_err(|error| error.chain().to_string())
@@ -149,7 +188,7 @@ impl NatsCarrier {
     /// The connection, if it is there now or in a moment.
     async fn reach(&self) -> Result<Connected, CarrierError> {
         let soon = tokio::time::timeout(CONNECT_WAIT, self.connected()).await;
-        soon.map_err(|_| CarrierError::Away("NATS can't be reached".into()))
+        soon.map_err(|_| CarrierError::Away(self.failure.text(&self.url())))
     }
 
     async fn make_consumer(&self, connected: &Connected, agent: &str) -> Result<(), CarrierError> {

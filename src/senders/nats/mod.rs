@@ -23,13 +23,25 @@ use upkeep::keep_consumers;
 /// The transport.
 pub const NATS: &str = "nats";
 
+/// Whether the settings can be used, apart from their files.
+///
+/// # Errors
+/// Names the key.
+pub(crate) fn check(settings: &Nats) -> Result<(), String> {
+    of_url(settings).map(|_| ())
+}
+
+fn of_url(settings: &Nats) -> Result<NatsAccess, String> {
+    let url = settings.url.as_ref().ok_or("sender.nats.url: is needed")?;
+    NatsAccess::new(url.expose()).map_err(|error| format!("sender.nats.url: {error}"))
+}
+
 /// What the settings and their files say. Blocks.
 ///
 /// # Errors
 /// Names the key.
 pub(crate) fn access(settings: &Nats) -> Result<NatsAccess, String> {
-    let url = settings.url.as_ref().ok_or("sender.nats.url: is needed")?;
-    let access = NatsAccess::new(url.expose()).map_err(|error| format!("sender.nats.url: {error}"))?;
+    let access = of_url(settings)?;
     let access = match &settings.credentials_file {
         Some(path) => {
             access.with_credentials(path).map_err(|error| format!("sender.nats.credentials_file: {error}"))?

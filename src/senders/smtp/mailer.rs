@@ -67,12 +67,23 @@ impl Mailer {
     /// # Errors
     /// If something can't be used. The error names the key.
     pub(crate) fn open(settings: &config::Smtp) -> Result<Self, String> {
+        Self::with(settings, settings.password_file.as_deref().map(read_password).transpose()?)
+    }
+
+    /// Whether the settings can be used, apart from the file with the password.
+    ///
+    /// # Errors
+    /// If something can't be used. The error names the key.
+    pub(crate) fn check(settings: &config::Smtp) -> Result<(), String> {
+        Self::with(settings, settings.password_file.is_some().then(String::new)).map(|_| ())
+    }
+
+    fn with(settings: &config::Smtp, password: Option<String>) -> Result<Self, String> {
         let from = settings.from.as_deref().ok_or("sender.smtp.from is needed")?;
         let from: Mailbox = from.parse().map_err(|_| {
             format!("sender.smtp.from: {from:?} is no mail address such as Odoshi <odoshi@example.com>")
         })?;
         let url = settings.url.as_ref().ok_or("sender.smtp.url is needed")?;
-        let password = settings.password_file.as_deref().map(read_password).transpose()?;
         Self::at(url, password, from, settings).map_err(|error| format!("sender.smtp.url: {error}"))
     }
 
@@ -125,7 +136,7 @@ impl Mailer {
             Some(connection) => connection,
             None => match timeout(self.timeout, self.connect()).await {
                 Ok(Ok(connection)) => connection,
-                Ok(Err(error)) => return Err(SendError::Away(described(&error))),
+                Ok(Err(error)) => return Err(SendError::Away(self.described(&error))),
                 Err(_) => return Err(SendError::Away(self.silent())),
             },
         };
@@ -139,17 +150,22 @@ impl Mailer {
                 Ok(text)
             }
             Ok(Err(error)) => Err(match () {
-                () if error.is_transient() => SendError::NotNow(described(&error)),
+                () if error.is_transient() => SendError::NotNow(self.described(&error)),
                 // A client's error: the server doesn't know an extension that the mail needs.
-                () if error.is_permanent() || error.is_client() => SendError::Refused(described(&error)),
-                () => SendError::Broken(described(&error)),
+                () if error.is_permanent() || error.is_client() => SendError::Refused(self.described(&error)),
+                () => SendError::Broken(self.described(&error)),
             }),
             Err(_) => Err(SendError::Broken(self.silent())),
         }
     }
 
     fn silent(&self) -> String {
-        format!("the mail server did not answer within {}", humantime::format_duration(self.timeout))
+        let Self { host, port, timeout, .. } = self;
+        format!("the mail server {host}:{port} did not answer within {}", humantime::format_duration(*timeout))
+    }
+
+    fn described(&self, error: &Error) -> String {
+        one_line(&format!("the mail server {}:{}: {}", self.host, self.port, error.chain()))
     }
 
     /// Connects, encrypts and logs in.
@@ -201,13 +217,9 @@ impl Mailer {
 }
 
 fn read_password(path: &Path) -> Result<String, String> {
-    let text = std::fs::read_to_string(path)
+    let text = crate::text_file::read(path)
         .map_err(|error| format!("sender.smtp.password_file {}: {error}", path.display()))?;
     Ok(text.trim_end_matches(['\r', '\n']).to_owned())
-}
-
-fn described(error: &Error) -> String {
-    one_line(&format!("the mail server: {}", error.chain()))
 }
 
 /// At most 512 characters, without control characters.
@@ -256,6 +268,15 @@ mod tests {
             let error = open(url, password).map(|_| ()).expect_err("refused");
             assert!(error.starts_with("sender.smtp.url"), "{error}");
         }
+        let unread = config::Smtp {
+            url: Some(ServiceUrl::new("smtp://me@mail")),
+            password_file: Some("/nowhere/x".into()),
+            from: Some("a@b".into()),
+            ..config::Smtp::default()
+        };
+        assert_eq!(Mailer::check(&unread), Ok(()), "the file is not read");
+        let error = Mailer::check(&config::Smtp { from: Some("nobody".into()), ..unread }).expect_err("no address");
+        assert!(error.starts_with("sender.smtp.from"), "{error}");
         let missing = config::Smtp { password_file: Some("/nowhere/x".into()), ..config::Smtp::default() };
         let settings = config::Smtp { url: Some(ServiceUrl::new("smtp://u@m")), from: Some("a@b".into()), ..missing };
         let error = Mailer::open(&settings).map(|_| ()).expect_err("no file");

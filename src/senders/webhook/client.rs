@@ -100,14 +100,6 @@ impl WebhookClient {
         Ok(Self { http, guard })
     }
 
-    /// Whether requests to this URL are refused whatever its name resolves to, and why.
-    ///
-    /// # Errors
-    /// The reason.
-    pub(crate) fn check(&self, url: &str) -> Result<(), String> {
-        self.guard.check_constant(url).map_err(|refusal| refusal.to_string())
-    }
-
     /// Sends `body`, which is JSON, and reads the answer, all within `timeout`.
     pub(crate) async fn post(
         &self,

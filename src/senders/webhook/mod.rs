@@ -12,4 +12,4 @@ mod tests;
 mod transport;
 
 pub(crate) use hook::WebhookHooks;
-pub(crate) use transport::{Webhook, client};
+pub(crate) use transport::{Webhook, check_url, client};

@@ -2,6 +2,7 @@
 
 use super::answer::{Verdict, judge};
 use super::client::{ClientSettings, WebhookClient};
+use super::guard::Guard;
 use super::sign::{SigningKeys, message_id};
 use crate::config;
 use crate::domain::audit::Author;
@@ -12,6 +13,7 @@ use crate::senders::pooled::{Limits, Transport};
 use crate::senders::run_id::run_id;
 use crate::store::{AgentPatch, StoreError};
 use async_trait::async_trait;
+use ipnet::IpNet;
 use reqwest::Url;
 use serde::{Deserialize, Serialize};
 use std::sync::Arc;
@@ -29,8 +31,19 @@ const MODULE: &str = "webhook";
 /// # Errors
 /// If TLS can't be set up, or `sender.webhook.allow` holds something that is no network.
 pub(crate) fn client(settings: &config::Webhook) -> Result<WebhookClient, String> {
-    let allow = settings.networks().map_err(|entry| format!("sender.webhook.allow: {entry:?} is no network"))?;
-    WebhookClient::new(&ClientSettings { allow, idle_per_host: settings.per_host })
+    WebhookClient::new(&ClientSettings { allow: networks(settings)?, idle_per_host: settings.per_host })
+}
+
+/// Whether requests to this URL are refused whatever its name resolves to, and why.
+///
+/// # Errors
+/// The reason.
+pub(crate) fn check_url(settings: &config::Webhook, url: &str) -> Result<(), String> {
+    Guard::new(&networks(settings)?).check_constant(url).map_err(|refusal| refusal.to_string())
+}
+
+fn networks(settings: &config::Webhook) -> Result<Vec<IpNet>, String> {
+    settings.networks().map_err(|entry| format!("sender.webhook.allow: {entry:?} is no network"))
 }
 
 /// The transport of agents that are web services.
