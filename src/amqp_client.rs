@@ -62,7 +62,7 @@ impl AmqpAccess {
     /// # Errors
     /// If it can't be read or is empty.
     pub(crate) fn with_password_file(mut self, path: &Path, user: &str) -> Result<Self, String> {
-        let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let text = crate::text_file::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
         let password = text.lines().next().unwrap_or_default().trim_end().to_owned();
         if password.is_empty() {
             return Err(format!("{}: holds no password", path.display()));
@@ -84,7 +84,7 @@ impl AmqpAccess {
         if self.uri.scheme != AMQPScheme::AMQPS {
             return Err("is for amqps:// alone".into());
         }
-        let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let text = crate::text_file::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
         self.authorities = Some(text);
         Ok(self)
     }

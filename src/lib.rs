@@ -27,7 +27,9 @@ pub mod service;
 pub mod signals;
 pub mod store;
 pub mod testing;
+mod text_file;
 mod tls;
+mod unreached;
 pub mod zone_data;
 
 pub use node::Odoshi;

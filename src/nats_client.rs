@@ -78,7 +78,7 @@ impl NatsAccess {
     /// # Errors
     /// If it can't be read or is none.
     pub(crate) fn with_credentials(mut self, path: &Path) -> Result<Self, String> {
-        let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let text = crate::text_file::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
         ConnectOptions::with_credentials(&text).map_err(|error| format!("{}: {error}", path.display()))?;
         self.login = Login::Credentials(text);
         Ok(self)
@@ -89,7 +89,7 @@ impl NatsAccess {
     /// # Errors
     /// If it can't be read or is empty.
     pub(crate) fn with_password_file(mut self, path: &Path, user: &str) -> Result<Self, String> {
-        let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+        let text = crate::text_file::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
         let password = text.lines().next().unwrap_or_default().trim_end().to_owned();
         if password.is_empty() {
             return Err(format!("{}: holds no password", path.display()));

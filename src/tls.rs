@@ -17,8 +17,8 @@ pub(crate) fn trusted(key: &str, file: Option<&Path>) -> Result<RootCertStore, S
     match file {
         Some(path) => {
             let unreadable = |error: &dyn std::fmt::Display| format!("{key} {}: {error}", path.display());
-            let certificates = CertificateDer::pem_file_iter(path).map_err(|error| unreadable(&error))?;
-            for certificate in certificates {
+            let pem = crate::text_file::read_bytes(path).map_err(|error| unreadable(&error))?;
+            for certificate in CertificateDer::pem_slice_iter(&pem) {
                 let certificate = certificate.map_err(|error| unreadable(&error))?;
                 store.add(certificate).map_err(|error| unreadable(&error))?;
             }

@@ -8,6 +8,7 @@ use super::error::AgentError;
 use super::session::{End, Session, SessionDeps};
 use super::stop_signal::told_to;
 use crate::domain::protocol::{MAX_FRAME, close};
+use crate::unreached::why;
 use rustls::pki_types::ServerName;
 use std::io;
 use std::sync::Arc;
@@ -95,7 +96,7 @@ impl Connection {
                 Err(Pause::Long)
             }
             Ok(Err(error)) => {
-                log::info!(agent, error:%; "can't connect");
+                log::info!(agent, error = why(&error); "can't connect");
                 Err(Pause::Backoff)
             }
             Err(_) => {
@@ -109,7 +110,7 @@ impl Connection {
     async fn talk(&mut self, socket: Socket, stop: &watch::Receiver<bool>) -> Option<Pause> {
         let agent = self.config.name.as_str();
         let began = Instant::now();
-        log::debug!(agent; "connected");
+        log::info!(agent, server = self.config.server.as_str(); "connected");
         let mut session = Session::new(socket, self.deps.clone());
         let (mut stop, mut late) = (stop.clone(), stop.clone());
         let end = tokio::select! {
@@ -123,7 +124,7 @@ impl Connection {
         match end {
             End::Stopped => None,
             End::Closed { code: close::GOING_AWAY, .. } => {
-                log::debug!(agent; "the server goes away");
+                log::info!(agent; "the server goes away");
                 Some(Pause::AtOnce)
             }
             End::Closed { code: code @ (close::REPLACED | close::NOT_ALLOWED), reason } => {

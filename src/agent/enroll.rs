@@ -4,6 +4,7 @@ use super::config::{AgentConfig, Secret};
 use super::error::AgentError;
 use super::journal::sync_dir;
 use crate::domain::fit::cut_text;
+use crate::unreached::why;
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use std::fs::{self, OpenOptions};
@@ -149,7 +150,7 @@ impl Credentials {
 /// Enrolls with an enroll token, or refreshes labels and facts with the agent's own. Returns the
 /// agent's own token.
 async fn enroll(config: &AgentConfig, token: &str, nonce: Option<&str>) -> Result<String, EnrollError> {
-    let not_now = |error: reqwest::Error| EnrollError::NotNow(causes(&error));
+    let not_now = |error: reqwest::Error| EnrollError::NotNow(why(&error));
     let client = client(config)?;
     let url = format!("{}/v1/agent/enroll", config.server.trim_end_matches('/'));
     let body = json!({"name": config.name, "labels": config.labels, "facts": facts(), "version": VERSION});
@@ -199,7 +200,7 @@ pub(super) fn client(config: &AgentConfig) -> Result<reqwest::Client, EnrollErro
         .no_proxy()
         .tls_backend_preconfigured(tls.map_err(EnrollError::Tls)?)
         .build();
-    client.map_err(|error| EnrollError::NotNow(causes(&error)))
+    client.map_err(|error| EnrollError::NotNow(why(&error)))
 }
 
 /// The detail of a problem document, or the beginning of any other body.
@@ -216,20 +217,9 @@ pub(super) fn detail(body: &str) -> String {
     cut_text(text, MAX_DETAIL)
 }
 
-/// An error with its causes, which reqwest's own text leaves out.
-pub(super) fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text = format!("{text}: {error}");
-        cause = error.source();
-    }
-    text
-}
-
 /// Reads a token file; `None` when there is none.
 pub(super) fn token_read(path: &Path) -> io::Result<Option<String>> {
-    match fs::read_to_string(path) {
+    match crate::text_file::read(path) {
         Ok(text) if text.trim().is_empty() => {
             Err(io::Error::new(io::ErrorKind::InvalidData, "the file holds no token"))
         }

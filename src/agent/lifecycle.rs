@@ -84,7 +84,7 @@ impl Agent {
                     if running {
                         runner.await;
                     }
-                    log::debug!(agent = name.as_str(); "the agent has stopped");
+                    log::info!(agent = name.as_str(); "the agent has stopped");
                     return ended;
                 }
             }
@@ -127,7 +127,7 @@ impl Agent {
             .await
             .unwrap_or(Err(AgentError::Journal(JournalError::ShuttingDown)))?;
         let (waiting, interrupted) = (recovered.waiting.len(), recovered.interrupted);
-        log::debug!(agent = config.name.as_str(), waiting, interrupted; "the agent starts");
+        log::info!(agent = config.name.as_str(), waiting, interrupted; "the agent starts");
 
         let (outbox, clock) = (Arc::new(Outbox::default()), Arc::new(ServerClock::default()));
         let journal = SharedJournal::new(journal);

@@ -11,6 +11,7 @@ use super::runner::Input;
 use super::session::{RESULT_BYTES, RESULTS_PER_FRAME, SessionDeps, take_first};
 use crate::domain::protocol::{Command, MAX_FRAME, MetadataStored, RunRef, Stored};
 use crate::domain::time::Timestamp;
+use crate::unreached::why;
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
@@ -177,6 +178,6 @@ struct Results {
     results: Vec<crate::domain::protocol::RunResult>,
 }
 
-fn failed(error: &dyn std::error::Error) -> AgentError {
-    AgentError::CheckIn(enroll::causes(error))
+fn failed(error: &(dyn std::error::Error + 'static)) -> AgentError {
+    AgentError::CheckIn(why(error))
 }

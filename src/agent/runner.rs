@@ -330,6 +330,8 @@ impl Runner {
             let RunRef { action, run } = run_ref;
             RunResult { action, run, status: RunStatus::Failed, results, started_at: None, finished_at }
         });
+        let took = result.started_at.zip(result.finished_at).map_or(Duration::ZERO, |(from, to)| to.since(from));
+        log::info!(action:% = run_ref.action, run = run_ref.run, status:? = result.status, took:? = took; "a run has ended");
         self.ended.push(Ended { expires_at: running.expires_at, result });
     }
 
@@ -443,7 +445,7 @@ impl Runner {
     fn start(&mut self, queued: Queued) {
         let (tell, told) = watch::channel(None);
         let run_ref = queued.command.run_ref();
-        log::debug!(action:% = run_ref.action, run = run_ref.run; "a run starts");
+        log::info!(action:% = run_ref.action, run = run_ref.run, name = queued.command.name.as_str(); "a run starts");
         let (module, expires_at) = (only_module(&queued.command), queued.command.expires_at);
         let stop = Stop::new(told, queued.deadline);
         let trace = Trace::new(run_ref, queued.mark, Some(self.journal.clone()));

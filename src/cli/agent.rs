@@ -4,6 +4,7 @@ use super::outcome::Outcome;
 use crate::agent::processes::{cgroup, orphans};
 use crate::agent::{Agent, AgentConfig};
 use crate::os_signals::StopSignals;
+use crate::text_file;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -12,7 +13,7 @@ pub(super) struct Args {
     /// The server's URL, http[s]://HOST:PORT, or its broker's, nats://HOST:PORT or amqp://HOST:PORT
     #[arg(long, value_name = "URL", env = "ODOSHI_SERVER")]
     server: Option<String>,
-    /// This agent's name, unique in the fleet
+    /// This agent's name, unique in the fleet; the host's name by default
     #[arg(long)]
     name: Option<String>,
     /// A label for targets; may be repeated
@@ -52,7 +53,7 @@ pub(super) fn label(text: &str) -> Result<(String, String), String> {
 pub(super) fn run(args: Args) -> Outcome {
     let mut config = match &args.config {
         Some(path) => {
-            let text = std::fs::read_to_string(path).map_err(|error| format!("{}: {error}", path.display()))?;
+            let text = text_file::read(path).map_err(|error| format!("{}: {error}", path.display()))?;
             toml::from_str::<AgentConfig>(&text).map_err(|error| format!("{}: {error}", path.display()))?
         }
         None => AgentConfig::default(),
@@ -62,6 +63,9 @@ pub(super) fn run(args: Args) -> Outcome {
     }
     if let Some(name) = args.name {
         config.name = name;
+    }
+    if config.name.is_empty() {
+        config.name = nix::unistd::gethostname()?.to_string_lossy().into_owned();
     }
     if let Some(state_dir) = args.state_dir {
         config.state_dir = state_dir;

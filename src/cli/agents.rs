@@ -2,7 +2,8 @@
 
 use super::client::{Client, ServerArgs};
 use super::outcome::{Outcome, Usage};
-use super::output::{Format, print};
+use super::output::{Format, print, say_json};
+use crate::domain::text::escaped;
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -121,7 +122,7 @@ pub(super) fn run(command: Command) -> Outcome {
                 let body = json!({ "name": name, "transport": transport, "address": address, "labels": labels });
                 let client = Client::new(&server)?;
                 let added = client.call(Method::POST, "/v1/agents", Some(body)).await?;
-                say!("{}", serde_json::to_string_pretty(&added)?);
+                say_json(&serde_json::to_string_pretty(&added)?);
                 // The agent is added, whether this can be read or not.
                 let nodes = client.get("/v1/nodes").await.unwrap_or_default();
                 let list = |value: &Value| value.as_array().cloned().unwrap_or_default();
@@ -130,11 +131,15 @@ pub(super) fn run(command: Command) -> Outcome {
                 };
                 let nodes = list(&nodes["nodes"]);
                 if !nodes.is_empty() && !nodes.iter().any(serves) {
-                    let mut known: Vec<String> = nodes.iter().flat_map(|node| list(&node["transports"])).map(|name| cell(&name)).collect();
+                    let mut known: Vec<String> =
+                        nodes.iter().flat_map(|node| list(&node["transports"])).map(|name| cell(&name)).collect();
                     known.sort();
                     known.dedup();
                     let known = known.join(", ");
-                    eprintln!("no node has a sender for {transport:?} (there are {known}): commands to {name} wait until one has");
+                    eprintln!(
+                        "no node has a sender for {transport:?} (there are {}): commands to {name} wait until one has",
+                        escaped(&known)
+                    );
                 }
             }
             Command::Label { name, labels, server } => {
@@ -162,7 +167,7 @@ pub(super) fn run(command: Command) -> Outcome {
                 let client = Client::new(&server)?;
                 let mut agent = client.get(&path).await?;
                 agent["metadata"] = client.get(&format!("{path}/metadata")).await?["metadata"].take();
-                say!("{}", serde_json::to_string_pretty(&agent)?);
+                say_json(&serde_json::to_string_pretty(&agent)?);
             }
         }
         Ok(ExitCode::SUCCESS)

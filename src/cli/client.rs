@@ -1,10 +1,14 @@
 //! Calls to a server's API for the subcommands.
 
 use crate::domain::problem::Problem;
-use reqwest::{Method, RequestBuilder, StatusCode};
+use crate::error_chain::chain_of;
+use crate::text_file;
+use crate::unreached::why;
+use reqwest::{Method, RequestBuilder, StatusCode, Url};
 use serde_json::Value;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
+use uuid::Uuid;
 
 /// The server's address, and the caller's token.
 #[derive(Clone, Debug, clap::Args)]
@@ -24,12 +28,23 @@ pub(super) struct ServerArgs {
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ClientError {
     /// The server can't be reached.
-    #[error("the server {server} cannot be reached")]
+    #[error("the server {server} cannot be reached: {cause}")]
     Unreachable {
         /// The URL.
         server: String,
-        /// The cause.
-        source: reqwest::Error,
+        /// The cause, in words.
+        cause: String,
+    },
+    /// The server's URL can't be used.
+    #[error("--server: {0:?} is no URL such as http://127.0.0.1:7401 or https://odoshi.example.com")]
+    NoUrl(String),
+    /// A document that is wrong whatever server it is sent to.
+    #[error("{file}: {problem}")]
+    Document {
+        /// Where it was read from.
+        file: String,
+        /// What is wrong with it.
+        problem: Box<Problem>,
     },
     /// The server answered with an error.
     #[error("{0}")]
@@ -50,7 +65,7 @@ pub(super) enum ClientError {
     #[error("no token: give --token-file, or set ODOSHI_TOKEN")]
     NoToken,
     /// The token file can't be read.
-    #[error("{path}")]
+    #[error("--token-file {path}")]
     TokenFile {
         /// The file.
         path: PathBuf,
@@ -80,28 +95,57 @@ impl Client {
 
     /// A client with this token.
     pub(super) fn with(server: &str, token: String, ca_file: Option<&Path>) -> Result<Self, ClientError> {
+        let is_url = Url::parse(server).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
+        if !is_url {
+            return Err(ClientError::NoUrl(server.to_owned()));
+        }
         let server = server.trim_end_matches('/').to_owned();
         let tls = crate::tls::client_config(&server, "--ca-file", ca_file).map_err(ClientError::Tls)?;
         let http = reqwest::Client::builder()
             .connect_timeout(Duration::from_secs(10))
             .read_timeout(Duration::from_secs(30))
+            // As the agents do, which keep connections open that few proxies let through.
+            .no_proxy()
             .tls_backend_preconfigured(tls)
             .build()
-            .map_err(|source| ClientError::Unreachable { server: server.clone(), source })?;
+            .map_err(|error| ClientError::Tls(chain_of(&error).to_string()))?;
         Ok(Self { http, server, token })
     }
 
     /// Calls the API and returns the JSON of a success.
     pub(super) async fn call(&self, method: Method, path: &str, body: Option<Value>) -> Result<Value, ClientError> {
+        self.send(method, path, body.map(|body| body.to_string()), None).await
+    }
+
+    /// Sends a document to the letter, with a key that makes it harmless to send it twice.
+    pub(super) async fn submit(
+        &self,
+        method: Method,
+        path: &str,
+        document: String,
+        key: Option<Uuid>,
+    ) -> Result<Value, ClientError> {
+        self.send(method, path, Some(document), key).await
+    }
+
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<String>,
+        key: Option<Uuid>,
+    ) -> Result<Value, ClientError> {
         let mut request: RequestBuilder =
             self.http.request(method, format!("{}{path}", self.server)).bearer_auth(self.token.trim());
         if let Some(body) = body {
-            request = request.json(&body);
+            request = request.header("Content-Type", "application/json").body(body);
         }
-        let unreachable = |source| ClientError::Unreachable { server: self.server.clone(), source };
-        let response = request.send().await.map_err(unreachable)?;
+        if let Some(key) = key {
+            request = request.header("Idempotency-Key", key.to_string());
+        }
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
         let status = response.status();
-        let text = response.text().await.map_err(unreachable)?;
+        let text = response.text().await.map_err(|error| self.unreachable(&error))?;
         if status.is_success() {
             if text.is_empty() {
                 return Ok(Value::Null);
@@ -119,7 +163,7 @@ impl Client {
         out: &mut impl std::io::Write,
     ) -> Result<(), ClientError> {
         let request = self.http.get(format!("{}{path}", self.server)).bearer_auth(self.token.trim());
-        let unreachable = |source| ClientError::Unreachable { server: self.server.clone(), source };
+        let unreachable = |error: reqwest::Error| self.unreachable(&error);
         let mut response = request.header("Accept", accept).send().await.map_err(unreachable)?;
         let status = response.status();
         if !status.is_success() {
@@ -138,18 +182,18 @@ impl Client {
         if let Some(id) = last_id {
             request = request.header("Last-Event-ID", id);
         }
-        let response = request.send().await.map_err(|source| self.unreachable(source))?;
+        let response = request.send().await.map_err(|error| self.unreachable(&error))?;
         let status = response.status();
         if status.is_success() {
             return Ok(response);
         }
-        let text = response.text().await.map_err(|source| self.unreachable(source))?;
+        let text = response.text().await.map_err(|error| self.unreachable(&error))?;
         Err(refusal(status, &text))
     }
 
     /// The connection to the server is lost.
-    pub(super) fn unreachable(&self, source: reqwest::Error) -> ClientError {
-        ClientError::Unreachable { server: self.server.clone(), source }
+    pub(super) fn unreachable(&self, error: &reqwest::Error) -> ClientError {
+        ClientError::Unreachable { server: self.server.clone(), cause: why(error) }
     }
 
     /// Reads all pages of a list; the items are under `key`.
@@ -187,7 +231,7 @@ fn refusal(status: StatusCode, text: &str) -> ClientError {
 
 /// Reads a token from a file.
 pub(super) fn read_token(path: &Path) -> Result<String, ClientError> {
-    std::fs::read_to_string(path)
+    text_file::read(path)
         .map(|text| text.trim().to_owned())
         .map_err(|source| ClientError::TokenFile { path: path.to_owned(), source })
 }

@@ -1,10 +1,13 @@
 //! The subcommands, and the exit codes of the program.
 
 use super::client::ClientError;
+use super::logging::{self, LogFormat};
 use super::outcome::Usage;
 use super::{
-    actions, agent, agents, bench, config, demo, hooks, migrate, nodes, output, preview, run, schedules, serve, token,
+    actions, agent, agents, audit, bench, config, demo, hooks, migrate, nodes, output, preview, run, schedules, serve,
+    token,
 };
+use crate::domain::text::escaped_lines;
 use crate::error_chain::chain_of;
 use clap::{CommandFactory, Parser, Subcommand};
 use std::process::ExitCode;
@@ -13,6 +16,9 @@ use std::process::ExitCode;
 #[derive(Debug, Parser)]
 #[command(version, max_term_width = 110)]
 struct Cli {
+    /// The format of the log on stderr; RUST_LOG chooses its levels
+    #[arg(long, global = true, value_enum, default_value_t, env = "ODOSHI_LOG_FORMAT")]
+    log_format: LogFormat,
     #[command(subcommand)]
     command: Command,
 }
@@ -40,6 +46,8 @@ enum Command {
     Schedules(schedules::Command),
     /// List the servers that share the store, with their state
     Nodes(nodes::Args),
+    /// List who changed what, newest first
+    Audit(audit::Args),
     /// List the hooks, with the events that wait for them or were given up
     Hooks(hooks::Args),
     /// Create, list and revoke tokens
@@ -63,15 +71,8 @@ enum Command {
 /// Runs the command line, and returns the exit code of the process.
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
-    let quiet = !matches!(cli.command, Command::Serve(_) | Command::Agent(_));
-    // The output of most commands is for people, who don't need the routine log lines of a demo's
-    // server.
-    let default = if quiet { "warn" } else { "info,actix_server=warn,async_nats=warn,lapin=off,tracing=warn" };
-    env_logger::Builder::from_env(env_logger::Env::default().default_filter_or(default))
-        .format_timestamp_millis()
-        // It logs whole messages, and a command may hold secrets. What becomes of them is logged elsewhere.
-        .filter_module("lapin::returned_messages", log::LevelFilter::Off)
-        .init();
+    let is_service = matches!(cli.command, Command::Serve(_) | Command::Agent(_));
+    logging::start(cli.log_format, is_service);
     let outcome = match cli.command {
         Command::Demo(args) => demo::run(args),
         Command::Serve(args) => serve::run(args),
@@ -82,6 +83,7 @@ pub fn main() -> ExitCode {
         Command::Agents(command) => agents::run(command),
         Command::Schedules(command) => schedules::run(command),
         Command::Nodes(args) => nodes::run(args),
+        Command::Audit(args) => audit::run(args),
         Command::Hooks(args) => hooks::run(args),
         Command::Token(command) => token::run(command),
         Command::Config(command) => config::run(command),
@@ -98,16 +100,20 @@ pub fn main() -> ExitCode {
         return ExitCode::from(output::CLOSED);
     }
     outcome.unwrap_or_else(|error| {
-        eprintln!("odoshi: {}", chain_of(&*error));
+        eprintln!("odoshi: {}", escaped_lines(&chain_of(&*error).to_string()));
         ExitCode::from(exit_code(&*error))
     })
 }
 
-/// 2: wrong usage; 3: the server cannot be reached; 1: anything else.
+/// 2: wrong usage; 3: the server can't be reached; 6: it refuses the call, or would refuse the document; 1: anything else.
 fn exit_code(error: &(dyn std::error::Error + 'static)) -> u8 {
     match error.downcast_ref::<ClientError>() {
-        Some(ClientError::Unreachable { .. }) => 3,
-        _ if error.is::<Usage>() => 2,
-        _ => 1,
+        Some(ClientError::Unreachable { .. } | ClientError::Strange { .. }) => 3,
+        Some(ClientError::Refused(problem)) if problem.status == 503 => 3,
+        Some(ClientError::Refused(_) | ClientError::Document { .. }) => 6,
+        Some(ClientError::NoUrl(_) | ClientError::NoToken | ClientError::TokenFile { .. } | ClientError::Tls(_)) => 2,
+        Some(ClientError::Output(_)) => 1,
+        None if error.is::<Usage>() => 2,
+        None => 1,
     }
 }

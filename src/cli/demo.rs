@@ -6,6 +6,7 @@
 
 use super::client::{Client, read_token};
 use super::outcome::Outcome;
+use super::output::progress;
 use super::scratch_store::ScratchStore;
 use crate::Odoshi;
 use crate::agent::modules::exec::Exec;
@@ -18,7 +19,7 @@ use crate::node::Running;
 use crate::os_signals::StopSignals;
 use async_trait::async_trait;
 use comfy_table::Table;
-use indicatif::{ProgressBar, ProgressStyle};
+use indicatif::ProgressBar;
 use reqwest::Method;
 use serde_json::{Value, json};
 use std::path::Path;
@@ -231,10 +232,9 @@ impl Fleet {
 }
 
 fn bar(length: u64, what: &str) -> ProgressBar {
-    let style = ProgressStyle::with_template("{msg:<30} [{bar:40}] {pos}/{len} {elapsed}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar())
-        .progress_chars("=> ");
-    ProgressBar::new(length).with_style(style).with_message(what.to_owned())
+    let bar = progress("{msg:<30} [{wide_bar}] {pos}/{len} {elapsed}").with_message(what.to_owned());
+    bar.set_length(length);
+    bar
 }
 
 async fn all_connected(running: &Running, count: u32) -> Result<(), String> {

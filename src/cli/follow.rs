@@ -2,10 +2,10 @@
 
 use super::client::{Client, ClientError};
 use super::outcome::Outcome;
-use super::output::{Format, print};
-use crate::domain::time::Timestamp;
+use super::output::{Format, progress};
+use super::show::{Extent, Which, show, standing};
+use crate::domain::text::escaped;
 use crate::error_chain::ErrorChain;
-use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -15,10 +15,30 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// How long to retry while the server can't be reached: it may be restarting.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Maximum number of commands in a table. More can be read as JSON or CSV.
-const ROWS: usize = 1_000;
 
-const COLUMNS: [&str; 6] = ["agent", "status", "runs", "took", "output", "error"];
+/// The exit codes of a command that follows an action.
+pub(super) const EXIT_CODES: &str = "Exit codes:
+  0  all commands succeeded
+  1  some did not
+  2  wrong usage
+  3  the server can't be reached
+  4  nothing failed, but something expired or was cancelled
+  5  no agent matched the target (with --allow-empty: 0)
+  6  the server refused it: the token, its role, or the document
+  130  Ctrl-C: the action goes on";
+
+/// How an action is followed.
+#[derive(Clone, Copy, Debug, clap::Args)]
+pub(super) struct Following {
+    /// The format of the final output
+    #[arg(short, long, value_enum, default_value_t)]
+    pub(super) output: Format,
+    #[command(flatten)]
+    extent: Extent,
+    /// Exit with 0 if no agent matches the target
+    #[arg(long)]
+    allow_empty: bool,
+}
 
 /// Handles Ctrl-C from here on. Call it before the action is submitted: from then on, Ctrl-C always
 /// prints that the action continues.
@@ -28,35 +48,54 @@ pub(super) fn interrupts() -> std::io::Result<Signal> {
 
 /// Follows the action until it is final, and prints its commands. Ctrl-C stops following and not
 /// the action.
-pub(super) async fn follow(client: &Client, id: &str, format: Format, mut interrupts: Signal) -> Outcome {
+pub(super) async fn follow(client: &Client, id: &str, how: Following, mut interrupts: Signal) -> Outcome {
+    let again = || eprintln!("the action goes on; to follow it again: odoshi actions follow {id}");
     let followed = tokio::select! {
-        followed = until_over(client, id) => followed?,
+        followed = until_over(client, id) => followed.inspect_err(|_| again())?,
         _ = interrupts.recv() => {
-            eprintln!("\nthe action goes on; to follow it again: odoshi actions follow {id}");
+            eprintln!();
+            again();
             return Ok(ExitCode::from(130));
         }
     };
-    show(client, id, &followed, format).await?;
-    Ok(exit_code(&followed))
+    show(client, &followed, &Which::default(), how.extent, how.output).await?;
+    if is_empty(&followed) {
+        eprintln!(
+            "no agent matches the target: {}",
+            escaped(followed["action"]["target"].as_str().unwrap_or_default())
+        );
+    }
+    Ok(ExitCode::from(exit_code(&followed, how.allow_empty)))
 }
 
-/// 0: all commands succeeded, or there were none; 4: expired or cancelled; 1: otherwise.
-fn exit_code(action: &Value) -> ExitCode {
-    let counts = &action["counts"];
-    match action["status"].as_str() {
-        Some("expired" | "cancelled") => ExitCode::from(4),
-        _ if counts["expired"].as_i64() > Some(0) && counts["expired"] == counts["total"] => ExitCode::from(4),
-        _ if counts["succeeded"] == counts["total"] => ExitCode::SUCCESS,
-        _ => ExitCode::FAILURE,
+/// The exit code if no agent matched.
+const EMPTY: u8 = 5;
+
+fn is_empty(action: &Value) -> bool {
+    action["status"] == "completed" && action["counts"]["total"] == 0
+}
+
+/// See [`EXIT_CODES`].
+fn exit_code(action: &Value, allow_empty: bool) -> u8 {
+    let count = |state: &str| action["counts"][state].as_i64().unwrap_or_default();
+    let is_cut_short = matches!(action["status"].as_str(), Some("expired" | "cancelled"));
+    match () {
+        () if count("failed") + count("timed_out") + count("undeliverable") > 0 => 1,
+        () if is_cut_short || count("expired") + count("cancelled") > 0 => 4,
+        () if is_empty(action) => {
+            if allow_empty {
+                0
+            } else {
+                EMPTY
+            }
+        }
+        () if count("succeeded") == count("total") => 0,
+        () => 1,
     }
 }
 
 async fn until_over(client: &Client, id: &str) -> Result<Value, ClientError> {
-    let style = ProgressStyle::with_template("{msg} [{bar:40}] {pos}/{len} {elapsed}")
-        .unwrap_or_else(|_| ProgressStyle::default_bar())
-        .progress_chars("=> ");
-    // Drawn on a terminal only.
-    let bar = ProgressBar::new(0).with_style(style);
+    let bar = progress("[{bar:20}] {pos}/{len} {elapsed} {wide_msg}");
     let mut away: Option<Instant> = None;
     loop {
         match client.get(&format!("/v1/actions/{id}")).await {
@@ -67,7 +106,8 @@ async fn until_over(client: &Client, id: &str) -> Result<Value, ClientError> {
                 let over = total - (count("pending") + count("sent")).min(total);
                 bar.set_length(total);
                 bar.set_position(over);
-                bar.set_message(told(&action));
+                let left = if over > 0 && over < total { format!("{} left, ", eta(&bar)) } else { String::new() };
+                bar.set_message(format!("{left}{}", escaped(&standing(&action))));
                 let is_final = matches!(action["status"].as_str(), Some("completed" | "cancelled" | "expired"));
                 if is_final && over == total {
                     bar.finish_and_clear();
@@ -75,12 +115,20 @@ async fn until_over(client: &Client, id: &str) -> Result<Value, ClientError> {
                 }
             }
             Err(error) if may_pass(&error) && away.get_or_insert_with(Instant::now).elapsed() < PATIENCE => {
-                bar.set_message(format!("waiting: {}", error.chain()));
+                bar.set_message(format!("waiting: {}", escaped(&error.chain().to_string())));
             }
-            Err(error) => return Err(error),
+            Err(error) => {
+                bar.finish_and_clear();
+                return Err(error);
+            }
         }
         tokio::time::sleep(POLL_INTERVAL).await;
     }
+}
+
+/// The time that is left at the present pace.
+fn eta(bar: &indicatif::ProgressBar) -> String {
+    humantime::format_duration(Duration::from_secs(bar.eta().as_secs().max(1))).to_string()
 }
 
 fn may_pass(error: &ClientError) -> bool {
@@ -91,64 +139,25 @@ fn may_pass(error: &ClientError) -> bool {
     }
 }
 
-/// The action's name, and its commands by state.
-fn told(action: &Value) -> String {
-    let states = ["succeeded", "failed", "timed_out", "undeliverable", "expired", "cancelled"];
-    let counts = states.iter().filter_map(|state| match action["counts"][state].as_u64() {
-        Some(number @ 1..) => Some(format!("{number} {state}")),
-        _ => None,
-    });
-    let counts: Vec<String> = counts.collect();
-    let name: String = action["name"].as_str().unwrap_or_default().chars().take(40).collect();
-    if counts.is_empty() { name } else { format!("{name}: {}", counts.join(", ")) }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
 
-/// Prints an action's commands.
-pub(super) async fn show(
-    client: &Client,
-    id: &str,
-    action: &Value,
-    format: Format,
-) -> Result<(), Box<dyn std::error::Error>> {
-    let path = format!("/v1/actions/{id}/commands");
-    match format {
-        Format::Csv => client.copy(&path, "text/csv", &mut std::io::stdout().lock()).await?,
-        Format::Jsonl => client.copy(&path, "application/x-ndjson", &mut std::io::stdout().lock()).await?,
-        Format::Json => {
-            let mut whole = action.clone();
-            whole["commands"] = client.all(&path, "", "commands").await?.into();
-            say!("{}", serde_json::to_string_pretty(&whole)?);
-        }
-        Format::Table => {
-            let page = client.get(&format!("{path}?limit={ROWS}")).await?;
-            let mut rows: Vec<Value> = page["commands"].as_array().cloned().unwrap_or_default();
-            for row in &mut rows {
-                row["output"] = output(row).into();
-                row["took"] = took(row).into();
-            }
-            print(&rows, &COLUMNS, Format::Table)?;
-            if page["next"].is_string() {
-                say!("… the rest: odoshi actions show {id} -o csv");
-            }
-            say!("{id} {}: {}", action["status"].as_str().unwrap_or_default(), told(action));
-        }
+    #[test]
+    fn the_exit_code_says_how_it_went() {
+        let code = |status: &str, counts: Value| {
+            let total: i64 = counts.as_object().expect("counts").values().filter_map(Value::as_i64).sum();
+            let mut action = json!({ "status": status, "counts": counts });
+            action["counts"]["total"] = total.into();
+            exit_code(&action, false)
+        };
+        assert_eq!(code("completed", json!({ "succeeded": 2 })), 0);
+        assert_eq!(code("completed", json!({ "succeeded": 2, "undeliverable": 1, "expired": 1 })), 1);
+        assert_eq!(code("completed", json!({ "succeeded": 2, "expired": 1 })), 4);
+        assert_eq!(code("cancelled", json!({ "timed_out": 1, "cancelled": 1 })), 1);
+        assert_eq!((code("cancelled", json!({})), code("expired", json!({}))), (4, 4));
+        assert_eq!(code("completed", json!({})), 5);
+        assert_eq!(exit_code(&json!({ "status": "completed", "counts": { "total": 0 } }), true), 0);
     }
-    Ok(())
-}
-
-/// The time from `sent_at` to the end.
-fn took(command: &Value) -> Option<String> {
-    let time = |key: &str| Timestamp::parse(command[key].as_str()?).ok();
-    Some(format!("{:.1}s", time("finished_at")?.since(time("sent_at")?).as_secs_f64()))
-}
-
-/// The first line of the last operation's output or answer.
-fn output(command: &Value) -> String {
-    let last = command["results"].as_array().and_then(|results| results.last());
-    let Some(output) = last.map(|result| &result["output"]).filter(|output| !output.is_null()) else {
-        return String::new();
-    };
-    let text = output["stdout"].as_str().map_or_else(|| output.to_string(), str::to_owned);
-    let line: String = text.lines().next().unwrap_or_default().chars().take(60).collect();
-    if line.len() < text.trim_end().len() { format!("{line}…") } else { line }
 }

@@ -1,10 +1,13 @@
 //! Prints lists: tables for people, JSON and CSV for programs.
 
+use crate::domain::text::{csv_cell, escaped, escaped_json, escaped_lines};
 use crate::domain::time::Timestamp;
-use comfy_table::{ContentArrangement, Table};
+use comfy_table::{ColumnConstraint, ContentArrangement, Row, Table};
+use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use std::io::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Mutex, PoisonError};
 
 /// Prints a line. When the reader is gone (`odoshi actions list | head`), the program ends without an error message.
 macro_rules! say {
@@ -31,8 +34,13 @@ pub(super) const CLOSED: u8 = 141;
 /// Set when a line found no reader.
 static READER_HAS_GONE: AtomicBool = AtomicBool::new(false);
 
-/// Prints a line; use the macro of the same name.
-pub(super) fn say(line: std::fmt::Arguments<'_>) {
+/// Prints lines, in which control characters are escaped: names, outputs and errors may hold anything. Use the macro of
+/// the same name.
+pub(super) fn say(lines: std::fmt::Arguments<'_>) {
+    write(format_args!("{}", escaped_lines(&lines.to_string())));
+}
+
+fn write(line: std::fmt::Arguments<'_>) {
     let mut out = std::io::stdout().lock();
     if let Err(error) = writeln!(out, "{line}").and_then(|()| out.flush()) {
         match error.kind() {
@@ -58,36 +66,87 @@ pub(super) fn reader_has_gone(error: Option<&(dyn std::error::Error + 'static)>)
     false
 }
 
+/// The bar that is drawn at present. Lines of the log go above it.
+static BAR: Mutex<Option<ProgressBar>> = Mutex::new(None);
+
+/// A progress bar with this template, drawn on stderr if that is a terminal.
+pub(super) fn progress(template: &str) -> ProgressBar {
+    let style = ProgressStyle::with_template(template).unwrap_or_else(|_| ProgressStyle::default_bar());
+    let bar = ProgressBar::new(0).with_style(style.progress_chars("=> "));
+    *BAR.lock().unwrap_or_else(PoisonError::into_inner) = Some(bar.clone());
+    bar
+}
+
+/// Where the log goes: stderr, above the progress bar.
+pub(super) struct AboveBar;
+
+impl Write for AboveBar {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        let bar = BAR.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        let write = || std::io::stderr().write(bytes);
+        match bar {
+            Some(bar) if !bar.is_finished() => bar.suspend(write),
+            _ => write(),
+        }
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        std::io::stderr().flush()
+    }
+}
+
 /// Prints items. A column is a path of keys, separated by dots.
 pub(super) fn print(items: &[Value], columns: &[&str], format: Format) -> Result<(), Box<dyn std::error::Error>> {
-    let mut out = std::io::stdout().lock();
     match format {
         Format::Table => {
-            let mut table = Table::new();
-            // On a terminal, rows fit its width and long cells wrap.
-            table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-            table.set_header(columns.iter().map(|column| column.rsplit('.').next().unwrap_or(column).to_uppercase()));
-            for item in items {
-                table.add_row(columns.iter().map(|column| for_people(cell(item, column))));
-            }
-            writeln!(out, "{table}")?;
+            let header = columns.iter().map(|column| column.rsplit('.').next().unwrap_or(column).to_uppercase());
+            let row = |item: &Value| columns.iter().map(|column| for_people(cell(item, column))).collect();
+            say!("{}", table(header.collect(), items.iter().map(row).collect()));
         }
-        Format::Json => writeln!(out, "{}", serde_json::to_string_pretty(items)?)?,
-        Format::Jsonl => {
-            for item in items {
-                writeln!(out, "{item}")?;
-            }
-        }
+        Format::Json => say_json(&serde_json::to_string_pretty(items)?),
+        Format::Jsonl => items.iter().for_each(|item| say_json(&item.to_string())),
         Format::Csv => {
-            let mut rows = csv::Writer::from_writer(out);
+            let mut rows = csv::Writer::from_writer(std::io::stdout().lock());
             rows.write_record(columns)?;
             for item in items {
-                rows.write_record(columns.iter().map(|column| cell(item, column)))?;
+                rows.write_record(columns.iter().map(|column| csv_cell(&cell(item, column)).into_owned()))?;
             }
             rows.flush()?;
         }
     }
     Ok(())
+}
+
+/// Prints JSON.
+pub(super) fn say_json(json: &str) {
+    write(format_args!("{}", escaped_json(json)));
+}
+
+/// The narrowest terminal that a table is fitted to.
+const NARROW: u16 = 40;
+
+/// Rows under a header, each on one line. On a terminal, long cells are cut; ids never are.
+pub(super) fn table(header: Vec<String>, rows: Vec<Vec<String>>) -> String {
+    let mut table = Table::new();
+    let width = table.width().filter(|width| *width > 0);
+    let one_line = |cells: &[String]| {
+        let mut row = Row::from(cells.iter().map(|cell| escaped(cell).into_owned()));
+        row.max_height(1);
+        row
+    };
+    // With no character that cells could be broken at, they are cut anywhere.
+    table.load_style(comfy_table::presets::NOTHING).set_delimiter('\0').set_header(one_line(&header));
+    table.add_rows(rows.iter().map(|row| one_line(row)));
+    for (column, name) in table.column_iter_mut().zip(&header) {
+        column.set_padding((0, 2));
+        if name == "ID" {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
+    }
+    if let Some(width) = width {
+        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width.max(NARROW));
+    }
+    table.trim_fmt()
 }
 
 /// Shortens a time to `2026-01-01 12:00:00`, in UTC; leaves other texts as they are.
@@ -105,5 +164,26 @@ fn cell(item: &Value, path: &str) -> String {
         None | Some(Value::Null) => String::new(),
         Some(Value::String(text)) => text.clone(),
         Some(other) => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_row_is_one_line_without_spaces_at_its_end() {
+        let rows = [["1", "a\nb\u{1b}[2J"], ["22", ""]].map(|row| row.map(str::to_owned).to_vec());
+        let table = table(vec!["ID".into(), "NAME".into()], rows.to_vec());
+        assert_eq!(table, "ID  NAME\n1   a\\nb\\u{1b}[2J\n22");
+    }
+
+    #[test]
+    fn cells_are_values_at_a_path_as_people_read_them() {
+        let item = json!({ "a": { "b": [1, "x"] }, "a.c": 2, "at": "2026-01-01T00:00:00.000Z", "no": null });
+        let shown = |path: &str| for_people(cell(&item, path));
+        assert_eq!([shown("a.b"), shown("a.c"), shown("no"), shown("none")], ["[1,\"x\"]", "2", "", ""]);
+        assert_eq!(shown("at"), "2026-01-01 00:00:00");
     }
 }

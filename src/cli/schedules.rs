@@ -1,9 +1,10 @@
 //! `odoshi schedules`.
 
-use super::client::{Client, ServerArgs, encoded};
+use super::client::{Client, ClientError, ServerArgs, encoded};
 use super::outcome::{Outcome, Usage};
-use super::output::{Format, print};
-use super::run::read;
+use super::output::{Format, print, say_json};
+use super::run::{read, span, target, wrong};
+use crate::domain::json;
 use reqwest::Method;
 use serde_json::{Map, Value, json};
 use std::path::{Path, PathBuf};
@@ -22,7 +23,7 @@ pub(super) struct When {
     #[arg(long, value_name = "ZONE")]
     timezone: Option<String>,
     /// Instead of --cron: the elapsed time between two occurrences, such as 15m
-    #[arg(long, value_name = "D")]
+    #[arg(long, value_name = "D", value_parser = span)]
     every: Option<String>,
     /// Instead of --cron: the time of the only occurrence (RFC 3339)
     #[arg(long, value_name = "TIME")]
@@ -45,16 +46,16 @@ pub(super) struct When {
 #[derive(Debug, clap::Args)]
 pub(super) struct What {
     /// A target expression: the agents of each occurrence
-    #[arg(long, value_name = "EXPR")]
+    #[arg(long, value_name = "EXPR", value_parser = target)]
     target: Option<String>,
     /// The name of the actions; without it, the program with its arguments
     #[arg(long, value_name = "NAME")]
     action_name: Option<String>,
     /// Time after which undelivered commands expire; by default, until the next occurrence
-    #[arg(long, value_name = "D")]
+    #[arg(long, value_name = "D", value_parser = span)]
     expires_after: Option<String>,
     /// Timeout of a run
-    #[arg(long, value_name = "D")]
+    #[arg(long, value_name = "D", value_parser = span)]
     timeout: Option<String>,
     /// When the previous occurrence still runs: allow, skip or cancel_previous
     #[arg(long, value_name = "POLICY")]
@@ -63,10 +64,10 @@ pub(super) struct What {
     #[arg(long, value_name = "POLICY")]
     misfire: Option<String>,
     /// An occurrence that isn't made within this time is missed
-    #[arg(long, value_name = "D")]
+    #[arg(long, value_name = "D", value_parser = span)]
     grace: Option<String>,
     /// Missed occurrences that are older are dropped
-    #[arg(long, value_name = "D")]
+    #[arg(long, value_name = "D", value_parser = span)]
     max_age: Option<String>,
     /// How many missed occurrences --misfire all makes at most
     #[arg(long, value_name = "N")]
@@ -176,20 +177,27 @@ pub(super) fn run(command: Command) -> Outcome {
                 print(&schedules, &COLUMNS, output)?;
             }
             Command::Add { what, replace, when, action, server, argv } => {
-                let document = if argv.is_empty() { read(&what)? } else { document(&what, &when, &action, &argv)? };
+                let is_file = argv.is_empty();
+                let document = if is_file { read(&what)? } else { document(&what, &when, &action, &argv)?.to_string() };
+                let known = json::read(document.as_bytes()).map_err(|problem| wrong(&what, problem))?;
                 let client = Client::new(&server)?;
-                let added = if replace {
-                    let name = document["name"].as_str().unwrap_or_default();
-                    client.call(Method::PUT, &path(name), Some(document)).await?
-                } else {
-                    client.call(Method::POST, "/v1/schedules", Some(document)).await?
+                let (method, path) = match known["name"].as_str() {
+                    Some(name) if replace => (Method::PUT, path(name)),
+                    _ => (Method::POST, "/v1/schedules".to_owned()),
                 };
+                let added = client.submit(method, &path, document, None).await.map_err(|error| match error {
+                    // The server's lines and columns are those of the file.
+                    ClientError::Refused(problem) if is_file && matches!(problem.status, 400 | 422) => {
+                        wrong(&what, *problem)
+                    }
+                    other => other,
+                })?;
                 let name = added["name"].as_str().unwrap_or_default();
                 say!("{name}: {}", next_of(&added));
             }
             Command::Show { name, server } => {
                 let schedule = Client::new(&server)?.get(&path(&name)).await?;
-                say!("{}", serde_json::to_string_pretty(&schedule)?);
+                say_json(&serde_json::to_string_pretty(&schedule)?);
             }
             Command::Preview { name, file, when, count, after, output, server } => {
                 let client = Client::new(&server)?;
@@ -200,9 +208,9 @@ pub(super) fn run(command: Command) -> Outcome {
                     (None, file) => {
                         let document = match file {
                             Some(file) => read(&file)?,
-                            None => previewed(&when)?,
+                            None => previewed(&when)?.to_string(),
                         };
-                        client.call(Method::POST, &format!("/v1/schedules/{query}"), Some(document)).await?
+                        client.submit(Method::POST, &format!("/v1/schedules/{query}"), document, None).await?
                     }
                 };
                 show_preview(&preview, output)?;
@@ -252,7 +260,7 @@ fn say_when(schedule: &mut Value) {
 
 fn show_preview(preview: &Value, output: Format) -> Result<(), Box<dyn std::error::Error>> {
     if output == Format::Json {
-        say!("{}", serde_json::to_string_pretty(preview)?);
+        say_json(&serde_json::to_string_pretty(preview)?);
         return Ok(());
     }
     let mut occurrences = preview["occurrences"].as_array().cloned().unwrap_or_default();

@@ -2,14 +2,17 @@
 
 use super::client::{Client, ServerArgs};
 use super::outcome::Outcome;
+use super::output::{Format, print};
+use super::run::span;
 use crate::config::Config;
 use crate::node::reset_admin_token;
-use comfy_table::Table;
 use reqwest::Method;
 use serde_json::json;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use uuid::Uuid;
+
+const COLUMNS: [&str; 6] = ["id", "role", "name", "created_at", "expires_at", "revoked_at"];
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -22,13 +25,16 @@ pub(super) enum Command {
         #[arg(long, default_value = "")]
         name: String,
         /// How long it is valid, such as 30d; without it, for ever
-        #[arg(long, value_name = "D")]
+        #[arg(long, value_name = "D", value_parser = span)]
         expires_after: Option<String>,
         #[command(flatten)]
         server: ServerArgs,
     },
     /// List tokens, without their secrets
     List {
+        /// The output format
+        #[arg(short, long, value_enum, default_value_t)]
+        output: Format,
         #[command(flatten)]
         server: ServerArgs,
     },
@@ -60,30 +66,13 @@ pub(super) fn run(command: Command) -> Outcome {
                 let config = Config::load(config.as_deref(), &[])?;
                 say!("{}", reset_admin_token(&config).await?.reveal());
             }
-            Command::List { server } => list(&Client::new(&server)?).await?,
+            Command::List { output, server } => {
+                print(&Client::new(&server)?.all("/v1/tokens", "", "tokens").await?, &COLUMNS, output)?;
+            }
             Command::Revoke { id, server } => {
                 Client::new(&server)?.call(Method::DELETE, &format!("/v1/tokens/{id}"), None).await?;
             }
         }
         Ok(ExitCode::SUCCESS)
     })
-}
-
-async fn list(client: &Client) -> Result<(), super::client::ClientError> {
-    let columns = ["id", "role", "name", "created_at", "expires_at", "revoked_at"];
-    let mut table = Table::new();
-    table.load_style(comfy_table::presets::NOTHING).set_header(columns);
-    let mut after = String::new();
-    loop {
-        let page = client.get(&format!("/v1/tokens?limit=1000{after}")).await?;
-        for token in page["tokens"].as_array().into_iter().flatten() {
-            table.add_row(columns.map(|column| token[column].as_str().unwrap_or_default().to_owned()));
-        }
-        match page["next"].as_str() {
-            Some(next) => after = format!("&after={next}"),
-            None => break,
-        }
-    }
-    say!("{table}");
-    Ok(())
 }

@@ -2,9 +2,9 @@
 
 use super::client::{Client, ClientError, ServerArgs, encoded};
 use super::outcome::Outcome;
-use super::output::Format;
+use super::output::{Format, say_json, table};
+use crate::domain::text::{csv_cell, escaped};
 use crate::error_chain::ErrorChain;
-use comfy_table::{ContentArrangement, Table};
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, Write};
@@ -74,7 +74,7 @@ async fn watch(client: &Client, path: &str, shown: &mut Shown) -> Outcome {
                         }
                     }
                     Ok(Ok(None)) => break None,
-                    Ok(Err(source)) => break Some(client.unreachable(source)),
+                    Ok(Err(source)) => break Some(client.unreachable(&source)),
                 }
             },
             Err(error @ ClientError::Unreachable { .. }) => Some(error),
@@ -164,7 +164,7 @@ impl Shown {
             return;
         }
         match self.output {
-            Format::Json | Format::Jsonl => say!("{}", json!({ "agent": agent, "items": items })),
+            Format::Json | Format::Jsonl => say_json(&json!({ "agent": agent, "items": items }).to_string()),
             Format::Csv => items.iter().for_each(|item| say!("{}", row(&agent, item))),
             Format::Table if self.is_live => self.keep(agent, items),
             Format::Table => items.iter().for_each(|item| say!("{}", line(&agent, item))),
@@ -196,13 +196,12 @@ impl Shown {
         }
         self.drawn = Some(Instant::now());
         let keys: Vec<&String> = self.seen_keys.iter().take(KEYS).collect();
-        let mut table = Table::new();
-        table.load_style(comfy_table::presets::NOTHING).set_content_arrangement(ContentArrangement::Dynamic);
-        table.set_header(std::iter::once("AGENT".to_owned()).chain(keys.iter().map(|key| plain(key))));
-        for (agent, values) in self.agents.iter().take(ROWS) {
+        let header = std::iter::once("AGENT".to_owned()).chain(keys.iter().map(|key| (*key).clone()));
+        let row = |(agent, values): (&String, &BTreeMap<String, Value>)| {
             let cells = keys.iter().map(|key| values.get(*key).map(cell).unwrap_or_default());
-            table.add_row(std::iter::once(agent.clone()).chain(cells));
-        }
+            std::iter::once(agent.clone()).chain(cells).collect()
+        };
+        let table = table(header.collect(), self.agents.iter().take(ROWS).map(row).collect());
         let more = self.agents.len().saturating_sub(ROWS);
         let mut out = std::io::stdout().lock();
         // Home, and clear what was there.
@@ -217,27 +216,23 @@ impl Shown {
 /// A value, or its error, as text.
 fn cell(item: &Value) -> String {
     match (&item["value"], item["error"].as_str()) {
-        (Value::Null, Some(error)) => plain(&format!("! {error}")),
-        (Value::String(text), _) => plain(text),
+        (Value::Null, Some(error)) => format!("! {error}"),
+        (Value::String(text), _) => text.clone(),
         (value, _) => value.to_string(),
     }
 }
 
-/// A text with its control characters escaped: an agent may have sent anything.
-fn plain(text: &str) -> String {
-    text.chars().flat_map(|c| if c.is_control() { c.escape_default().collect() } else { vec![c] }).collect()
-}
-
 fn line(agent: &str, item: &Value) -> String {
-    let text = |key: &str| plain(item[key].as_str().unwrap_or_default());
-    format!("{} {agent} {}={}", text("collected_at"), text("key"), cell(item))
+    let text = |key: &str| item[key].as_str().unwrap_or_default();
+    escaped(&format!("{} {agent} {}={}", text("collected_at"), text("key"), cell(item))).into_owned()
 }
 
 fn row(agent: &str, item: &Value) -> String {
     let text = |key: &str| item[key].as_str().unwrap_or_default().to_owned();
     let value = if item["value"].is_null() { String::new() } else { cell(item) };
     let mut rows = csv::Writer::from_writer(Vec::new());
-    let written = rows.write_record([agent.to_owned(), text("key"), value, text("error"), text("collected_at")]);
+    let cells = [agent.to_owned(), text("key"), value, text("error"), text("collected_at")];
+    let written = rows.write_record(cells.iter().map(|cell| csv_cell(cell).into_owned()));
     let bytes = written.ok().and_then(|()| rows.into_inner().ok()).unwrap_or_default();
     String::from_utf8_lossy(&bytes).trim_end().to_owned()
 }

@@ -70,7 +70,7 @@ impl Layers {
 
     fn add_file(&mut self, path: &Path) {
         let origin = path.display().to_string();
-        let table = std::fs::read_to_string(path)
+        let table = crate::text_file::read(path)
             .map_err(|error| format!("cannot be read: {error}"))
             .and_then(|text| File::from_str(&text, FileFormat::Toml).collect().map_err(|error| error.to_string()));
         match table {

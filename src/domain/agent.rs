@@ -1,7 +1,7 @@
 //! Agents, and the tokens of agents and people.
 
 use super::problem::{Problem, ProblemKind, check_is_object};
-use super::text::{has_nul, replace_nul_in};
+use super::text::{bytes_without_mark, has_nul, replace_nul_in};
 use super::time::Timestamp;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -54,6 +54,7 @@ pub struct Enrollment {
 impl Enrollment {
     /// Reads and checks an enrollment.
     pub fn from_json(json: &[u8]) -> Result<Self, Problem> {
+        let json = bytes_without_mark(json);
         let mut reader = serde_json::Deserializer::from_slice(json);
         let mut enrollment: Self = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
             let kind = if error.inner().is_data() { ProblemKind::InvalidDocument } else { ProblemKind::MalformedJson };

@@ -11,6 +11,7 @@ pub mod delay;
 pub(crate) mod fit;
 pub mod hint;
 pub mod hook;
+pub mod json;
 pub mod metadata;
 pub mod problem;
 pub mod protocol;

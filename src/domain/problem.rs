@@ -26,6 +26,8 @@ pub enum ProblemKind {
     InvalidDocument,
     /// A header or a query parameter is invalid.
     BadRequest,
+    /// The body is encoded in a way that isn't supported.
+    UnsupportedEncoding,
     /// The body is larger than allowed.
     TooLarge,
     /// There is no token, or it isn't valid.
@@ -58,6 +60,7 @@ impl ProblemKind {
             Self::MalformedJson => ("malformed-json", "Malformed JSON", 400),
             Self::InvalidDocument => ("invalid-document", "Invalid document", 422),
             Self::BadRequest => ("bad-request", "Bad request", 400),
+            Self::UnsupportedEncoding => ("unsupported-encoding", "Unsupported content encoding", 415),
             Self::TooLarge => ("too-large", "Body too large", 413),
             Self::Unauthorized => ("unauthorized", "Authentication required", 401),
             Self::Forbidden => ("forbidden", "Insufficient role", 403),

@@ -107,9 +107,32 @@ impl std::str::FromStr for Span {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        humantime::parse_duration(text)
-            .map(Self)
-            .map_err(|error| format!("\"{text}\" is not a duration such as 20ms, 30s, 1h30m or 7d: {error}"))
+        span(text).map(Self).ok_or_else(|| {
+            format!("{text:?} is not a duration such as 20ms, 30s, 1h30m or 7d (the units are ms, s, m, h and d)")
+        })
+    }
+}
+
+/// Numbers, each with its unit. Other readers of durations take `M` for months, and fractions.
+fn span(text: &str) -> Option<Duration> {
+    let (mut rest, mut total) = (text, Duration::ZERO);
+    loop {
+        let (number, after) = rest.split_at(rest.find(|letter: char| !letter.is_ascii_digit())?);
+        let end = after.find(|letter: char| letter.is_ascii_digit()).unwrap_or(after.len());
+        let (unit, after) = after.split_at(end);
+        let millis = match unit {
+            "ms" => 1,
+            "s" => 1_000,
+            "m" => 60_000,
+            "h" => 3_600_000,
+            "d" => 86_400_000,
+            _ => return None,
+        };
+        total = total.checked_add(Duration::from_millis(number.parse::<u64>().ok()?.checked_mul(millis)?))?;
+        rest = after;
+        if rest.is_empty() {
+            return Some(total);
+        }
     }
 }
 
@@ -159,7 +182,7 @@ impl ToSchema for Timestamp {
 
 impl PartialSchema for Span {
     fn schema() -> RefOr<Schema> {
-        let span = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^(0|([0-9]{1,6}(ms|s|m|h|d))+)$"));
+        let span = ObjectBuilder::new().schema_type(Type::String).pattern(Some("^([0-9]{1,6}(ms|s|m|h|d))+$"));
         span.description(Some("Numbers and units in a row, such as 1h30m")).examples(["90s"]).build().into()
     }
 }
@@ -186,7 +209,24 @@ mod tests {
         for text in ["20ms", "30s", "5m", "2h", "7d", "1h30m", "1d1ms", "400d"] {
             assert_eq!(text.parse::<Span>().expect("a valid span").to_string(), text);
         }
-        for text in ["", "5", "-5s", "5 parsecs", "s"] {
+        for text in [
+            "",
+            "0",
+            "5",
+            "-5s",
+            "5 parsecs",
+            "s",
+            "5M",
+            "1y",
+            "2w",
+            "1.5h",
+            "1h 30m",
+            "1h30",
+            "5S",
+            "1min",
+            "5µs",
+            "99999999999999999999d",
+        ] {
             let error = text.parse::<Span>().expect_err("not a span");
             assert!(error.contains("is not a duration"), "{error}");
         }

@@ -4,14 +4,14 @@ use super::api::Api;
 use super::error::{ApiError, ApiResult};
 use super::extract::{Body, Operator, Viewer};
 use super::lines;
-use super::pages::{Page, after, limit};
+use super::pages::{Page, limit, name};
 use crate::domain::action::{ActionState, Document};
 use crate::domain::command::CommandState;
 use crate::domain::counts::Counts;
 use crate::domain::problem::{Problem, ProblemKind};
 use crate::domain::time::Timestamp;
 use crate::service::actions::{self, Submitted};
-use crate::store::{ActionView, CommandView};
+use crate::store::{ActionView, AgentNames, CommandView};
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -100,6 +100,9 @@ pub(super) struct ActionsQuery {
     /// Only actions in this state.
     #[param(value_type = Option<ActionState>)]
     status: Option<String>,
+    /// Only actions whose id begins so, with the dashes.
+    #[param(pattern = "^[0-9a-f-]{1,36}$")]
+    id: Option<String>,
     /// The page size; 100 by default.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
@@ -120,7 +123,12 @@ pub(super) struct ActionPage {
 pub(super) async fn list(_: Viewer, query: web::Query<ActionsQuery>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     let limit = limit(query.limit)?;
     let status = query.status.as_deref().map(parse_status).transpose()?;
-    let views = api.node.store.action_list(status, query.after, limit).await?;
+    let id = query.id.as_deref();
+    let is_beginning = |id: &str| id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f' | b'-'));
+    if let Some(id) = id.filter(|id| !is_beginning(id)) {
+        return Err(ApiError::bad_request(format!("id: {id:?} is no beginning of an id: 0-9, a-f and dashes")));
+    }
+    let views = api.node.store.action_list(status, id, query.after, limit).await?;
     let Page { items, next } = Page::new(views, limit, |view| view.no);
     let actions = items.into_iter().map(|view| Action::from(view).summary).collect();
     Ok(HttpResponse::Ok().json(ActionPage { actions, next }))
@@ -147,6 +155,8 @@ pub(super) struct CommandsQuery {
     /// Only commands in this state.
     #[param(value_type = Option<CommandState>)]
     status: Option<String>,
+    /// Only the command of this agent.
+    agent: Option<String>,
     /// The page size; 100 by default.
     #[param(minimum = 1, maximum = 1000)]
     limit: Option<usize>,
@@ -177,15 +187,18 @@ pub(super) async fn commands(
 ) -> ApiResult<HttpResponse> {
     let limit = limit(query.limit)?;
     let status: Option<CommandState> = query.status.as_deref().map(parse_status).transpose()?;
-    let after = after(query.after.as_deref())?;
+    let after = name("after", query.after.as_deref())?;
+    let agent = name("agent", query.agent.as_deref())?;
     if api.node.store.action_no(*id).await?.is_none() {
         return Err(ApiError::not_found(format!("action {id} not found")));
     }
     if let Some(format) = lines::Format::asked_for(&request) {
         let room = api.limits.stream(viewer.token.id)?;
-        return lines::commands(api, room, *id, status, after.map(str::to_owned), format);
+        let wanted = lines::Wanted { id: *id, status, agent: agent.map(str::to_owned) };
+        return lines::commands(api, room, wanted, after.map(str::to_owned), format);
     }
-    let commands = api.node.store.command_list(*id, status, after, limit).await?;
+    let agents = agent.map_or(AgentNames::After(after.unwrap_or_default()), AgentNames::Only);
+    let commands = api.node.store.command_list(*id, status, agents, limit).await?;
     let Page { items: commands, next } = Page::new(commands, limit, |command| command.agent.clone());
     Ok(HttpResponse::Ok().json(CommandPage { commands, next }))
 }

@@ -3,7 +3,7 @@
 use super::api::Api;
 use super::error::ApiResult;
 use super::extract::{Admin, JsonBody, Viewer};
-use super::pages::{Page, after, limit};
+use super::pages::{Page, limit, name};
 use crate::domain::problem::Problem;
 use crate::service::{agents, targets};
 use crate::store::{AgentPatch, AgentView, MetadataView};
@@ -55,7 +55,7 @@ pub(super) struct AgentPage {
 pub(super) async fn list(_: Viewer, query: web::Query<AgentsQuery>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     let limit = limit(query.limit)?;
     let target = query.target.as_deref().map(targets::parse).transpose()?;
-    let agents = api.node.store.agent_list(target.as_ref(), after(query.after.as_deref())?, limit).await?;
+    let agents = api.node.store.agent_list(target.as_ref(), name("after", query.after.as_deref())?, limit).await?;
     let Page { items, next } = Page::new(agents, limit, |agent| agent.name.clone());
     let mut metadata = agents::metadata_of(&api.node, &items, query.metadata.as_deref()).await?;
     let with = |agent: AgentView| {

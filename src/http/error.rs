@@ -25,6 +25,7 @@ pub(super) fn title_of(status: u16) -> &'static str {
         403 => "Insufficient role",
         404 => "Not found",
         413 => "Body too large",
+        415 => "Unsupported content encoding; gzip is supported",
         422 => "Invalid document; the detail names the place",
         429 => "Too many requests for one token; see Retry-After",
         503 => "Service unavailable; see Retry-After",

@@ -2,10 +2,11 @@
 
 use super::api::Api;
 use super::auth;
+use super::body::{Encoding, json, read};
 use super::error::{ApiError, ApiResult};
-use super::pages::{json, read};
 use crate::domain::agent::{AgentRef, Role, Token};
 use crate::domain::audit::Author;
+use crate::domain::json::from_object;
 use crate::domain::problem::ProblemKind;
 use crate::service::agents;
 use actix_web::dev::Payload;
@@ -104,13 +105,14 @@ impl FromRequest for CallingAgent {
 /// A body that is not read yet, so that the caller's role is checked first.
 pub(super) struct Body {
     payload: web::Payload,
+    encoding: Encoding,
     max: usize,
 }
 
 impl Body {
     /// Reads the body, up to `http.max_body`.
-    pub(super) async fn read(self) -> ApiResult<web::BytesMut> {
-        read(self.payload, self.max).await
+    pub(super) async fn read(self) -> ApiResult<Vec<u8>> {
+        read(self.payload, self.encoding, self.max).await
     }
 
     /// Allows a body of at least this many bytes.
@@ -120,7 +122,7 @@ impl Body {
 
     /// Reads the body as JSON, and returns its size as well.
     pub(super) async fn json<T: DeserializeOwned>(self) -> ApiResult<(T, usize)> {
-        json(self.payload, self.max).await
+        json(self.payload, self.encoding, self.max).await
     }
 }
 
@@ -131,9 +133,10 @@ impl FromRequest for Body {
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let payload = web::Payload::from_request(request, payload);
         let max = api(request).map(|api| api.max_body());
+        let encoding = Encoding::of(request);
         Box::pin(async move {
             let payload = payload.await.map_err(ApiError::bad_request)?;
-            Ok(Self { payload, max: max? })
+            Ok(Self { payload, encoding: encoding?, max: max? })
         })
     }
 }
@@ -147,7 +150,7 @@ pub(super) struct JsonBody<T> {
 impl<T: DeserializeOwned> JsonBody<T> {
     /// Reads the body. Errors name the key, line and column.
     pub(super) async fn read(self) -> ApiResult<T> {
-        Ok(self.body.json().await?.0)
+        Ok(from_object(&self.body.read().await?)?)
     }
 }
 

@@ -7,7 +7,8 @@ use crate::domain::agent::Role;
 use crate::domain::problem::ProblemKind;
 use crate::domain::schedule::ZoneInfo;
 use crate::error_chain::ErrorChain;
-use crate::metrics::ActorGauge;
+use crate::metrics::{ActorGauge, plain};
+use actix_web::http::header::ACCEPT;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -67,7 +68,8 @@ pub(super) async fn readyz(api: web::Data<Api>) -> HttpResponse {
 
 /// The server's metrics, for Prometheus.
 #[utoipa::path(get, path = "/metrics", tag = "server",
-    responses((status = 200, body = String, content_type = "application/openmetrics-text", description = "OpenMetrics")),
+    responses((status = 200, description = "OpenMetrics, if the request accepts that, else Prometheus' text format", content(
+        (String = "application/openmetrics-text"), (String = "text/plain")))),
     security(("token" = ["viewer"])))]
 pub(super) async fn metrics(request: HttpRequest, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     let store_up = api.node.store.ping().await.is_ok();
@@ -81,5 +83,11 @@ pub(super) async fn metrics(request: HttpRequest, api: web::Data<Api>) -> ApiRes
     });
     let text = api.node.metrics.text(&actors.collect::<Vec<_>>(), api.node.presence.len(), store_up);
     let text = text.map_err(|error| ApiError::new(ProblemKind::Internal, error.to_string()))?;
-    Ok(HttpResponse::Ok().content_type("application/openmetrics-text; version=1.0.0; charset=utf-8").body(text))
+    let accept = request.headers().get(ACCEPT).and_then(|accept| accept.to_str().ok()).unwrap_or_default();
+    let (kind, text) = if accept.contains("application/openmetrics-text") {
+        ("application/openmetrics-text; version=1.0.0; charset=utf-8", text)
+    } else {
+        ("text/plain; version=0.0.4; charset=utf-8", plain(&text))
+    };
+    Ok(HttpResponse::Ok().content_type(kind).body(text))
 }

@@ -5,7 +5,8 @@ use super::error::{ApiError, ApiResult};
 use super::limits::StreamRoom;
 use crate::domain::command::CommandState;
 use crate::domain::problem::ProblemKind;
-use crate::store::{CommandView, StoreResult};
+use crate::domain::text::{csv_cell, escaped_json};
+use crate::store::{AgentNames, CommandView, StoreResult};
 use actix_web::http::header::ACCEPT;
 use actix_web::{HttpRequest, HttpResponse, web};
 use futures_util::stream::unfold;
@@ -50,12 +51,13 @@ impl Format {
         let failed = |error: &dyn std::fmt::Display| ApiError::new(ProblemKind::Internal, error.to_string());
         match self {
             Self::NdJson => {
-                let mut lines = Vec::new();
+                let mut lines = String::new();
                 for command in commands {
-                    serde_json::to_writer(&mut lines, command).map_err(|error| failed(&error))?;
-                    lines.push(b'\n');
+                    let line = serde_json::to_string(command).map_err(|error| failed(&error))?;
+                    lines.push_str(&escaped_json(&line));
+                    lines.push('\n');
                 }
-                Ok(lines)
+                Ok(lines.into_bytes())
             }
             Self::Csv => {
                 let mut rows = csv::Writer::from_writer(Vec::new());
@@ -63,7 +65,9 @@ impl Format {
                     rows.write_record(COLUMNS).map_err(|error| failed(&error))?;
                 }
                 for command in commands {
-                    rows.write_record(row(command)).map_err(|error| failed(&error))?;
+                    let row = row(command);
+                    rows.write_record(row.iter().map(|cell| csv_cell(cell).into_owned()))
+                        .map_err(|error| failed(&error))?;
                 }
                 rows.into_inner().map_err(|error| failed(&error))
             }
@@ -71,10 +75,10 @@ impl Format {
     }
 }
 
-const COLUMNS: [&str; 9] =
-    ["agent", "status", "attempts", "runs", "due_at", "sent_at", "finished_at", "results", "error"];
+const COLUMNS: [&str; 10] =
+    ["agent", "status", "attempts", "runs", "due_at", "sent_at", "started_at", "finished_at", "results", "error"];
 
-fn row(command: &CommandView) -> [String; 9] {
+fn row(command: &CommandView) -> [String; 10] {
     let text = |value: &Option<crate::domain::time::Timestamp>| value.map(|time| time.to_string()).unwrap_or_default();
     [
         command.agent.clone(),
@@ -83,6 +87,7 @@ fn row(command: &CommandView) -> [String; 9] {
         command.runs.to_string(),
         command.due_at.to_string(),
         text(&command.sent_at),
+        text(&command.started_at),
         text(&command.finished_at),
         command.results.as_ref().map(json).unwrap_or_default(),
         command.error.clone().unwrap_or_default(),
@@ -93,35 +98,43 @@ fn json<T: Serialize>(value: &T) -> String {
     serde_json::to_string(value).unwrap_or_default()
 }
 
-/// All commands of an action in a state, by agent name after `after`.
+/// Which commands.
+pub(super) struct Wanted {
+    pub(super) id: Uuid,
+    pub(super) status: Option<CommandState>,
+    pub(super) agent: Option<String>,
+}
+
+/// The commands of an action, by agent name after `after`.
 pub(super) fn commands(
     api: web::Data<Api>,
     room: StreamRoom,
-    id: Uuid,
-    status: Option<CommandState>,
+    wanted: Wanted,
     after: Option<String>,
     format: Format,
 ) -> ApiResult<HttpResponse> {
     // After the last page there is nothing to continue with.
     let begin = Some((after, true));
-    let pages = unfold((begin, api, room), move |(place, api, room)| async move {
+    let pages = unfold((begin, api, room, wanted), move |(place, api, room, wanted)| async move {
         let (after, first) = place?;
-        let page = match page(&api, id, status, after.as_deref()).await {
+        let page = match page(&api, &wanted, after.as_deref()).await {
             Ok(page) => page,
-            Err(error) => return Some((Err(ApiError::from(error)), (None, api, room))),
+            Err(error) => return Some((Err(ApiError::from(error)), (None, api, room, wanted))),
         };
         let next =
             (page.len() == PAGE).then(|| page.last().map(|command| (Some(command.agent.clone()), false))).flatten();
-        Some((format.write(&page, first).map(web::Bytes::from), (next, api, room)))
+        Some((format.write(&page, first).map(web::Bytes::from), (next, api, room, wanted)))
     });
     Ok(HttpResponse::Ok().content_type(format.content_type()).streaming(pages))
 }
 
-async fn page(api: &Api, id: Uuid, status: Option<CommandState>, after: Option<&str>) -> StoreResult<Vec<CommandView>> {
+async fn page(api: &Api, wanted: &Wanted, after: Option<&str>) -> StoreResult<Vec<CommandView>> {
+    let Wanted { id, status, agent } = wanted;
+    let agents = agent.as_deref().map_or(AgentNames::After(after.unwrap_or_default()), AgentNames::Only);
     let mut tries = 0;
     loop {
         tries += 1;
-        match api.node.store.command_list(id, status, after, PAGE).await {
+        match api.node.store.command_list(*id, *status, agents, PAGE).await {
             Err(error) if error.is_transient() && tries < TRIES => tokio::time::sleep(Duration::from_millis(200)).await,
             done => return done,
         }

@@ -8,7 +8,7 @@ use super::{
     preview, schedules, tokens,
 };
 use crate::domain::problem::Problem;
-use actix_web::web;
+use actix_web::{guard, web};
 use utoipa::OpenApi;
 
 /// Defines the routes from paths with their methods and handlers.
@@ -17,8 +17,11 @@ macro_rules! routes {
         /// Adds all routes.
         pub(super) fn routes(config: &mut web::ServiceConfig) {
             $(
-                let allow: &[&str] = &[$(stringify!($method)),+];
-                let refuse = move || async move { ApiError::method_not_allowed(&allow.join(", ")) };
+                let allow = [$(stringify!($method)),+].join(", ").replace("GET", "GET, HEAD");
+                let refuse = move || {
+                    let refused = ApiError::method_not_allowed(&allow);
+                    async move { refused }
+                };
                 let resource = web::resource($path).default_service(web::to(refuse));
                 config.service(resource$(.route(routes!(@method $method).to($module::$handler)))+);
             )+
@@ -47,7 +50,8 @@ macro_rules! routes {
         )]
         pub(super) struct Document;
     };
-    (@method GET) => { web::get() };
+    // As RFC 9110 wants it, HEAD is answered wherever GET is; the server leaves the body out.
+    (@method GET) => { web::route().guard(guard::Any(guard::Get()).or(guard::Head())) };
     (@method POST) => { web::post() };
     (@method PATCH) => { web::patch() };
     (@method PUT) => { web::put() };

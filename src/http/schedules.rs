@@ -4,7 +4,7 @@ use super::actions::idempotency_key;
 use super::api::Api;
 use super::error::{ApiError, ApiResult};
 use super::extract::{Body, Operator, Viewer};
-use super::pages::{Page, after, limit};
+use super::pages::{Page, limit, name};
 use crate::domain::action::ActionState;
 use crate::domain::problem::Problem;
 use crate::domain::schedule::{Document, Dropped, Upcoming, ZoneInfo};
@@ -190,7 +190,7 @@ pub(super) struct SchedulePage {
     responses((status = 200, body = SchedulePage, description = "A page of schedules")), security(("token" = ["viewer"])))]
 pub(super) async fn list(_: Viewer, query: web::Query<SchedulesQuery>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     let limit = limit(query.limit)?;
-    let views = api.node.store.schedule_list(after(query.after.as_deref())?, limit).await?;
+    let views = api.node.store.schedule_list(name("after", query.after.as_deref())?, limit).await?;
     let Page { items, next } = Page::new(views, limit, |view| view.name.clone());
     let schedules = items.iter().map(ScheduleSummary::new).collect::<ApiResult<_>>()?;
     Ok(HttpResponse::Ok().json(SchedulePage { schedules, next }))

@@ -107,6 +107,8 @@ where
         let method = match request.method().as_str() {
             "GET" => "GET",
             "POST" => "POST",
+            "HEAD" => "HEAD",
+            "PUT" => "PUT",
             "PATCH" => "PATCH",
             "DELETE" => "DELETE",
             _ => "other",

@@ -2,6 +2,8 @@
 
 mod hooks;
 mod metadata;
+mod plain;
+mod process;
 mod progress;
 mod registry;
 mod schedules;
@@ -9,6 +11,7 @@ mod senders;
 
 pub use hooks::{HookResult, Hooks};
 pub use metadata::Metadata;
+pub use plain::plain;
 pub use progress::{Progress, Stalled};
 pub use registry::{ActorGauge, Metrics};
 pub use schedules::Schedules;

@@ -8,6 +8,9 @@
 //! | `odoshi_batch_waiting` | `actor` | items that wait for the next batch |
 //! | `odoshi_batch_retries_total` | `actor` | failed tries of batches, with a transient error |
 //! | `odoshi_batch_refused_total` | `actor` | items given up, because the store accepts others and not these |
+//! | `odoshi_build_info` | `version` | 1 |
+//! | `odoshi_open_actions` | | actions that have not ended, of all nodes |
+//! | `odoshi_open_commands` | `state` | their commands without a final state: `pending`, `sent` |
 //! | `odoshi_commands_total` | | commands written |
 //! | `odoshi_reports_total` | `event` | recorded reports about commands: `result`, `sent`, `hold`, `queued`, `postponed`, `attempt_failed`, `overdue`, `expired`, `cancelled`, `undeliverable` |
 //! | `odoshi_run_ends_total` | `state` | ended runs by state, reported by agents or decided by the server |
@@ -39,16 +42,18 @@
 //! | `odoshi_metadata_watchers` | | those who watch metadata at this node |
 //! | `odoshi_metadata_interval_seconds` | | how often agents are asked to report |
 //! | `odoshi_store_up` | | 1 when the store answers |
+//! | `process_cpu_seconds_total`, `process_resident_memory_bytes`, `process_open_fds`, `process_max_fds`, `process_start_time_seconds` | | as Prometheus' own libraries have them |
 
 use super::hooks::Hooks;
 use super::metadata::Metadata;
+use super::process::Process;
 use super::progress::Progress;
 use super::schedules::Schedules;
 use super::senders::Senders;
 use crate::domain::batch::Reason;
 use crate::domain::command::{CommandState, Event};
 use crate::domain::time::Timestamp;
-use prometheus_client::encoding::text::encode;
+use prometheus_client::encoding::text::{encode_eof, encode_registry};
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
@@ -88,6 +93,10 @@ struct Inner {
     actor_stalled: Family<Label, Gauge<f64, AtomicU64>>,
     batch_flushes: Family<[(&'static str, &'static str); 2], Counter>,
     batch_waiting: Family<Label, Gauge>,
+    build: Family<Label, Gauge>,
+    process: Process,
+    open_actions: Gauge,
+    open_commands: Family<Label, Gauge>,
     commands: Counter,
     run_ends: Family<Label, Counter>,
     http_seconds: Family<TwoLabels, Histogram, fn() -> Histogram>,
@@ -134,6 +143,10 @@ impl Default for Metrics {
             actor_stalled: Family::default(),
             batch_flushes: Family::default(),
             batch_waiting: Family::default(),
+            build: Family::default(),
+            process: Process::default(),
+            open_actions: Gauge::default(),
+            open_commands: Family::default(),
             commands: Counter::default(),
             run_ends: Family::default(),
             http_seconds: Family::new_with_constructor(seconds),
@@ -157,7 +170,11 @@ impl Default for Metrics {
             schedules: Schedules::default(),
             store_up: Gauge::default(),
         };
+        inner.build.get_or_create(&[("version", env!("CARGO_PKG_VERSION"))]).set(1);
         let of = &mut inner.registry;
+        of.register("build_info", "The version of this program", inner.build.clone());
+        of.register("open_actions", "Actions that have not ended", inner.open_actions.clone());
+        of.register("open_commands", "Commands that have not ended, by state", inner.open_commands.clone());
         of.register("batch_items", "Items per transaction", inner.batch_items.clone());
         of.register("batch_seconds", "Time to write a batch, tries included", inner.batch_seconds.clone());
         of.register("batch_retries", "Tries of batches that failed and may pass", inner.batch_retries.clone());
@@ -263,6 +280,13 @@ impl Metrics {
         self.0.connections_refused.inc();
     }
 
+    /// So many actions have not ended, and so many of their commands are pending and sent.
+    pub fn open_actions(&self, actions: usize, pending: i64, sent: i64) {
+        self.0.open_actions.set(i64::try_from(actions).unwrap_or(i64::MAX));
+        self.0.open_commands.get_or_create(&[("state", "pending")]).set(pending);
+        self.0.open_commands.get_or_create(&[("state", "sent")]).set(sent);
+    }
+
     /// `commands` commands were written.
     pub fn commands_written(&self, commands: u64) {
         self.0.commands.inc_by(commands);
@@ -353,8 +377,11 @@ impl Metrics {
                 counter.inc_by(count.saturating_sub(counter.get()));
             }
         }
+        inner.process.read();
         let mut text = String::new();
-        encode(&mut text, &inner.registry)?;
+        encode_registry(&mut text, &inner.registry)?;
+        encode_registry(&mut text, &inner.process.registry)?;
+        encode_eof(&mut text)?;
         Ok(text)
     }
 }

@@ -332,7 +332,7 @@ mod tests {
         }
 
         async fn actions(&self) -> Vec<String> {
-            let mut actions = self.node.store.action_list(None, None, 99).await.unwrap();
+            let mut actions = self.node.store.action_list(None, None, None, 99).await.unwrap();
             actions.reverse();
             actions.into_iter().map(|action| action.name).collect()
         }

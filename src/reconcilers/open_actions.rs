@@ -65,6 +65,12 @@ impl Reconcile for ReadOpenActions {
                 break;
             }
         }
+        let sum = |of: fn(&OpenAction) -> i64| actions.iter().map(of).sum();
+        self.node.metrics.open_actions(
+            actions.len(),
+            sum(|action| action.unfinished - action.sent),
+            sum(|action| action.sent),
+        );
         let marked = for_each_action(&actions, |action| action.no, async |action| self.mark(action).await).await;
         self.node.signals.open_actions_read(Snapshot { reading, actions });
         marked?;

@@ -113,11 +113,12 @@ pub trait Actions {
 
     /// Lists actions as users see them, newest first.
     ///
-    /// `before` continues a listing: only actions with a smaller key are returned. `state` filters
-    /// by state.
+    /// `before` continues a listing: only actions with a smaller key are returned. `state` and
+    /// `beginning`, that of the id as text, filter.
     async fn action_list(
         &self,
         state: Option<ActionState>,
+        beginning: Option<&str>,
         before: Option<i64>,
         limit: usize,
     ) -> StoreResult<Vec<ActionView>>;

@@ -44,6 +44,28 @@ pub enum Unfinished {
     Pending,
 }
 
+/// Names of agents.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AgentNames<'a> {
+    /// All that come after this one. Every name comes after the empty one.
+    After(&'a str),
+    /// This one.
+    Only(&'a str),
+}
+
+impl AgentNames<'_> {
+    /// All names.
+    pub const ALL: AgentNames<'static> = AgentNames::After("");
+
+    /// The operator before the name, and the name.
+    pub(super) fn condition(self) -> (&'static str, String) {
+        match self {
+            Self::After(name) => (">", name.to_owned()),
+            Self::Only(name) => ("=", name.to_owned()),
+        }
+    }
+}
+
 /// A command as users see it.
 #[derive(Clone, Debug, Serialize, ToSchema)]
 pub struct CommandView {
@@ -59,6 +81,8 @@ pub struct CommandView {
     pub due_at: Timestamp,
     /// When the agent said that it has it.
     pub sent_at: Option<Timestamp>,
+    /// When its agent began to run it, by the agent's clock.
+    pub started_at: Option<Timestamp>,
     /// When it ended.
     pub finished_at: Option<Timestamp>,
     /// One per operation that was started.
@@ -76,13 +100,13 @@ pub trait Commands {
     /// Commands that exist already are skipped and not counted again.
     async fn command_insert(&self, pages: Vec<CommandPage>) -> StoreResult<Vec<Inserted>>;
 
-    /// Lists the commands of an action as users see them, in the order of their agents' names after
-    /// `after`. Empty if there is no such action.
+    /// Lists the commands of an action as users see them, in the order of their agents' names: of the
+    /// named agents, in this state. Empty if there is no such action.
     async fn command_list(
         &self,
         action: Uuid,
         state: Option<CommandState>,
-        after: Option<&str>,
+        agents: AgentNames<'_>,
         limit: usize,
     ) -> StoreResult<Vec<CommandView>>;
 

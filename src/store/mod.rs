@@ -42,7 +42,7 @@ mod tokens;
 pub use actions::{Accepted, ActionView, Actions, OpenAction, Resolution};
 pub use agents::{AgentPatch, AgentView, Agents, Enrolled, NewAgent};
 pub use audit::Audit;
-pub use commands::{CommandPage, CommandView, Commands, Inserted, Unfinished};
+pub use commands::{AgentNames, CommandPage, CommandView, Commands, Inserted, Unfinished};
 pub use contract::Store;
 pub use dispatch::{Dispatch, Due, DueCursor, UndispatchedPage};
 pub use error::{SqlState, StoreError, StoreResult};

@@ -25,7 +25,9 @@ use crate::signals::{
     Rescheduled, Resumed, SchedulerInbox, SessionSuperseded, Signals, StreamInbox,
 };
 use crate::store::sqlite::SqliteStore;
-use crate::store::{Accepted, CommandPage, Due, Inserted, NewAgent, OpenAction, Opened, SessionOpening, Store};
+use crate::store::{
+    Accepted, AgentNames, CommandPage, Due, Inserted, NewAgent, OpenAction, Opened, SessionOpening, Store,
+};
 use crate::zone_data::ZoneData;
 use actix::prelude::*;
 use diesel::connection::SimpleConnection;
@@ -349,7 +351,7 @@ impl TestNode {
 
     /// The states of an action's commands, by agent name.
     pub async fn states(&self, action: &Action) -> Vec<CommandState> {
-        let commands = self.store.command_list(action.id, None, None, usize::MAX).await.unwrap();
+        let commands = self.store.command_list(action.id, None, AgentNames::ALL, usize::MAX).await.unwrap();
         commands.into_iter().map(|command| command.status).collect()
     }
 

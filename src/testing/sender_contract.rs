@@ -9,7 +9,7 @@ use crate::node::{Odoshi, Running};
 use crate::runtime::Drain;
 use crate::senders::{Cancelled, Deliver, SenderContext};
 use crate::service::actions;
-use crate::store::{CommandView, NewAgent};
+use crate::store::{AgentNames, CommandView, NewAgent};
 use actix::prelude::*;
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -157,7 +157,7 @@ impl Bench {
     }
 
     async fn commands(&self, action: Uuid) -> Result<Vec<CommandView>, Broken> {
-        self.running.store().command_list(action, None, None, usize::MAX).await.map_err(setup)
+        self.running.store().command_list(action, None, AgentNames::ALL, usize::MAX).await.map_err(setup)
     }
 
     /// Waits until this is so for all commands of an action.

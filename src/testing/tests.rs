@@ -9,7 +9,7 @@ use crate::node::Odoshi;
 use crate::senders::pooled::{Limits, PooledSender, Transport};
 use crate::senders::{Cancelled, Deferred, Deliver, Delivery, Drain, Outcome, SenderContext, report_of};
 use crate::service::actions;
-use crate::store::NewAgent;
+use crate::store::{AgentNames, NewAgent};
 use actix::prelude::*;
 use async_trait::async_trait;
 use serde_json::json;
@@ -177,7 +177,7 @@ async fn a_sender_that_blocks_its_thread_holds_up_nothing_else() {
         let by = Author::server("test");
         let action = actions::submit(running.node(), document.as_bytes(), None, by).await.expect("an action").id;
         until("the sound sender has delivered", async || {
-            let commands = running.store().command_list(action, None, None, 10).await.expect("commands");
+            let commands = running.store().command_list(action, None, AgentNames::ALL, 10).await.expect("commands");
             commands.iter().any(|command| command.agent == "sound-1" && command.status == CommandState::Succeeded)
         })
         .await;

@@ -52,6 +52,6 @@ has "$events" "event: end"
 has "$events" '"status":"completed"'
 has "$(call "$admin" GET "/v1/actions/$action/commands")" '"output":{"from":"curl"}'
 rows=$(call "$admin" GET "/v1/actions/$action/commands" "" --header 'Accept: text/csv')
-has "$rows" "agent,status,attempts,runs,due_at,sent_at,finished_at,results,error"
+has "$rows" "agent,status,attempts,runs,due_at,sent_at,started_at,finished_at,results,error"
 has "$rows" "$name,succeeded,1,1,"
 echo "everything was as described"

@@ -19,7 +19,7 @@ pub async fn the_same_id_with_the_same_content_is_one_action(backend: &mut impl 
     let same = Accepted::Stored { id, no, is_new: false };
     assert_eq!([&answers[0], &answers[2]], [&same, &same]);
     assert!(matches!(answers[1], Accepted::Stored { is_new: true, no: other, .. } if other != no));
-    assert_eq!(store.action_list(None, None, 10).await.unwrap().len(), 2);
+    assert_eq!(store.action_list(None, None, None, 10).await.unwrap().len(), 2);
     assert_eq!(store.action_no(id).await.unwrap(), Some(no));
 }
 
@@ -323,7 +323,7 @@ pub async fn lists_show_every_state_newest_first(backend: &mut impl Backend) {
         let mut listed = Vec::new();
         loop {
             let before = listed.last().map(|(no, _)| *no);
-            let page = store.action_list(state, before, 3).await.unwrap();
+            let page = store.action_list(state, None, before, 3).await.unwrap();
             assert!(page.len() <= 3);
             listed.extend(page.iter().map(|view| (view.no, view.status)));
             if page.is_empty() {

@@ -4,7 +4,7 @@ use crate::Backend;
 use crate::support::{Taken, agents, in_secs, named, page, resolved};
 use odoshi::domain::command::{CommandState, Event};
 use odoshi::domain::target::Target;
-use odoshi::store::{CommandView, Store};
+use odoshi::store::{AgentNames, CommandView, Store};
 use serde_json::json;
 use uuid::Uuid;
 
@@ -23,7 +23,8 @@ pub async fn commands_are_paged_by_name(backend: &mut impl Backend) {
         let mut found: Vec<String> = Vec::new();
         loop {
             let after = found.last().map(String::as_str);
-            let page = store.command_list(taken.id, None, after, limit).await.unwrap();
+            let page =
+                store.command_list(taken.id, None, AgentNames::After(after.unwrap_or_default()), limit).await.unwrap();
             assert!(page.len() <= limit);
             if page.is_empty() {
                 break;
@@ -65,7 +66,8 @@ pub async fn commands_are_filtered_by_each_state(backend: &mut impl Backend) {
     let taken = one_of_each(backend).await;
     let store = backend.store();
     let filtered = async |state, after: Option<&str>, limit| {
-        let page = store.command_list(taken.id, state, after, limit).await.unwrap();
+        let page =
+            store.command_list(taken.id, state, AgentNames::After(after.unwrap_or_default()), limit).await.unwrap();
         page.into_iter().map(|view: CommandView| (view.agent, view.status)).collect::<Vec<_>>()
     };
     let all = filtered(None, None, 100).await;
@@ -144,5 +146,5 @@ pub async fn commands_of_an_unknown_action_are_none(backend: &mut impl Backend) 
     let page = odoshi::store::CommandPage { commands, ..page(taken.no, 0, &fleet, true) };
     store.command_insert(vec![page]).await.unwrap();
     assert_eq!(taken.list(store).await[0].due_at, due, "before 1970");
-    assert!(store.command_list(Uuid::now_v7(), None, None, 10).await.unwrap().is_empty());
+    assert!(store.command_list(Uuid::now_v7(), None, AgentNames::ALL, 10).await.unwrap().is_empty());
 }

@@ -448,7 +448,7 @@ fn a_question_that_nobody_waits_for_any_more_is_cancelled() {
         backend.until(SLEEPING, 0).await;
         assert!(started.elapsed() < Duration::from_secs(25), "the time limit has ended it");
         // Its connection is not used again, and its place is free.
-        let views = (0..4).map(|_| store.action_list(None, None, 10));
+        let views = (0..4).map(|_| store.action_list(None, None, None, 10));
         for answer in futures_util::future::join_all(views).await {
             assert_eq!(answer.unwrap().len(), 1);
         }

@@ -35,7 +35,7 @@ pub async fn what_is_kept_no_longer_goes_in_small_batches_and_is_out_of_sight_at
     assert_eq!(first, Some(3));
     assert!(store.action_view(old.id).await.unwrap().is_none());
     assert_eq!(store.action_no(old.id).await.unwrap(), None);
-    assert_eq!(store.action_list(None, None, 10).await.unwrap().len(), 3);
+    assert_eq!(store.action_list(None, None, None, 10).await.unwrap().len(), 3);
     assert!(old.list(store).await.is_empty());
     // What was begun goes on, also when it is asked for what is older.
     backend.reopen().await;

@@ -6,7 +6,9 @@ use odoshi::domain::audit::Author;
 use odoshi::domain::command::{Answer, CommandState, Event, RunEnd};
 use odoshi::domain::target::Target;
 use odoshi::domain::time::Timestamp;
-use odoshi::store::{Accepted, CommandPage, CommandView, Inserted, NewAgent, Opened, Report, SessionOpening, Store};
+use odoshi::store::{
+    Accepted, AgentNames, CommandPage, CommandView, Inserted, NewAgent, Opened, Report, SessionOpening, Store,
+};
 use proptest::strategy::Strategy;
 use proptest::test_runner::{Config, TestCaseResult, TestRunner};
 use serde_json::{Value, json};
@@ -153,7 +155,7 @@ impl Taken {
 
     /// All its commands as users see them.
     pub async fn list(&self, store: &dyn Store) -> Vec<CommandView> {
-        store.command_list(self.id, None, None, usize::MAX).await.unwrap()
+        store.command_list(self.id, None, AgentNames::ALL, usize::MAX).await.unwrap()
     }
 }
 

@@ -91,12 +91,71 @@ async fn a_program_is_run_and_its_output_shown_in_every_format() {
 }
 
 #[actix_rt::test]
+async fn outputs_are_shown_whole_together_and_of_one_agent_and_drive_no_terminal() {
+    let (server, _agents) = fleet().await;
+    let operator = Operator::of(&server);
+    let script = "printf 'one\\ntwo\\n\\033]0;pwned\\007\\302\\2332J\\n'; echo oops >&2";
+    let out = operator.prints(&["run", "--target", "TRUE", "--", "sh", "-c", script]).await;
+    for part in ["a  succeeded", "    one\n    two\n", "\\u{1b}]0;pwned\\u{7}\\u{9b}2J", "stderr:\n    oops\n"] {
+        assert!(out.contains(part), "{part}: {out}");
+    }
+    assert!(!out.contains(|letter: char| letter.is_control() && letter != '\n'), "{out:?}");
+    let page = server.call("GET", "/v1/actions", None).await.1;
+    let id = page["actions"][0]["id"].as_str().unwrap();
+    for format in ["json", "jsonl", "csv"] {
+        let out = operator.prints(&["actions", "show", id, "-o", format]).await;
+        assert!(
+            out.contains("pwned") && !out.contains(|letter: char| letter.is_control() && letter != '\n'),
+            "{out:?}"
+        );
+    }
+    let grouped = operator.prints(&["actions", "show", id, "--group"]).await;
+    assert!(grouped.contains("2 agents  succeeded: a, b\n    one\n"), "{grouped}");
+    let one = operator.prints(&["actions", "show", &id[..18], "--agent", "b", "--full"]).await;
+    assert!(one.contains("b  succeeded") && !one.contains("a  succeeded") && one.contains("    oops"), "{one}");
+    let none = operator.prints(&["actions", "show", id, "--status", "failed"]).await;
+    assert!(!none.contains("    one") && none.contains("2 succeeded"), "{none}");
+    // Long outputs are cut unless they are asked for.
+    let long = operator.prints(&["run", "--target", "TRUE", "--full", "--", "seq", "300"]).await;
+    assert_eq!(long.matches("    300\n").count(), 2, "{long}");
+    let page = server.call("GET", "/v1/actions", None).await.1;
+    let id = page["actions"][0]["id"].as_str().unwrap();
+    let cut = operator.prints(&["actions", "show", id]).await;
+    assert!(cut.contains("    10\n    … 290 more lines (--full)") && !cut.contains("    11\n"), "{cut}");
+
+    // A hostile name, in every list and message.
+    let name = "x\u{1b}[2J\n=1+1";
+    let run = ["run", "--target", "TRUE", "--name", name, "--detach", "-o", "json", "--", "true"];
+    let id: Value = serde_json::from_str(&operator.prints(&run).await).unwrap();
+    let id = id["id"].as_str().unwrap();
+    server.until_status(id, "completed").await;
+    for arguments in [
+        &["actions", "list"][..],
+        &["actions", "list", "-o", "csv"],
+        &["actions", "list", "-o", "json"],
+        &["actions", "show", id],
+        &["audit"],
+        &["audit", "-o", "csv"],
+    ] {
+        let out = operator.prints(arguments).await;
+        assert!(!out.contains(|letter: char| letter.is_control() && letter != '\n'), "{arguments:?}: {out:?}");
+    }
+    let tokens = operator.prints(&["token", "list", "-o", "csv"]).await;
+    assert!(tokens.starts_with("id,role,name,created_at,expires_at,revoked_at\n"), "{tokens}");
+    let list = operator.prints(&["actions", "list"]).await;
+    assert!(list.lines().all(|line| line == line.trim_end()), "{list:?}");
+}
+
+#[actix_rt::test]
 async fn exit_codes_say_how_it_went() {
     mostly_waits();
     let (server, agents) = fleet().await;
     let operator = Operator::of(&server);
     let code = async |arguments: &[&str]| operator.call(arguments).await;
-    assert_eq!(code(&["run", "--target", "name = 'nobody'", "--", "true"]).await.0, 0, "none matched");
+    let nobody = ["run", "--target", "name = 'nobody'", "--allow-empty", "--", "true"];
+    assert_eq!(code(&nobody).await.0, 0);
+    let (empty, _, err) = code(&[&nobody[..3], &nobody[4..]].concat()).await;
+    assert!(empty == 5 && err.contains("no agent matches the target: name = 'nobody'"), "{empty}: {err}");
     let (failed, out, _) = code(&["run", "--target", "TRUE", "--", "false"]).await;
     assert!(failed == 1 && out.contains("failed"), "{failed}: {out}");
     for arguments in [
@@ -106,17 +165,36 @@ async fn exit_codes_say_how_it_went() {
         &["run", "--target", "TRUE", "--name", "n", "nowhere.json"],
         &["run", "/nowhere.json"],
         &["run", "--target", "TRUE", "-o", "xml", "--", "true"],
+        &["run", "--target", "TRUE", "--timeout", "5M", "--", "true"],
+        &["run", "--target", "labels.role = ", "--", "true"],
         &["actions", "show", "not-a-uuid"],
+        &["actions", "show", "ffffffff"],
+        &["actions", "list", "--server", "127.0.0.1:7401"],
+        &["actions", "list", "--token-file", "/nowhere"],
         &["actons"],
     ] {
         let (usage, out, err) = code(arguments).await;
         assert_eq!(usage, 2, "{arguments:?}: {out}{err}");
     }
     assert!(code(&["actons"]).await.2.contains("'actions'"), "it says what may be meant");
-    let (refused, _, err) = code(&["run", "--target", "labels.role = ", "--", "true"]).await;
-    assert!(refused == 1 && err.contains("line 1, column 15"), "{refused}: {err}");
+    let err = code(&["run", "--target", "labels.role = ", "--", "true"]).await.2;
+    assert!(err.contains("--target") && err.contains("line 1, column 15"), "{err}");
+    let file = server.folder.path().join("wrong.json");
+    let file = file.to_str().unwrap();
+    for (document, place) in [
+        ("{\n  \"name\": \"n\",\n  \"name\": \"m\"}", "line 3 column 8"),
+        ("{\"name\": \"n\", \"colour\": 1}", "colour"),
+        ("{\"name\": ", "line 1 column 9"),
+    ] {
+        std::fs::write(file, document).unwrap();
+        let (refused, _, err) = code(&["run", file]).await;
+        assert!(refused == 6 && err.contains(file) && err.contains(place), "{refused}: {err}");
+    }
     let nowhere = Operator { server: "http://127.0.0.1:1".into(), token: "x".into() };
-    assert_eq!(nowhere.call(&["actions", "list"]).await.0, 3);
+    let (unreachable, _, err) = nowhere.call(&["actions", "list"]).await;
+    assert!(unreachable == 3 && err.contains("nothing listens"), "{unreachable}: {err}");
+    let stranger = Operator { token: "x".into(), ..Operator::of(&server) };
+    assert_eq!(stranger.call(&["actions", "list"]).await.0, 6);
     drop(agents);
     // Nobody is there to take it.
     let (expired, out, _) = code(&["run", "--target", "TRUE", "--expires-after", "10s", "--", "true"]).await;
@@ -202,14 +280,14 @@ async fn targets_are_previewed_and_agents_shown() {
     let many = operator.prints(&["preview", "TRUE"]).await;
     assert!(many.starts_with("30 agents match\na00\na01\n") && many.ends_with("…\n"), "{many}");
     let (code, _, err) = operator.call(&["preview", "label.role = 'db'"]).await;
-    assert!(code == 1 && err.contains("labels.KEY"), "{code}: {err}");
+    assert!(code == 6 && err.contains("labels.KEY"), "{code}: {err}");
     let list = operator.prints(&["agents", "list", "--target", "labels.role = 'db'"]).await;
     assert!(list.contains("NAME") && list.contains("a00") && !list.contains("a01"), "{list}");
     let json: Value = serde_json::from_str(&operator.prints(&["agents", "list", "-o", "json"]).await).unwrap();
     assert_eq!(json.as_array().unwrap().len(), 30);
     let shown: Value = serde_json::from_str(&operator.prints(&["agents", "show", "a00"]).await).unwrap();
     assert_eq!((&shown["name"], &shown["labels"]["role"]), (&json!("a00"), &json!("db")));
-    assert_eq!(operator.call(&["agents", "show", "nobody"]).await.0, 1);
+    assert_eq!(operator.call(&["agents", "show", "nobody"]).await.0, 6);
     let address = ["--transport", "webhook", "--address", "https://example.com/hook", "--label", "role=api"];
     let added = operator.prints(&[&["agents", "add", "hook"], &address[..]].concat()).await;
     let added: Value = serde_json::from_str(&added).unwrap();
@@ -222,14 +300,14 @@ async fn targets_are_previewed_and_agents_shown() {
         let address: Vec<&str> = address.into_iter().flat_map(|address| ["--address", address]).collect();
         let (code, _, err) =
             operator.call(&[&["agents", "add", "nowhere", "--transport", transport], &address[..]].concat()).await;
-        assert!(code == 1 && err.contains("address"), "{transport} {address:?} {code}: {err}");
+        assert!(code == 6 && err.contains("address"), "{transport} {address:?} {code}: {err}");
     }
     assert_eq!(operator.call(&["agents", "add", "x", "--transport", "webhook", "--label", "no"]).await.0, 2);
     assert_eq!(operator.prints(&["agents", "label", "a00", "zone=b", "role="]).await, "a00: {\"zone\":\"b\"}\n");
     assert_eq!(operator.prints(&["agents", "disable", "a00"]).await, "a00 is disabled\n");
     assert_eq!(operator.prints(&["agents", "disable", "a00", "--undo"]).await, "a00 is not disabled\n");
     assert_eq!(operator.prints(&["agents", "remove", "a00"]).await, "a00 is removed\n");
-    assert_eq!(operator.call(&["agents", "remove", "a00"]).await.0, 1);
+    assert_eq!(operator.call(&["agents", "remove", "a00"]).await.0, 6);
     assert_eq!(operator.call(&["agents", "label", "a01", "zone"]).await.0, 2);
 }
 
@@ -246,7 +324,7 @@ async fn schedules_are_added_previewed_steered_and_removed() {
     assert_eq!(shown["schedule"]["action"]["name"], "uptime -p");
     assert_eq!(shown["schedule"]["action"]["operations"][0]["parameters"]["argv"], json!(["uptime", "-p"]));
     let (code, _, err) = operator.call(&[&nightly[..], &flags[..], &["--", "uptime"][..]].concat()).await;
-    assert!(code == 1 && err.contains("already"), "{code}: {err}");
+    assert!(code == 6 && err.contains("already"), "{code}: {err}");
     assert_eq!(operator.call(&[&nightly[..], &["--", "uptime"][..]].concat()).await.0, 2, "a target is missing");
 
     // What a file says, and again with other content.
@@ -257,7 +335,7 @@ async fn schedules_are_added_previewed_steered_and_removed() {
     operator.prints(&["schedules", "add", file.to_str().unwrap()]).await;
     document["every"] = "2h".into();
     std::fs::write(&file, document.to_string()).unwrap();
-    assert_eq!(operator.call(&["schedules", "add", file.to_str().unwrap()]).await.0, 1);
+    assert_eq!(operator.call(&["schedules", "add", file.to_str().unwrap()]).await.0, 6);
     operator.prints(&["schedules", "add", "--replace", file.to_str().unwrap()]).await;
     let list = operator.prints(&["schedules", "list"]).await;
     assert!(list.contains("every 2h") && list.contains("30 2 * * *") && list.contains("Europe/Stockholm"), "{list}");
@@ -286,5 +364,5 @@ async fn schedules_are_added_previewed_steered_and_removed() {
     assert!(operator.prints(&["schedules", "resume", "hourly"]).await.starts_with("hourly is not paused, next at "));
     assert_eq!(operator.prints(&["schedules", "remove", "hourly"]).await, "hourly is removed\n");
     let (code, _, err) = operator.call(&["schedules", "show", "hourly"]).await;
-    assert!(code == 1 && err.contains("schedule hourly not found"), "{code}: {err}");
+    assert!(code == 6 && err.contains("schedule hourly not found"), "{code}: {err}");
 }

@@ -146,19 +146,95 @@ pub async fn commands_are_streamed_as_lines_of_json_and_as_csv(on: On) {
     let lines: Vec<Value> = lines.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
     assert_eq!((lines.len(), &lines), (1_502, &paged));
     assert_eq!(read("application/x-ndjson", "?status=succeeded").await.lines().count(), 1);
+    let agent = paged[7]["agent"].as_str().unwrap();
+    let one: Value = serde_json::from_str(&read("application/x-ndjson", &format!("?agent={agent}")).await).unwrap();
+    assert_eq!(one, paged[7]);
+    let (_, page) = server.call("GET", &format!("/v1/actions/{id}/commands?agent={agent}"), None).await;
+    assert_eq!((&page["commands"], page.get("next")), (&json!([paged[7]]), None));
 
     let text = read("text/csv", "").await;
     let mut rows = csv::Reader::from_reader(text.as_bytes());
     let header: Vec<String> = rows.headers().unwrap().iter().map(str::to_owned).collect();
-    assert_eq!(header.join(","), "agent,status,attempts,runs,due_at,sent_at,finished_at,results,error");
+    assert_eq!(header.join(","), "agent,status,attempts,runs,due_at,sent_at,started_at,finished_at,results,error");
     let rows: Vec<csv::StringRecord> = rows.records().map(Result::unwrap).collect();
     assert_eq!(rows.len(), 1_502);
     for (row, command) in rows.iter().zip(&paged) {
         assert_eq!((&row[0], &row[1]), (command["agent"].as_str().unwrap(), command["status"].as_str().unwrap()));
         assert_eq!(&row[4], command["due_at"].as_str().unwrap());
-        assert_eq!(&row[8], command["error"].as_str().unwrap_or_default());
-        let results: Value = serde_json::from_str(&row[7]).unwrap_or(Value::Null);
+        assert_eq!(&row[9], command["error"].as_str().unwrap_or_default());
+        let results: Value = serde_json::from_str(&row[8]).unwrap_or(Value::Null);
         assert_eq!(results, command["results"]);
+    }
+}
+
+pub async fn bodies_may_be_packed_and_what_is_ambiguous_is_refused_at_every_door(on: On) {
+    let server = Server::start(on.options()).await;
+    let post = async |encoding: Option<&str>, body: Vec<u8>| {
+        let request = reqwest::Client::new().post(format!("{}/v1/actions", server.url)).body(body);
+        let request = request.bearer_auth(server.admin_token());
+        let request = encoding.into_iter().fold(request, |request, name| request.header("Content-Encoding", name));
+        let answer = request.send().await.unwrap();
+        (answer.status().as_u16(), answer.text().await.unwrap())
+    };
+    let gzip = |text: &str| {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        std::io::Write::write_all(&mut encoder, text.as_bytes()).unwrap();
+        encoder.finish().unwrap()
+    };
+    let document = r#"{"name":"n","target":"TRUE","operations":[{"module":"ping"}]}"#;
+    for (encoding, body) in [
+        (Some("gzip"), gzip(document)),
+        (Some("identity"), document.into()),
+        (None, format!("\u{feff}{document}").into_bytes()),
+    ] {
+        let (status, answer) = post(encoding, body).await;
+        assert_eq!(status, 202, "{encoding:?}: {answer}");
+    }
+    assert_eq!(post(Some("br"), document.into()).await.0, 415);
+    assert_eq!(post(Some("gzip"), document.into()).await.0, 400);
+    assert_eq!(post(Some("gzip"), gzip(&" ".repeat(5_000_000))).await.0, 413);
+
+    // The same through the spool.
+    for (what, wrong, place) in [
+        (
+            "twice",
+            r#"{"name":"n","target":"name = 'a'","target":"TRUE","operations":[{"module":"ping"}]}"#,
+            "\"target\"",
+        ),
+        (
+            "nested",
+            r#"{"name":"n","target":"TRUE","operations":[{"module":"ping","parameters":{"a":1,"a":2}}]}"#,
+            "\"a\"",
+        ),
+        ("list", r#"{"name":"n","target":"TRUE","operations":[["ping",{}]]}"#, "operations[0]"),
+        ("whole", r#"[null,"n","TRUE",[["ping",{}]]]"#, "not a list"),
+        ("months", r#"{"name":"n","target":"TRUE","operations":[{"module":"ping"}],"timeout":"5M"}"#, "timeout"),
+        (
+            "past",
+            r#"{"name":"n","target":"TRUE","operations":[{"module":"ping"}],"valid_from":"2020-01-01T00:00:00Z",
+            "expires_at":"2020-01-02T00:00:00Z"}"#,
+            "expires_at",
+        ),
+    ] {
+        let (status, answer) = post(None, wrong.into()).await;
+        let problem: Value = serde_json::from_str(&answer).unwrap();
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(status == 422 && detail.contains(place), "{what}: {status} {answer}");
+        server.drop_file(&format!("{what}.json"), wrong);
+        let said = crate::support::eventually("the file to fail", || async {
+            std::fs::read_to_string(server.data().join("spool/failed").join(format!("{what}.json.error"))).ok()
+        });
+        let said: Value = serde_json::from_str(&said.await).unwrap();
+        // What it is now differs.
+        assert_eq!(said["detail"].as_str().unwrap().split("; it is").next(), detail.split("; it is").next());
+    }
+    // HEAD is answered as GET is, without the body.
+    for (path, status) in
+        [("/v1/actions", 200), ("/healthz", 200), ("/v1/actions/nonsense", 404), ("/v1/tokens/x", 405)]
+    {
+        let head = reqwest::Client::new().head(format!("{}{path}", server.url)).bearer_auth(server.admin_token());
+        let answer = head.send().await.unwrap();
+        assert_eq!((answer.status().as_u16(), answer.bytes().await.unwrap().len()), (status, 0), "{path}");
     }
 }
 
@@ -278,7 +354,9 @@ pub async fn metrics_are_counted_and_guarded(on: On) {
         "odoshi_actor_restarts{actor=\"outcomes\"} 0",
         "odoshi_delay_lateness_seconds_count 1",
         "odoshi_delay_entries 0",
-        "# EOF",
+        "# TYPE odoshi_commands_total counter",
+        "odoshi_open_actions 0",
+        concat!("odoshi_build_info{version=\"", env!("CARGO_PKG_VERSION"), "\"} 1"),
     ];
     // What is counted after a commit may be a moment behind it.
     let text = crate::support::eventually("what was done to be counted", || async {
@@ -288,6 +366,17 @@ pub async fn metrics_are_counted_and_guarded(on: On) {
     })
     .await;
     assert!(text.contains("odoshi_batch_items_bucket{") && text.contains("odoshi_batch_seconds_sum{"), "{text}");
+    for name in text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next()) {
+        let help = text.lines().find_map(|line| line.strip_prefix(&format!("# HELP {name} ")));
+        assert!(help.is_some_and(|help| help.len() > 5), "{name} has no help");
+    }
+    assert!(text.contains("\nprocess_resident_memory_bytes ") && !text.contains("# EOF"), "{text}");
+    let open = reqwest::Client::new().get(format!("{}/metrics", server.url)).bearer_auth(server.admin_token());
+    let open =
+        open.header("Accept", "application/openmetrics-text;version=1.0.0,text/plain;q=0.5").send().await.unwrap();
+    assert!(open.headers()["content-type"].to_str().unwrap().starts_with("application/openmetrics-text"));
+    let open = open.text().await.unwrap();
+    assert!(open.ends_with("# EOF\n") && open.contains("# TYPE odoshi_commands counter\n"), "{open}");
     assert_eq!(read(&server, None).await.0, 401);
     assert_eq!(read(&server, Some(token)).await.0, 403);
     drop(server);

@@ -144,6 +144,7 @@ on_both! {
         a_target_is_previewed_and_agents_are_listed_and_shown
         events_tell_the_progress_and_the_end_of_an_action
         commands_are_streamed_as_lines_of_json_and_as_csv
+        bodies_may_be_packed_and_what_is_ambiguous_is_refused_at_every_door
         an_agent_is_labelled_disabled_and_let_in_again
         a_removed_agent_leaves_nothing_pending_and_its_name_is_free
         metrics_are_counted_and_guarded

@@ -3,10 +3,11 @@
 use super::new_action::NewAction;
 use super::state::Membership;
 use crate::domain::audit::Author;
+use crate::domain::json;
 use crate::domain::problem::{Problem, ProblemKind, check_is_object};
 use crate::domain::protocol::{MAX_FRAME, Operation};
 use crate::domain::target::Target;
-use crate::domain::text::has_nul;
+use crate::domain::text::{bytes_without_mark, has_nul};
 use crate::domain::time::{Span, Timestamp};
 use serde::de::{Error as _, IgnoredAny};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -64,6 +65,7 @@ pub(crate) struct Document {
     #[schema(min_length = 1, example = "labels.role = 'web'")]
     target: String,
     /// Run in order until one fails.
+    #[serde(deserialize_with = "json::objects")]
     #[schema(min_items = 1, max_items = 64)]
     operations: Vec<Operation>,
     /// Nothing is delivered before this time; by default, now.
@@ -172,8 +174,8 @@ impl NewAction {
     /// # Errors
     /// As [`NewAction::from_json`].
     pub fn from_json_lasting(json: &[u8], id: Uuid, now: Timestamp, lasts: Span) -> Result<Self, Problem> {
-        let value: Value = serde_json::from_slice(json)
-            .map_err(|error| Problem::new(ProblemKind::MalformedJson, format!("not valid JSON: {error}")))?;
+        let json = bytes_without_mark(json);
+        let value = json::read(json)?;
         check_is_object(json)?;
         // Read again from the text instead of `value`: operations keep the exact form of their
         // numbers, and errors have a line.
@@ -260,6 +262,9 @@ impl Document {
             (Some(time), None) => time,
             (None, span) => valid_from.plus(span.unwrap_or(lasts).0),
         };
+        if expires_at <= now {
+            return Err(invalid("expires_at", format!("{expires_at} is in the past; it is {now}")));
+        }
         if expires_at <= valid_from {
             return Err(invalid("expires_at", format!("{expires_at} is not after valid_from, {valid_from}")));
         }

@@ -6,10 +6,11 @@ use super::zones::Zones;
 use crate::domain::action::{self, NewAction};
 use crate::domain::agent::check_name;
 use crate::domain::audit::Author;
+use crate::domain::json;
 use crate::domain::problem::{Problem, ProblemKind, check_is_object};
+use crate::domain::text::bytes_without_mark;
 use crate::domain::time::{Span, Timestamp};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 use serde_json::value::RawValue;
 use sha2::{Digest, Sha256};
 use std::time::Duration;
@@ -82,7 +83,7 @@ pub(crate) struct Document {
     #[serde(default)]
     on_repeat: Option<OnRepeat>,
     /// What to do with missed occurrences.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "json::optional_object")]
     #[schema(value_type = Option<MisfireDocument>)]
     misfire: Option<MisfireDocument>,
     /// What to do when the action of the previous occurrence still runs.
@@ -100,6 +101,7 @@ pub(crate) struct Document {
     paused: Option<bool>,
     /// What each occurrence does: an action document without `id`, `valid_from`, `delay` and
     /// `expires_at`. By default, an action expires at the next occurrence, after 24 h at most.
+    #[serde(deserialize_with = "json::object")]
     action: action::Document,
 }
 
@@ -181,6 +183,7 @@ impl Schedule {
     /// A problem that names the line and column, or the key, of the mistake. One that never takes
     /// place after `now` is refused too.
     pub fn from_json(json: &[u8], zones: &Zones, now: Timestamp) -> Result<Self, Problem> {
+        let json = bytes_without_mark(json);
         if json.len() > MAX_DOCUMENT {
             let detail = format!("a schedule of {} bytes is larger than {MAX_DOCUMENT} bytes", json.len());
             return Err(Problem::new(ProblemKind::TooLarge, detail));
@@ -205,8 +208,7 @@ impl Schedule {
     /// # Errors
     /// If it isn't JSON.
     pub fn digest_of(json: &[u8]) -> Result<Vec<u8>, Problem> {
-        let value: Value = serde_json::from_slice(json)
-            .map_err(|error| Problem::new(ProblemKind::MalformedJson, format!("not valid JSON: {error}")))?;
+        let value = json::read(bytes_without_mark(json))?;
         Ok(Sha256::digest(value.to_string()).to_vec())
     }
 

@@ -255,7 +255,8 @@ fn interval(found: &Interval, here: Location) -> Result<i64> {
     ];
     let words = text.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty());
     let known = words.into_iter().all(|word| UNITS.contains(&word) || ["w", "week", "weeks"].contains(&word));
-    match text.parse::<Span>() {
+    // In SQL's words, which are more than those of a document.
+    match humantime::parse_duration(text).map(Span) {
         Ok(span) if known && span <= MAX_OFFSET => Ok(span.as_millis()),
         _ => Err(at(here, format!("'{text}' is not an interval such as '5 minutes', '2 hours' or '7 days'"))),
     }

@@ -4,7 +4,7 @@ use crate::domain::action::Action;
 use crate::domain::command::CommandState::{Failed, Pending, Succeeded};
 use crate::domain::protocol::OperationResult;
 use crate::runtime::Unstarted;
-use crate::store::Due;
+use crate::store::{AgentNames, Due};
 use crate::testing::{TestNode, next, supervision, until};
 use serde_json::json;
 use std::collections::HashMap;
@@ -142,7 +142,7 @@ async fn each_command_has_the_outcome_that_the_transport_gave() {
     assert!(fixture.offer(&action, &agents, "").await.is_empty());
     fixture.states_become(&action, &[Succeeded, Failed, Pending, Pending]).await;
     let attempts = async || {
-        let commands = fixture.node.store.command_list(action.id, None, None, 10).await.unwrap();
+        let commands = fixture.node.store.command_list(action.id, None, AgentNames::ALL, 10).await.unwrap();
         commands.iter().map(|command| command.attempts).collect::<Vec<_>>()
     };
     until("attempts are counted", async || attempts().await == [1, 1, 1, 1]).await;
@@ -205,7 +205,7 @@ async fn while_a_host_is_away_no_attempt_is_counted_and_then_all_are_delivered()
     assert_eq!(fixture.offer(&other, &more, "host").await, more, "nothing more is taken");
     agents.iter().for_each(|agent| fixture.transport.set(*agent, Then::Succeed));
     fixture.states_become(&action, &[Succeeded; 5]).await;
-    let commands = fixture.node.store.command_list(action.id, None, None, 10).await.unwrap();
+    let commands = fixture.node.store.command_list(action.id, None, AgentNames::ALL, 10).await.unwrap();
     assert!(commands.iter().all(|command| command.attempts == 1), "{commands:?}");
     assert_eq!(fixture.numbers(), (0, 0, 0));
 }
@@ -224,7 +224,7 @@ async fn a_delivery_that_takes_too_long_is_a_failed_attempt_and_opens_the_breake
     }
     until("its breaker is open", async || fixture.numbers().2 == 1).await;
     until("the attempts are counted", async || {
-        let commands = fixture.node.store.command_list(action.id, None, None, 10).await.unwrap();
+        let commands = fixture.node.store.command_list(action.id, None, AgentNames::ALL, 10).await.unwrap();
         commands.iter().all(|command| command.attempts == 1)
     })
     .await;

@@ -11,7 +11,7 @@ use crate::domain::hook::{HookEvent, Listener};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::sql::actions::{
-    self as statements, ActionRow, ActionViewRow, OpenActionRow, Stored, Sums, WITHOUT_DOCUMENT, in_state,
+    self as statements, ActionRow, ActionViewRow, OpenActionRow, Stored, Sums, WITHOUT_DOCUMENT, ids, in_state,
 };
 use crate::store::sql::hooks::{actions_ended, is_heard};
 use crate::store::sql::{Key, sql, sql_limit};
@@ -38,10 +38,17 @@ impl Actions for PostgresStore {
     async fn action_list(
         &self,
         state: Option<ActionState>,
+        beginning: Option<&str>,
         before: Option<i64>,
         limit: usize,
     ) -> StoreResult<Vec<ActionView>> {
-        self.read(Caller::People, "action_list", body!([] conn => list(conn, state, before, limit))).await
+        let beginning = beginning.map(str::to_owned);
+        self.read(
+            Caller::People,
+            "action_list",
+            body!([beginning] conn => list(conn, state, beginning.as_deref(), before, limit)),
+        )
+        .await
     }
 
     async fn action_get(&self, no: i64) -> StoreResult<Option<Action>> {
@@ -160,18 +167,21 @@ async fn view(conn: &mut AsyncPgConnection, id: Uuid) -> QueryResult<Option<Acti
 async fn list(
     conn: &mut AsyncPgConnection,
     state: Option<ActionState>,
+    beginning: Option<&str>,
     before: Option<i64>,
     limit: usize,
 ) -> QueryResult<Vec<ActionView>> {
     let state = state.map_or("TRUE", in_state);
-    let rows: Vec<(ActionViewRow, Sums)> = sql(format!(
-        "SELECT a.*, s.* FROM (SELECT * FROM actions WHERE no < ? AND {state} ORDER BY no DESC LIMIT ?) a {SUMS} \
+    let begins = if beginning.is_some() { " AND id >= ? AND id < ?" } else { "" };
+    let mut list = sql(format!(
+        "SELECT a.*, s.* FROM (SELECT * FROM actions WHERE no < ? AND {state}{begins} ORDER BY no DESC LIMIT ?) a {SUMS} \
          ORDER BY a.no DESC"
     ))
-    .bind(before.unwrap_or(i64::MAX))
-    .bind(sql_limit(limit))
-    .load(conn)
-    .await?;
+    .bind(before.unwrap_or(i64::MAX));
+    if let Some((first, end)) = beginning.map(ids) {
+        list = list.bind(first).bind(end);
+    }
+    let rows: Vec<(ActionViewRow, Sums)> = list.bind(sql_limit(limit)).load(conn).await?;
     rows.into_iter().map(|(row, sums)| row.view(sums)).collect()
 }
 

@@ -10,7 +10,7 @@ use crate::domain::time::Timestamp;
 use crate::store::changes::Deltas;
 use crate::store::sql::commands::{self as statements, CommandViewRow};
 use crate::store::sql::{Key, sql, sql_limit};
-use crate::store::{CommandPage, CommandView, Commands, Inserted, StoreResult, Unfinished};
+use crate::store::{AgentNames, CommandPage, CommandView, Commands, Inserted, StoreResult, Unfinished};
 use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
@@ -44,11 +44,11 @@ impl Commands for PostgresStore {
         &self,
         action: Uuid,
         state: Option<CommandState>,
-        after: Option<&str>,
+        agents: AgentNames<'_>,
         limit: usize,
     ) -> StoreResult<Vec<CommandView>> {
-        let after = after.map(str::to_owned);
-        let list = body!([after] conn => list(conn, action, state, after.as_deref(), limit));
+        let (operator, name) = agents.condition();
+        let list = body!([name] conn => list(conn, action, state, (operator, &name), limit));
         self.read(Caller::People, "command_list", list).await
     }
 
@@ -250,7 +250,7 @@ async fn list(
     conn: &mut AsyncPgConnection,
     action: Uuid,
     state: Option<CommandState>,
-    after: Option<&str>,
+    (operator, name): (&str, &str),
     limit: usize,
 ) -> QueryResult<Vec<CommandView>> {
     // A large action is read by its agents' names, in their order; a small one among a large fleet
@@ -270,7 +270,7 @@ async fn list(
     // does.
     let rows: Vec<CommandViewRow> = sql(format!(
         "WITH page AS (SELECT g.name AS agent, o.is_final, o.run AS last_run, o.attempts AS last_attempts, \
-           o.sent_at AS last_sent_at, o.finished_at, o.results, coalesce(p.error, o.error) AS error, p.run AS open_run, \
+           o.sent_at AS last_sent_at, o.started_at, o.finished_at, o.results, coalesce(p.error, o.error) AS error, p.run AS open_run, \
            p.attempts AS open_attempts, p.sent_at AS open_sent_at, \
            CASE WHEN o.is_final THEN o.status WHEN p.state = {sent} THEN {state_sent} ELSE {state_pending} END AS status, \
            (CASE WHEN o.is_final THEN o.status IN ({succeeded}, {failed}, {timed_out}) OR o.sent_at IS NOT NULL \
@@ -281,12 +281,12 @@ async fn list(
            ORDER BY x.run DESC LIMIT 1) o ON TRUE \
          LEFT JOIN LATERAL (SELECT * FROM open_commands x WHERE x.action_no = a.no AND x.agent_no = g.no \
            AND o.is_final IS NOT TRUE OFFSET 0) p ON TRUE \
-         WHERE a.id = ? AND g.name > ?) \
+         WHERE a.id = ? AND g.name {operator} ?) \
          SELECT agent, status::smallint AS status, \
            handed + coalesce(CASE WHEN is_final THEN last_attempts ELSE open_attempts END, 0) AS attempts, \
            handed + coalesce(CASE WHEN is_final THEN last_run ELSE open_run END, 1) - 1 AS runs, due_at, \
            CASE WHEN is_final THEN last_sent_at ELSE open_sent_at END AS sent_at, \
-           CASE WHEN is_final THEN finished_at END AS finished_at, results, error \
+           CASE WHEN is_final THEN started_at END AS started_at, CASE WHEN is_final THEN finished_at END AS finished_at, results, error \
          FROM page WHERE status = coalesce(?, status) ORDER BY agent LIMIT ?",
         sent = OpenState::Sent as i16,
         state_sent = CommandState::Sent as i16,
@@ -296,7 +296,7 @@ async fn list(
         timed_out = CommandState::TimedOut as i16,
     ))
     .bind(action.to_string())
-    .bind(after.unwrap_or_default())
+    .bind(name)
     .bind(state.map(|state| state as i16))
     .bind(sql_limit(limit))
     .load(conn)

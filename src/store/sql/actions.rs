@@ -88,6 +88,12 @@ pub(in crate::store) fn in_state(state: ActionState) -> &'static str {
     }
 }
 
+/// The ids, as texts, that begin so: the first that there may be, and one after the last.
+pub(in crate::store) fn ids(beginning: &str) -> (String, String) {
+    // Ids are made of 0-9, a-f and dashes.
+    (beginning.to_owned(), format!("{beginning}g"))
+}
+
 /// The columns of an [`ActionViewRow`] of an action `a` whose document isn't needed. Thousands of
 /// actions may end at a time, and documents are large.
 pub(in crate::store) const WITHOUT_DOCUMENT: &str = "a.no, a.id, a.name, 'null' AS document, a.created_at, a.resolved, \

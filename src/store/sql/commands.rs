@@ -24,6 +24,8 @@ pub(in crate::store) struct CommandViewRow {
     #[diesel(sql_type = Nullable<BigInt>)]
     sent_at: Option<i64>,
     #[diesel(sql_type = Nullable<BigInt>)]
+    started_at: Option<i64>,
+    #[diesel(sql_type = Nullable<BigInt>)]
     finished_at: Option<i64>,
     #[diesel(sql_type = Nullable<Text>)]
     results: Option<String>,
@@ -40,6 +42,7 @@ impl CommandViewRow {
             runs: self.runs,
             due_at: Timestamp(self.due_at),
             sent_at: self.sent_at.map(Timestamp),
+            started_at: self.started_at.map(Timestamp),
             finished_at: self.finished_at.map(Timestamp),
             results: self.results.map(|json| serde_json::from_str(&json)).transpose().map_err(corrupt)?,
             error: self.error,

@@ -9,7 +9,7 @@ use crate::domain::hook::{HookEvent, Listener};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::sql::actions::{
-    self as statements, ActionRow, ActionViewRow, OpenActionRow, Stored, WITHOUT_DOCUMENT, in_state,
+    self as statements, ActionRow, ActionViewRow, OpenActionRow, Stored, WITHOUT_DOCUMENT, ids, in_state,
 };
 use crate::store::sql::hooks::{actions_ended, is_heard};
 use crate::store::sql::schema::actions;
@@ -35,10 +35,12 @@ impl Actions for SqliteStore {
     async fn action_list(
         &self,
         state: Option<ActionState>,
+        beginning: Option<&str>,
         before: Option<i64>,
         limit: usize,
     ) -> StoreResult<Vec<ActionView>> {
-        self.read("action_list", move |conn| list(conn, state, before, limit)).await
+        let beginning = beginning.map(str::to_owned);
+        self.read("action_list", move |conn| list(conn, state, beginning.as_deref(), before, limit)).await
     }
 
     async fn action_get(&self, no: i64) -> StoreResult<Option<Action>> {
@@ -142,6 +144,7 @@ fn view(conn: &mut SqliteConnection, id: Uuid) -> QueryResult<Option<ActionView>
 fn list(
     conn: &mut SqliteConnection,
     state: Option<ActionState>,
+    beginning: Option<&str>,
     before: Option<i64>,
     limit: usize,
 ) -> QueryResult<Vec<ActionView>> {
@@ -152,6 +155,9 @@ fn list(
         .into_boxed();
     if let Some(before) = before {
         query = query.filter(actions::no.lt(before));
+    }
+    if let Some((first, end)) = beginning.map(ids) {
+        query = query.filter(actions::id.ge(first)).filter(actions::id.lt(end));
     }
     if let Some(state) = state {
         query = query.filter(diesel::dsl::sql::<Bool>(in_state(state)));

@@ -5,7 +5,7 @@ use crate::domain::command::{CommandState, OpenState};
 use crate::store::changes::Deltas;
 use crate::store::sql::commands::{self as statements, CommandViewRow};
 use crate::store::sql::{Key, sql_limit};
-use crate::store::{CommandPage, CommandView, Commands, Inserted, StoreResult, Unfinished};
+use crate::store::{AgentNames, CommandPage, CommandView, Commands, Inserted, StoreResult, Unfinished};
 use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel::sql_query;
@@ -27,11 +27,11 @@ impl Commands for SqliteStore {
         &self,
         action: Uuid,
         state: Option<CommandState>,
-        after: Option<&str>,
+        agents: AgentNames<'_>,
         limit: usize,
     ) -> StoreResult<Vec<CommandView>> {
-        let after = after.map(str::to_owned);
-        self.read("command_list", move |conn| list(conn, action, state, after.as_deref(), limit)).await
+        let (operator, name) = agents.condition();
+        self.read("command_list", move |conn| list(conn, action, state, (operator, &name), limit)).await
     }
 
     async fn command_unfinished(
@@ -165,7 +165,7 @@ fn list(
     conn: &mut SqliteConnection,
     action: Uuid,
     state: Option<CommandState>,
-    after: Option<&str>,
+    (operator, name): (&str, &str),
     limit: usize,
 ) -> QueryResult<Vec<CommandView>> {
     // Per command: its last ended run `o`; its open row `p`, unless it is final; and whether the
@@ -173,7 +173,7 @@ fn list(
     // does.
     let rows = sql_query(format!(
         "WITH page AS (SELECT g.name AS agent, o.is_final, o.run AS last_run, o.attempts AS last_attempts, \
-           o.sent_at AS last_sent_at, o.finished_at, o.results, coalesce(p.error, o.error) AS error, p.state AS open_state, p.run AS open_run, \
+           o.sent_at AS last_sent_at, o.started_at, o.finished_at, o.results, coalesce(p.error, o.error) AS error, p.state AS open_state, p.run AS open_run, \
            p.attempts AS open_attempts, p.sent_at AS open_sent_at, \
            CASE WHEN o.is_final THEN o.status WHEN p.state = {sent} THEN {state_sent} ELSE {state_pending} END AS status, \
            CASE WHEN o.is_final THEN o.status IN ({succeeded}, {failed}, {timed_out}) OR o.sent_at IS NOT NULL \
@@ -183,12 +183,12 @@ fn list(
          LEFT JOIN outcomes o ON o.action_no = a.no AND o.agent_no = g.no AND o.run = (SELECT max(run) FROM outcomes x \
            WHERE x.action_no = a.no AND x.agent_no = g.no) \
          LEFT JOIN open_commands p ON p.action_no = a.no AND p.agent_no = g.no AND o.is_final IS NOT TRUE \
-         WHERE a.id = ?1 AND g.name > ?2) \
+         WHERE a.id = ?1 AND g.name {operator} ?2) \
          SELECT agent, CAST(status AS INTEGER) AS status, \
            handed + coalesce(CASE WHEN is_final THEN last_attempts ELSE open_attempts END, 0) AS attempts, \
            handed + coalesce(CASE WHEN is_final THEN last_run ELSE open_run END, 1) - 1 AS runs, due_at, \
            CASE WHEN is_final THEN last_sent_at ELSE open_sent_at END AS sent_at, \
-           CASE WHEN is_final THEN finished_at END AS finished_at, results, error \
+           CASE WHEN is_final THEN started_at END AS started_at, CASE WHEN is_final THEN finished_at END AS finished_at, results, error \
          FROM page WHERE (?3 IS NULL OR status = ?3) ORDER BY agent LIMIT ?4",
         sent = OpenState::Sent as i16,
         state_sent = CommandState::Sent as i16,
@@ -198,9 +198,7 @@ fn list(
         timed_out = CommandState::TimedOut as i16,
     ))
     .bind::<Text, _>(action.to_string())
-    // Every name is greater than no name; and with `OR ?2 IS NULL` each page would begin at the
-    // first name.
-    .bind::<Text, _>(after.unwrap_or_default())
+    .bind::<Text, _>(name)
     .bind::<Nullable<SmallInt>, _>(state.map(|state| state as i16))
     .bind::<BigInt, _>(sql_limit(limit))
     .load::<CommandViewRow>(conn)?;

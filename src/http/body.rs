@@ -1,0 +1,190 @@
+//! Bodies of requests: their size is bounded, packed or not.
+
+use super::error::{ApiError, ApiResult};
+use crate::domain::problem::{Problem, ProblemKind, check_is_object};
+use crate::domain::text::bytes_without_mark;
+use actix_web::http::header::CONTENT_ENCODING;
+use actix_web::{HttpRequest, web};
+use flate2::write::GzDecoder;
+use futures_util::StreamExt;
+use serde::de::DeserializeOwned;
+use std::io::{self, Write};
+use std::time::Duration;
+
+/// How long a client may take to send its body.
+const TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How a body is packed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Encoding {
+    Plain,
+    Gzip,
+}
+
+impl Encoding {
+    /// Of the body of a request.
+    pub(super) fn of(request: &HttpRequest) -> ApiResult<Self> {
+        let Some(encoding) = request.headers().get(CONTENT_ENCODING) else { return Ok(Self::Plain) };
+        match encoding.to_str().unwrap_or_default().trim().to_ascii_lowercase().as_str() {
+            "" | "identity" => Ok(Self::Plain),
+            "gzip" | "x-gzip" => Ok(Self::Gzip),
+            other => Err(ApiError::new(
+                ProblemKind::UnsupportedEncoding,
+                format!("Content-Encoding: {other:?} is not supported; gzip is"),
+            )),
+        }
+    }
+}
+
+/// Bytes up to a limit.
+struct Bounded {
+    bytes: Vec<u8>,
+    max: usize,
+    is_over: bool,
+}
+
+impl Write for Bounded {
+    fn write(&mut self, more: &[u8]) -> io::Result<usize> {
+        if self.bytes.len() + more.len() > self.max {
+            self.is_over = true;
+            return Err(io::Error::other("too large"));
+        }
+        self.bytes.extend_from_slice(more);
+        Ok(more.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+/// What has come of a body.
+enum Unpacked {
+    Plain(Bounded),
+    Gzip(Box<GzDecoder<Bounded>>),
+}
+
+impl Unpacked {
+    fn new(encoding: Encoding, max: usize) -> Self {
+        let bounded = Bounded { bytes: Vec::new(), max, is_over: false };
+        match encoding {
+            Encoding::Plain => Self::Plain(bounded),
+            Encoding::Gzip => Self::Gzip(Box::new(GzDecoder::new(bounded))),
+        }
+    }
+
+    fn push(&mut self, chunk: &[u8]) -> ApiResult<()> {
+        let written = match self {
+            Self::Plain(bounded) => bounded.write_all(chunk),
+            Self::Gzip(decoder) => decoder.write_all(chunk),
+        };
+        written.map_err(|error| self.refusal(&error))
+    }
+
+    fn refusal(&self, error: &io::Error) -> ApiError {
+        let bounded = match self {
+            Self::Plain(bounded) => bounded,
+            Self::Gzip(decoder) => decoder.get_ref(),
+        };
+        if bounded.is_over {
+            return ApiError::too_large(bounded.max);
+        }
+        ApiError::bad_request(format!("the body is not gzip, as Content-Encoding says: {error}"))
+    }
+
+    fn finish(mut self) -> ApiResult<Vec<u8>> {
+        if let Self::Gzip(decoder) = &mut self
+            && let Err(error) = decoder.try_finish()
+        {
+            return Err(self.refusal(&error));
+        }
+        Ok(match &mut self {
+            Self::Plain(bounded) => std::mem::take(&mut bounded.bytes),
+            Self::Gzip(decoder) => std::mem::take(&mut decoder.get_mut().bytes),
+        })
+    }
+}
+
+/// Reads a body of at most `max` bytes, unpacked.
+pub(super) async fn read(mut payload: web::Payload, encoding: Encoding, max: usize) -> ApiResult<Vec<u8>> {
+    let reading = async {
+        let mut body = Unpacked::new(encoding, max);
+        while let Some(chunk) = payload.next().await {
+            body.push(&chunk.map_err(ApiError::bad_request)?)?;
+        }
+        body.finish()
+    };
+    tokio::time::timeout(TIMEOUT, reading)
+        .await
+        .unwrap_or_else(|_| Err(ApiError::bad_request("the body did not come within 60 seconds")))
+}
+
+/// Reads a JSON body of at most `max` bytes, and returns its size too. Errors name the key, line
+/// and column.
+pub(super) async fn json<T: DeserializeOwned>(
+    payload: web::Payload,
+    encoding: Encoding,
+    max: usize,
+) -> ApiResult<(T, usize)> {
+    let json = read(payload, encoding, max).await?;
+    let json = bytes_without_mark(&json);
+    let mut reader = serde_json::Deserializer::from_slice(json);
+    let parsed = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
+        let kind = if error.inner().is_data() { ProblemKind::InvalidDocument } else { ProblemKind::MalformedJson };
+        Problem::new(kind, error.to_string())
+    })?;
+    reader.end().map_err(|error| Problem::new(ProblemKind::MalformedJson, error.to_string()))?;
+    check_is_object(json)?;
+    Ok((parsed, json.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use flate2::Compression;
+    use flate2::write::GzEncoder;
+
+    fn packed(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
+        encoder.write_all(bytes).expect("written");
+        encoder.finish().expect("packed")
+    }
+
+    fn unpack(encoding: Encoding, max: usize, chunks: &[&[u8]]) -> Result<Vec<u8>, u16> {
+        let mut body = Unpacked::new(encoding, max);
+        for chunk in chunks {
+            body.push(chunk).map_err(|error| status(&error))?;
+        }
+        body.finish().map_err(|error| status(&error))
+    }
+
+    fn status(error: &ApiError) -> u16 {
+        use actix_web::ResponseError;
+        error.status_code().as_u16()
+    }
+
+    #[test]
+    fn a_body_is_read_in_whatever_pieces_it_comes() {
+        let text = b"{\"a\": 1}";
+        assert_eq!(unpack(Encoding::Plain, 8, &[text]).as_deref(), Ok(&text[..]));
+        let gzip = packed(text);
+        let bytes: Vec<&[u8]> = gzip.chunks(1).collect();
+        assert_eq!(unpack(Encoding::Gzip, 8, &bytes).as_deref(), Ok(&text[..]));
+    }
+
+    #[test]
+    fn the_size_is_bounded_after_unpacking() {
+        assert_eq!(unpack(Encoding::Plain, 8, &[b"12345", b"6789"]), Err(413));
+        let bomb = packed(&vec![b' '; 50_000_000]);
+        assert!(bomb.len() < 100_000);
+        assert_eq!(unpack(Encoding::Gzip, 1_000_000, &[&bomb]), Err(413));
+    }
+
+    #[test]
+    fn what_is_not_gzip_or_ends_too_early_is_refused() {
+        assert_eq!(unpack(Encoding::Gzip, 100, &[b"{}"]), Err(400));
+        let gzip = packed(b"{\"a\": 1}");
+        assert_eq!(unpack(Encoding::Gzip, 100, &[&gzip[..gzip.len() - 6]]), Err(400));
+        assert_eq!(unpack(Encoding::Gzip, 100, &[]), Err(400));
+    }
+}
