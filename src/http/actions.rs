@@ -124,7 +124,8 @@ pub(super) async fn list(_: Viewer, query: web::Query<ActionsQuery>, api: web::D
     let limit = limit(query.limit)?;
     let status = query.status.as_deref().map(parse_status).transpose()?;
     let id = query.id.as_deref();
-    let is_beginning = |id: &str| id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f' | b'-'));
+    let is_beginning =
+        |id: &str| (1..=36).contains(&id.len()) && id.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f' | b'-'));
     if let Some(id) = id.filter(|id| !is_beginning(id)) {
         return Err(ApiError::bad_request(format!("id: {id:?} is no beginning of an id: 0-9, a-f and dashes")));
     }

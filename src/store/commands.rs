@@ -81,7 +81,7 @@ pub struct CommandView {
     pub due_at: Timestamp,
     /// When the agent said that it has it.
     pub sent_at: Option<Timestamp>,
-    /// When its agent began to run it, by the agent's clock.
+    /// When its agent began to run it: as long before the end as the agent says.
     pub started_at: Option<Timestamp>,
     /// When it ended.
     pub finished_at: Option<Timestamp>,

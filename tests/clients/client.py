@@ -18,7 +18,7 @@ import uuid
 import aiohttp
 
 JSON = ["application/json", "application/problem+json"]
-COLUMNS = ["agent", "status", "attempts", "runs", "due_at", "sent_at", "finished_at", "results", "error"]
+COLUMNS = ["agent", "status", "attempts", "runs", "due_at", "sent_at", "started_at", "finished_at", "results", "error"]
 NOW = "2026-01-01T00:00:00.000Z"
 
 
@@ -169,7 +169,7 @@ async def main(url, token):
         assert rows[0] == COLUMNS and len(rows) == 4, rows
         for row, command in zip(rows[1:], commands):
             assert row[:4] == [command["agent"], command["status"], str(command["attempts"]), str(command["runs"])], row
-            assert json.loads(row[7]) == command["results"], row
+            assert json.loads(row[8]) == command["results"], row
         [failed] = (await admin.call("GET", path + "/commands?status=failed"))["commands"]
         assert failed["agent"].endswith("-bad"), failed
 

@@ -113,7 +113,7 @@ pub async fn who_may_not_do_something_is_told_so(on: On) {
         assert_eq!(given, status, "{method} {path}: {answer}");
     }
     let answer = reqwest::Client::new().put(format!("{}/v1/actions", server.url)).send().await.unwrap();
-    assert_eq!((answer.status().as_u16(), &answer.headers()["Allow"]), (405, &"GET, POST".parse().unwrap()));
+    assert_eq!((answer.status().as_u16(), &answer.headers()["Allow"]), (405, &"GET, HEAD, POST".parse().unwrap()));
     every_documented_route_needs_its_role(&server, &[("viewer", &viewer), ("operator", &operator)]).await;
     // An agent asks for what is another's.
     let (own, other) = (server.enroll("own", json!({})).await, server.enroll("other", json!({})).await);

@@ -429,6 +429,12 @@ impl InFlight {
     }
 }
 
+/// When a run that has ended `now` began, by the server's clock: the agent says how long it took, by a clock of its own.
+fn began(result: &RunResult, now: Timestamp) -> Option<Timestamp> {
+    let (start, end) = (result.started_at?, result.finished_at?);
+    Some(now.minus(end.since(start)))
+}
+
 /// The report for a result.
 pub fn result_report(
     action: &Action,
@@ -452,7 +458,7 @@ pub fn result_report(
         status: result.status.into(),
         attempts,
         sent_at,
-        started_at: result.started_at,
+        started_at: began(result, now),
         finished_at: now,
         // The results were just read from JSON, so this can't fail. An empty list would still keep
         // the outcome.

@@ -289,4 +289,10 @@ fn a_report_says_which_operation_failed_and_an_expired_run_is_told_as_such() {
     let report = result_report(&action, 1, &result(run, RunStatus::Expired), 0, None, true, Timestamp(5));
     assert_eq!(report.event, Event::FoundExpired { run: 1, expires_at: action.expires_at });
     assert!(!report.skip_lookup);
+    // The agent's clock is another one, and its result came late.
+    let (start, end) = (Some(Timestamp(50_000)), Some(Timestamp(56_000)));
+    let took = RunResult { started_at: start, finished_at: end, ..result(run, RunStatus::Succeeded) };
+    let report = result_report(&action, 1, &took, 0, None, true, Timestamp(1_000_000));
+    let Event::Result(end) = report.event else { panic!("{:?}", report.event) };
+    assert_eq!((end.started_at, end.finished_at), (Some(Timestamp(994_000)), Timestamp(1_000_000)));
 }
