@@ -113,7 +113,14 @@ pub(super) fn run(command: Command) -> Outcome {
                 if matches!(output, Format::Table | Format::Csv) {
                     agents.iter_mut().for_each(|agent| flatten(agent, &keys));
                 }
-                let columns: Vec<&str> = COLUMNS.into_iter().chain(keys.iter().map(String::as_str)).collect();
+                // A table has only what tells agents apart.
+                let is_told = |column: &&str| match (output, *column) {
+                    (Format::Table, "enrolled_at") => false,
+                    (Format::Table, "disabled") => agents.iter().any(|agent| agent["disabled"] == true),
+                    _ => true,
+                };
+                let columns = COLUMNS.into_iter().filter(is_told).chain(keys.iter().map(String::as_str));
+                let columns: Vec<&str> = columns.collect();
                 print(&agents, &columns, output)?;
             }
             Command::Watch(arguments) => return super::watch::run(arguments).await,

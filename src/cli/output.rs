@@ -2,7 +2,7 @@
 
 use crate::domain::text::{csv_cell, escaped, escaped_json, escaped_lines};
 use crate::domain::time::Timestamp;
-use comfy_table::{ColumnConstraint, ContentArrangement, Row, Table};
+use comfy_table::{ColumnConstraint, ContentArrangement, Row, Table, Width};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use std::io::Write;
@@ -124,6 +124,8 @@ pub(super) fn say_json(json: &str) {
 
 /// The narrowest terminal that a table is fitted to.
 const NARROW: u16 = 40;
+/// What a name is cut to at most, if it is longer.
+const SHORTEST_NAME: u16 = 10;
 
 /// Rows under a header, each on one line. On a terminal, long cells are cut; ids never are.
 pub(super) fn table(header: Vec<String>, rows: Vec<Vec<String>>) -> String {
@@ -137,11 +139,17 @@ pub(super) fn table(header: Vec<String>, rows: Vec<Vec<String>>) -> String {
     // With no character that cells could be broken at, they are cut anywhere.
     table.load_style(comfy_table::presets::NOTHING).set_delimiter('\0').set_header(one_line(&header));
     table.add_rows(rows.iter().map(|row| one_line(row)));
-    for (column, name) in table.column_iter_mut().zip(&header) {
+    for (place, (column, name)) in table.column_iter_mut().zip(&header).enumerate() {
         column.set_padding((0, 2));
-        if name == "ID" {
-            column.set_constraint(ColumnConstraint::ContentWidth);
-        }
+        let is_long =
+            |row: &Vec<String>| row.get(place).is_some_and(|cell| cell.chars().count() >= usize::from(SHORTEST_NAME));
+        match name.as_str() {
+            "ID" => column.set_constraint(ColumnConstraint::ContentWidth),
+            "NAME" | "AGENT" if width.is_some() && rows.iter().any(is_long) => {
+                column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(SHORTEST_NAME)))
+            }
+            _ => column,
+        };
     }
     if let Some(width) = width {
         table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width.max(NARROW));

@@ -157,11 +157,18 @@ fn say_agent(command: &Value, most: usize) {
     say_lines(&printed(command), most);
 }
 
+/// Prints lines: if there are too many, the first ones and the last ones, among which the error is.
 fn say_lines(lines: &[String], most: usize) {
-    lines.iter().take(most).for_each(|line| say!("    {line}"));
-    if let Some(more @ 1..) = lines.len().checked_sub(most) {
-        say!("    … {more} more lines (--full)");
+    let (first, last) = match lines.len() > most {
+        true => (most - most * 2 / 5, most * 2 / 5),
+        false => (lines.len(), 0),
+    };
+    let (begin, end) = (&lines[..first], &lines[lines.len() - last..]);
+    begin.iter().for_each(|line| say!("    {line}"));
+    if begin.len() + end.len() < lines.len() {
+        say!("    … {} lines (--full)", lines.len() - begin.len() - end.len());
     }
+    end.iter().for_each(|line| say!("    {line}"));
 }
 
 /// Agents that ended in the same state with the same output.

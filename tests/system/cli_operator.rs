@@ -121,7 +121,7 @@ async fn outputs_are_shown_whole_together_and_of_one_agent_and_drive_no_terminal
     let page = server.call("GET", "/v1/actions", None).await.1;
     let id = page["actions"][0]["id"].as_str().unwrap();
     let cut = operator.prints(&["actions", "show", id]).await;
-    assert!(cut.contains("    10\n    … 290 more lines (--full)") && !cut.contains("    11\n"), "{cut}");
+    assert!(cut.contains("    6\n    … 290 lines (--full)\n    297\n") && !cut.contains("    7\n"), "{cut}");
 
     // A hostile name, in every list and message.
     let name = "x\u{1b}[2J\n=1+1";
