@@ -8,9 +8,7 @@ use std::io;
 pub(crate) fn why(error: &(dyn Error + 'static)) -> String {
     let (mut cause, mut innermost) = (Some(error), error);
     while let Some(error) = cause {
-        // An error of the operating system may hold one of TLS, which is not its source.
-        let held = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
-        if let Some(known) = held.and_then(|held| known(held)).or_else(|| known(error)) {
+        if let Some(known) = known(error) {
             return known;
         }
         innermost = error;
@@ -24,6 +22,10 @@ fn known(error: &(dyn Error + 'static)) -> Option<String> {
         return Some(of_tls(error));
     }
     if let Some(error) = error.downcast_ref::<io::Error>() {
+        // It may hold one of TLS, which is not its source, or another of its kind.
+        if let Some(known) = error.get_ref().and_then(|held| known(held)) {
+            return Some(known);
+        }
         let known = match error.kind() {
             io::ErrorKind::ConnectionRefused => "connection refused: nothing listens at this address",
             io::ErrorKind::TimedOut => "no answer in time",
@@ -46,10 +48,15 @@ fn of_tls(error: &rustls::Error) -> String {
         }
         rustls::Error::InvalidCertificate(Expired | ExpiredContext { .. }) => "its certificate has expired",
         rustls::Error::InvalidMessage(_) => "it does not speak TLS at this address; is it http:// instead of https://?",
-        other => {
-            let text = other.to_string();
-            return of_text(&text).unwrap_or_else(|| format!("TLS: {text}"));
+        rustls::Error::InvalidCertificate(_) => {
+            let known = of_text(&error.to_string());
+            return known.unwrap_or_else(|| {
+                "its certificate can't be verified with the authorities that are trusted here; name a file with its own \
+                 (--ca-file)"
+                    .to_owned()
+            });
         }
+        other => return of_text(&other.to_string()).unwrap_or_else(|| format!("TLS: {other}")),
     };
     known.to_owned()
 }
@@ -88,7 +95,9 @@ mod tests {
         let of = |error: io::Error| why(&Outer(error));
         assert!(of(io::ErrorKind::ConnectionRefused.into()).contains("nothing listens"));
         let tls = rustls::Error::InvalidCertificate(CertificateError::UnknownIssuer);
-        assert!(of(io::Error::new(io::ErrorKind::InvalidData, tls)).contains("--ca-file"));
+        assert!(of(io::Error::other(io::Error::new(io::ErrorKind::InvalidData, tls))).contains("--ca-file"));
+        let tls = rustls::Error::InvalidMessage(rustls::InvalidMessage::InvalidContentType);
+        assert!(of(io::Error::other(tls)).contains("http://"));
         assert_eq!(of(io::Error::other("failed to lookup address information: x")), "its name is not known");
         assert_eq!(of(io::Error::other("something else")), "something else");
     }

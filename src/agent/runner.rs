@@ -14,6 +14,7 @@ use super::processes::Trace;
 use super::run::{only_module, run, without_output};
 use super::server_clock::ServerClock;
 use super::stop_signal::told_to;
+use crate::domain::command::CommandState;
 use crate::domain::protocol::{Command, RunRef, RunResult, RunStatus, Stored};
 use crate::domain::time::Timestamp;
 use crate::error_chain::ErrorChain;
@@ -331,7 +332,7 @@ impl Runner {
             RunResult { action, run, status: RunStatus::Failed, results, started_at: None, finished_at }
         });
         let took = result.started_at.zip(result.finished_at).map_or(Duration::ZERO, |(from, to)| to.since(from));
-        log::info!(action:% = run_ref.action, run = run_ref.run, status:? = result.status, took:? = took; "a run has ended");
+        log::info!(action:% = run_ref.action, run = run_ref.run, status = CommandState::from(result.status).as_str(), took_ms = took.as_millis() as u64; "a run has ended");
         self.ended.push(Ended { expires_at: running.expires_at, result });
     }
 

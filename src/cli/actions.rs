@@ -52,7 +52,7 @@ pub(super) enum Command {
     /// List actions, newest first
     List {
         /// Only actions in this state
-        #[arg(long)]
+        #[arg(long, value_name = "STATE", value_parser = ["scheduled", "resolving", "running", "paused", "completed", "cancelled", "expired"])]
         status: Option<String>,
         /// Maximum number of actions to list
         #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000))]

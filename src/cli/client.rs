@@ -61,6 +61,9 @@ pub(super) enum ClientError {
     /// TLS can't be set up.
     #[error("{0}")]
     Tls(String),
+    /// No token looks like this one.
+    #[error("the token holds a space, a line end or another character that no token has")]
+    NoSuchToken,
     /// There is no token.
     #[error("no token: give --token-file, or set ODOSHI_TOKEN")]
     NoToken,
@@ -95,6 +98,9 @@ impl Client {
 
     /// A client with this token.
     pub(super) fn with(server: &str, token: String, ca_file: Option<&Path>) -> Result<Self, ClientError> {
+        if !token.trim().bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(ClientError::NoSuchToken);
+        }
         let is_url = Url::parse(server).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
         if !is_url {
             return Err(ClientError::NoUrl(server.to_owned()));
@@ -176,6 +182,20 @@ impl Client {
         out.flush().map_err(ClientError::Output)
     }
 
+    /// The text of an answer, to the letter.
+    pub(super) async fn text(&self, path: &str) -> Result<String, ClientError> {
+        let mut text = Vec::new();
+        self.copy(path, "application/json", &mut text).await?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
+    /// A list as lines of JSON.
+    pub(super) async fn lines(&self, path: &str) -> Result<String, ClientError> {
+        let mut text = Vec::new();
+        self.copy(path, "application/x-ndjson", &mut text).await?;
+        Ok(String::from_utf8_lossy(&text).into_owned())
+    }
+
     /// Opens a stream of server-sent events, after the event with this id.
     pub(super) async fn events(&self, path: &str, last_id: Option<&str>) -> Result<reqwest::Response, ClientError> {
         let mut request = self.http.get(format!("{}{path}", self.server)).bearer_auth(self.token.trim());
@@ -231,7 +251,9 @@ fn refusal(status: StatusCode, text: &str) -> ClientError {
 
 /// Reads a token from a file.
 pub(super) fn read_token(path: &Path) -> Result<String, ClientError> {
-    text_file::read(path)
-        .map(|text| text.trim().to_owned())
-        .map_err(|source| ClientError::TokenFile { path: path.to_owned(), source })
+    let read = text_file::read(path).and_then(|text| match text.trim() {
+        "" => Err(std::io::Error::other("the file holds no token")),
+        token => Ok(token.to_owned()),
+    });
+    read.map_err(|source| ClientError::TokenFile { path: path.to_owned(), source })
 }

@@ -10,6 +10,7 @@ use super::{
 use crate::domain::text::escaped_lines;
 use crate::error_chain::chain_of;
 use clap::{CommandFactory, Parser, Subcommand};
+use std::borrow::Cow;
 use std::process::ExitCode;
 
 /// A durable dispatcher for fleets: one action in, one command per agent out, exact results back.
@@ -70,7 +71,18 @@ enum Command {
 
 /// Runs the command line, and returns the exit code of the process.
 pub fn main() -> ExitCode {
-    let cli = Cli::parse();
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            let text = error.render().to_string();
+            // With colours, unless somebody's arguments would drive the terminal.
+            if matches!(escaped_lines(&text), Cow::Borrowed(_)) {
+                error.exit();
+            }
+            eprint!("{}", escaped_lines(&text));
+            return ExitCode::from(2);
+        }
+    };
     let is_service = matches!(cli.command, Command::Serve(_) | Command::Agent(_));
     logging::start(cli.log_format, is_service);
     let outcome = match cli.command {
@@ -111,7 +123,13 @@ fn exit_code(error: &(dyn std::error::Error + 'static)) -> u8 {
         Some(ClientError::Unreachable { .. } | ClientError::Strange { .. }) => 3,
         Some(ClientError::Refused(problem)) if problem.status == 503 => 3,
         Some(ClientError::Refused(_) | ClientError::Document { .. }) => 6,
-        Some(ClientError::NoUrl(_) | ClientError::NoToken | ClientError::TokenFile { .. } | ClientError::Tls(_)) => 2,
+        Some(
+            ClientError::NoUrl(_)
+            | ClientError::NoToken
+            | ClientError::NoSuchToken
+            | ClientError::TokenFile { .. }
+            | ClientError::Tls(_),
+        ) => 2,
         Some(ClientError::Output(_)) => 1,
         None if error.is::<Usage>() => 2,
         None => 1,

@@ -12,7 +12,7 @@ pub(super) struct Args {
     #[arg(long, value_name = "FILE", env = "ODOSHI_CONFIG")]
     config: Option<PathBuf>,
     /// The address to listen on, instead of http.listen
-    #[arg(long, value_name = "HOST:PORT")]
+    #[arg(long, value_name = "IP:PORT")]
     listen: Option<String>,
     /// The folder of the server's data, instead of data_dir
     #[arg(long, value_name = "DIR")]

@@ -2,9 +2,11 @@
 
 use super::client::{Client, ClientError, encoded};
 use super::output::{Format, say_json, table};
+use crate::domain::text::escaped;
 use crate::domain::time::Timestamp;
 use serde_json::Value;
-use std::collections::HashMap;
+use serde_json::value::RawValue;
+use std::collections::{BTreeMap, HashMap};
 use std::error::Error;
 
 /// Maximum number of commands that are shown without `--full` or `--group`.
@@ -37,7 +39,7 @@ pub(super) struct Which {
     #[arg(long, value_name = "NAME")]
     agent: Option<String>,
     /// Only commands in this state
-    #[arg(long, value_name = "STATE")]
+    #[arg(long, value_name = "STATE", value_parser = ["pending", "sent", "succeeded", "failed", "timed_out", "undeliverable", "expired", "cancelled"])]
     status: Option<String>,
 }
 
@@ -65,9 +67,16 @@ pub(super) async fn show(
             client.copy(&format!("{path}?{query}"), "application/x-ndjson", &mut std::io::stdout().lock()).await?;
         }
         Format::Json => {
-            let mut whole = action.clone();
-            whole["commands"] = client.all(&path, &query, "commands").await?.into();
-            say_json(&serde_json::to_string_pretty(&whole)?);
+            // To the letter: the agents' numbers may be longer than others can hold.
+            let mut whole: BTreeMap<String, Box<RawValue>> =
+                serde_json::from_str(&client.text(&format!("/v1/actions/{id}")).await?)?;
+            let lines = client.lines(&format!("{path}?{query}")).await?;
+            let commands = lines.lines().collect::<Vec<_>>().join(",\n    ");
+            let commands = if commands.is_empty() { "[]".to_owned() } else { format!("[\n    {commands}\n  ]") };
+            whole.insert("commands".to_owned(), RawValue::from_string(commands)?);
+            let entries =
+                whole.iter().map(|(key, value)| format!("  {}: {value}", serde_json::Value::from(key.as_str())));
+            say_json(&format!("{{\n{}\n}}", entries.collect::<Vec<_>>().join(",\n")));
         }
         Format::Table => {
             let mut pages = Pages { client, path, query, after: Some(String::new()) };
@@ -82,7 +91,7 @@ pub(super) async fn show(
                 say_page(id, &page, pages.after.is_some());
             }
             let status = action["status"].as_str().unwrap_or_default();
-            say!("{id} {status}: {}", standing(action));
+            say!("{id} {status}: {}", escaped(&standing(action)));
         }
     }
     Ok(())
@@ -109,6 +118,9 @@ impl Pages<'_> {
 
 /// A table if each agent printed at most a line, or if there are many; else agent by agent.
 fn say_page(id: &str, page: &[Value], has_more: bool) {
+    if page.is_empty() {
+        return;
+    }
     let room = (SCREEN / page.len().max(1)).clamp(1, LINES);
     let has_long = page.iter().any(|command| printed(command).len() > 1);
     if has_long && room > 1 {
@@ -244,11 +256,13 @@ fn printed(command: &Value) -> Vec<String> {
         }
         if let Some(error) = result["error"].as_str() {
             error.clone_into(&mut said);
-            lines.push(format!("error: {error}"));
+            lines.push(format!("error: {}", escaped(error)));
         }
     }
-    if let Some(error) = error_of(command).filter(|error| *error != said) {
-        lines.push(format!("error: {error}"));
+    // The command's error is mostly that of an operation, with its module before it.
+    let is_new = |error: &String| said.is_empty() || !error.ends_with(&said);
+    if let Some(error) = error_of(command).filter(is_new) {
+        lines.push(format!("error: {}", escaped(&error)));
     }
     lines
 }
@@ -313,9 +327,9 @@ mod tests {
 
     #[test]
     fn both_outputs_and_the_error_are_shown() {
-        let failed = command("failed", json!([exec("a\nb\n", "oh\n", Some("exit code 3"))]), Some("exit code 3"));
+        let failed = command("failed", json!([exec("a\nb\n", "oh\n", Some("exit code 3"))]), Some("exec: exit code 3"));
         assert_eq!(printed(&failed), ["a", "b", "stderr:", "oh", "error: exit code 3"]);
-        assert_eq!(row(&failed)[3..], ["0.5s", "a (+1 lines)", "exit code 3"]);
+        assert_eq!(row(&failed)[3..], ["0.5s", "a (+1 lines)", "exec: exit code 3"]);
         let several =
             command("succeeded", json!([exec("", "", None), { "module": "ping", "output": { "x": [1] } }]), None);
         assert_eq!(printed(&several), ["[1] exec", "[2] ping", "{\"x\":[1]}"]);

@@ -18,8 +18,8 @@ const COLUMNS: [&str; 6] = ["id", "role", "name", "created_at", "expires_at", "r
 pub(super) enum Command {
     /// Create a token and print nothing else
     Create {
-        /// The token's role: viewer, operator, admin or enroll
-        #[arg(long)]
+        /// The token's role
+        #[arg(long, value_parser = ["viewer", "operator", "admin", "enroll"])]
         role: String,
         /// A name for people
         #[arg(long, default_value = "")]

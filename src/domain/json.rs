@@ -136,6 +136,13 @@ pub fn optional_object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deseriali
     Option::<Object<T>>::deserialize(deserializer).map(|object| object.map(|Object(value)| value))
 }
 
+/// A reader's error without the list of keys that it expected instead: it names aliases, and keys that are ignored.
+pub fn without_list(error: &str) -> String {
+    let Some((what, rest)) = error.split_once(", expected one of ") else { return error.to_owned() };
+    let place = rest.rfind(" at line ").map_or("", |at| &rest[at..]);
+    format!("{what}{place}")
+}
+
 /// Reads a value from an object in which no key is given twice. Errors name the key, line and column.
 ///
 /// # Errors
@@ -184,6 +191,13 @@ mod tests {
         let json = r#"{"a":{"b":[1,-2,1.5,"x",null,true]},"b":{"a":{}}}"#;
         assert_eq!(read(json.as_bytes()), Ok(serde_json::from_str(json).expect("JSON")));
         assert_eq!(read(b"{").expect_err("no end").status, 400);
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_without_all_the_others() {
+        let error = "unknown field `colour`, expected one of `id`, `validfrom` at line 1 column 7";
+        assert_eq!(without_list(error), "unknown field `colour` at line 1 column 7");
+        assert_eq!(without_list("missing field `name`"), "missing field `name`");
     }
 
     #[test]

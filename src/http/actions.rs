@@ -264,9 +264,13 @@ pub(super) async fn retry(
     request: HttpRequest,
     id: web::Path<Uuid>,
     query: web::Query<RetryQuery>,
+    body: Body,
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
     let key = idempotency_key(&request)?;
+    if !matches!(body.read().await?.as_slice(), b"" | b"{}") {
+        return Err(ApiError::bad_request("this call has no body; the states are given as ?status="));
+    }
     let states = query.status.as_deref().unwrap_or(RETRIED).split(',').map(|name| {
         let state = CommandState::from_name(name.trim()).filter(|state| state.is_final());
         state.ok_or_else(|| ApiError::bad_request(format!("status: {name:?} is not a final state of a command")))

@@ -5,7 +5,7 @@ use crate::domain::problem::{Problem, ProblemKind, check_is_object};
 use crate::domain::text::bytes_without_mark;
 use actix_web::http::header::CONTENT_ENCODING;
 use actix_web::{HttpRequest, web};
-use flate2::write::GzDecoder;
+use flate2::write::MultiGzDecoder;
 use futures_util::StreamExt;
 use serde::de::DeserializeOwned;
 use std::io::{self, Write};
@@ -61,7 +61,7 @@ impl Write for Bounded {
 /// What has come of a body.
 enum Unpacked {
     Plain(Bounded),
-    Gzip(Box<GzDecoder<Bounded>>),
+    Gzip(Box<MultiGzDecoder<Bounded>>),
 }
 
 impl Unpacked {
@@ -69,7 +69,7 @@ impl Unpacked {
         let bounded = Bounded { bytes: Vec::new(), max, is_over: false };
         match encoding {
             Encoding::Plain => Self::Plain(bounded),
-            Encoding::Gzip => Self::Gzip(Box::new(GzDecoder::new(bounded))),
+            Encoding::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(bounded))),
         }
     }
 
@@ -89,7 +89,7 @@ impl Unpacked {
         if bounded.is_over {
             return ApiError::too_large(bounded.max);
         }
-        ApiError::bad_request(format!("the body is not gzip, as Content-Encoding says: {error}"))
+        ApiError::bad_request(format!("the body can't be unpacked as gzip, which Content-Encoding says: {error}"))
     }
 
     fn finish(mut self) -> ApiResult<Vec<u8>> {
@@ -170,6 +170,9 @@ mod tests {
         let gzip = packed(text);
         let bytes: Vec<&[u8]> = gzip.chunks(1).collect();
         assert_eq!(unpack(Encoding::Gzip, 8, &bytes).as_deref(), Ok(&text[..]));
+        // Files that are packed in pieces, or put together, have several members.
+        let members = [packed(&text[..3]), packed(&text[3..])];
+        assert_eq!(unpack(Encoding::Gzip, 8, &[&members[0], &members[1]]).as_deref(), Ok(&text[..]));
     }
 
     #[test]

@@ -71,7 +71,7 @@ async fn follow(newest: Arc<Newest>, cert: PathBuf, key: PathBuf, mut seen: Stam
         match load(&cert, &key) {
             Ok(loaded) => {
                 *newest.0.write().unwrap_or_else(PoisonError::into_inner) = loaded;
-                log::info!(cert:? = cert; "the new certificate is in use");
+                log::info!(cert:% = cert.display(); "the new certificate is in use");
             }
             Err(error) => log::error!(error = error.as_str();
                 "the new certificate cannot be used; the one before stays in use"),

@@ -179,7 +179,7 @@ impl Builder {
         if open_files.connections < config.http.max_connections {
             log::info!(connections = open_files.connections; "the limit of open files bounds the connections");
         }
-        log::info!(address:% = address, store:% = config.store_url(), spool:? = config.spool_dir(); "the server is up");
+        log::info!(address:% = address, store:% = config.store_url(), spool:% = config.spool_dir().display(); "the server is up");
         let (node, supervision, stages) = (wired.node, wired.supervision, wired.stages);
         Ok(Running { node, address, preparing, supervision, stages, http, _lock: lock })
     }

@@ -155,6 +155,6 @@ async fn make_admin_token(store: &dyn Store, data_dir: &Path) -> Result<(), AppE
     write().map_err(io_error(path.display()))?;
     let token = admin_token("the first admin", store.now());
     store.token_insert(&token, secret.hash(), &Author::server("server")).await?;
-    log::info!(file:? = path; "an admin token was made");
+    log::info!(file:% = path.display(); "an admin token was made");
     Ok(())
 }

@@ -176,11 +176,11 @@ async fn load(spool: &Arc<Mutex<Spool>>, node: &Node, files: usize, suspects: Su
     for one in taken {
         match one {
             Taken::File(file) => files.push(file),
-            Taken::Failed { name, problem } => log::warn!(file:? = name, problem = problem.detail.as_str();
+            Taken::Failed { name, problem } => log::warn!(file:% = name.display(), problem = problem.detail.as_str();
                 "a spool entry is not an action"),
             Taken::Stuck { name, error } => {
                 round.full = false;
-                log::error!(file:? = name, error:% = error.chain(); "a spool file cannot be taken now");
+                log::error!(file:% = name.display(), error:% = error.chain(); "a spool file cannot be taken now");
             }
         }
     }
@@ -242,7 +242,7 @@ async fn load(spool: &Arc<Mutex<Spool>>, node: &Node, files: usize, suspects: Su
             let moved = match fate {
                 Ok(()) => spool.done(name),
                 Err(problem) => {
-                    log::warn!(file:? = name, problem = problem.detail.as_str(); "a spool file is not a valid action");
+                    log::warn!(file:% = name.display(), problem = problem.detail.as_str(); "a spool file is not a valid action");
                     spool.fail(name, problem)
                 }
             };
@@ -259,7 +259,7 @@ async fn load(spool: &Arc<Mutex<Spool>>, node: &Node, files: usize, suspects: Su
     match stuck {
         Ok(stuck) => {
             for (name, error) in stuck {
-                log::error!(file:? = name, error:% = error.chain(); "a spool file cannot be put away now");
+                log::error!(file:% = name.display(), error:% = error.chain(); "a spool file cannot be put away now");
                 round.must_rest = true;
             }
         }

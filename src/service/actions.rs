@@ -9,7 +9,8 @@ use crate::domain::problem::{Problem, ProblemKind};
 use crate::domain::time::{Span, Timestamp};
 use crate::runtime::isolation::one_by_one;
 use crate::store::{Accepted, ActionView, StoreResult};
-use serde_json::value::RawValue;
+use serde_json::value::{RawValue, to_raw_value};
+use std::collections::BTreeMap;
 use uuid::Uuid;
 
 /// A durable action.
@@ -145,17 +146,18 @@ pub async fn retry(
 /// The document of a retry. It lasts as long as the first one, and its target is the commands in
 /// these states.
 fn retry_document(document: &RawValue, id: Uuid, states: &[CommandState]) -> Result<String, Problem> {
-    let mut document: serde_json::Map<String, serde_json::Value> =
-        serde_json::from_str(document.get()).map_err(|error| Problem::new(ProblemKind::Internal, error.to_string()))?;
-    let time = |key: &str| document.get(key)?.as_str().and_then(|text| Timestamp::parse(text).ok());
+    let internal = |error: serde_json::Error| Problem::new(ProblemKind::Internal, error.to_string());
+    // Everything else stays as it is, to the letter: parameters may hold numbers that no other type can.
+    let mut document: BTreeMap<String, Box<RawValue>> = serde_json::from_str(document.get()).map_err(internal)?;
+    let time = |key: &str| serde_json::from_str::<Timestamp>(document.get(key)?.get()).ok();
     let lasts = time("expires_at").zip(time("valid_from")).map(|(end, start)| Span(end.since(start)));
     ["id", "valid_from", "expires_at"].into_iter().for_each(|key| drop(document.remove(key)));
     if let Some(lasts) = lasts {
-        document.insert("expires_after".into(), lasts.to_string().into());
+        document.insert("expires_after".into(), to_raw_value(&lasts).map_err(internal)?);
     }
     let targets: Vec<String> = states.iter().map(|state| format!("action('{id}') = '{}'", state.as_str())).collect();
-    document.insert("target".into(), targets.join(" OR ").into());
-    Ok(serde_json::Value::from(document).to_string())
+    document.insert("target".into(), to_raw_value(&targets.join(" OR ")).map_err(internal)?);
+    serde_json::to_string(&document).map_err(internal)
 }
 
 #[cfg(test)]
@@ -167,12 +169,13 @@ mod tests {
         let id = Uuid::nil();
         let document = format!(
             r#"{{"id":"{id}","name":"n","target":"TRUE","valid_from":"2026-01-01T00:00:00Z",
-                "expires_at":"2026-01-01T02:00:00Z","operations":[{{"module":"ping"}}]}}"#
+                "expires_at":"2026-01-01T02:00:00Z","operations":[{{"module":"ping","parameters":{{"b":1.10,"a":1e400}}}}]}}"#
         );
         let document = RawValue::from_string(document).expect("JSON");
         let states = [CommandState::Failed, CommandState::TimedOut];
         let retry = retry_document(&document, id, &states).expect("a document");
-        let retry: serde_json::Value = serde_json::from_str(&retry).expect("JSON");
+        assert!(retry.contains(r#""parameters":{"b":1.10,"a":1e400}"#), "{retry}");
+        let retry: serde_json::Value = serde_json::from_str(&retry.replace("1e400", "1")).expect("JSON");
         assert_eq!(retry["target"], format!("action('{id}') = 'failed' OR action('{id}') = 'timed_out'"));
         assert_eq!(retry["expires_after"], "2h");
         assert!(["id", "valid_from", "expires_at"].iter().all(|key| retry.get(key).is_none()), "{retry}");

@@ -183,7 +183,8 @@ impl NewAction {
         let document: Document = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
             let path = error.path().to_string();
             let place = if path == "." { String::new() } else { format!("{path}: ") };
-            Problem::new(ProblemKind::InvalidDocument, format!("{place}{}", error.into_inner()))
+            let text = error.into_inner().to_string();
+            Problem::new(ProblemKind::InvalidDocument, format!("{place}{}", json::without_list(&text)))
         })?;
         document.check(id, now, lasts, Sha256::digest(value.to_string()).to_vec())
     }
@@ -273,7 +274,10 @@ impl Document {
         {
             return Err(invalid(
                 "spread",
-                format!("{spread} from valid_from, {valid_from}, is beyond expires_at, {expires_at}"),
+                format!(
+                    "{spread} is longer than the {} from valid_from to expires_at",
+                    Span(expires_at.since(valid_from))
+                ),
             ));
         }
         let timeout = self.timeout.unwrap_or(DEFAULT_TIMEOUT);
