@@ -1,6 +1,7 @@
 //! The subcommands, and the exit codes of the program.
 
 use super::client::ClientError;
+use super::listing::Listing;
 use super::logging::{self, LogFormat};
 use super::outcome::Usage;
 use super::{
@@ -46,11 +47,11 @@ enum Command {
     #[command(subcommand)]
     Schedules(schedules::Command),
     /// List the servers that share the store, with their state
-    Nodes(nodes::Args),
+    Nodes(Listing),
     /// List who changed what, newest first
     Audit(audit::Args),
     /// List the hooks, with the events that wait for them or were given up
-    Hooks(hooks::Args),
+    Hooks(Listing),
     /// Create, list and revoke tokens
     #[command(subcommand)]
     Token(token::Command),

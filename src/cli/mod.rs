@@ -15,6 +15,7 @@ mod demo;
 mod follow;
 mod hooks;
 mod limits;
+mod listing;
 mod logging;
 mod migrate;
 mod nodes;

@@ -1,27 +1,10 @@
 //! `odoshi nodes`.
 
-use super::client::{Client, ServerArgs};
+use super::listing::Listing;
 use super::outcome::Outcome;
-use super::output::{Format, print};
-use serde_json::Value;
-use std::process::ExitCode;
 
 const COLUMNS: [&str; 7] = ["name", "alive", "agents", "transports", "started_at", "heartbeat", "incarnation"];
 
-#[derive(Debug, clap::Args)]
-pub(super) struct Args {
-    /// The output format
-    #[arg(short, long, value_enum, default_value_t)]
-    output: Format,
-    #[command(flatten)]
-    server: ServerArgs,
-}
-
-pub(super) fn run(args: Args) -> Outcome {
-    actix_rt::System::new().block_on(async {
-        let answer = Client::new(&args.server)?.get("/v1/nodes").await?;
-        let nodes: Vec<Value> = answer["nodes"].as_array().cloned().unwrap_or_default();
-        print(&nodes, &COLUMNS, args.output)?;
-        Ok(ExitCode::SUCCESS)
-    })
+pub(super) fn run(listing: Listing) -> Outcome {
+    listing.print("/v1/nodes", "nodes", &COLUMNS)
 }

@@ -138,16 +138,14 @@ fn say_page(id: &str, page: &[Value], has_more: bool) {
 }
 
 fn row(command: &Value) -> Vec<String> {
-    let mut lines = printed(command);
-    let error = error_of(command).or_else(|| stderr_of(command)).unwrap_or_default();
-    let is_error = |line: &String| line.starts_with("error: ") || line == "stderr:";
-    let output = match lines.iter().position(is_error) {
-        Some(0) => String::new(),
-        _ if lines.is_empty() => String::new(),
-        _ => std::mem::take(&mut lines[0]),
-    };
-    let more = lines.iter().position(is_error).unwrap_or(lines.len()).saturating_sub(1);
+    let last =
+        results(command).iter().rev().map(|result| stdout_of(&result["output"])).find(|output| !output.is_empty());
+    let mut lines = Vec::new();
+    split(&last.unwrap_or_default(), &mut lines);
+    let more = lines.len().saturating_sub(1);
+    let output = lines.into_iter().next().unwrap_or_default();
     let output = if more > 0 { format!("{output} (+{more} lines)") } else { output };
+    let error = error_of(command).or_else(|| stderr_of(command)).unwrap_or_default();
     vec![
         text(&command["agent"]),
         text(&command["status"]),
@@ -239,17 +237,10 @@ fn printed(command: &Value) -> Vec<String> {
         if results.len() > 1 {
             lines.push(format!("[{number}] {}", text(&result["module"])));
         }
-        let output = &result["output"];
-        match (output["stdout"].as_str(), output["stderr"].as_str()) {
-            (None, None) if output.is_null() => {}
-            (None, None) => split(&output.as_str().map_or_else(|| output.to_string(), str::to_owned), &mut lines),
-            (stdout, stderr) => {
-                split(stdout.unwrap_or_default(), &mut lines);
-                if let Some(stderr) = stderr.filter(|text| !text.trim().is_empty()) {
-                    lines.push("stderr:".to_owned());
-                    split(stderr, &mut lines);
-                }
-            }
+        split(&stdout_of(&result["output"]), &mut lines);
+        if let Some(stderr) = result["output"]["stderr"].as_str().filter(|text| !text.trim().is_empty()) {
+            lines.push("stderr:".to_owned());
+            split(stderr, &mut lines);
         }
         if result["truncated"] == true {
             lines.push("(the output was cut)".to_owned());
@@ -265,6 +256,16 @@ fn printed(command: &Value) -> Vec<String> {
         lines.push(format!("error: {}", escaped(&error)));
     }
     lines
+}
+
+/// What an operation returned, without what it wrote to stderr.
+fn stdout_of(output: &Value) -> String {
+    match (output, output["stdout"].as_str()) {
+        (Value::Null, _) => String::new(),
+        (_, Some(stdout)) => stdout.to_owned(),
+        (Value::String(text), _) => text.clone(),
+        (other, _) => other.to_string(),
+    }
 }
 
 fn split(output: &str, lines: &mut Vec<String>) {
@@ -335,6 +336,8 @@ mod tests {
         assert_eq!(printed(&several), ["[1] exec", "[2] ping", "{\"x\":[1]}"]);
         let silent = command("failed", json!([exec("", "no such file\n", Some("exit code 2"))]), None);
         assert_eq!(row(&silent)[4..], ["", "exit code 2"]);
+        let odd = command("succeeded", json!([exec("error: none\n", "", None)]), None);
+        assert_eq!(row(&odd)[4..], ["error: none", ""]);
         let expired = json!({ "agent": "a", "status": "expired", "runs": 0 });
         assert_eq!(printed(&expired), ["error: no agent had taken it when it expired"]);
         assert_eq!(row(&expired)[3..5], ["", ""]);

@@ -6,7 +6,7 @@ use crate::amqp_client::{AmqpAccess, short};
 use crate::domain::broker::{MAX_MESSAGE, token};
 use crate::error_chain::ErrorChain;
 use crate::senders::SenderContext;
-use crate::senders::broker::{Carrier, CarrierError, Tasks, told_to};
+use crate::senders::broker::{Carrier, CarrierError, Reach, Tasks, told_to};
 use async_trait::async_trait;
 use lapin::types::{AMQPValue, FieldTable};
 use lapin::{BasicProperties, Connection};
@@ -64,21 +64,15 @@ pub(crate) struct AmqpCarrier {
     /// The tokens of the agents whose queues are known to exist.
     queues: Mutex<HashSet<String>>,
     pub(super) tasks: Tasks,
-    /// Why the last attempt to connect failed.
-    failure: Mutex<Option<String>>,
+    reach: Reach,
 }
 
 impl AmqpCarrier {
     pub(super) fn new(context: SenderContext, access: AmqpAccess) -> Self {
         let connected = watch::Sender::new(None);
-        Self {
-            context,
-            access,
-            connected,
-            queues: Mutex::default(),
-            tasks: Tasks::default(),
-            failure: Mutex::default(),
-        }
+        let url = context.node().config.sender.amqp.url.as_ref().map(ToString::to_string).unwrap_or_default();
+        let reach = Reach::new("RabbitMQ", url);
+        Self { context, access, connected, queues: Mutex::default(), tasks: Tasks::default(), reach }
     }
 
     /// Waits for the connection.
@@ -108,7 +102,7 @@ impl AmqpCarrier {
     }
 
     async fn connect(&self) {
-        let (status, url) = (self.context.status(), self.url());
+        let status = self.context.status();
         let mut wait = LOOK_EVERY;
         loop {
             status.set_connected(false);
@@ -116,39 +110,24 @@ impl AmqpCarrier {
             match tokio::time::timeout(TIMEOUT * 2, self.open()).await {
                 Ok(Ok(connected)) => {
                     let began = Instant::now();
-                    log::info!(url; "connected to RabbitMQ");
-                    self.fails(None);
+                    self.reach.reached();
                     self.queues().clear();
                     self.connected.send_replace(Some(connected.clone()));
                     status.set_connected(true);
                     while connected.is_alive() {
                         tokio::time::sleep(LOOK_EVERY).await;
                     }
-                    log::warn!(url; "the connection to RabbitMQ is lost");
+                    self.reach.lost();
                     if began.elapsed() >= HELD {
                         wait = LOOK_EVERY;
                     }
                 }
-                Ok(Err(error)) => self.fails(Some(error)),
-                Err(_) => self.fails(Some("no answer".into())),
+                Ok(Err(error)) => self.reach.failed(error),
+                Err(_) => self.reach.failed("no answer".into()),
             }
             tokio::time::sleep(wait).await;
             wait = (wait * 2).min(RETRY_MAX);
         }
-    }
-
-    /// The URL, without its secrets.
-    fn url(&self) -> String {
-        self.context.node().config.sender.amqp.url.as_ref().map(ToString::to_string).unwrap_or_default()
-    }
-
-    /// Keeps why the broker can't be used. The log has each reason once.
-    fn fails(&self, error: Option<String>) {
-        let mut last = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(error) = error.as_ref().filter(|error| last.as_ref() != Some(error)) {
-            log::warn!(url = self.url(), error; "RabbitMQ can't be reached or used");
-        }
-        *last = error;
     }
 
     async fn open(&self) -> Result<Connected, String> {
@@ -162,11 +141,7 @@ impl AmqpCarrier {
     /// The connection, if it is there now or in a moment.
     async fn reach(&self) -> Result<Connected, CarrierError> {
         let soon = tokio::time::timeout(CONNECT_WAIT, self.connected()).await;
-        soon.map_err(|_| {
-            let failure = self.failure.lock().unwrap_or_else(PoisonError::into_inner);
-            let error = failure.as_deref().unwrap_or("no answer");
-            CarrierError::Away(format!("{}: {error}", self.url()))
-        })
+        soon.map_err(|_| CarrierError::Away(self.reach.why()))
     }
 
     /// Closes these connections. The next ones begin with making what is missing on the broker.

@@ -19,6 +19,7 @@
 mod answer;
 mod intake;
 mod known;
+mod reach;
 mod tasks;
 #[cfg(test)]
 mod tests;
@@ -26,6 +27,7 @@ mod transport;
 
 pub(crate) use intake::{Intake, Taken};
 pub(crate) use known::agents_of;
+pub(crate) use reach::Reach;
 pub(crate) use tasks::{Tasks, told_to};
 pub(crate) use transport::BrokerTransport;
 

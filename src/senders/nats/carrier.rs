@@ -5,7 +5,7 @@ use crate::domain::broker::{commands_to, token};
 use crate::error_chain::ErrorChain;
 use crate::nats_client::NatsAccess;
 use crate::senders::SenderContext;
-use crate::senders::broker::{Carrier, CarrierError, Tasks, told_to};
+use crate::senders::broker::{Carrier, CarrierError, Reach, Tasks, told_to};
 use async_nats::connection::State;
 use async_nats::jetstream::context::{PublishError, PublishErrorKind};
 use async_nats::jetstream::message::PublishMessage;
@@ -45,43 +45,15 @@ pub(crate) struct NatsCarrier {
     /// The consumers that are known to exist.
     consumers: Mutex<HashSet<String>>,
     pub(super) tasks: Tasks,
-    /// Why the last attempt to connect failed.
-    failure: Arc<Failure>,
-}
-
-/// The last error of a connection. The log has it once.
-#[derive(Default)]
-struct Failure(Mutex<Option<String>>);
-
-impl Failure {
-    fn set(&self, error: Option<String>, url: &str) {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(error) = error.as_ref().filter(|error| last.as_ref() != Some(error)) {
-            log::warn!(url, error; "NATS can't be reached");
-        }
-        *last = error;
-    }
-
-    /// For people.
-    fn text(&self, url: &str) -> String {
-        match &*self.0.lock().unwrap_or_else(PoisonError::into_inner) {
-            Some(error) => format!("{url}: {error}"),
-            None => format!("{url} does not answer"),
-        }
-    }
+    reach: Arc<Reach>,
 }
 
 impl NatsCarrier {
     pub(super) fn new(context: SenderContext, access: NatsAccess) -> Self {
         let connected = watch::Sender::new(None);
-        Self {
-            context,
-            access,
-            connected,
-            consumers: Mutex::default(),
-            tasks: Tasks::default(),
-            failure: Arc::default(),
-        }
+        let url = context.node().config.sender.nats.url.as_ref().map(ToString::to_string).unwrap_or_default();
+        let reach = Arc::new(Reach::new("NATS", url));
+        Self { context, access, connected, consumers: Mutex::default(), tasks: Tasks::default(), reach }
     }
 
     /// Waits for the connection.
@@ -118,7 +90,7 @@ impl NatsCarrier {
         let client = loop {
             match self.client().await {
                 Ok(client) => break client,
-                Err(error) => self.failure.set(Some(error), &self.url()),
+                Err(error) => self.reach.failed(error),
             }
             tokio::time::sleep(RETRY_MAX).await;
         };
@@ -132,8 +104,7 @@ impl NatsCarrier {
                 (true, false) => match streams::make(&stream, settings).await {
                     Ok(()) => {
                         wait = LOOK_EVERY;
-                        log::info!(url = self.url(); "connected to NATS");
-                        self.failure.set(None, "");
+                        self.reach.reached();
                         self.consumers().clear();
                         self.connected.send_replace(Some(Connected { client: client.clone(), stream: stream.clone() }));
                         status.set_connected(true);
@@ -144,7 +115,7 @@ impl NatsCarrier {
                     }
                 },
                 (false, true) => {
-                    log::warn!(url = self.url(); "the connection to NATS is lost");
+                    self.reach.lost();
                     self.connected.send_replace(None);
                     status.set_connected(false);
                 }
@@ -154,14 +125,9 @@ impl NatsCarrier {
         }
     }
 
-    /// The URL, without its secrets.
-    fn url(&self) -> String {
-        self.context.node().config.sender.nats.url.as_ref().map(ToString::to_string).unwrap_or_default()
-    }
-
     async fn client(&self) -> Result<Client, String> {
         let settings = &self.context.node().config.sender.nats;
-        let (failure, url) = (self.failure.clone(), self.url());
+        let reach = self.reach.clone();
         let options = self.access.options(settings.ca_file.as_deref())?;
         let options = options
             .name("odoshi server")
@@ -176,7 +142,7 @@ impl NatsCarrier {
             .event_callback(move |event| {
                 match event {
                     async_nats::Event::ServerError(error) => log::warn!(error:%; "NATS refuses something"),
-                    async_nats::Event::ClientError(error) => failure.set(Some(error.to_string()), &url),
+                    async_nats::Event::ClientError(error) => reach.failed(error.to_string()),
                     event => log::debug!(event:%; "NATS"),
                 }
                 std::future::ready(())
@@ -188,7 +154,7 @@ impl NatsCarrier {
     /// The connection, if it is there now or in a moment.
     async fn reach(&self) -> Result<Connected, CarrierError> {
         let soon = tokio::time::timeout(CONNECT_WAIT, self.connected()).await;
-        soon.map_err(|_| CarrierError::Away(self.failure.text(&self.url())))
+        soon.map_err(|_| CarrierError::Away(self.reach.why()))
     }
 
     async fn make_consumer(&self, connected: &Connected, agent: &str) -> Result<(), CarrierError> {
