@@ -42,13 +42,7 @@ impl Transport for Console {
             }
             let text = operation.parameters.as_deref().map_or("nothing", |parameters| parameters.get());
             println!("{name}: {}: {text}", command.name);
-            results.push(OperationResult {
-                module: operation.module,
-                ok: true,
-                output: None,
-                error: None,
-                truncated: false,
-            });
+            results.push(OperationResult { module: operation.module, ok: true, ..OperationResult::default() });
         }
         Outcome::Succeeded(results)
     }

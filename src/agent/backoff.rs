@@ -16,6 +16,8 @@ pub(super) enum Pause {
     AtOnce,
     /// An attempt or a connection failed.
     Backoff,
+    /// The agent is disabled, and may be enabled at any time.
+    Disabled,
     /// The server refuses this agent until a person changes something.
     Long,
 }
@@ -46,6 +48,7 @@ impl Backoff {
                 self.failures = self.failures.saturating_add(1);
                 random_between(Duration::ZERO, doubled.min(max))
             }
+            Pause::Disabled => random_between(max / 6, max / 3),
             Pause::Long => random_between(max, max.saturating_mul(2)),
         }
     }
@@ -70,6 +73,8 @@ mod tests {
         backoff.failures = u32::MAX;
         assert!(backoff.next(Pause::Backoff) <= Duration::from_secs(1));
         assert!(backoff.next(Pause::AtOnce) <= AT_ONCE);
+        let disabled = backoff.next(Pause::Disabled);
+        assert!((Duration::from_millis(160)..=Duration::from_millis(334)).contains(&disabled));
         let long = backoff.next(Pause::Long);
         assert!((Duration::from_secs(1)..=Duration::from_secs(2)).contains(&long));
     }

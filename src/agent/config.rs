@@ -19,8 +19,9 @@ pub struct AgentConfig {
     pub server: String,
     /// The agent's unique name, `[A-Za-z0-9._-]{1,128}`.
     pub name: String,
-    /// Labels, which targets use as `labels.KEY`; sent at every start.
-    pub labels: BTreeMap<String, String>,
+    /// Labels, which targets use as `labels.KEY`; sent at every start. Without any, those that the agent sent before
+    /// stay; an empty table takes them away.
+    pub labels: Option<BTreeMap<String, String>>,
     /// An enroll token, or this agent's own; needed until `state_dir` holds the agent's own token.
     pub token: Option<Secret>,
     /// A file with such a token; `token` overrides it.
@@ -74,7 +75,7 @@ impl Default for AgentConfig {
         Self {
             server: "http://127.0.0.1:7401".into(),
             name: String::new(),
-            labels: BTreeMap::new(),
+            labels: None,
             token: None,
             token_file: None,
             credentials_file: None,

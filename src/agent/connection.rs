@@ -26,6 +26,9 @@ use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 /// Timeout of connecting, handshake included.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(30);
+/// What the log says when the server doesn't know the agent's own token.
+const REFUSED: &str = "the server does not let this agent in; if it was removed, start it again with an enroll token \
+     in token_file, and it enrolls anew";
 /// Small buffers: thousands of agents may live in one process, and frames are mostly short.
 const BUFFER: usize = 4 * 1024;
 
@@ -92,7 +95,7 @@ impl Connection {
                 Err(Pause::Backoff)
             }
             Ok(Err(tungstenite::Error::Http(answer))) if matches!(answer.status().as_u16(), 401 | 403) => {
-                log::warn!(agent, status = answer.status().as_u16(); "the server does not let this agent in");
+                log::warn!(agent, status = answer.status().as_u16(); "{REFUSED}");
                 Err(Pause::Long)
             }
             Ok(Err(error)) => {
@@ -129,7 +132,7 @@ impl Connection {
             }
             End::Closed { code: code @ (close::REPLACED | close::NOT_ALLOWED), reason } => {
                 log::warn!(agent, code, reason; "the server does not want this connection");
-                Some(Pause::Long)
+                Some(if code == close::REPLACED { Pause::Long } else { Pause::Disabled })
             }
             End::Closed { code, reason } => {
                 log::info!(agent, code, reason; "the server closed the connection");
@@ -155,8 +158,8 @@ impl Connection {
                 log::info!(agent, error; "can't enroll yet");
                 Ok(Some(Pause::Backoff))
             }
-            Err(EnrollError::Refused(error)) if self.credentials.is_own => {
-                log::warn!(agent, error; "the server does not let this agent in");
+            Err(EnrollError::Refused { detail: error, .. }) if self.credentials.is_own => {
+                log::warn!(agent, error; "{REFUSED}");
                 Ok(Some(Pause::Long))
             }
             // The server knows the agent. It can work even though its labels were not refreshed.

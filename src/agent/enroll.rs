@@ -3,10 +3,12 @@
 use super::config::{AgentConfig, Secret};
 use super::error::AgentError;
 use super::journal::sync_dir;
+use crate::domain::agent::Enrollment;
 use crate::domain::fit::cut_text;
+use crate::domain::json::JsonObject;
 use crate::unreached::why;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -39,8 +41,13 @@ pub(super) enum EnrollError {
     #[error("{0}")]
     NotNow(String),
     /// The server refuses this token.
-    #[error("the server refuses the token: {0}")]
-    Refused(String),
+    #[error("the server refuses the token: {detail}")]
+    Refused {
+        /// Why.
+        detail: String,
+        /// It doesn't know the token: it was revoked, with its agent or without, or never was one.
+        is_unknown: bool,
+    },
     /// TLS can't be set up.
     #[error("{0}")]
     Tls(String),
@@ -63,7 +70,8 @@ pub(super) struct Credentials {
     pub(super) token: String,
     pub(super) is_own: bool,
     /// The token for enrolling once more. Kept until the server has accepted the agent's own token.
-    /// Until then, an overtaken repetition of the call may have revoked that token.
+    /// Until then, an overtaken repetition of the call may have revoked that token; or the agent was removed, and its
+    /// operator starts it again with a token for enrolling.
     given: Option<String>,
 }
 
@@ -76,23 +84,21 @@ impl Credentials {
     ) -> Result<Option<Self>, AgentError> {
         let read = |path: PathBuf| token_read(&path).map_err(|source| AgentError::Token { path, source });
         let own = read(dir.join(TOKEN_FILE))?;
-        if let Some(token) = &own
-            && !dir.join(NONCE_FILE).exists()
-        {
-            return Ok(Some(Self { token: token.clone(), is_own: true, given: None }));
-        }
         let given = match (token, token_file) {
             (Some(Secret(token)), _) => Some(token),
+            // With a token of its own, the agent may not need the file, or not be able to read it any more.
+            (None, Some(path)) if own.is_some() => read(path).ok().flatten(),
             (None, Some(path)) => match read(path.clone())? {
-                None if own.is_none() => {
-                    return Err(AgentError::Token { path, source: io::ErrorKind::NotFound.into() });
-                }
+                None => return Err(AgentError::Token { path, source: io::ErrorKind::NotFound.into() }),
                 given => given,
             },
             (None, None) => None,
         };
         Ok(match (own, given) {
-            (Some(token), given) => Some(Self { token, is_own: true, given }),
+            (Some(token), given) => {
+                let given = given.filter(|given| *given != token);
+                Some(Self { token, is_own: true, given })
+            }
             (None, Some(token)) => Some(Self { token, is_own: false, given: None }),
             (None, None) => None,
         })
@@ -120,7 +126,8 @@ impl Credentials {
                     (self.token, self.is_own) = (token, true);
                     return Ok(Ok(()));
                 }
-                Err(EnrollError::Refused(_)) if self.is_own && self.given.is_some() => {
+                Err(EnrollError::Refused { is_unknown: true, .. }) if self.is_own && self.given.is_some() => {
+                    log::info!(agent = config.name.as_str(); "the server does not know this agent's token: it enrolls anew");
                     (self.token, self.is_own) = (self.given.take().unwrap_or_default(), false);
                 }
                 Err(error) => return Ok(Err(error)),
@@ -153,7 +160,12 @@ async fn enroll(config: &AgentConfig, token: &str, nonce: Option<&str>) -> Resul
     let not_now = |error: reqwest::Error| EnrollError::NotNow(why(&error));
     let client = client(config)?;
     let url = format!("{}/v1/agent/enroll", config.server.trim_end_matches('/'));
-    let body = json!({"name": config.name, "labels": config.labels, "facts": facts(), "version": VERSION});
+    let body = Enrollment {
+        name: config.name.clone(),
+        labels: config.labels.clone(),
+        facts: Some(facts()),
+        version: VERSION.to_owned(),
+    };
     let mut call = client.post(url).bearer_auth(token).json(&body);
     if let Some(nonce) = nonce {
         call = call.header("Idempotency-Key", nonce);
@@ -171,7 +183,7 @@ async fn enroll(config: &AgentConfig, token: &str, nonce: Option<&str>) -> Resul
     }
     let detail = detail(&answer.text().await.unwrap_or_default());
     Err(match status.as_u16() {
-        401 | 403 => EnrollError::Refused(detail),
+        401 | 403 => EnrollError::Refused { detail, is_unknown: status == 401 },
         409 => EnrollError::NameTaken(detail),
         408 | 425 | 429 | 500.. => EnrollError::NotNow(format!("the server answered {status}: {detail}")),
         status => EnrollError::Answer { status, detail },
@@ -282,8 +294,8 @@ fn secret_write(dir: &Path, file: &str, secret: &str) -> io::Result<()> {
 ///
 /// `os`, `arch`, `kernel`, `hostname`, `ident` (the system's own name for itself), `cpus`, `memory`
 /// (bytes), `uptime` (seconds).
-pub(super) fn facts() -> Map<String, Value> {
-    static FACTS: Mutex<Option<(Instant, Map<String, Value>)>> = Mutex::new(None);
+pub(super) fn facts() -> JsonObject {
+    static FACTS: Mutex<Option<(Instant, JsonObject)>> = Mutex::new(None);
     // The map is replaced in one step.
     let mut known = FACTS.lock().unwrap_or_else(PoisonError::into_inner);
     if let Some((gathered, facts)) = &*known
@@ -291,10 +303,10 @@ pub(super) fn facts() -> Map<String, Value> {
     {
         return facts.clone();
     }
-    let facts: Map<String, Value> = {
+    let facts = {
         let memory = System::new_with_specifics(RefreshKind::nothing().with_memory(MemoryRefreshKind::everything()));
         let cpus = std::thread::available_parallelism().ok();
-        let facts = [
+        let facts: [(&str, Option<Value>); 8] = [
             ("os", Some(std::env::consts::OS.into())),
             ("arch", Some(std::env::consts::ARCH.into())),
             ("kernel", System::kernel_version().map(Value::from)),
@@ -304,7 +316,9 @@ pub(super) fn facts() -> Map<String, Value> {
             ("memory", Some(memory.total_memory().into())),
             ("uptime", Some(System::uptime().into())),
         ];
-        facts.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect()
+        let facts: Map<String, Value> =
+            facts.into_iter().filter_map(|(key, value)| Some((key.to_owned(), value?))).collect();
+        JsonObject::from(&facts)
     };
     *known = Some((Instant::now(), facts.clone()));
     facts
@@ -340,7 +354,7 @@ mod tests {
     #[test]
     fn the_facts_name_the_machine() {
         for key in ["os", "arch", "kernel", "hostname", "ident", "cpus", "memory", "uptime"] {
-            assert!(facts().contains_key(key), "{key}");
+            assert!(facts().text_at(&[key.to_owned()]).is_some(), "{key}");
         }
     }
 }

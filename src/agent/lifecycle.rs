@@ -22,6 +22,7 @@ use crate::domain::time::Timestamp;
 use futures_util::future::BoxFuture;
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
+use uuid::Uuid;
 
 /// Frames that may wait for the runner. Each is already a batch.
 const INPUTS: usize = 2;
@@ -134,7 +135,15 @@ impl Agent {
         let (inputs, inbox) = mpsc::channel(INPUTS);
         let runner = Runner::new(config.capacity, modules, journal.clone(), recovered, outbox.clone(), clock.clone());
         let reports = Arc::default();
-        let deps = SessionDeps { capacity: config.capacity, journal, outbox, clock, inputs, reports };
+        let deps = SessionDeps {
+            capacity: config.capacity,
+            instance: Uuid::new_v4(),
+            journal,
+            outbox,
+            clock,
+            inputs,
+            reports,
+        };
         Ok(Parts { config, runner, inbox, deps, way })
     }
 }
@@ -183,7 +192,7 @@ fn over<B: Broker + 'static>(
     deps: SessionDeps,
     stop: watch::Receiver<bool>,
 ) -> BoxFuture<'static, Result<(), AgentError>> {
-    if !config.labels.is_empty() {
+    if config.labels.is_some() {
         log::warn!(agent = config.name.as_str(); "labels of an agent at a broker are those that it was added with");
     }
     let connection = BrokerConnection::new(config, deps, broker);

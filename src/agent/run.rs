@@ -115,6 +115,7 @@ fn operation_result(
         output,
         error: outcome.error.map(|error| cut_text(error, MAX_ERROR)),
         truncated: outcome.truncated || cut,
+        lossy: outcome.lossy,
     };
     (result, used)
 }
@@ -126,7 +127,7 @@ fn refuse(result: &mut RunResult, error: String) {
 
 /// The agent's own error for a run, when no operation reports one.
 pub(super) fn without_output(module: String, error: String) -> OperationResult {
-    OperationResult { module, ok: false, output: None, error: Some(error), truncated: false }
+    OperationResult { module, ok: false, output: None, error: Some(error), truncated: false, lossy: false }
 }
 
 /// The module of a command with just one operation, otherwise nothing.

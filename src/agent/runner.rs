@@ -7,7 +7,7 @@
 //! acknowledged: new commands are dropped (the server delivers them again), results stay in memory
 //! and keep their slots, and the connection is closed.
 
-use super::journal::{Record, Recovered, SharedJournal, State, Waiting};
+use super::journal::{Kept, Record, Recovered, SharedJournal, State, Waiting};
 use super::modules::{Modules, Stop, StopReason};
 use super::outbox::{Fault, Outbox};
 use super::processes::Trace;
@@ -148,7 +148,7 @@ impl Runner {
             self.outbox.set_load(self.waiting.len() + self.running.len());
             self.turn().await;
             if self.stopping && self.tasks.is_empty() && (self.ended.is_empty() || self.retry_at.is_some()) {
-                return;
+                return self.salvage().await;
             }
             let is_idle = self.waiting.is_empty() && self.running.is_empty() && self.ended.is_empty();
             if is_idle && self.held.is_empty() {
@@ -452,6 +452,20 @@ impl Runner {
         let trace = Trace::new(run_ref, queued.mark, Some(self.journal.clone()));
         let task = self.tasks.spawn(run(queued.command, self.modules.clone(), trace, stop)).id();
         self.running.insert(run_ref, Running { task, module, tell, expires_at });
+    }
+
+    /// The agent ends with results that the journal could not take.
+    async fn salvage(&mut self) {
+        for Ended { expires_at, result } in std::mem::take(&mut self.ended) {
+            let (run, status) = (result.run_ref(), CommandState::from(result.status).as_str());
+            match self.journal.with(move |journal| Ok(journal.salvage(expires_at, result))).await {
+                Ok(Kept::Whole) => {}
+                Ok(Kept::Part) => log::error!(action:% = run.action, run = run.run, status;
+                    "there was no room in the journal for all of a result: its output is cut"),
+                Ok(Kept::Nothing) | Err(_) => log::error!(action:% = run.action, run = run.run, status;
+                    "a result is lost, since the journal can't be written: the next start reports the run as interrupted"),
+            }
+        }
     }
 
     fn journal_failed(&mut self, error: &str) {

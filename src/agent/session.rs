@@ -22,6 +22,7 @@ use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::protocol::frame::CloseFrame;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
 use tokio_tungstenite::tungstenite::{self, Bytes, Message};
+use uuid::Uuid;
 
 /// Maximum number of runs named in one frame: under 70 bytes each, far below the largest frame.
 pub(super) const REFS_PER_FRAME: usize = 10_000;
@@ -55,6 +56,8 @@ pub(super) enum End {
 #[derive(Clone)]
 pub(super) struct SessionDeps {
     pub(super) capacity: u32,
+    /// Tells this process from others with the same token.
+    pub(super) instance: Uuid,
     pub(super) journal: SharedJournal,
     pub(super) outbox: Arc<Outbox>,
     pub(super) clock: Arc<ServerClock>,
@@ -144,8 +147,14 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
         let mut running = journal.with(|journal| Ok(journal.unfinished())).await.map_err(broken)?;
         running.truncate(REFS_PER_FRAME);
         (self.clock, self.greeted) = (Timestamp::of_this_machine(), self.deps.clock.moment());
-        let (version, facts, capacity, clock) = (VERSION.into(), facts(), self.deps.capacity, Some(self.clock));
-        let hello = Hello { version, facts, capacity, running, clock };
+        let hello = Hello {
+            version: VERSION.into(),
+            facts: Some(facts()),
+            instance: Some(self.deps.instance),
+            capacity: self.deps.capacity,
+            running,
+            clock: Some(self.clock),
+        };
         self.send_frame(&AgentFrame::Hello(hello)).await
     }
 

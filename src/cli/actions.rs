@@ -159,11 +159,11 @@ pub(super) fn run(command: Command) -> Outcome {
         match command {
             Command::List { status, limit, output, server } => {
                 let status = status.map(|status| format!("&status={}", encoded(&status))).unwrap_or_default();
-                let page = Client::new(&server)?.get(&format!("/v1/actions?limit={limit}{status}")).await?;
-                let actions = page["actions"].as_array().map_or(&[][..], Vec::as_slice);
+                let path = format!("/v1/actions?limit={limit}{status}");
+                let (actions, _) = Client::new(&server)?.page(&path, "actions").await?;
                 match output {
-                    Format::Table => say_list(actions),
-                    _ => print(actions, &COLUMNS, output)?,
+                    Format::Table => say_list(&actions.into_iter().map(|action| action.value).collect::<Vec<_>>()),
+                    _ => print(&actions, &COLUMNS, output)?,
                 }
             }
             Command::Show { id, which, extent, output, server } => {

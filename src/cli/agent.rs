@@ -82,7 +82,9 @@ pub(super) fn run(args: Args) -> Outcome {
     if args.ca_file.is_some() {
         config.ca_file = args.ca_file;
     }
-    config.labels.extend(args.labels);
+    if !args.labels.is_empty() {
+        config.labels.get_or_insert_default().extend(args.labels);
+    }
     let agent = Agent::new(config)?;
     actix_rt::System::new().block_on(async {
         let mut signals = StopSignals::listen()?;

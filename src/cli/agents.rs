@@ -3,13 +3,16 @@
 use super::client::{Client, ServerArgs};
 use super::outcome::{Outcome, Usage};
 use super::output::{Format, print, say_json};
+use crate::domain::json::pretty;
 use crate::domain::text::escaped;
 use reqwest::Method;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::process::ExitCode;
 
-const COLUMNS: [&str; 8] = ["name", "status", "transport", "labels", "version", "enrolled_at", "last_seen", "disabled"];
+const COLUMNS: [&str; 9] =
+    ["name", "status", "transport", "labels", "version", "enrolled_at", "last_seen", "disabled", "duplicate_at"];
 
 #[derive(Debug, clap::Subcommand)]
 pub(super) enum Command {
@@ -18,6 +21,9 @@ pub(super) enum Command {
         /// A target expression
         #[arg(long, value_name = "EXPR")]
         target: Option<String>,
+        /// Only disabled agents, which match no target otherwise
+        #[arg(long)]
+        disabled: bool,
         /// Keys of metadata to show, separated by commas
         #[arg(long, value_name = "KEYS")]
         metadata: Option<String>,
@@ -82,6 +88,9 @@ pub(super) enum Command {
     },
 }
 
+/// The values of an object, to the letter.
+type Parts = BTreeMap<String, Box<RawValue>>;
+
 fn cell(name: &Value) -> String {
     name.as_str().unwrap_or_default().to_owned()
 }
@@ -101,22 +110,24 @@ fn flatten(agent: &mut Value, keys: &[String]) {
 pub(super) fn run(command: Command) -> Outcome {
     actix_rt::System::new().block_on(async {
         match command {
-            Command::List { target, metadata, output, server } => {
+            Command::List { target, disabled, metadata, output, server } => {
                 let parameter = |name: &str, value: &Option<String>| {
                     value.as_ref().map(|value| format!("&{name}={}", super::client::encoded(value))).unwrap_or_default()
                 };
-                let query = format!("{}{}", parameter("target", &target), parameter("metadata", &metadata));
+                let disabled = if disabled { "&disabled=true" } else { "" };
+                let query = format!("{}{disabled}{}", parameter("target", &target), parameter("metadata", &metadata));
                 let mut agents =
                     Client::new(&server)?.all("/v1/agents", query.trim_start_matches('&'), "agents").await?;
                 let keys = metadata.iter().flat_map(|keys| keys.split(','));
                 let keys: Vec<String> = keys.map(|key| format!("metadata.{}", key.trim())).collect();
                 if matches!(output, Format::Table | Format::Csv) {
-                    agents.iter_mut().for_each(|agent| flatten(agent, &keys));
+                    agents.iter_mut().for_each(|agent| flatten(&mut agent.value, &keys));
                 }
                 // A table has only what tells agents apart.
                 let is_told = |column: &&str| match (output, *column) {
                     (Format::Table, "enrolled_at") => false,
-                    (Format::Table, "disabled") => agents.iter().any(|agent| agent["disabled"] == true),
+                    (Format::Table, "disabled") => agents.iter().any(|agent| agent.value["disabled"] == true),
+                    (_, "duplicate_at") => agents.iter().any(|agent| !agent.value["duplicate_at"].is_null()),
                     _ => true,
                 };
                 let columns = COLUMNS.into_iter().filter(is_told).chain(keys.iter().map(String::as_str));
@@ -172,9 +183,13 @@ pub(super) fn run(command: Command) -> Outcome {
             Command::Show { name, server } => {
                 let path = format!("/v1/agents/{}", super::client::encoded(&name));
                 let client = Client::new(&server)?;
-                let mut agent = client.get(&path).await?;
-                agent["metadata"] = client.get(&format!("{path}/metadata")).await?["metadata"].take();
-                say_json(&serde_json::to_string_pretty(&agent)?);
+                // To the letter: facts and metadata may hold longer numbers than others can.
+                let read = async |path: &str| -> Result<Parts, Box<dyn std::error::Error>> {
+                    Ok(serde_json::from_str(&client.text(path).await?)?)
+                };
+                let mut agent = read(&path).await?;
+                agent.extend(read(&format!("{path}/metadata")).await?);
+                say_json(&pretty(&serde_json::to_string(&agent)?));
             }
         }
         Ok(ExitCode::SUCCESS)

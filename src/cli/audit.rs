@@ -3,7 +3,7 @@
 use super::listing::Listing;
 use super::outcome::Outcome;
 
-const COLUMNS: [&str; 6] = ["at", "name", "role", "did", "subject", "detail"];
+const COLUMNS: [&str; 8] = ["at", "by.name", "by.role", "by.address", "did", "subject", "detail", "target"];
 
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {

@@ -1,11 +1,15 @@
 //! Calls to a server's API for the subcommands.
 
+use super::output::Item;
+use crate::domain::json::readable;
 use crate::domain::problem::Problem;
 use crate::error_chain::chain_of;
 use crate::text_file;
 use crate::unreached::why;
 use reqwest::{Method, RequestBuilder, StatusCode, Url};
 use serde_json::Value;
+use serde_json::value::RawValue;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 use uuid::Uuid;
@@ -156,7 +160,7 @@ impl Client {
             if text.is_empty() {
                 return Ok(Value::Null);
             }
-            return serde_json::from_str(&text).map_err(|_| ClientError::Strange { status });
+            return readable(&text).ok_or(ClientError::Strange { status });
         }
         Err(refusal(status, &text))
     }
@@ -217,18 +221,27 @@ impl Client {
     }
 
     /// Reads all pages of a list; the items are under `key`.
-    pub(super) async fn all(&self, path: &str, query: &str, key: &str) -> Result<Vec<Value>, ClientError> {
+    pub(super) async fn all(&self, path: &str, query: &str, key: &str) -> Result<Vec<Item>, ClientError> {
         let (mut items, mut after) = (Vec::new(), String::new());
         loop {
-            let mut page = self.get(&format!("{path}?limit=1000&{query}{after}")).await?;
-            if let Some(Value::Array(more)) = page.get_mut(key).map(Value::take) {
-                items.extend(more);
-            }
-            match page["next"].as_str() {
-                Some(next) => after = format!("&after={}", encoded(next)),
+            let (more, next) = self.page(&format!("{path}?limit=1000&{query}{after}"), key).await?;
+            items.extend(more);
+            match next {
+                Some(next) => after = format!("&after={}", encoded(&next)),
                 None => return Ok(items),
             }
         }
+    }
+
+    /// A page of a list, and where the next one begins.
+    pub(super) async fn page(&self, path: &str, key: &str) -> Result<(Vec<Item>, Option<String>), ClientError> {
+        let text = self.text(path).await?;
+        let strange = |_| ClientError::Strange { status: StatusCode::OK };
+        let mut page: BTreeMap<String, Box<RawValue>> = serde_json::from_str(&text).map_err(strange)?;
+        let next = page.remove("next").map(|next| serde_json::from_str(next.get())).transpose().map_err(strange)?;
+        let items = page.remove(key).map(|items| serde_json::from_str::<Vec<Box<RawValue>>>(items.get()));
+        let items = items.transpose().map_err(strange)?.unwrap_or_default();
+        Ok((items.iter().map(|item| Item::new(item.get())).collect(), next))
     }
 
     /// A `GET` call.

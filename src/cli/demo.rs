@@ -201,7 +201,7 @@ impl Fleet {
                 server: server.to_owned(),
                 state_dir: folder.join(&name),
                 name,
-                labels: [("role".to_owned(), role.to_owned())].into(),
+                labels: Some([("role".to_owned(), role.to_owned())].into()),
                 token: Some(Secret(enroll.to_owned())),
                 exec: ExecConfig { allow: vec!["uname".to_owned()], ..ExecConfig::default() },
                 ..AgentConfig::default()

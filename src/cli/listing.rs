@@ -18,8 +18,8 @@ impl Listing {
     /// Prints the list that the API has at `path`, under `key`.
     pub(super) fn print(self, path: &str, key: &str, columns: &[&str]) -> Outcome {
         actix_rt::System::new().block_on(async {
-            let answer = Client::new(&self.server)?.get(path).await?;
-            print(answer[key].as_array().map_or(&[], Vec::as_slice), columns, self.output)?;
+            let (items, _) = Client::new(&self.server)?.page(path, key).await?;
+            print(&items, columns, self.output)?;
             Ok(ExitCode::SUCCESS)
         })
     }

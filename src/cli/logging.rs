@@ -3,12 +3,14 @@
 //! One record is one line, whatever its parts hold: names of files, errors and what agents send come from others.
 
 use super::output::AboveBar;
+use super::repeats::Repeats;
 use crate::domain::text::{escaped, escaped_json};
 use env_logger::fmt::Formatter;
 use env_logger::{Builder, Env, Target};
 use log::kv::{self, Key, Value, VisitSource};
-use log::{LevelFilter, Record};
+use log::{Level, LevelFilter, Record};
 use std::io::{self, Write};
+use std::time::Instant;
 
 /// The format of the log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
@@ -27,22 +29,32 @@ pub(super) fn start(format: LogFormat, is_service: bool) {
     let mut builder = Builder::from_env(Env::default().default_filter_or(default));
     // It logs whole messages, and a command may hold secrets. What becomes of them is logged elsewhere.
     builder.filter_module("lapin::returned_messages", LevelFilter::Off);
-    match format {
-        LogFormat::Text => builder.format(text),
-        LogFormat::Json => builder.format(json),
-    };
+    let repeats = Repeats::default();
+    builder.format(move |line, record| {
+        let pairs = Pairs::of(record)?;
+        // Counts and waits differ from one to the next.
+        let texts: Vec<_> = pairs.0.iter().filter_map(|(key, value)| Some((key, value.as_str()?))).collect();
+        let message = record.args().to_string();
+        let left_out = match record.level() {
+            Level::Warn | Level::Error => repeats.take(&(record.target(), &message, texts), Instant::now()),
+            Level::Info | Level::Debug | Level::Trace => Some(0),
+        };
+        match (left_out, format) {
+            (None, _) => Ok(()),
+            (Some(left_out), LogFormat::Text) => text(line, record, pairs.and_left_out(left_out)),
+            (Some(left_out), LogFormat::Json) => json(line, record, pairs.and_left_out(left_out)),
+        }
+    });
     if !is_service {
         builder.target(Target::Pipe(Box::new(AboveBar)));
     }
     builder.init();
 }
 
-fn text(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
+fn text(line: &mut Formatter, record: &Record<'_>, pairs: Pairs) -> io::Result<()> {
     let (level, style) = (record.level(), line.default_level_style(record.level()));
     let time = line.timestamp_millis();
     write!(line, "[{time} {style}{level:<5}{style:#} {}] {}", record.target(), escaped(&record.args().to_string()))?;
-    let mut pairs = Pairs(Vec::new());
-    record.key_values().visit(&mut pairs).map_err(io::Error::other)?;
     for (key, value) in pairs.0 {
         write!(
             line,
@@ -54,14 +66,12 @@ fn text(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
     writeln!(line)
 }
 
-fn json(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
+fn json(line: &mut Formatter, record: &Record<'_>, pairs: Pairs) -> io::Result<()> {
     let mut object = serde_json::Map::new();
     object.insert("time".into(), line.timestamp_millis().to_string().into());
     object.insert("level".into(), record.level().as_str().to_ascii_lowercase().into());
     object.insert("target".into(), record.target().into());
     object.insert("message".into(), record.args().to_string().into());
-    let mut pairs = Pairs(Vec::new());
-    record.key_values().visit(&mut pairs).map_err(io::Error::other)?;
     for (key, value) in pairs.0 {
         object.entry(key).or_insert(value);
     }
@@ -70,6 +80,22 @@ fn json(line: &mut Formatter, record: &Record<'_>) -> io::Result<()> {
 
 /// The pairs of a record.
 struct Pairs(Vec<(String, serde_json::Value)>);
+
+impl Pairs {
+    fn of(record: &Record<'_>) -> io::Result<Self> {
+        let mut pairs = Self(Vec::new());
+        record.key_values().visit(&mut pairs).map_err(io::Error::other)?;
+        Ok(pairs)
+    }
+
+    /// Says how many lines like this one were left out.
+    fn and_left_out(mut self, lines: u64) -> Self {
+        if lines > 0 {
+            self.0.push(("left_out".to_owned(), lines.into()));
+        }
+        self
+    }
+}
 
 impl<'kvs> VisitSource<'kvs> for Pairs {
     fn visit_pair(&mut self, key: Key<'kvs>, value: Value<'kvs>) -> Result<(), kv::Error> {
@@ -91,7 +117,7 @@ mod tests {
     use std::sync::{Arc, Mutex};
 
     /// What is logged of one record in a format.
-    fn logged(format: fn(&mut Formatter, &Record<'_>) -> io::Result<()>) -> String {
+    fn logged(format: fn(&mut Formatter, &Record<'_>, Pairs) -> io::Result<()>) -> String {
         #[derive(Clone, Default)]
         struct Kept(Arc<Mutex<Vec<u8>>>);
 
@@ -108,8 +134,8 @@ mod tests {
 
         let kept = Kept::default();
         let mut builder = Builder::new();
-        let logger =
-            builder.filter_level(LevelFilter::Info).target(Target::Pipe(Box::new(kept.clone()))).format(format);
+        let logger = builder.filter_level(LevelFilter::Info).target(Target::Pipe(Box::new(kept.clone())));
+        let logger = logger.format(move |line, record| format(line, record, Pairs::of(record)?));
         let pairs: &[(&str, Value<'_>)] = &[("file", Value::from("a\n[ERROR] b")), ("items", Value::from(3_u64))];
         let record = Record::builder()
             .args(format_args!("a file\u{1b}[2J"))

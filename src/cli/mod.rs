@@ -21,6 +21,7 @@ mod migrate;
 mod nodes;
 mod outcome;
 mod preview;
+mod repeats;
 mod run;
 mod schedules;
 mod scratch_store;

@@ -1,5 +1,6 @@
 //! Prints lists: tables for people, JSON and CSV for programs.
 
+use crate::domain::json::{pretty, readable};
 use crate::domain::text::{csv_cell, escaped, escaped_json, escaped_lines};
 use crate::domain::time::Timestamp;
 use comfy_table::{ColumnConstraint, ContentArrangement, Row, Table, Width};
@@ -95,21 +96,43 @@ impl Write for AboveBar {
     }
 }
 
+/// An item of a list: to the letter for programs, and as what columns are looked up in.
+#[derive(Clone, Debug)]
+pub(super) struct Item {
+    json: String,
+    pub(super) value: Value,
+}
+
+impl Item {
+    pub(super) fn new(json: &str) -> Self {
+        Self { json: json.to_owned(), value: readable(json).unwrap_or_default() }
+    }
+}
+
+impl From<Value> for Item {
+    fn from(value: Value) -> Self {
+        Self { json: value.to_string(), value }
+    }
+}
+
 /// Prints items. A column is a path of keys, separated by dots.
-pub(super) fn print(items: &[Value], columns: &[&str], format: Format) -> Result<(), Box<dyn std::error::Error>> {
+pub(super) fn print(items: &[Item], columns: &[&str], format: Format) -> Result<(), Box<dyn std::error::Error>> {
     match format {
         Format::Table => {
             let header = columns.iter().map(|column| column.rsplit('.').next().unwrap_or(column).to_uppercase());
-            let row = |item: &Value| columns.iter().map(|column| for_people(cell(item, column))).collect();
+            let row = |item: &Item| columns.iter().map(|column| for_people(cell(&item.value, column))).collect();
             say!("{}", table(header.collect(), items.iter().map(row).collect()));
         }
-        Format::Json => say_json(&serde_json::to_string_pretty(items)?),
-        Format::Jsonl => items.iter().for_each(|item| say_json(&item.to_string())),
+        Format::Json => {
+            let items: Vec<&str> = items.iter().map(|item| item.json.as_str()).collect();
+            say_json(&pretty(&format!("[{}]", items.join(","))));
+        }
+        Format::Jsonl => items.iter().for_each(|item| say_json(&item.json)),
         Format::Csv => {
             let mut rows = csv::Writer::from_writer(std::io::stdout().lock());
             rows.write_record(columns)?;
             for item in items {
-                rows.write_record(columns.iter().map(|column| csv_cell(&cell(item, column)).into_owned()))?;
+                rows.write_record(columns.iter().map(|column| csv_cell(&cell(&item.value, column)).into_owned()))?;
             }
             rows.flush()?;
         }

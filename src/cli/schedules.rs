@@ -2,7 +2,7 @@
 
 use super::client::{Client, ClientError, ServerArgs, encoded};
 use super::outcome::{Outcome, Usage};
-use super::output::{Format, print, say_json};
+use super::output::{Format, Item, print, say_json};
 use super::run::{read, span, target, wrong};
 use crate::domain::json;
 use reqwest::Method;
@@ -172,14 +172,15 @@ pub(super) fn run(command: Command) -> Outcome {
             Command::List { output, server } => {
                 let mut schedules = Client::new(&server)?.all("/v1/schedules", "", "schedules").await?;
                 if matches!(output, Format::Table | Format::Csv) {
-                    schedules.iter_mut().for_each(say_when);
+                    schedules.iter_mut().for_each(|schedule| say_when(&mut schedule.value));
                 }
                 print(&schedules, &COLUMNS, output)?;
             }
             Command::Add { what, replace, when, action, server, argv } => {
                 let is_file = argv.is_empty();
                 let document = if is_file { read(&what)? } else { document(&what, &when, &action, &argv)?.to_string() };
-                let known = json::read(document.as_bytes()).map_err(|problem| wrong(&what, problem))?;
+                json::check(document.as_bytes()).map_err(|problem| wrong(&what, problem))?;
+                let known = json::readable(&document).unwrap_or_default();
                 let client = Client::new(&server)?;
                 let (method, path) = match known["name"].as_str() {
                     Some(name) if replace => (Method::PUT, path(name)),
@@ -196,8 +197,7 @@ pub(super) fn run(command: Command) -> Outcome {
                 say!("{name}: {}", next_of(&added));
             }
             Command::Show { name, server } => {
-                let schedule = Client::new(&server)?.get(&path(&name)).await?;
-                say_json(&serde_json::to_string_pretty(&schedule)?);
+                say_json(&json::pretty(&Client::new(&server)?.text(&path(&name)).await?));
             }
             Command::Preview { name, file, when, count, after, output, server } => {
                 let client = Client::new(&server)?;
@@ -269,6 +269,7 @@ fn show_preview(preview: &Value, output: Format) -> Result<(), Box<dyn std::erro
             .iter_mut()
             .for_each(|line| line["local"] = readable(line["local"].as_str().unwrap_or_default()).into());
     }
+    let occurrences: Vec<Item> = occurrences.into_iter().map(Item::from).collect();
     print(&occurrences, &PREVIEW_COLUMNS, output)?;
     if output == Format::Table {
         let of = |key: &str| preview["tzdata"][key].as_str().unwrap_or_default();

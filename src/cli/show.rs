@@ -245,6 +245,9 @@ fn printed(command: &Value) -> Vec<String> {
         if result["truncated"] == true {
             lines.push("(the output was cut)".to_owned());
         }
+        if result["lossy"] == true {
+            lines.push("(some bytes are not UTF-8: \u{FFFD} stands for them)".to_owned());
+        }
         if let Some(error) = result["error"].as_str() {
             error.clone_into(&mut said);
             lines.push(format!("error: {}", escaped(error)));

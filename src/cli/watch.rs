@@ -3,9 +3,11 @@
 use super::client::{Client, ClientError, ServerArgs, encoded};
 use super::outcome::Outcome;
 use super::output::{Format, say_json, table};
+use crate::domain::json::readable;
 use crate::domain::text::{csv_cell, escaped};
 use crate::error_chain::ErrorChain;
-use serde_json::{Value, json};
+use serde_json::Value;
+use serde_json::value::RawValue;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{IsTerminal, Write};
 use std::process::ExitCode;
@@ -131,6 +133,14 @@ impl EventReader {
     }
 }
 
+/// The data of an event.
+#[derive(serde::Deserialize, serde::Serialize)]
+struct Reported {
+    agent: String,
+    /// To the letter.
+    items: Vec<Box<RawValue>>,
+}
+
 /// What is on the screen.
 struct Shown {
     keys: BTreeSet<String>,
@@ -154,17 +164,20 @@ impl Shown {
 
     /// Takes the data of an event.
     fn take(&mut self, data: &str) {
-        let Ok(mut event) = serde_json::from_str::<Value>(data) else { return };
-        let items = event["items"].as_array_mut().map(std::mem::take).unwrap_or_default();
+        let Ok(Reported { agent, items: raw }) = serde_json::from_str(data) else { return };
         let wanted =
             |item: &Value| self.keys.is_empty() || item["key"].as_str().is_some_and(|key| self.keys.contains(key));
-        let items: Vec<Value> = items.into_iter().filter(wanted).collect();
-        let agent = event["agent"].as_str().unwrap_or_default().to_owned();
+        let items = raw.into_iter().map(|item| (readable(item.get()).unwrap_or_default(), item));
+        let (items, raw): (Vec<Value>, Vec<Box<RawValue>>) = items.filter(|(item, _)| wanted(item)).unzip();
         if items.is_empty() {
             return;
         }
         match self.output {
-            Format::Json | Format::Jsonl => say_json(&json!({ "agent": agent, "items": items }).to_string()),
+            Format::Json | Format::Jsonl => {
+                if let Ok(json) = serde_json::to_string(&Reported { agent, items: raw }) {
+                    say_json(&json);
+                }
+            }
             Format::Csv => items.iter().for_each(|item| say!("{}", row(&agent, item))),
             Format::Table if self.is_live => self.keep(agent, items),
             Format::Table => items.iter().for_each(|item| say!("{}", line(&agent, item))),
@@ -240,6 +253,7 @@ fn row(agent: &str, item: &Value) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use serde_json::json;
 
     #[test]
     fn events_are_read_in_whatever_pieces_they_come() {

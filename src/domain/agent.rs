@@ -1,7 +1,8 @@
 //! Agents, and the tokens of agents and people.
 
-use super::problem::{Problem, ProblemKind, check_is_object};
-use super::text::{bytes_without_mark, has_nul, replace_nul_in};
+use super::json::{self, JsonObject};
+use super::problem::{Problem, ProblemKind};
+use super::text::has_nul;
 use super::time::Timestamp;
 use base64::Engine;
 use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
@@ -33,19 +34,19 @@ pub fn check_name(name: &str) -> Result<(), Problem> {
 }
 
 /// What an agent reports about itself when it enrolls.
-#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct Enrollment {
     /// Unique among agents.
     #[schema(pattern = "^[A-Za-z0-9._-]{1,128}$")]
     pub name: String,
-    /// Labels for targets; any strings.
-    #[serde(default)]
-    pub labels: BTreeMap<String, String>,
-    /// Facts: a JSON object.
-    #[serde(default)]
-    #[schema(value_type = Object)]
-    pub facts: serde_json::Map<String, serde_json::Value>,
+    /// Labels for targets; any strings. Without them, those that the agent reported before stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub labels: Option<BTreeMap<String, String>>,
+    /// Facts: a JSON object. Without them, those that the agent reported before stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schema(value_type = Option<Object>)]
+    pub facts: Option<JsonObject>,
     /// The agent program's version.
     #[serde(default)]
     pub version: String,
@@ -54,14 +55,7 @@ pub struct Enrollment {
 impl Enrollment {
     /// Reads and checks an enrollment.
     pub fn from_json(json: &[u8]) -> Result<Self, Problem> {
-        let json = bytes_without_mark(json);
-        let mut reader = serde_json::Deserializer::from_slice(json);
-        let mut enrollment: Self = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-            let kind = if error.inner().is_data() { ProblemKind::InvalidDocument } else { ProblemKind::MalformedJson };
-            Problem::new(kind, error.to_string())
-        })?;
-        check_is_object(json)?;
-        replace_nul_in(&mut enrollment.facts);
+        let enrollment: Self = json::from_agent(json)?;
         enrollment.check()?;
         Ok(enrollment)
     }
@@ -73,7 +67,8 @@ impl Enrollment {
     pub fn check(&self) -> Result<(), Problem> {
         check_name(&self.name)?;
         let nul = |key: &str| Problem::new(ProblemKind::InvalidDocument, format!("{key}: holds a NUL character"));
-        if let Some((key, _)) = self.labels.iter().find(|(key, value)| has_nul(key) || has_nul(value)) {
+        let labels = || self.labels.iter().flatten();
+        if let Some((key, _)) = labels().find(|(key, value)| has_nul(key) || has_nul(value)) {
             return Err(nul(&format!("labels.{}", key.escape_default())));
         }
         if has_nul(&self.version) {
@@ -83,11 +78,11 @@ impl Enrollment {
             let detail = format!("{key}: larger than {MAX_DESCRIPTION} bytes as JSON");
             Problem::new(ProblemKind::InvalidDocument, detail)
         };
-        let labels: usize = self.labels.iter().map(|(key, value)| key.len() + value.len() + 6).sum();
-        if labels > MAX_DESCRIPTION {
+        let size: usize = labels().map(|(key, value)| key.len() + value.len() + 6).sum();
+        if size > MAX_DESCRIPTION {
             return Err(too_large("labels"));
         }
-        if !facts_fit(&self.facts) {
+        if !fits(self.facts.as_ref()) {
             return Err(too_large("facts"));
         }
         if self.version.len() > 128 {
@@ -98,8 +93,8 @@ impl Enrollment {
 }
 
 /// Whether facts are small enough to be stored.
-pub fn facts_fit(facts: &serde_json::Map<String, serde_json::Value>) -> bool {
-    serde_json::to_string(facts).is_ok_and(|json| json.len() <= MAX_DESCRIPTION)
+pub fn fits(facts: Option<&JsonObject>) -> bool {
+    facts.is_none_or(|facts| facts.as_str().len() <= MAX_DESCRIPTION)
 }
 
 /// An agent as the pipeline refers to it.
@@ -313,13 +308,25 @@ mod tests {
     }
 
     #[test]
-    fn an_enrollment_holds_no_nul() {
-        let read = |json: &str| Enrollment::from_json(json.as_bytes());
-        let refused = |json: &str| read(json).expect_err("refused").detail;
-        assert!(refused(r#"{"name":"a","labels":{"role":"we\u0000b"}}"#).starts_with("labels.role: "));
-        assert!(refused(r#"{"name":"a","version":"\u0000"}"#).starts_with("version: "));
-        let facts = read(r#"{"name":"a","facts":{"motd":"x\u0000"}}"#).expect("taken").facts;
-        assert_eq!(facts["motd"], "x\u{FFFD}");
+    fn an_enrollment_holds_nothing_that_no_database_takes() {
+        let json =
+            r#"{"name":"a","labels":{"role":"we\u0000b"},"version":"\ud800","facts":{"motd":"x\u0000","n":1.10}}"#;
+        let read = Enrollment::from_json(json.as_bytes()).expect("taken");
+        assert_eq!(read.labels, Some([("role".to_owned(), "we\u{FFFD}b".to_owned())].into()));
+        assert_eq!(
+            (read.version.as_str(), read.facts.expect("given").as_str()),
+            ("\u{FFFD}", r#"{"motd":"x\ufffd","n":1.10}"#)
+        );
+        let nul = Enrollment { name: "a".into(), version: "\0".into(), ..Enrollment::default() };
+        assert!(nul.check().expect_err("refused").detail.starts_with("version: "));
+    }
+
+    #[test]
+    fn what_an_enrollment_leaves_out_is_not_the_same_as_what_is_empty() {
+        let read = |json: &str| Enrollment::from_json(json.as_bytes()).expect("taken");
+        assert_eq!(read(r#"{"name":"a"}"#), Enrollment { name: "a".into(), ..Enrollment::default() });
+        let empty = read(r#"{"name":"a","labels":{},"facts":{}}"#);
+        assert_eq!((empty.labels, empty.facts), (Some(BTreeMap::new()), Some(JsonObject::default())));
     }
 
     #[test]

@@ -1,8 +1,8 @@
 //! Cuts an output so that it fits into a frame or a row and still is JSON of the same shape.
 
+use crate::domain::json::shortened;
 use crate::domain::protocol::RunResult;
-use serde_json::Value;
-use serde_json::value::{RawValue, to_raw_value};
+use serde_json::value::RawValue;
 
 /// Shorter strings aren't cut any further; the output is left out instead.
 const SHORTEST: usize = 256;
@@ -13,26 +13,15 @@ pub(crate) fn cut(output: Box<RawValue>, limit: usize) -> (Option<Box<RawValue>>
     if output.get().len() <= limit {
         return (Some(output), false);
     }
-    let Ok(mut value) = serde_json::from_str::<Value>(output.get()) else { return (None, true) };
-    drop(output);
-    let mut longest = limit;
+    let (mut text, mut longest) = (String::from(Box::<str>::from(output)), limit);
     while longest >= SHORTEST {
-        shorten(&mut value, longest);
-        match to_raw_value(&value) {
-            Ok(shorter) if shorter.get().len() <= limit => return (Some(shorter), true),
-            _ => longest /= 2,
+        text = shortened(&text, longest);
+        if text.len() <= limit {
+            return (RawValue::from_string(text).ok(), true);
         }
+        longest /= 2;
     }
     (None, true)
-}
-
-fn shorten(value: &mut Value, longest: usize) {
-    match value {
-        Value::String(text) => *text = cut_text(std::mem::take(text), longest),
-        Value::Array(values) => values.iter_mut().for_each(|value| shorten(value, longest)),
-        Value::Object(map) => map.values_mut().for_each(|value| shorten(value, longest)),
-        Value::Null | Value::Bool(_) | Value::Number(_) => {}
-    }
 }
 
 /// Cuts a result so that it has at most about `limit` bytes as JSON: all outputs alike.
@@ -68,6 +57,8 @@ pub(crate) fn cut_text(mut text: String, bytes: usize) -> String {
 mod tests {
     use super::*;
     use proptest::prelude::*;
+    use serde_json::Value;
+    use serde_json::value::to_raw_value;
 
     #[test]
     fn long_strings_lose_their_ends_and_the_shape_stays() {

@@ -3,6 +3,7 @@
 //! Frames are read in two steps, first the `type` and then the frame of that type. Serde's tagged enums would do it in
 //! one, but they copy everything into an intermediate tree, in which raw JSON (operations, outputs) loses its form.
 
+use super::json::{JsonObject, repaired, shallow};
 use super::time::{Span, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -145,14 +146,15 @@ pub enum RunStatus {
 }
 
 /// The result of one operation.
-#[derive(Clone, Debug, Serialize, Deserialize, ToSchema)]
+#[derive(Clone, Debug, Default, Serialize, Deserialize, ToSchema)]
 pub struct OperationResult {
     /// The module that ran.
     pub module: String,
     /// Whether it succeeded.
     pub ok: bool,
-    /// The output; any JSON. For `exec`: `{"exit_code","stdout","stderr"}`.
-    #[serde(default)]
+    /// The output; any JSON. For `exec`: `{"exit_code","stdout","stderr"}`. What is nested more than 64 deep is a string
+    /// of its JSON.
+    #[serde(default, deserialize_with = "shallow")]
     #[schema(value_type = Option<Value>)]
     pub output: Option<Box<RawValue>>,
     /// Why it failed.
@@ -161,6 +163,9 @@ pub struct OperationResult {
     /// Whether the output was cut off.
     #[serde(default)]
     pub truncated: bool,
+    /// Whether bytes of the output were no UTF-8, and U+FFFD stands in their place.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub lossy: bool,
 }
 
 /// The result of one run.
@@ -196,9 +201,12 @@ pub struct Hello {
     /// The agent program's version.
     #[serde(default)]
     pub version: String,
-    /// The agent's facts: a JSON object.
-    #[serde(default)]
-    pub facts: serde_json::Map<String, serde_json::Value>,
+    /// The agent's facts. Without them, those that it reported before stay.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub facts: Option<JsonObject>,
+    /// A random value of the agent's process. Two processes that use one agent's token differ in it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub instance: Option<Uuid>,
     /// The agent's capacity for unfinished commands.
     #[serde(default = "default_capacity")]
     pub capacity: u32,
@@ -221,7 +229,7 @@ pub struct MetadataItem {
     /// The key.
     pub key: String,
     /// Its value; any JSON.
-    #[serde(default)]
+    #[serde(default, deserialize_with = "shallow")]
     #[schema(value_type = Option<serde_json::Value>)]
     pub value: Option<Box<RawValue>>,
     /// Why there is no value.
@@ -386,8 +394,10 @@ struct CancelBody {
 }
 
 impl AgentFrame {
-    /// Reads a frame. `None` for an unknown type, which is to be ignored.
+    /// Reads a frame. `None` for an unknown type, which is to be ignored. What is no text in it is
+    /// [replaced](repaired).
     pub fn parse(text: &str) -> Result<Option<Self>, serde_json::Error> {
+        let text = &repaired(text);
         let Kind { kind } = serde_json::from_str(text)?;
         Ok(Some(match kind.as_ref() {
             "hello" => Self::Hello(serde_json::from_str(text)?),

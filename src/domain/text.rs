@@ -4,7 +4,6 @@
 //! In texts that people write, it is an error that names the place. In texts from agents, it is
 //! replaced by U+FFFD: a program's output must not keep its result from being stored.
 
-use serde_json::{Map, Value};
 use std::borrow::Cow;
 
 const NUL: char = '\0';
@@ -22,20 +21,15 @@ pub fn replace_nul(text: &mut String) {
     }
 }
 
-/// The same in all texts and keys of a JSON object.
-pub fn replace_nul_in(map: &mut Map<String, Value>) {
-    if map.keys().any(|key| has_nul(key)) {
-        *map = std::mem::take(map).into_iter().map(|(key, value)| (key.replace(NUL, INSTEAD), value)).collect();
-    }
-    map.values_mut().for_each(replace_nul_in_value);
-}
-
-fn replace_nul_in_value(value: &mut Value) {
-    match value {
-        Value::String(text) => replace_nul(text),
-        Value::Array(items) => items.iter_mut().for_each(replace_nul_in_value),
-        Value::Object(map) => replace_nul_in(map),
-        _ => {}
+/// Bytes as text, and whether some of them were none: U+FFFD stands in their place. If the bytes were cut off, a character
+/// that the cut splits is left out.
+pub fn text_of(bytes: &[u8], was_cut: bool) -> (String, bool) {
+    match std::str::from_utf8(bytes) {
+        Ok(text) => (text.to_owned(), false),
+        Err(error) if was_cut && error.error_len().is_none() => {
+            (String::from_utf8_lossy(&bytes[..error.valid_up_to()]).into_owned(), false)
+        }
+        Err(_) => (String::from_utf8_lossy(bytes).into_owned(), true),
     }
 }
 
@@ -125,7 +119,7 @@ pub fn is_mail_address(text: &str) -> bool {
 mod tests {
     use super::*;
     use proptest::prelude::*;
-    use serde_json::json;
+    use serde_json::Value;
 
     #[test]
     fn mail_addresses_are_told_from_other_texts() {
@@ -159,6 +153,16 @@ mod tests {
         ] {
             assert!(!is_mail_address(bad), "{bad}");
         }
+    }
+
+    #[test]
+    fn bytes_that_are_no_text_are_said_to_be_lost_unless_they_were_cut() {
+        assert_eq!(text_of("grün".as_bytes(), true), ("grün".to_owned(), false));
+        assert_eq!(text_of(b"gr\xc3", true), ("gr".to_owned(), false));
+        for was_cut in [false, true] {
+            assert_eq!(text_of(b"gr\xfcn", was_cut), ("gr\u{FFFD}n".to_owned(), true));
+        }
+        assert_eq!(text_of(b"gr\xc3", false), ("gr\u{FFFD}".to_owned(), true));
     }
 
     #[test]
@@ -201,12 +205,5 @@ mod tests {
             prop_assert_eq!(serde_json::from_str::<String>(&shown).expect("JSON"), text.clone());
             prop_assert!(!csv_cell(&text).starts_with(['=', '@']));
         }
-    }
-
-    #[test]
-    fn it_is_replaced_wherever_it_is() {
-        let mut facts = json!({"a\0": ["x\0y", {"b": {"\0": 1}}], "c": "d", "n": null});
-        replace_nul_in(facts.as_object_mut().expect("an object"));
-        assert_eq!(facts, json!({"a\u{FFFD}": ["x\u{FFFD}y", {"b": {"\u{FFFD}": 1}}], "c": "d", "n": null}));
     }
 }

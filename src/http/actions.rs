@@ -38,15 +38,19 @@ pub(super) struct Action {
     /// The nominal time of the occurrence, if a schedule made it.
     #[serde(skip_serializing_if = "Option::is_none")]
     scheduled_for: Option<Timestamp>,
+    /// The action whose commands it runs again.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    retry_of: Option<Uuid>,
     #[schema(value_type = Document)]
     action: Box<RawValue>,
 }
 
 impl From<ActionView> for Action {
     fn from(view: ActionView) -> Self {
-        let ActionView { id, name, status, created_at, created_by, scheduled_for, counts, document, .. } = view;
+        let ActionView { id, name, status, created_at, created_by, scheduled_for, retry_of, counts, document, .. } =
+            view;
         let summary = ActionSummary { id, name, status, created_at, counts };
-        Self { summary, created_by, scheduled_for, action: document }
+        Self { summary, created_by, scheduled_for, retry_of, action: document }
     }
 }
 

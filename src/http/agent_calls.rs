@@ -4,7 +4,7 @@ use super::actions::idempotency_key;
 use super::api::Api;
 use super::auth;
 use super::error::{ApiError, ApiResult};
-use super::extract::{Body, CallingAgent};
+use super::extract::{Body, CallingAgent, address};
 use crate::domain::agent::{Enrollment, Role};
 use crate::domain::audit::Author;
 use crate::domain::problem::{Problem, ProblemKind};
@@ -48,7 +48,8 @@ pub(super) async fn enroll(request: HttpRequest, body: Body, api: web::Data<Api>
         return Ok(HttpResponse::Ok().json(EnrolledAgent { agent: agent.name, token: None }));
     }
     let (nonce, agent) = (idempotency_key(&request)?, enrollment.name.clone());
-    let secret = agents::enroll(&api.node, enrollment, nonce.as_deref(), &Author::from(&token)).await?;
+    let by = Author { address: address(&request), ..Author::from(&token) };
+    let secret = agents::enroll(&api.node, enrollment, nonce.as_deref(), &by).await?;
     Ok(HttpResponse::Created().json(EnrolledAgent { agent, token: Some(secret.reveal().to_owned()) }))
 }
 

@@ -6,7 +6,7 @@ use super::extract::{Admin, JsonBody, Viewer};
 use super::pages::{Page, limit, name};
 use crate::domain::problem::Problem;
 use crate::service::{agents, targets};
-use crate::store::{AgentPatch, AgentView, MetadataView};
+use crate::store::{AgentPatch, AgentView, Among, MetadataView};
 use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Deserializer, Serialize};
 use std::collections::BTreeMap;
@@ -19,6 +19,8 @@ pub(super) struct AgentsQuery {
     /// A target expression: only agents that match it.
     #[param(min_length = 1)]
     target: Option<String>,
+    /// Only those that are disabled, or only those that are not. Without it all; with a target, those that are not.
+    disabled: Option<bool>,
     /// Keys of metadata whose newest values each agent is shown with, separated by commas; at most 64.
     #[param(min_length = 1)]
     metadata: Option<String>,
@@ -46,7 +48,7 @@ pub(super) struct AgentPage {
     next: Option<String>,
 }
 
-/// Agents by name: all, disabled ones included, or those that match a target.
+/// Agents by name: all, or those that match a target, or those that are disabled.
 #[utoipa::path(get, path = "/v1/agents", tag = "agents", params(AgentsQuery),
     responses((status = 200, body = AgentPage, description = "A page of agents"),
         (status = 422, body = Problem, content_type = "application/problem+json",
@@ -54,8 +56,8 @@ pub(super) struct AgentPage {
     security(("token" = ["viewer"])))]
 pub(super) async fn list(_: Viewer, query: web::Query<AgentsQuery>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     let limit = limit(query.limit)?;
-    let target = query.target.as_deref().map(targets::parse).transpose()?;
-    let agents = api.node.store.agent_list(target.as_ref(), name("after", query.after.as_deref())?, limit).await?;
+    let among = Among { target: query.target.as_deref().map(targets::parse).transpose()?, disabled: query.disabled };
+    let agents = api.node.store.agent_list(&among, name("after", query.after.as_deref())?, limit).await?;
     let Page { items, next } = Page::new(agents, limit, |agent| agent.name.clone());
     let mut metadata = agents::metadata_of(&api.node, &items, query.metadata.as_deref()).await?;
     let with = |agent: AgentView| {

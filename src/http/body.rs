@@ -1,8 +1,8 @@
 //! Bodies of requests: their size is bounded, packed or not.
 
 use super::error::{ApiError, ApiResult};
-use crate::domain::problem::{Problem, ProblemKind, check_is_object};
-use crate::domain::text::bytes_without_mark;
+use crate::domain::json::from_agent;
+use crate::domain::problem::ProblemKind;
 use actix_web::http::header::CONTENT_ENCODING;
 use actix_web::{HttpRequest, web};
 use flate2::write::MultiGzDecoder;
@@ -119,23 +119,14 @@ pub(super) async fn read(mut payload: web::Payload, encoding: Encoding, max: usi
         .unwrap_or_else(|_| Err(ApiError::bad_request("the body did not come within 60 seconds")))
 }
 
-/// Reads a JSON body of at most `max` bytes, and returns its size too. Errors name the key, line
-/// and column.
+/// Reads an agent's JSON body of at most `max` bytes, and returns its size too. Errors name the key, line and column.
 pub(super) async fn json<T: DeserializeOwned>(
     payload: web::Payload,
     encoding: Encoding,
     max: usize,
 ) -> ApiResult<(T, usize)> {
-    let json = read(payload, encoding, max).await?;
-    let json = bytes_without_mark(&json);
-    let mut reader = serde_json::Deserializer::from_slice(json);
-    let parsed = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-        let kind = if error.inner().is_data() { ProblemKind::InvalidDocument } else { ProblemKind::MalformedJson };
-        Problem::new(kind, error.to_string())
-    })?;
-    reader.end().map_err(|error| Problem::new(ProblemKind::MalformedJson, error.to_string()))?;
-    check_is_object(json)?;
-    Ok((parsed, json.len()))
+    let body = read(payload, encoding, max).await?;
+    Ok((from_agent(&body)?, body.len()))
 }
 
 #[cfg(test)]

@@ -22,6 +22,11 @@ pub(super) fn api(request: &HttpRequest) -> ApiResult<&web::Data<Api>> {
     request.app_data::<web::Data<Api>>().ok_or_else(missing)
 }
 
+/// The address that a call comes from. Behind a proxy it is the proxy's: what the proxy says is anybody's claim.
+pub(super) fn address(request: &HttpRequest) -> Option<String> {
+    request.peer_addr().map(|address| address.ip().to_canonical().to_string())
+}
+
 /// The role that a handler needs.
 pub(super) trait Needs: 'static {
     const ROLE: Role;
@@ -49,6 +54,7 @@ impl Needs for ToAdminister {
 /// A caller whose token has the role that `R` needs.
 pub(super) struct Caller<R> {
     pub(super) token: Token,
+    address: Option<String>,
     role: PhantomData<R>,
 }
 
@@ -62,7 +68,7 @@ pub(super) type Admin = Caller<ToAdminister>;
 impl<R> Caller<R> {
     /// The caller as an author in the audit log.
     pub(super) fn author(&self) -> Author {
-        Author::from(&self.token)
+        Author { address: self.address.clone(), ..Author::from(&self.token) }
     }
 }
 
@@ -74,7 +80,7 @@ impl<R: Needs> FromRequest for Caller<R> {
         let request = request.clone();
         Box::pin(async move {
             let token = auth::needs(api(&request)?, &request, R::ROLE).await?;
-            Ok(Self { token, role: PhantomData })
+            Ok(Self { token, address: address(&request), role: PhantomData })
         })
     }
 }

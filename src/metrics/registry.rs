@@ -21,6 +21,9 @@
 //! | `odoshi_delay_next_due_timestamp_seconds` | | when the next of them is due (Unix time), 0 if there is none |
 //! | `odoshi_delay_lateness_seconds` | | time from due to dispatched, a histogram |
 //! | `odoshi_agents_connected` | | agents connected to this process |
+//! | `odoshi_agents_known` | `state` | agents of all nodes, every minute: `online`, `offline`, `disabled` |
+//! | `odoshi_agent_duplicates_total` | | connections refused because another process with the agent's token is connected |
+//! | `odoshi_spool_files_total` | `result` | files of the spool: `done`, `failed`, and `ignored` ones, which are not `*.json` |
 //! | `odoshi_actor_restarts` | `actor` | restarts since the process started |
 //! | `odoshi_actor_stalled_seconds` | `actor` | how long the oldest work of an actor has been failing, 0 if none is |
 //! | `odoshi_actor_running` | `actor` | 1, or 0 while the actor is restarting or stopped |
@@ -107,6 +110,9 @@ struct Inner {
     delay_next_due: Gauge<f64, AtomicU64>,
     delay_lateness: Histogram,
     agents_connected: Gauge,
+    agents_known: Family<Label, Gauge>,
+    duplicates: Counter,
+    spool_files: Family<Label, Counter>,
     actor_restarts: Family<Label, Gauge>,
     actor_running: Family<Label, Gauge>,
     hints: Family<Label, Counter>,
@@ -157,6 +163,9 @@ impl Default for Metrics {
             delay_next_due: Gauge::default(),
             delay_lateness: seconds(),
             agents_connected: Gauge::default(),
+            agents_known: Family::default(),
+            duplicates: Counter::default(),
+            spool_files: Family::default(),
             actor_restarts: Family::default(),
             actor_running: Family::default(),
             hints: Family::default(),
@@ -195,6 +204,10 @@ impl Default for Metrics {
         of.register("delay_next_due_timestamp_seconds", next_due, inner.delay_next_due.clone());
         of.register("delay_lateness_seconds", "From due to dispatched", inner.delay_lateness.clone());
         of.register("agents_connected", "Agents connected to this process", inner.agents_connected.clone());
+        of.register("agents_known", "Agents of all nodes by state", inner.agents_known.clone());
+        let duplicates = "Connections refused because another process with the agent's token is connected";
+        of.register("agent_duplicates", duplicates, inner.duplicates.clone());
+        of.register("spool_files", "Files of the spool by result", inner.spool_files.clone());
         of.register("actor_restarts", "Restarts of each actor since the start", inner.actor_restarts.clone());
         of.register("actor_running", "1, or 0 while it is restarted or stopped", inner.actor_running.clone());
         of.register("hints", "Messages between nodes", inner.hints.clone());
@@ -278,6 +291,23 @@ impl Metrics {
     /// A connection or a WebSocket was refused for lack of room.
     pub fn connection_refused(&self) {
         self.0.connections_refused.inc();
+    }
+
+    /// A connection was refused, because another process with the agent's token is connected.
+    pub fn duplicate_refused(&self) {
+        self.0.duplicates.inc();
+    }
+
+    /// So many agents are online, offline and disabled.
+    pub fn agents_known(&self, counts: [(&'static str, i64); 3]) {
+        for (state, count) in counts {
+            self.0.agents_known.get_or_create(&[("state", state)]).set(count);
+        }
+    }
+
+    /// So many files of the spool are `done`, `failed` or `ignored`.
+    pub fn spool_files(&self, result: &'static str, files: usize) {
+        self.0.spool_files.get_or_create(&[("result", result)]).inc_by(files as u64);
     }
 
     /// So many actions have not ended, and so many of their commands are pending and sent.

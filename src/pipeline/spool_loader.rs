@@ -172,12 +172,19 @@ async fn load(spool: &Arc<Mutex<Spool>>, node: &Node, files: usize, suspects: Su
         }
     };
     let mut round = Round { full: taken.len() >= files, suspects, ..Round::default() };
-    let mut files = Vec::new();
+    let (mut files, metrics) = (Vec::new(), &node.metrics);
     for one in taken {
         match one {
             Taken::File(file) => files.push(file),
-            Taken::Failed { name, problem } => log::warn!(file:% = name.display(), problem = problem.detail.as_str();
-                "a spool entry is not an action"),
+            Taken::Failed { name, problem } => {
+                metrics.spool_files("failed", 1);
+                log::warn!(file:% = name.display(), problem = problem.detail.as_str();
+                    "a spool entry is not an action");
+            }
+            Taken::Ignored { name } => {
+                metrics.spool_files("ignored", 1);
+                log::warn!(file:% = name.display(); "a file in spool/new is no *.json: it is left alone");
+            }
             Taken::Stuck { name, error } => {
                 round.full = false;
                 log::error!(file:% = name.display(), error:% = error.chain(); "a spool file cannot be taken now");
@@ -236,6 +243,9 @@ async fn load(spool: &Arc<Mutex<Spool>>, node: &Node, files: usize, suspects: Su
             log::error!(error:% = error.chain(); "spool files stay in cur/ until the next start");
         }
     }
+    let failed = moves.iter().filter(|(_, fate)| fate.is_err()).count();
+    metrics.spool_files("failed", failed);
+    metrics.spool_files("done", moves.len() - failed);
     let stuck = on_disk(spool, move |spool| {
         let mut stuck = Vec::new();
         for (name, fate) in &moves {
@@ -298,7 +308,8 @@ mod tests {
         let mut config = Config::default();
         config.retention.spool_done = Span::secs(0);
         let node = TestNode::with(config).await;
-        let spool = Spool::open(node.dir().join("spool"), 10_000).expect("it opens");
+        let mut spool = Spool::open(node.dir().join("spool"), 10_000).expect("it opens");
+        spool.settle = Duration::ZERO;
         let loader = loader(&node, &spool, files_per_round);
         Fixture { node, spool, loader }
     }
@@ -346,7 +357,7 @@ mod tests {
         assert_eq!((fixture.names("done"), fixture.names("new").len()), (vec!["a.json".to_owned()], 0));
         assert_eq!(fixture.actions().await, ["a"]);
         assert_eq!(fixture.node.heard().await, ["resolver: wake"]);
-        assert_eq!(fixture.node.store.audit_list(None, 9).await.unwrap()[0].name, "spool");
+        assert_eq!(fixture.node.store.audit_list(None, 9).await.unwrap()[0].by.name, "spool");
     }
 
     #[actix_rt::test]

@@ -40,7 +40,7 @@ impl Reconcile for Advance {
         let behind: Vec<i64> = behind.map(|action| action.no).collect();
         for nos in behind.chunks(ACTIONS_AT_A_TIME) {
             let advance = async |nos| self.node.store.action_advance(nos, ADVANCE_LIMIT).await.map(|_| ());
-            for_all_actions(nos, advance).await?;
+            for_all_actions(nos, |no| self.node.actions.shown(*no), advance).await?;
         }
         Ok(Pace::Wait)
     }

@@ -17,6 +17,9 @@ use std::time::Duration;
 /// The longest time between two rounds. The list of open actions causes a round each second.
 const POLL_INTERVAL: Duration = Duration::from_secs(10);
 
+/// Actions that end together and are logged one by one.
+const LOGGED_ALONE: usize = 5;
+
 /// See the module.
 pub struct Complete {
     node: Arc<Node>,
@@ -38,14 +41,35 @@ impl Complete {
     }
 
     async fn complete(&self, nos: &[i64]) -> StoreResult<()> {
-        for_all_actions(nos, async |nos| {
-            for no in self.node.store.action_complete(nos).await? {
-                log::info!(action = no; "an action has ended");
-                self.node.signals.action_ended();
-            }
-            Ok(())
-        })
+        let actions = &self.node.actions;
+        for_all_actions(
+            nos,
+            |no| actions.shown(*no),
+            async |nos| {
+                let ended = self.node.store.action_complete(nos).await?;
+                ended.iter().for_each(|_| self.node.signals.action_ended());
+                self.log(&ended).await;
+                Ok(())
+            },
+        )
         .await
+    }
+
+    /// Logs how actions have ended; of many at once only their number.
+    async fn log(&self, ended: &[i64]) {
+        if ended.len() > LOGGED_ALONE {
+            log::info!(actions = ended.len(); "actions have ended");
+            return;
+        }
+        for no in ended {
+            let Ok(Some(action)) = self.node.actions.get(*no).await else { continue };
+            let Ok(Some(view)) = self.node.store.action_view(action.id).await else { continue };
+            let counts = view.counts;
+            log::info!(action:% = action.id, name = action.name.as_str(), status = view.status.as_str(),
+                total = counts.total, succeeded = counts.succeeded, failed = counts.failed, timed_out = counts.timed_out,
+                undeliverable = counts.undeliverable, expired = counts.expired, cancelled = counts.cancelled;
+                "an action has ended");
+        }
     }
 }
 

@@ -65,7 +65,12 @@ impl Reconcile for Expire {
     async fn run_once(&mut self) -> Result<Pace, RoundFailed> {
         let open = self.node.signals.open_actions().last();
         let owned: Vec<&OpenAction> = open.actions.iter().filter(|action| action.owned).collect();
-        for_each_action(&owned, |action| action.no, async |action| self.close_if_over(action).await).await?;
+        for_each_action(
+            &owned,
+            |action| self.node.actions.shown(action.no),
+            async |action| self.close_if_over(action).await,
+        )
+        .await?;
         Ok(Pace::Wait)
     }
 }

@@ -75,7 +75,7 @@ impl LiveJoin {
     }
 
     async fn join_all(&self, nos: &[i64], among: Option<&[i64]>) -> StoreResult<()> {
-        for_each_action(nos, |no| *no, async |no| self.join(*no, among).await).await
+        for_each_action(nos, |no| self.node.actions.shown(*no), async |no| self.join(*no, among).await).await
     }
 
     /// Lets changed agents join. On failure, they are put back for the next round.

@@ -71,7 +71,12 @@ impl Reconcile for ReadOpenActions {
             sum(|action| action.unfinished - action.sent),
             sum(|action| action.sent),
         );
-        let marked = for_each_action(&actions, |action| action.no, async |action| self.mark(action).await).await;
+        let marked = for_each_action(
+            &actions,
+            |action| self.node.actions.shown(action.no),
+            async |action| self.mark(action).await,
+        )
+        .await;
         self.node.signals.open_actions_read(Snapshot { reading, actions });
         marked?;
         Ok(Pace::Wait)

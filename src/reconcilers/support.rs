@@ -14,7 +14,7 @@ pub(super) const PAGE: usize = 5_000;
 pub(super) async fn readable(node: &Node, no: i64) -> StoreResult<Option<Arc<Action>>> {
     match node.actions.get(no).await {
         Err(error) if !error.is_transient() => {
-            log::error!(action = no, error:% = error.chain(); "an action is passed over");
+            log::error!(action = node.actions.shown(no), error:% = error.chain(); "an action is passed over");
             Ok(None)
         }
         action => action,

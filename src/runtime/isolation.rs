@@ -198,11 +198,11 @@ pub async fn one_by_one<T, R>(
     results
 }
 
-/// Calls `call` for each action. A failing action is logged and doesn't stop the others. Returns
+/// Calls `call` for each action, which the log shows as `shown`. A failing action is logged and doesn't stop the others. Returns
 /// the first transient error.
 pub async fn for_each_action<T>(
     items: &[T],
-    no: impl Fn(&T) -> i64,
+    shown: impl Fn(&T) -> String,
     call: impl AsyncFnMut(&T) -> StoreResult<()>,
 ) -> StoreResult<()> {
     let mut first = None;
@@ -210,11 +210,11 @@ pub async fn for_each_action<T>(
         match result {
             None | Some(Ok(())) => {}
             Some(Err(error)) if error.is_transient() => {
-                log::warn!(action = no(item), error:% = error.chain(); "an action waits for the store");
+                log::warn!(action = shown(item), error:% = error.chain(); "an action waits for the store");
                 first.get_or_insert(error);
             }
             Some(Err(error)) => {
-                log::error!(action = no(item), error:% = error.chain(); "an action is passed over");
+                log::error!(action = shown(item), error:% = error.chain(); "an action is passed over");
             }
         }
     }
@@ -222,9 +222,13 @@ pub async fn for_each_action<T>(
 }
 
 /// Calls `call` for all actions at once, and for each alone if that fails.
-pub async fn for_all_actions(nos: &[i64], mut call: impl AsyncFnMut(Vec<i64>) -> StoreResult<()>) -> StoreResult<()> {
+pub async fn for_all_actions(
+    nos: &[i64],
+    shown: impl Fn(&i64) -> String,
+    mut call: impl AsyncFnMut(Vec<i64>) -> StoreResult<()>,
+) -> StoreResult<()> {
     match call(nos.to_vec()).await {
-        Err(_) if nos.len() > 1 => for_each_action(nos, |no| *no, async |no| call(vec![*no]).await).await,
+        Err(_) if nos.len() > 1 => for_each_action(nos, shown, async |no| call(vec![*no]).await).await,
         done => done,
     }
 }

@@ -31,15 +31,20 @@ pub type Submission = StoreResult<Result<Submitted, Problem>>;
 /// # Errors
 /// If the document isn't valid, or its id or key belongs to another document.
 pub async fn submit(node: &Node, document: &[u8], key: Option<String>, by: Author) -> ServiceResult<Submitted> {
-    let mut action = NewAction::from_json(document, Uuid::now_v7(), node.store.now())?;
-    action.idempotency_key = key;
-    action.author = by;
+    let action = NewAction::from_json(document, Uuid::now_v7(), node.store.now())?;
+    submit_one(node, NewAction { idempotency_key: key, author: by, ..action }).await
+}
+
+async fn submit_one(node: &Node, action: NewAction) -> ServiceResult<Submitted> {
     match submit_all(node, vec![action]).await.pop().flatten() {
         Some(submission) => Ok(submission??),
         // A single action is always tried.
         None => Err(ServiceError::unavailable("the action was not stored; try again")),
     }
 }
+
+/// Actions that are accepted together and are logged one by one.
+const LOGGED_ALONE: usize = 5;
 
 /// Stores actions in one transaction and has them resolved. If that fails, it stores each alone, so
 /// that only the bad one fails. Returns the results in their order; `None` for actions that were
@@ -64,6 +69,17 @@ pub async fn submit_all(node: &Node, actions: Vec<NewAction>) -> Vec<Option<Subm
     };
     if submissions.iter().any(|submission| matches!(submission, Some(Ok(Ok(_))))) {
         node.signals.actions_submitted();
+    }
+    let is_new = |submission: &Option<Submission>| matches!(submission, Some(Ok(Ok(accepted))) if accepted.is_new);
+    let accepted = submissions.iter().zip(&actions).filter(|(submission, _)| is_new(submission));
+    let accepted: Vec<&NewAction> = accepted.map(|(_, action)| action).collect();
+    if accepted.len() > LOGGED_ALONE {
+        log::info!(actions = accepted.len(); "actions were accepted");
+    } else {
+        for action in accepted {
+            log::info!(action:% = action.id, name = action.name.as_str(), by = action.author.name.as_str();
+                "an action was accepted");
+        }
     }
     submissions
 }
@@ -140,7 +156,8 @@ pub async fn retry(
 ) -> ServiceResult<Submitted> {
     let view = show(node, id).await?;
     let document = retry_document(&view.document, id, states)?;
-    submit(node, document.as_bytes(), key, by).await
+    let action = NewAction::from_json(document.as_bytes(), Uuid::now_v7(), node.store.now())?;
+    submit_one(node, NewAction { idempotency_key: key, author: by, retry_of: Some(id), ..action }).await
 }
 
 /// The document of a retry. It lasts as long as the first one, and its target is the commands in

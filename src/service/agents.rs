@@ -46,7 +46,7 @@ pub async fn add(node: &Node, added: AddedAgent, by: &Author) -> ServiceResult<A
         return Err(ServiceError::invalid(format!("transport: {transport:?} is not 1 to 64 of A-Z a-z 0-9 _ -")));
     }
     check_new_address(&transport, address.as_deref())?;
-    let enrollment = Enrollment { name, labels, ..Enrollment::default() };
+    let enrollment = Enrollment { name, labels: Some(labels), ..Enrollment::default() };
     enrollment.check()?;
     if transport == "amqp" && commands_to(&enrollment.name).len() > MAX_QUEUE_NAME {
         let detail = format!("name: too long for the name of a queue, which has {MAX_QUEUE_NAME} bytes at most");
@@ -149,7 +149,7 @@ pub async fn refresh(node: &Node, agent: &AgentRef, said: &Enrollment) -> Servic
     if agent.name != said.name {
         return Err(ServiceError::forbidden(format!("this token belongs to {}, not to {}", agent.name, said.name)));
     }
-    if node.store.agent_refresh(agent.no, Some(&said.labels), &said.facts, &said.version).await? {
+    if node.store.agent_refresh(agent.no, said.into()).await? {
         node.signals.agent_changed(agent.no);
     }
     Ok(())

@@ -3,6 +3,7 @@
 use super::error::{ServiceError, ServiceResult};
 use crate::context::Node;
 use crate::domain::target::Target;
+use crate::store::Among;
 
 /// Number of names in a preview.
 const SAMPLE: usize = 20;
@@ -31,6 +32,7 @@ pub fn parse(target: &str) -> ServiceResult<Target> {
 pub async fn preview(node: &Node, target: &str) -> ServiceResult<Preview> {
     let target = parse(target)?;
     let count = node.store.agent_count(&target).await?;
-    let sample = node.store.agent_list(Some(&target), None, SAMPLE).await?;
+    let among = Among { target: Some(target), disabled: None };
+    let sample = node.store.agent_list(&among, None, SAMPLE).await?;
     Ok(Preview { count, sample: sample.into_iter().map(|agent| agent.name).collect() })
 }

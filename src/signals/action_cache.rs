@@ -66,6 +66,11 @@ impl ActionCache {
         }
     }
 
+    /// The action for the log: its public id if it is in memory, or else its number in the store.
+    pub fn shown(&self, no: i64) -> String {
+        self.in_memory(no).map_or_else(|| format!("no. {no}"), |action| action.id.to_string())
+    }
+
     /// Marks an action as cancelled in all its users.
     pub(super) fn cancel(&self, no: i64) {
         if let Some(action) = self.in_memory(no) {

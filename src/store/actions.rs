@@ -91,6 +91,8 @@ pub struct ActionView {
     pub created_by: Option<String>,
     /// The nominal time of the occurrence, if a schedule made it.
     pub scheduled_for: Option<Timestamp>,
+    /// The action that it runs again.
+    pub retry_of: Option<Uuid>,
     /// The exact counts of its commands by state.
     pub counts: Counts,
     /// The submitted document, as JSON.

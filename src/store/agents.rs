@@ -2,8 +2,9 @@
 //! removing them.
 
 use super::error::StoreResult;
-use crate::domain::agent::{AgentContact, AgentRef, Enrollment};
+use crate::domain::agent::{AgentContact, AgentRef, Enrollment, STREAM};
 use crate::domain::audit::Author;
+use crate::domain::json::JsonObject;
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use async_trait::async_trait;
@@ -46,6 +47,18 @@ pub struct AgentView {
     pub last_seen: Option<Timestamp>,
     /// Gets nothing while it is.
     pub disabled: bool,
+    /// When a second process with this agent's token was refused last. One machine may be a clone of another.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub duplicate_at: Option<Timestamp>,
+}
+
+/// Which agents to list. Removed ones never are.
+#[derive(Clone, Debug, Default)]
+pub struct Among {
+    /// Those that match; all without it.
+    pub target: Option<Target>,
+    /// Those that are disabled, or those that are not. By default all, but with a target those that are not.
+    pub disabled: Option<bool>,
 }
 
 /// Changes to an agent. `None` leaves a field as it is.
@@ -75,14 +88,87 @@ impl AgentPatch {
     }
 
     /// The labels after the change.
-    pub(super) fn labels_after(&self, mut labels: BTreeMap<String, String>) -> BTreeMap<String, String> {
+    pub(super) fn labels_after(&self, mut labels: Labels) -> Labels {
         for (key, value) in &self.labels {
             match value {
-                Some(value) => labels.insert(key.clone(), value.clone()),
-                None => labels.remove(key),
+                Some(value) => labels.all.insert(key.clone(), value.clone()),
+                None => labels.all.remove(key),
             };
+            labels.set.insert(key.clone(), value.clone());
         }
         labels
+    }
+}
+
+/// An agent's labels: operators set some, and the agent reports some.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Labels {
+    /// Both, as targets see them.
+    pub(super) all: BTreeMap<String, String>,
+    /// Those of operators, which go before: set, or (`None`) taken away.
+    pub(super) set: BTreeMap<String, Option<String>>,
+}
+
+impl Labels {
+    /// Those of a new agent.
+    pub(super) fn new(agent: &NewAgent) -> Self {
+        let all = agent.enrollment.labels.clone().unwrap_or_default();
+        let set = all.iter().map(|(key, value)| (key.clone(), Some(value.clone())));
+        // Other agents report nothing: somebody added them.
+        let set = if agent.transport == STREAM && agent.secret.is_none() { BTreeMap::new() } else { set.collect() };
+        Self { all, set }
+    }
+
+    /// The labels once the agent has reported these. A label that was taken away is forgotten when the agent no longer
+    /// reports it.
+    pub(super) fn after_report(mut self, mut reported: BTreeMap<String, String>) -> Self {
+        self.set.retain(|key, value| value.is_some() || reported.contains_key(key));
+        for (key, value) in &self.set {
+            match value {
+                Some(value) => reported.insert(key.clone(), value.clone()),
+                None => reported.remove(key),
+            };
+        }
+        Self { all: reported, set: self.set }
+    }
+}
+
+/// What an agent reports of itself. What it leaves out stays as it is.
+#[derive(Clone, Debug, Default)]
+pub struct Said {
+    /// Its labels.
+    pub labels: Option<BTreeMap<String, String>>,
+    /// Its facts.
+    pub facts: Option<JsonObject>,
+    /// The version of its program.
+    pub version: String,
+}
+
+impl From<&Enrollment> for Said {
+    fn from(enrollment: &Enrollment) -> Self {
+        let Enrollment { labels, facts, version, .. } = enrollment.clone();
+        Self { labels, facts, version }
+    }
+}
+
+/// What is stored of what an agent has said.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Known {
+    pub(super) labels: Labels,
+    /// As JSON.
+    pub(super) facts: String,
+    pub(super) version: String,
+}
+
+impl Known {
+    /// The same after a report.
+    pub(super) fn after(self, said: &Said) -> Self {
+        let labels = match &said.labels {
+            Some(reported) => self.labels.after_report(reported.clone()),
+            None => self.labels,
+        };
+        let facts = said.facts.as_ref().map_or(self.facts, |facts| facts.as_str().to_owned());
+        Self { labels, facts, version: said.version.clone() }
     }
 }
 
@@ -131,15 +217,8 @@ pub trait Agents: Send + Sync {
         by: &Author,
     ) -> StoreResult<Enrolled>;
 
-    /// Stores an agent's labels (if given), facts and version. False if they are stored already:
-    /// nothing is written.
-    async fn agent_refresh(
-        &self,
-        agent_no: i64,
-        labels: Option<&BTreeMap<String, String>>,
-        facts: &serde_json::Map<String, serde_json::Value>,
-        version: &str,
-    ) -> StoreResult<bool>;
+    /// Stores what an agent reports. Labels that operators set stay. False if it is stored already: nothing is written.
+    async fn agent_refresh(&self, agent_no: i64, said: Said) -> StoreResult<bool>;
 
     /// Inserts many agents without tokens. Agents whose names are taken are skipped.
     async fn agent_insert(&self, agents: Vec<NewAgent>) -> StoreResult<()>;
@@ -160,14 +239,8 @@ pub trait Agents: Send + Sync {
     /// The number of agents that match a target.
     async fn agent_count(&self, target: &Target) -> StoreResult<i64>;
 
-    /// Lists agents as users see them, in the order of their names after `after`: those that match,
-    /// or without a target all that are not removed.
-    async fn agent_list(
-        &self,
-        target: Option<&Target>,
-        after: Option<&str>,
-        limit: usize,
-    ) -> StoreResult<Vec<AgentView>>;
+    /// Lists agents as users see them, in the order of their names after `after`.
+    async fn agent_list(&self, among: &Among, after: Option<&str>, limit: usize) -> StoreResult<Vec<AgentView>>;
 
     /// The agent with this name, as users see it, unless it is removed.
     async fn agent_view(&self, name: &str) -> StoreResult<Option<AgentView>>;
@@ -192,4 +265,53 @@ pub trait Agents: Send + Sync {
     /// Does nothing if it was removed after `before`, because a page with a command for it may
     /// still be under way.
     async fn agent_left(&self, agent_no: i64, before: Timestamp) -> StoreResult<()>;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn map(labels: &[(&str, &str)]) -> BTreeMap<String, String> {
+        labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()
+    }
+
+    #[test]
+    fn labels_of_operators_go_before_those_that_the_agent_reports() {
+        let agent = NewAgent {
+            enrollment: Enrollment { labels: Some(map(&[("role", "web"), ("site", "a")])), ..Enrollment::default() },
+            transport: STREAM.into(),
+            address: None,
+            secret: None,
+        };
+        let patch = |labels: &[(&str, Option<&str>)]| AgentPatch {
+            labels: labels.iter().map(|(key, value)| ((*key).to_owned(), value.map(str::to_owned))).collect(),
+            ..AgentPatch::default()
+        };
+        let changed =
+            patch(&[("role", Some("db")), ("tier", Some("1")), ("site", None)]).labels_after(Labels::new(&agent));
+        assert_eq!(changed.all, map(&[("role", "db"), ("tier", "1")]));
+        // It restarts with the same labels, with others, and with none.
+        let same = changed.clone().after_report(map(&[("role", "web"), ("site", "a")]));
+        assert_eq!(same, changed);
+        let others = same.after_report(map(&[("role", "x"), ("rack", "7")]));
+        assert_eq!(others.all, map(&[("role", "db"), ("tier", "1"), ("rack", "7")]));
+        // It reports again what was taken away, after it had not.
+        let again = others.after_report(map(&[("site", "b")]));
+        assert_eq!(again.all, map(&[("role", "db"), ("tier", "1"), ("site", "b")]));
+        assert_eq!(again.after_report(BTreeMap::new()).all, map(&[("role", "db"), ("tier", "1")]));
+    }
+
+    #[test]
+    fn what_a_report_leaves_out_stays() {
+        let known = Known {
+            labels: Labels { all: map(&[("a", "1")]), set: BTreeMap::new() },
+            facts: r#"{"os":"linux"}"#.into(),
+            version: "1".into(),
+        };
+        let nothing = Said { version: "1".into(), ..Said::default() };
+        assert_eq!(known.clone().after(&nothing), known);
+        let empty = Said { labels: Some(BTreeMap::new()), facts: Some(JsonObject::default()), version: "2".into() };
+        let known = known.after(&empty);
+        assert_eq!((known.labels, known.facts.as_str(), known.version.as_str()), (Labels::default(), "{}", "2"));
+    }
 }

@@ -3,6 +3,9 @@
 //! The store numbers the connections of an agent (their *epochs*): each one gets a higher number
 //! than all before it, even when nothing is left of those. So the newest is always known, whatever
 //! the clocks say. An agent that is disabled or removed, or whose token is not valid, opens none.
+//!
+//! A newer connection replaces the one before it. Two processes with one agent's token, such as a machine and its clone,
+//! would replace each other for ever. So a process that another one has replaced is refused while that one is connected.
 
 use super::error::StoreResult;
 use async_trait::async_trait;
@@ -18,6 +21,8 @@ pub struct SessionOpening {
     /// The epoch that the agent had before, when it is the same connection again. It is opened only
     /// if no newer one was.
     pub after: Option<i64>,
+    /// The agent's process, if it says which.
+    pub instance: Option<Uuid>,
 }
 
 /// The result of opening a connection.
@@ -29,6 +34,8 @@ pub enum Opened {
     NotAllowed,
     /// The agent has a newer connection.
     Replaced,
+    /// Another process uses the agent's token. It replaced this one, and is connected.
+    Duplicate,
 }
 
 /// A connection that this node holds.

@@ -299,8 +299,10 @@ impl TestNode {
 
     /// Writes that these agents are connected here; answers their epochs.
     pub async fn connect(&self, agents: &[i64]) -> Vec<i64> {
-        let openings: Vec<_> =
-            agents.iter().map(|agent_no| SessionOpening { agent_no: *agent_no, token: None, after: None }).collect();
+        let openings: Vec<_> = agents
+            .iter()
+            .map(|agent_no| SessionOpening { agent_no: *agent_no, token: None, after: None, instance: None })
+            .collect();
         let opened = self.store.session_open(&openings).await.unwrap();
         agents.iter().for_each(|agent_no| self.node.presence.insert(*agent_no));
         let epochs = opened.into_iter().map(|opened| match opened {

@@ -16,7 +16,8 @@ use serde_json::json;
 use std::time::Duration;
 
 fn succeeded() -> Outcome {
-    let result = OperationResult { module: "ping".into(), ok: true, output: None, error: None, truncated: false };
+    let result =
+        OperationResult { module: "ping".into(), ok: true, output: None, error: None, truncated: false, lossy: false };
     Outcome::Succeeded(vec![result])
 }
 

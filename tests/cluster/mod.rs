@@ -45,7 +45,7 @@ pub fn free_port() -> u16 {
 }
 
 /// Who runs what root may not run: the user of Debian's package, or nobody.
-fn unprivileged() -> Option<(u32, u32)> {
+pub fn unprivileged() -> Option<(u32, u32)> {
     if !Uid::effective().is_root() {
         return None;
     }

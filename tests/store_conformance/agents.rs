@@ -3,11 +3,13 @@
 use crate::Backend;
 use crate::support::{agents, connect, in_secs, matching, me, named, resolved};
 use odoshi::domain::agent::{Enrollment, Role, Secret, SigningSecret};
+use odoshi::domain::json::JsonObject;
 use odoshi::domain::target::Target;
 use odoshi::store::{
-    AgentPatch, Enrolled, NewAgent, Opened, Revoked, SessionHeld, SessionOpening, SessionState, Store,
+    AgentPatch, Among, Enrolled, NewAgent, Opened, Revoked, Said, SessionHeld, SessionOpening, SessionState, Store,
 };
 use serde_json::json;
+use uuid::Uuid;
 
 fn target(text: &str) -> Target {
     Target::parse(text).unwrap()
@@ -93,14 +95,94 @@ pub async fn refreshing_changes_what_targets_see(backend: &mut impl Backend) {
     let store = backend.store();
     let no = enrolled(store, &described("web"), &Secret::random()).await;
     enrolled(store, &described("other"), &Secret::random()).await;
-    let facts = json!({"os": "plan9"}).as_object().unwrap().clone();
-    store.agent_refresh(no, None, &facts, "2.0").await.unwrap();
+    let facts = Some(JsonObject::from_json(r#"{"os":"plan9"}"#).unwrap());
+    let said = Said { labels: None, facts, version: "2.0".into() };
+    assert!(store.agent_refresh(no, said.clone()).await.unwrap());
+    assert!(!store.agent_refresh(no, said.clone()).await.unwrap(), "it is stored already");
     let new = "version = '2.0' AND facts.os = 'plan9' AND facts.n IS NULL AND last_seen IS NOT NULL";
     assert_eq!(matching(store, &target(&format!("{new} AND labels.role = 'web'"))).await, [no]);
-    let labels = [("role".to_owned(), "db".to_owned())].into();
-    store.agent_refresh(no, Some(&labels), &facts, "2.0").await.unwrap();
-    assert_eq!(matching(store, &target(&format!("{new} AND labels.role = 'db'"))).await, [no]);
+    let labels = Some([("site".to_owned(), "a".to_owned())].into());
+    assert!(store.agent_refresh(no, Said { labels, facts: None, version: "2.0".into() }).await.unwrap());
+    assert_eq!(matching(store, &target(&format!("{new} AND labels.site = 'a'"))).await, [no], "without facts");
+    assert!(!store.agent_refresh(no + 1_000, said).await.unwrap(), "there is no such agent");
     assert_eq!(matching(store, &target("facts.n = 5 AND labels.role = 'web' AND last_seen IS NULL")).await.len(), 1);
+}
+
+pub async fn labels_of_operators_stay_whatever_the_agent_reports(backend: &mut impl Backend) {
+    let store = backend.store();
+    let web = NewAgent { transport: "stream".into(), address: None, ..described("web") };
+    let no = enrolled(store, &web, &Secret::random()).await;
+    let report = |labels: &[(&str, &str)]| Said {
+        labels: Some(labels.iter().map(|(key, value)| ((*key).to_owned(), (*value).to_owned())).collect()),
+        ..Said::default()
+    };
+    let labels = async || store.agent_view("web").await.unwrap().unwrap().labels.get().to_owned();
+    let patch = |labels: &[(&str, Option<&str>)]| AgentPatch {
+        labels: labels.iter().map(|(key, value)| ((*key).to_owned(), value.map(str::to_owned))).collect(),
+        ..AgentPatch::default()
+    };
+    store.agent_update("web", &patch(&[("role", Some("db")), ("tier", Some("1"))]), &me()).await.unwrap();
+    store.agent_refresh(no, report(&[("role", "web"), ("site", "a")])).await.unwrap();
+    assert_eq!(labels().await, r#"{"role":"db","site":"a","tier":"1"}"#);
+    store.agent_update("web", &patch(&[("site", None)]), &me()).await.unwrap();
+    store.agent_refresh(no, report(&[("role", "web"), ("site", "b")])).await.unwrap();
+    assert_eq!(labels().await, r#"{"role":"db","tier":"1"}"#, "taken away, though the agent reports it");
+    store.agent_refresh(no, report(&[])).await.unwrap();
+    store.agent_refresh(no, report(&[("site", "c")])).await.unwrap();
+    assert_eq!(labels().await, r#"{"role":"db","site":"c","tier":"1"}"#, "it had stopped reporting it");
+    // The labels of one that somebody added are an operator's.
+    let added = enrolled(store, &described("hook"), &Secret::random()).await;
+    store.agent_refresh(added, report(&[("role", "x")])).await.unwrap();
+    assert_eq!(matching(store, &target("labels.role = 'web'")).await, [added]);
+}
+
+pub async fn disabled_agents_are_listed_when_they_are_asked_for(backend: &mut impl Backend) {
+    let store = backend.store();
+    for name in ["a", "b", "c"] {
+        enrolled(store, &described(name), &Secret::random()).await;
+    }
+    store.agent_update("b", &AgentPatch { disabled: Some(true), ..AgentPatch::default() }, &me()).await.unwrap();
+    store.agent_remove("c", &me()).await.unwrap();
+    let listed = async |text: Option<&str>, disabled| {
+        let among = Among { target: text.map(target), disabled };
+        let list = store.agent_list(&among, None, 10).await.unwrap();
+        list.into_iter().map(|agent| agent.name).collect::<Vec<_>>()
+    };
+    assert_eq!(listed(None, None).await, ["a", "b"]);
+    assert_eq!(listed(None, Some(false)).await, ["a"]);
+    assert_eq!(listed(None, Some(true)).await, ["b"]);
+    assert_eq!(listed(Some("TRUE"), None).await, ["a"]);
+    assert_eq!(listed(Some("TRUE"), Some(true)).await, ["b"]);
+    assert!(listed(Some("labels.role = 'db'"), Some(true)).await.is_empty());
+}
+
+pub async fn of_two_processes_with_one_token_the_later_one_stays(backend: &mut impl Backend) {
+    let store = backend.store();
+    let no = agents(store, 1).await[0];
+    let [first, second, third] = [1, 2, 3].map(Uuid::from_u128);
+    let open = async |instance: Option<Uuid>| {
+        let opening = SessionOpening { agent_no: no, token: None, after: None, instance };
+        store.session_open(&[opening]).await.unwrap()[0]
+    };
+    let view = async || store.agent_view("agent-000").await.unwrap().unwrap().duplicate_at;
+    let opened = |opened| matches!(opened, Opened::As(_));
+    assert!(opened(open(Some(first)).await));
+    assert!(opened(open(Some(first)).await), "the same process again");
+    assert!(opened(open(Some(second)).await), "perhaps a restart");
+    assert_eq!(view().await, None);
+    assert_eq!(open(Some(first)).await, Opened::Duplicate);
+    assert!(view().await.is_some_and(|at| at <= store.now()));
+    assert!(opened(open(Some(third)).await));
+    for replaced in [first, second] {
+        assert_eq!(open(Some(replaced)).await, Opened::Duplicate);
+    }
+    assert!(opened(open(None).await), "one that doesn't say who it is");
+    let Opened::As(epoch) = open(Some(third)).await else { panic!("the latest one") };
+    // Once it has gone, any of them may come.
+    store.session_close(&[(no, epoch)]).await.unwrap();
+    assert!(opened(open(Some(first)).await));
+    assert!(opened(open(Some(second)).await), "what had been before is forgotten");
+    assert_eq!(open(Some(first)).await, Opened::Duplicate);
 }
 
 pub async fn many_agents_are_read_at_once(backend: &mut impl Backend) {
@@ -228,7 +310,8 @@ pub async fn who_is_not_allowed_opens_no_connection(backend: &mut impl Backend) 
         let no = enrolled(store, &named(name, "stream"), &secret).await;
         cases.push((no, store.token_find(&secret.hash()).await.unwrap().unwrap().id));
     }
-    let opening = |n: usize| SessionOpening { agent_no: cases[n].0, token: Some(cases[n].1), after: None };
+    let opening =
+        |n: usize| SessionOpening { agent_no: cases[n].0, token: Some(cases[n].1), after: None, instance: None };
     let disabled = AgentPatch { disabled: Some(true), ..AgentPatch::default() };
     store.agent_update("disabled", &disabled, &me()).await.unwrap();
     store.agent_remove("removed", &me()).await.unwrap();
@@ -240,7 +323,7 @@ pub async fn who_is_not_allowed_opens_no_connection(backend: &mut impl Backend) 
     };
     assert_eq!(matching(store, &target("status = 'online'")).await, [cases[0].0]);
     assert_eq!(store.agent_view("disabled").await.unwrap().unwrap().status, "offline");
-    let unknown = SessionOpening { agent_no: cases[3].0 + 1_000, token: None, after: None };
+    let unknown = SessionOpening { agent_no: cases[3].0 + 1_000, token: None, after: None, instance: None };
     assert_eq!(store.session_open(&[unknown]).await.unwrap(), [Opened::NotAllowed]);
     // The same connection once more, and one that is older.
     let again = SessionOpening { after: Some(epoch), ..opening(0) };

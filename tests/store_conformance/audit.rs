@@ -3,6 +3,7 @@
 use crate::Backend;
 use crate::support::{accept, action, agents, in_secs, me, named};
 use odoshi::domain::agent::{Role, Secret, Token};
+use odoshi::domain::audit::AuditAuthor;
 use odoshi::store::{AgentPatch, Store};
 use serde_json::json;
 use uuid::Uuid;
@@ -56,12 +57,30 @@ pub async fn what_is_changed_is_told_with_who_did_it_newest_first(backend: &mut 
     assert_eq!(told(store).await, expected);
     let entries = store.audit_list(None, 2).await.unwrap();
     for entry in &entries {
-        let by = (entry.token, entry.name.as_str(), entry.role.as_str());
-        assert_eq!(by, (me().token, "tester", "admin"));
+        let by = AuditAuthor {
+            name: "tester".into(),
+            role: "admin".into(),
+            token: me().token,
+            address: Some("192.0.2.7".into()),
+        };
+        assert_eq!(entry.by, by);
+        assert!(entry.target.is_none() && entry.operations.is_none(), "{entry:?}");
         assert!(entry.at <= store.now() && entry.at > in_secs(store, -60));
     }
     let rest = store.audit_list(Some(entries[1].no), usize::MAX).await.unwrap();
     assert_eq!(rest.len(), expected.len() - 2);
+    let created = rest.last().unwrap();
+    assert_eq!(created.target.as_deref(), Some("TRUE"));
+    assert_eq!(created.operations.as_ref().unwrap().get(), r#"[{"module":"ping"}]"#);
+}
+
+pub async fn of_long_operations_size_and_hash_are_told(backend: &mut impl Backend) {
+    let store = backend.store();
+    let text = "x".repeat(100_000);
+    accept(store, json!({ "operations": [{ "module": "ping", "parameters": text }] })).await;
+    let entry = store.audit_list(None, 1).await.unwrap().pop().unwrap();
+    let told: serde_json::Value = serde_json::from_str(entry.operations.unwrap().get()).unwrap();
+    assert!(told["bytes"].as_u64().unwrap() > 100_000 && told["sha256"].as_str().unwrap().len() == 64, "{told}");
 }
 
 pub async fn what_changes_nothing_is_not_told(backend: &mut impl Backend) {

@@ -218,6 +218,7 @@ macro_rules! cases {
             audit {
                 what_is_changed_is_told_with_who_did_it_newest_first
                 what_changes_nothing_is_not_told
+                of_long_operations_size_and_hash_are_told
                 entries_are_never_changed_and_go_when_they_are_old
             }
             model {
@@ -228,6 +229,9 @@ macro_rules! cases {
                 an_enrolled_agent_shows_its_token
                 enrolling_is_repeated_under_its_nonce_until_the_token_is_used
                 refreshing_changes_what_targets_see
+                labels_of_operators_stay_whatever_the_agent_reports
+                disabled_agents_are_listed_when_they_are_asked_for
+                of_two_processes_with_one_token_the_later_one_stays
                 many_agents_are_read_at_once
                 contacts_have_addresses_and_secrets_and_leave_out_disabled_agents
                 the_connection_that_was_opened_last_wins_whatever_the_clock_says

@@ -105,7 +105,7 @@ pub async fn occurrences_may_overlap_or_cancel_the_one_before(backend: &mut impl
     let states: Vec<ActionState> = states.map(|occurrence| occurrence.action.unwrap().1).collect();
     assert_eq!(states, [ActionState::Scheduled, ActionState::Cancelled, ActionState::Cancelled]);
     let cancel = store.audit_list(None, 1).await.unwrap().remove(0);
-    assert_eq!((cancel.did.as_str(), cancel.name.as_str()), ("action.cancel", "schedule:cancel"));
+    assert_eq!((cancel.did.as_str(), cancel.by.name.as_str()), ("action.cancel", "schedule:cancel"));
 }
 
 pub async fn of_occurrences_that_are_made_together_the_overlap_policy_leaves_one(backend: &mut impl Backend) {

@@ -246,7 +246,10 @@ pub async fn a_trigger_makes_an_occurrence_whatever_the_schedule_says(backend: &
     let times: HashSet<Timestamp> = occurrences.iter().map(|occurrence| occurrence.at).collect();
     assert_eq!(times.len(), 3, "each has a time of its own");
     let entry = store.audit_list(None, 1).await.unwrap().remove(0);
-    assert_eq!((entry.did.as_str(), entry.subject.as_str(), entry.name.as_str()), ("schedule.trigger", "s", "tester"));
+    assert_eq!(
+        (entry.did.as_str(), entry.subject.as_str(), entry.by.name.as_str()),
+        ("schedule.trigger", "s", "tester")
+    );
     store.schedule_remove(schedule.tag, &me()).await.unwrap();
     assert!(trigger(None).await.is_none(), "it is gone");
 }

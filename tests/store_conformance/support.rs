@@ -32,7 +32,7 @@ pub fn named(name: &str, transport: &str) -> NewAgent {
 
 /// Who does what the cases do.
 pub fn me() -> Author {
-    Author { token: Some(Uuid::from_u128(7)), name: "tester".into(), role: "admin" }
+    Author { token: Some(Uuid::from_u128(7)), name: "tester".into(), role: "admin", address: Some("192.0.2.7".into()) }
 }
 
 /// All agents that match, in key order.
@@ -51,7 +51,7 @@ pub async fn agents(store: &dyn Store, number: usize) -> Vec<i64> {
 
 /// Opens a connection for each of these agents at this node; answers their epochs.
 pub async fn connect(store: &dyn Store, agents: &[i64]) -> Vec<i64> {
-    let opening = |agent: &i64| SessionOpening { agent_no: *agent, token: None, after: None };
+    let opening = |agent: &i64| SessionOpening { agent_no: *agent, token: None, after: None, instance: None };
     let opened = store.session_open(&agents.iter().map(opening).collect::<Vec<_>>()).await.unwrap();
     let epoch = |opened: Opened| match opened {
         Opened::As(epoch) => epoch,

@@ -4,7 +4,8 @@ use crate::Backend;
 use crate::support::{Taken, accept, agents, connect, matching, page, property};
 use odoshi::domain::agent::Enrollment;
 use odoshi::domain::command::{CommandState, Event};
-use odoshi::domain::target::{AgentRecord, Column, CompareOp, Moment, Target, Value};
+use odoshi::domain::json::JsonObject;
+use odoshi::domain::target::{AgentRecord, Column, CompareOp, Moment, Number, Target, Value};
 use odoshi::domain::time::Timestamp;
 use odoshi::store::{NewAgent, Store};
 use proptest::prelude::*;
@@ -107,6 +108,9 @@ fn word() -> impl Strategy<Value = String> {
         "5.50",
         "-3",
         "1e2",
+        "9007199254740993",
+        "1e400",
+        "1e20000",
         "007",
         " 5",
         "+5",
@@ -133,6 +137,28 @@ fn word() -> impl Strategy<Value = String> {
     prop_oneof![8 => prop::sample::select(words.to_vec()).prop_map(str::to_owned), 1 => "\\PC{0,3}"]
 }
 
+/// Numbers that no number of ours holds.
+const LONG: [&str; 9] = [
+    "1.10",
+    "1e400",
+    "-1E+400",
+    "1e-400",
+    "9007199254740993",
+    "9007199254740992",
+    "12345678901234567890123",
+    "12345678901234567890123.5",
+    "-0.0",
+];
+
+/// Facts with the long numbers in the places of their texts.
+fn written(facts: &BTreeMap<String, Json>) -> JsonObject {
+    let mut json = json!(facts).to_string();
+    for digits in LONG {
+        json = json.replace(&format!("\"#{digits}\""), digits);
+    }
+    JsonObject::from_json(&json).unwrap()
+}
+
 fn fact() -> impl Strategy<Value = Json> {
     let leaf = prop_oneof![
         Just(Json::Null),
@@ -141,6 +167,7 @@ fn fact() -> impl Strategy<Value = Json> {
         (-40i32..40).prop_map(|n| Json::from(f64::from(n) / 8.0)),
         Just(json!(u64::MAX)),
         Just(json!(i64::MIN)),
+        prop::sample::select(LONG.to_vec()).prop_map(|digits| format!("#{digits}").into()),
         word().prop_map(Json::from),
     ];
     leaf.prop_recursive(3, 12, 3, |inner| {
@@ -176,7 +203,7 @@ fn drawn() -> impl Strategy<Value = Drawn> {
                 online: online && seen.is_some(),
                 version: version.map(str::to_owned),
                 labels,
-                facts: facts.into_iter().collect(),
+                facts: written(&facts),
                 ..AgentRecord::default()
             },
             enrolled,
@@ -215,12 +242,14 @@ fn column() -> impl Strategy<Value = Column> {
 }
 
 fn value() -> impl Strategy<Value = Value> {
-    let numbers = vec![5.0, 5.5, -3.0, 100.0, 7.0, 0.0, 0.125, 1e15, 18_446_744_073_709_551_615.0];
+    let numbers = ["5", "5.5", "-3", "100", "7", "0", "0.125", "1e15", "18446744073709551615"];
+    let numbers: Vec<&str> = numbers.into_iter().chain(LONG).collect();
+    let number = |text: &str| Value::Number(Number::of(text).unwrap());
     prop_oneof![
         3 => word().prop_map(Value::Text),
         1 => prop::sample::select(vec!["stream", "Smtp", "online", "offline", "1.2"]).prop_map(|text| Value::Text(text.into())),
-        2 => prop::sample::select(numbers).prop_map(Value::Number),
-        1 => (-40i32..40).prop_map(|n| Value::Number(f64::from(n) / 8.0)),
+        3 => prop::sample::select(numbers).prop_map(number),
+        1 => (-40i32..40).prop_map(move |n| number(&(f64::from(n) / 8.0).to_string())),
     ]
 }
 
@@ -279,8 +308,8 @@ async fn settle<B: Backend>(backend: &B, fleet: &[Drawn]) -> BTreeMap<i64, Agent
         let enrolled = fleet.iter().filter(|drawn| drawn.enrolled == hours).map(|Drawn { record, .. }| NewAgent {
             enrollment: Enrollment {
                 name: record.name.clone(),
-                labels: record.labels.clone(),
-                facts: record.facts.clone(),
+                labels: Some(record.labels.clone()),
+                facts: Some(record.facts.clone()),
                 version: record.version.clone().unwrap_or_default(),
             },
             transport: record.transport.clone(),

@@ -282,7 +282,7 @@ pub async fn an_agent_that_is_disabled_or_removed_is_cut_off_though_nothing_says
     let server = Server::start(on.options()).await;
     let bystander = server.enroll("bystander", json!({})).await;
     let mut bystander = WireAgent::hello(&server.url, &bystander, 16).await;
-    let by = Author { token: None, name: "another node".into(), role: "admin" };
+    let by = Author { token: None, name: "another node".into(), role: "admin", address: None };
     let mut agents = Vec::new();
     // A look past the server changes them: it is as if its notification were lost.
     let store = server.store().await;

@@ -1,43 +1,8 @@
 //! What an operator types, through the built binary.
 
-use crate::support::{AgentProcess, Server, ServerOptions, WireAgent, eventually, mostly_waits, program};
+use crate::support::{AgentProcess, Operator, Server, ServerOptions, WireAgent, eventually, mostly_waits};
 use serde_json::{Value, json};
-use std::process::{Command, Output, Stdio};
-
-/// Somebody with an admin's token.
-struct Operator {
-    server: String,
-    token: String,
-}
-
-impl Operator {
-    fn of(server: &Server) -> Self {
-        Self { server: server.url.clone(), token: server.admin_token() }
-    }
-
-    fn command(&self, arguments: &[&str]) -> Command {
-        let mut command = Command::new(program());
-        command.args(arguments).env("ODOSHI_SERVER", &self.server).env("ODOSHI_TOKEN", &self.token);
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-        command
-    }
-
-    /// What a call prints and how it ends.
-    async fn call(&self, arguments: &[&str]) -> (i32, String, String) {
-        let mut command = self.command(arguments);
-        let Output { status, stdout, stderr } =
-            tokio::task::spawn_blocking(move || command.output().unwrap()).await.unwrap();
-        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-        (status.code().unwrap(), text(&stdout), text(&stderr))
-    }
-
-    /// What a call prints that must go well.
-    async fn prints(&self, arguments: &[&str]) -> String {
-        let (code, out, err) = self.call(arguments).await;
-        assert_eq!(code, 0, "{arguments:?}: {out}{err}");
-        out
-    }
-}
+use std::process::Stdio;
 
 /// A server with two agents that run anything.
 async fn fleet() -> (Server, Vec<AgentProcess>) {

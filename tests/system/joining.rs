@@ -149,7 +149,7 @@ pub async fn the_audit_log_says_who_did_what(on: On) {
     };
     let page = eventually("the spool's action", || async {
         let page = list(&server).await;
-        (page["audit"][0]["name"] == "spool").then_some(page)
+        (page["audit"][0]["by"]["name"] == "spool").then_some(page)
     })
     .await;
     server.kill();
@@ -157,8 +157,9 @@ pub async fn the_audit_log_says_who_did_what(on: On) {
     assert_eq!(list(&server).await, page, "it survives");
     let entry = |n: usize| {
         let entry = &page["audit"][n];
-        let text = |key: &str| entry[key].as_str().unwrap_or_default().to_owned();
-        (text("did"), text("name"), text("role"), text("token"))
+        let text = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+        let by = &entry["by"];
+        (text(&entry["did"]), text(&by["name"]), text(&by["role"]), text(&by["token"]))
     };
     let of = |did: &str, name: &str, role: &str| (did.to_owned(), name.to_owned(), role.to_owned());
     let short = |(did, name, role, _): (String, String, String, String)| (did, name, role);
@@ -166,6 +167,12 @@ pub async fn the_audit_log_says_who_did_what(on: On) {
     assert_eq!(short(entry(1)), of("action.cancel", "the first admin", "admin"));
     assert_eq!(short(entry(2)), of("action.create", "ops", "operator"));
     assert_eq!((entry(2).3, &page["audit"][2]["subject"]), (made["id"].as_str().unwrap().to_owned(), &json!(id)));
+    let ran =
+        |n: usize| [&page["audit"][n]["target"], &page["audit"][n]["operations"], &page["audit"][n]["by"]["address"]];
+    let operations = json!([{ "module": "ping" }]);
+    assert_eq!(ran(0), [&json!("TRUE"), &operations, &Value::Null]);
+    assert_eq!(ran(1), [&Value::Null, &Value::Null, &json!("127.0.0.1")]);
+    assert_eq!(ran(2), [&json!("TRUE"), &operations, &json!("127.0.0.1")]);
     let next = page["next"].as_str().unwrap();
     let (_, rest) = server.call("GET", &format!("/v1/audit?after={next}"), None).await;
     let did: Vec<&str> = rest["audit"].as_array().unwrap().iter().map(|entry| entry["did"].as_str().unwrap()).collect();

@@ -18,6 +18,7 @@ mod clients;
 mod clocks;
 #[path = "../cluster/mod.rs"]
 mod cluster;
+mod documents;
 mod enrolling;
 #[cfg(feature = "failpoints")]
 mod faults;
@@ -25,6 +26,7 @@ mod faults;
 mod hooks;
 mod http_api;
 mod https;
+mod identity;
 mod joining;
 mod kill;
 mod metadata;
@@ -33,6 +35,7 @@ mod nats;
 mod nodes;
 mod open_files;
 mod postgres_access;
+mod prometheus;
 mod reconnect;
 mod recording;
 mod refusals;
@@ -46,6 +49,7 @@ mod sqlite_faults;
 mod startup;
 mod store_faults;
 mod support;
+mod tour;
 #[cfg(feature = "webhook")]
 mod webhook;
 

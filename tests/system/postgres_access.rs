@@ -2,8 +2,9 @@
 
 use crate::cluster::{self, Cluster};
 use crate::support::{On, Server, ServerOptions, program};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output};
 
 fn openssl(folder: &Path, arguments: &str) {
     let made = Command::new("openssl").args(arguments.split_whitespace()).current_dir(folder).output().unwrap();
@@ -146,4 +147,71 @@ async fn a_database_in_another_encoding_is_refused_with_what_to_do() {
     let (code, text) = migrated.await.unwrap();
     assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("LATIN1") && text.contains(what_to_do), "{text}");
+}
+
+/// PgBouncer before a server, in a mode of its own. It ends when it is dropped.
+struct Pooler {
+    child: Child,
+    port: u16,
+    _folder: tempfile::TempDir,
+}
+
+impl Pooler {
+    fn start(cluster: &Cluster, mode: &str) -> Self {
+        let (folder, port) = (tempfile::tempdir().unwrap(), cluster::free_port());
+        let (path, server) = (folder.path().display(), cluster.port);
+        let settings = format!(
+            "[databases]\n* = host=127.0.0.1 port={server}\n[pgbouncer]\nlisten_addr = 127.0.0.1\nlisten_port = {port}\n\
+             unix_socket_dir =\nauth_type = scram-sha-256\nauth_file = {path}/users\npool_mode = {mode}\n\
+             default_pool_size = 50\n"
+        );
+        std::fs::write(folder.path().join("settings"), settings).unwrap();
+        std::fs::write(folder.path().join("users"), format!("\"odoshi\" \"{}\"\n", cluster::PASSWORD)).unwrap();
+        // It doesn't run as root.
+        let mut command = Command::new("/usr/sbin/pgbouncer");
+        if let Some((uid, gid)) = cluster::unprivileged() {
+            for path in [folder.path().to_owned(), folder.path().join("settings"), folder.path().join("users")] {
+                nix::unistd::chown(&path, Some(uid.into()), Some(gid.into())).unwrap();
+            }
+            command.uid(uid).gid(gid);
+        }
+        let child = command.arg("-q").arg(folder.path().join("settings")).current_dir("/").spawn().unwrap();
+        Self { child, port, _folder: folder }
+    }
+}
+
+impl Drop for Pooler {
+    fn drop(&mut self) {
+        self.child.kill().ok();
+        self.child.wait().ok();
+    }
+}
+
+#[actix_rt::test]
+async fn a_pooler_that_changes_sessions_is_refused_and_one_that_keeps_them_is_not() {
+    for (mode, is_fine) in [("transaction", false), ("session", true)] {
+        let (pooler, url) = tokio::task::spawn_blocking(move || {
+            let cluster = cluster::shared();
+            let pooler = Pooler::start(cluster, mode);
+            let url = cluster.url_through(pooler.port, &cluster.database());
+            (pooler, url)
+        })
+        .await
+        .unwrap();
+        let listens = || async { tokio::net::TcpStream::connect(("127.0.0.1", pooler.port)).await.ok() };
+        crate::support::eventually("PgBouncer to listen", listens).await;
+        let mut server = Server::prepare(ServerOptions::default());
+        server.set("ODOSHI__STORE__URL", &url);
+        // The second start finds the tables there.
+        for _ in 0..2 {
+            if is_fine {
+                server.restart().await;
+                server.terminate().await;
+            } else {
+                server.spawn();
+                assert_eq!(server.wait().await.code(), Some(1), "{}", server.log_text());
+                assert!(server.log_text().contains("pool_mode = session"), "{}", server.log_text());
+            }
+        }
+    }
 }

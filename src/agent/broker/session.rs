@@ -115,8 +115,14 @@ impl<L: Link> BrokerSession<L> {
         let (mut running, unstored) = read.await.map_err(|error| LinkError::of("the journal", &error))?;
         running.truncate(REFS_PER_FRAME);
         self.clock = Timestamp::of_this_machine();
-        let (version, facts, capacity) = (VERSION.into(), facts(), self.deps.capacity);
-        let hello = Hello { version, facts, capacity, running, clock: Some(self.clock) };
+        let hello = Hello {
+            version: VERSION.into(),
+            facts: Some(facts()),
+            instance: Some(self.deps.instance),
+            capacity: self.deps.capacity,
+            running,
+            clock: Some(self.clock),
+        };
         self.greeted = self.deps.clock.moment();
         self.publish(&AgentFrame::Hello(hello)).await?;
         self.deps.outbox.post(|pending| pending.results.extend(unstored));

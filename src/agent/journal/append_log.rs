@@ -27,7 +27,7 @@ pub struct Journal {
     /// Held for as long as the journal is open.
     pub(super) _lock: File,
     /// Length of the written lines. Except for `stored` lines, they are on disk.
-    pub(super) len: u64,
+    pub(in crate::agent) len: u64,
     /// Number of bytes that a compaction would keep.
     pub(super) live: u64,
     pub(super) index: BTreeMap<RunRef, Entry>,
@@ -35,6 +35,9 @@ pub struct Journal {
     /// file.
     pub(super) suspect: bool,
     pub(super) purged_at: Timestamp,
+    /// The length of the file at which the disk is full, which leaves no room for another file either.
+    #[cfg(test)]
+    pub(in crate::agent) room: Option<u64>,
 }
 
 impl Journal {
@@ -91,7 +94,7 @@ impl Journal {
             places.push(KeySlot { offset: self.len + start, len: text.len() as u64 - start });
         }
         let sync = !records.iter().all(|record| matches!(record, Record::Stored { .. } | Record::Spawned { .. }));
-        let written = self.file.write_all_at(&text, self.len);
+        let written = self.write(&text);
         let written = if sync { written.and_then(|()| self.file.sync_data()) } else { written };
         if let Err(error) = written {
             self.suspect = true;
@@ -103,6 +106,17 @@ impl Journal {
         }
         self.tidy(now);
         Ok(())
+    }
+
+    fn write(&self, text: &[u8]) -> std::io::Result<()> {
+        #[cfg(test)]
+        if let Some(room) = self.room.and_then(|room| usize::try_from(room - self.len).ok())
+            && room < text.len()
+        {
+            self.file.write_all_at(&text[..room], self.len)?;
+            return Err(std::io::ErrorKind::StorageFull.into());
+        }
+        self.file.write_all_at(text, self.len)
     }
 
     /// Records how to find the processes of a started run. Does not wait for the disk: only a crash

@@ -12,6 +12,10 @@ use std::path::Path;
 impl Journal {
     /// Writes the lines that still count into a new file, and replaces the journal by it.
     pub(super) fn compact(&mut self) -> Result<(), JournalError> {
+        #[cfg(test)]
+        if self.room.is_some() {
+            return Err(io_error("write", &self.path)(std::io::ErrorKind::StorageFull.into()));
+        }
         let path = self.path.with_extension("jsonl.new");
         let fail = |what| io_error(what, &path);
         let file = options().read(true).write(true).truncate(true).open(&path).map_err(fail("open"))?;

@@ -22,6 +22,7 @@ mod error;
 mod files;
 mod record;
 mod recovery;
+mod salvage;
 mod shared;
 #[cfg(test)]
 mod tests;
@@ -32,4 +33,5 @@ pub use error::JournalError;
 pub(super) use files::sync_dir;
 pub use record::Record;
 pub use recovery::{Recovered, Waiting};
+pub(super) use salvage::Kept;
 pub(super) use shared::SharedJournal;

@@ -57,6 +57,8 @@ impl Journal {
             index: BTreeMap::new(),
             suspect: false,
             purged_at: Timestamp(0),
+            #[cfg(test)]
+            room: None,
         };
         let recovered = journal.replay(now)?;
         Ok((journal, recovered))
@@ -146,6 +148,7 @@ impl Journal {
                 output: None,
                 error: Some("interrupted".into()),
                 truncated: false,
+                lossy: false,
             }],
             started_at: Some(started_at),
             finished_at: Some(now),

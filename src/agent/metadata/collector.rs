@@ -60,7 +60,7 @@ async fn collect(entry: &MetadataConfig, config: &AgentConfig) -> Collected {
         return Err(if ended.stderr.is_empty() { error } else { format!("{error}: {}", ended.stderr) });
     }
     let text = ended.stdout.trim();
-    if text.len() > MAX_VALUE {
+    if ended.truncated || text.len() > MAX_VALUE {
         return Err(format!("it printed more than {MAX_VALUE} bytes"));
     }
     match serde_json::from_str::<&RawValue>(text) {

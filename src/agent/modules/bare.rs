@@ -11,6 +11,8 @@ use uuid::Uuid;
 /// How a program ended.
 pub(in crate::agent) struct Bare {
     pub(in crate::agent) stdout: String,
+    /// Whether it wrote more than that.
+    pub(in crate::agent) truncated: bool,
     /// The beginning of what it wrote to standard error, trimmed.
     pub(in crate::agent) stderr: String,
     /// Why it failed.
@@ -34,6 +36,6 @@ pub(in crate::agent) async fn run_bare(
     let ended = process::run(command, None, bounds, &trace, &mut stop).await;
     trace.ended();
     let ended = ended?;
-    let (stdout, stderr) = (ended.stdout.text(), ended.stderr.text().trim().to_owned());
-    Ok(Bare { stdout, stderr, error: ended.error() })
+    let ((stdout, _), (stderr, _)) = (ended.stdout.text(), ended.stderr.text());
+    Ok(Bare { stdout, truncated: ended.stdout.truncated, stderr: stderr.trim().to_owned(), error: ended.error() })
 }

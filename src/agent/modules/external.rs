@@ -2,7 +2,7 @@
 //! JSON on standard output, exit code 0 on success. Standard error is for people: its end becomes
 //! part of the error.
 
-use super::{Call, Module, Outcome, environment, process};
+use super::{Call, Module, Outcome, environment, explain, process};
 use crate::agent::config::Bounds;
 use async_trait::async_trait;
 use serde_json::value::RawValue;
@@ -60,11 +60,15 @@ impl Module for External {
         let (input, trace) = (Some(parameters.into_bytes()), &call.trace);
         let ended = match process::run(command, input, self.bounds, trace, &mut call.stop).await {
             Ok(ended) => ended,
-            Err(error) => return Outcome::failed(format!("it could not be run: {error}")),
+            Err(error) => {
+                let why = explain::not_started(&self.program, &error);
+                return Outcome::failed(format!("it could not be run: {why}"));
+            }
         };
         let mut outcome =
             Outcome { ok: true, truncated: ended.stdout.truncated, stopped: ended.stopped, ..Outcome::default() };
-        let text = ended.stdout.text();
+        let (text, lossy) = ended.stdout.text();
+        outcome.lossy = lossy;
         if !text.trim().is_empty() {
             // Not `Value`, which would round large numbers.
             match serde_json::from_str::<&RawValue>(&text) {
@@ -76,7 +80,7 @@ impl Module for External {
             }
         }
         if let Some(error) = ended.error() {
-            let stderr = ended.stderr.text();
+            let (stderr, _) = ended.stderr.text();
             outcome.error = Some(match tail(stderr.trim()) {
                 "" => error,
                 said => format!("{error}: {said}"),

@@ -5,6 +5,7 @@
 mod bare;
 mod environment;
 pub mod exec;
+mod explain;
 pub mod external;
 mod module;
 pub mod ping;

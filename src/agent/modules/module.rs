@@ -31,6 +31,8 @@ pub struct Outcome {
     pub error: Option<String>,
     /// Whether output was cut off.
     pub truncated: bool,
+    /// Whether bytes of the output were no UTF-8, and U+FFFD stands in their place.
+    pub lossy: bool,
     /// Set when the operation was stopped before its end. The run ends with it.
     pub stopped: Option<StopReason>,
 }

@@ -8,6 +8,7 @@
 use super::{Stop, StopReason};
 use crate::agent::config::{Bounds, LimitsConfig};
 use crate::agent::processes::{MARK, Trace, spawner};
+use crate::domain::text::text_of;
 use nix::sys::resource::{getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use std::os::unix::process::ExitStatusExt;
@@ -45,10 +46,9 @@ impl Captured {
         }
     }
 
-    /// As text. Bytes that are not UTF-8 become U+FFFD, including a character that the cap cut in
-    /// two.
-    pub(super) fn text(&self) -> String {
-        String::from_utf8_lossy(&self.bytes).into_owned()
+    /// As text, and whether bytes of it were none. A character that the cap cut in two is left out.
+    pub(super) fn text(&self) -> (String, bool) {
+        text_of(&self.bytes, self.truncated)
     }
 }
 

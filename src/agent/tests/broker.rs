@@ -162,7 +162,8 @@ impl Rig {
         let (stop, stopped) = watch::channel(false);
         tokio::spawn(runner.run(inbox, stopped.clone()));
         let reports = Arc::default();
-        let deps = SessionDeps { capacity, journal: journal.clone(), outbox, clock, inputs, reports };
+        let deps =
+            SessionDeps { capacity, instance: Uuid::nil(), journal: journal.clone(), outbox, clock, inputs, reports };
         let (tell, peers) = mpsc::unbounded_channel();
         tokio::spawn(BrokerConnection::new(&config, deps, FakeBroker { peers: tell, largest }).run(stopped));
         Self { _dir: dir, peers, at_gate, journal, _stop: stop }

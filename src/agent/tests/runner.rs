@@ -399,6 +399,36 @@ async fn nothing_is_acknowledged_while_the_journal_can_not_be_written() {
 }
 
 #[tokio::test]
+async fn a_stop_on_a_full_disk_keeps_what_fits_of_a_result() {
+    for (room, kept) in [(2_000, "part"), (1, "nothing")] {
+        let dir = folder();
+        let mut rig = Rig::start(dir.path(), 1);
+        let ping = format!(r#"[{{"module":"ping","parameters":"{}"}},{{"module":"gate"}}]"#, "x".repeat(10_000))
+            .replace(r#"{"module":"gate"}"#, r#"{"module":"gate","parameters":"1"}"#);
+        rig.send([with_operations(1, &ping)]).await;
+        rig.received(run_ref(1)).await;
+        let gate = rig.next_at_gate().await;
+        let full = move |journal: &mut Journal| {
+            journal.room = Some(journal.len + room);
+            Ok(())
+        };
+        rig.journal.with(full).await.expect("it is full");
+        gate.end(true);
+        assert!(matches!(rig.fault().await, Fault::Journal(_)));
+        rig.stop().await;
+        let rig = Rig::start(dir.path(), 1);
+        assert_eq!(rig.journal.peek(Journal::unstored), [run_ref(1)]);
+        let results = rig.journal.peek(|journal| journal.results(&[run_ref(1)], u64::MAX)).expect("readable").0;
+        if kept == "part" {
+            assert_eq!((results[0].status, results[0].results.len()), (RunStatus::Succeeded, 2));
+            assert!(results[0].results[0].truncated && !results[0].results[1].truncated);
+        } else {
+            assert_eq!(error(&results[0]), "interrupted");
+        }
+    }
+}
+
+#[tokio::test]
 async fn a_stop_interrupts_what_runs_and_keeps_what_waits() {
     let dir = folder();
     let mut rig = Rig::start(dir.path(), 1);

@@ -98,7 +98,8 @@ impl Server {
                 socket,
                 hello: Hello {
                     version: String::new(),
-                    facts: serde_json::Map::new(),
+                    facts: None,
+                    instance: None,
                     capacity: 0,
                     running: Vec::new(),
                     clock: None,

@@ -13,7 +13,6 @@ use crate::store::{ActionView, NewAgent};
 use actix::prelude::*;
 use serde_json::json;
 use serde_json::value::RawValue;
-use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
@@ -54,8 +53,8 @@ impl Fleet {
             let agents = (start..count.min(start + 10_000)).map(|number| NewAgent {
                 enrollment: Enrollment {
                     name: format!("agent-{number:07}"),
-                    labels: BTreeMap::new(),
-                    facts: serde_json::Map::new(),
+                    labels: None,
+                    facts: None,
                     version: String::new(),
                 },
                 transport: TRANSPORT.into(),
@@ -166,5 +165,5 @@ impl Handler<Drain> for BenchSender {
 /// What an agent answers.
 fn result() -> OperationResult {
     let output = RawValue::from_string(OUTPUT.to_owned()).ok();
-    OperationResult { module: "exec".into(), ok: true, output, error: None, truncated: false }
+    OperationResult { module: "exec".into(), ok: true, output, error: None, truncated: false, lossy: false }
 }

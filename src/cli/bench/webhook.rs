@@ -136,7 +136,11 @@ impl Bench {
         let mut running = odoshi.start().await?;
         running.ready().await?;
         let agent = |name: String, kind: &str, transport: &str, address: Option<String>| NewAgent {
-            enrollment: Enrollment { name, labels: [("kind".into(), kind.into())].into(), ..Enrollment::default() },
+            enrollment: Enrollment {
+                name,
+                labels: Some([("kind".into(), kind.into())].into()),
+                ..Enrollment::default()
+            },
             transport: transport.into(),
             address,
             secret: Some(SigningSecret::random().reveal().to_owned()),

@@ -3,8 +3,8 @@
 use super::new_action::NewAction;
 use super::state::Membership;
 use crate::domain::audit::Author;
-use crate::domain::json;
-use crate::domain::problem::{Problem, ProblemKind, check_is_object};
+use crate::domain::json::{self, JsonObject};
+use crate::domain::problem::{Problem, ProblemKind};
 use crate::domain::protocol::{MAX_FRAME, Operation};
 use crate::domain::target::Target;
 use crate::domain::text::{bytes_without_mark, has_nul};
@@ -104,11 +104,11 @@ pub(crate) struct Document {
     /// Stored and shown, not used.
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
-    description: Option<serde_json::Map<String, Value>>,
+    description: Option<JsonObject>,
     /// Stored and shown, not used.
     #[serde(default)]
     #[schema(value_type = Option<Object>)]
-    threat: Option<serde_json::Map<String, Value>>,
+    threat: Option<JsonObject>,
     // MIG's own bookkeeping, accepted and ignored.
     #[serde(default, rename = "syntaxversion")]
     #[schema(value_type = Option<Value>)]
@@ -154,9 +154,9 @@ struct Shown<'a> {
     membership: Membership,
     priority: i32,
     #[serde(skip_serializing_if = "Option::is_none")]
-    description: Option<serde_json::Map<String, Value>>,
+    description: Option<JsonObject>,
     #[serde(skip_serializing_if = "Option::is_none")]
-    threat: Option<serde_json::Map<String, Value>>,
+    threat: Option<JsonObject>,
 }
 
 impl NewAction {
@@ -174,19 +174,8 @@ impl NewAction {
     /// # Errors
     /// As [`NewAction::from_json`].
     pub fn from_json_lasting(json: &[u8], id: Uuid, now: Timestamp, lasts: Span) -> Result<Self, Problem> {
-        let json = bytes_without_mark(json);
-        let value = json::read(json)?;
-        check_is_object(json)?;
-        // Read again from the text instead of `value`: operations keep the exact form of their
-        // numbers, and errors have a line.
-        let mut reader = serde_json::Deserializer::from_slice(json);
-        let document: Document = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-            let path = error.path().to_string();
-            let place = if path == "." { String::new() } else { format!("{path}: ") };
-            let text = error.into_inner().to_string();
-            Problem::new(ProblemKind::InvalidDocument, format!("{place}{}", json::without_list(&text)))
-        })?;
-        document.check(id, now, lasts, Sha256::digest(value.to_string()).to_vec())
+        let document: Document = json::from_object(json)?;
+        document.check(id, now, lasts, Sha256::digest(json::canonical(bytes_without_mark(json))?).to_vec())
     }
 }
 
@@ -322,6 +311,7 @@ impl Document {
             id,
             idempotency_key: None,
             scheduled_for: None,
+            retry_of: None,
             author: Author::server("server"),
             document,
             digest,

@@ -14,6 +14,8 @@ pub struct NewAction {
     pub idempotency_key: Option<String>,
     /// The nominal time of the occurrence, if a schedule made it.
     pub scheduled_for: Option<Timestamp>,
+    /// The action that it runs again.
+    pub retry_of: Option<Uuid>,
     /// The author; the server itself by default.
     pub author: Author,
     /// The document with defaults filled in, as JSON.

@@ -40,7 +40,7 @@ fn errors_name_the_place() {
         (r#""timeout":5"#, "timeout: invalid type"),
         (r#""spread":"99999999999h""#, "spread: longer than 100 years"),
         (r#""id":"x""#, "id: \"x\" is not a UUID"),
-        (r#""description":[]"#, "description: invalid type"),
+        (r#""description":[]"#, "description: an object is expected"),
         (r#""name":"twice""#, "the key \"name\" is given twice at line 1 column "),
     ];
     for (extra, expected) in cases {

@@ -190,7 +190,7 @@ impl Schedule {
         }
         let digest = Self::digest_of(json)?;
         check_is_object(json)?;
-        let schedule = Self::read(json, digest, Some(now))?;
+        let schedule = Self::read(json::check(json)?, digest, Some(now))?;
         let calendar = schedule.calendar(zones)?;
         let Some(first) = calendar.next_after(now) else {
             return Err(match &schedule.timing {
@@ -208,8 +208,7 @@ impl Schedule {
     /// # Errors
     /// If it isn't JSON.
     pub fn digest_of(json: &[u8]) -> Result<Vec<u8>, Problem> {
-        let value = json::read(bytes_without_mark(json))?;
-        Ok(Sha256::digest(value.to_string()).to_vec())
+        Ok(Sha256::digest(json::canonical(bytes_without_mark(json))?).to_vec())
     }
 
     /// Keeps the phase of the schedule that this one replaces: unless its document says when it
@@ -229,18 +228,13 @@ impl Schedule {
     /// # Errors
     /// If a later version of the document's rules refuses it.
     pub fn from_stored(document: &str) -> Result<Self, Problem> {
-        Self::read(document.as_bytes(), Vec::new(), None)
+        Self::read(document, Vec::new(), None)
     }
 
     /// Reads a document; `now` is filled in for a new one.
-    fn read(json: &[u8], digest: Vec<u8>, now: Option<Timestamp>) -> Result<Self, Problem> {
-        let mut reader = serde_json::Deserializer::from_slice(json);
-        let document: Document = serde_path_to_error::deserialize(&mut reader).map_err(|error| {
-            let path = error.path().to_string();
-            let place = if path == "." { String::new() } else { format!("{path}: ") };
-            Problem::new(ProblemKind::InvalidDocument, format!("{place}{}", error.into_inner()))
-        })?;
-        let Verbatim { action } = serde_json::from_slice(json).map_err(|error| invalid("action", error))?;
+    fn read(json: &str, digest: Vec<u8>, now: Option<Timestamp>) -> Result<Self, Problem> {
+        let document: Document = json::from_text(json)?;
+        let Verbatim { action } = serde_json::from_str(json).map_err(|error| invalid("action", error))?;
         document.check(action, digest, now)
     }
 

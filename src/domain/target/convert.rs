@@ -3,6 +3,7 @@
 use super::columns::column;
 use super::error::{Result, at};
 use super::expression::{Column, CompareOp, Moment, Target, Value};
+use super::number::Number;
 use super::sql_tree::{arguments, is_call_of, literal, place, what_it_is};
 use crate::domain::command::CommandState;
 use crate::domain::time::{Span, Timestamp};
@@ -167,13 +168,13 @@ fn value(expr: &Expr, column: &Column, around: Location) -> Result<Value> {
                 Err(error) => Err(at(here, format!("'{text}' is not an RFC 3339 time: {error}"))),
             },
             Literal::SingleQuotedString(text) => Ok(Value::Text(text.clone())),
-            Literal::Number(digits, false) => number(digits, 1.0, column, here),
+            Literal::Number(digits, false) => number(digits, "", column, here),
             Literal::Boolean(known) => Err(at(here, format!("{known} is written '{known}' beside a column"))),
             Literal::Null => Err(at(here, "nothing equals NULL; use IS NULL or IS NOT NULL")),
             other => Err(at(here, format!("{other} is not a value here; texts are written in single quotes"))),
         },
         Expr::UnaryOp { op: UnaryOperator::Minus, expr: inner } => match literal(inner) {
-            Some(Literal::Number(digits, false)) => number(digits, -1.0, column, here),
+            Some(Literal::Number(digits, false)) => number(digits, "-", column, here),
             _ => Err(at(here, "- must stand before a number")),
         },
         Expr::Identifier(_) | Expr::CompoundIdentifier(_) => {
@@ -190,14 +191,17 @@ fn value(expr: &Expr, column: &Column, around: Location) -> Result<Value> {
     }
 }
 
-fn number(digits: &str, sign: f64, column: &Column, here: Location) -> Result<Value> {
+fn number(digits: &str, sign: &str, column: &Column, here: Location) -> Result<Value> {
     if column.is_time() {
         return Err(at(here, format!("{column} is a time: compare it with '2026-01-01T00:00:00Z' or now()")));
     }
-    match digits.parse::<f64>() {
-        // Adding zero turns -0 into 0.
-        Ok(number) if number.is_finite() => Ok(Value::Number(number * sign + 0.0)),
-        _ => Err(at(here, format!("{digits} is not a number of double precision"))),
+    // SQL lets out a zero before the point, and one after it.
+    let (mantissa, exponent) = digits.split_at(digits.find(['e', 'E']).unwrap_or(digits.len()));
+    let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, "0"));
+    let filled = |part: &str| if part.is_empty() { "0".to_owned() } else { part.to_owned() };
+    match Number::of(&format!("{sign}{}.{}{exponent}", filled(whole), filled(fraction))) {
+        Some(number) => Ok(Value::Number(number)),
+        None => Err(at(here, "the number has more than 4000 digits, or an exponent of more than four")),
     }
 }
 

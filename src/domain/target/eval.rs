@@ -1,21 +1,13 @@
 //! The meaning of a target, evaluated on one agent in memory: the reference for the stores' SQL.
 
-use super::{Column, CompareOp, Target, Value};
+use super::{Column, CompareOp, Number, Target, Value};
 use crate::domain::command::CommandState;
+use crate::domain::json::{JsonObject, text_at};
 use crate::domain::time::Timestamp;
-use serde_json::Value as Json;
 use std::borrow::Cow;
 use std::cmp::Ordering;
 use std::collections::BTreeMap;
 use uuid::Uuid;
-
-/// Texts that count as numbers when compared with a number literal, as a POSIX regular expression;
-/// at most [`MAX_NUMBER`] characters. The exponent is short so that no database finds it too large
-/// for a double.
-pub const NUMBER_PATTERN: &str = r"^-?[0-9]+(\.[0-9]+)?([eE][+-]?[0-9]{1,2})?$";
-/// The longest text that counts as a number. Enough for any double, and it keeps the exponent far
-/// from its limits.
-pub const MAX_NUMBER: usize = 64;
 
 /// All attributes of one agent that a target can use.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -36,10 +28,10 @@ pub struct AgentRecord {
     pub enrolled_at: Timestamp,
     /// Labels, set by operators.
     pub labels: BTreeMap<String, String>,
-    /// Facts, reported by the agent: a JSON object.
-    pub facts: serde_json::Map<String, Json>,
-    /// The newest metadata values.
-    pub metadata: BTreeMap<String, Json>,
+    /// Facts, reported by the agent.
+    pub facts: JsonObject,
+    /// The newest metadata values, as JSON.
+    pub metadata: BTreeMap<String, String>,
     /// The states of its commands, by the actions' public ids.
     pub commands: BTreeMap<Uuid, CommandState>,
 }
@@ -98,59 +90,20 @@ impl AgentRecord {
             Column::Status => text(if self.online { "online" } else { "offline" }),
             Column::Version => self.version.as_deref().map(Cow::Borrowed),
             Column::Label(key) => self.labels.get(key).map(|value| Cow::Borrowed(value.as_str())),
-            Column::Fact(path) => fact_text(&self.facts, path),
-            Column::Metadata(key) => self.metadata.get(key).and_then(as_text),
+            Column::Fact(path) => self.facts.text_at(path),
+            Column::Metadata(key) => self.metadata.get(key).and_then(|value| text_at(value, &[])),
             Column::QueueLoc => {
-                fact_text(&self.facts, &["os".to_owned()]).map(|system| Cow::Owned(format!("{system}.{}", self.name)))
+                self.facts.text_at(&["os".to_owned()]).map(|system| Cow::Owned(format!("{system}.{}", self.name)))
             }
         };
         found.map(Datum::Text)
     }
 }
 
-/// The fact at this path, as text.
-pub fn fact_text<'a>(facts: &'a serde_json::Map<String, Json>, path: &[String]) -> Option<Cow<'a, str>> {
-    let (first, rest) = path.split_first()?;
-    let found = rest.iter().try_fold(facts.get(first)?, |value, key| match value {
-        Json::Object(map) => map.get(key),
-        Json::Array(items) if key.bytes().all(|b| b.is_ascii_digit()) => items.get(key.parse::<usize>().ok()?),
-        _ => None,
-    })?;
-    as_text(found)
-}
-
-/// The result of `->>`.
-fn as_text(value: &Json) -> Option<Cow<'_, str>> {
-    match value {
-        Json::Null => None,
-        Json::String(text) => Some(Cow::Borrowed(text)),
-        other => Some(Cow::Owned(other.to_string())),
-    }
-}
-
-/// The number that a text contains, if any: see [`NUMBER_PATTERN`].
-pub fn number_of(text: &str) -> Option<f64> {
-    let digits = |text: &str| !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    let unsigned = text.strip_prefix('-').unwrap_or(text);
-    let (mantissa, exponent) = match unsigned.split_once(['e', 'E']) {
-        Some((mantissa, exponent)) => (mantissa, Some(exponent.strip_prefix(['+', '-']).unwrap_or(exponent))),
-        None => (unsigned, None),
-    };
-    let (whole, fraction) = match mantissa.split_once('.') {
-        Some((whole, fraction)) => (whole, Some(fraction)),
-        None => (mantissa, None),
-    };
-    let fine = text.len() <= MAX_NUMBER
-        && digits(whole)
-        && fraction.is_none_or(digits)
-        && exponent.is_none_or(|exponent| digits(exponent) && exponent.len() <= 2);
-    if fine { text.parse().ok() } else { None }
-}
-
 fn compare(datum: &Datum<'_>, op: CompareOp, value: &Value, now: Timestamp) -> Option<bool> {
     let order = match (datum, value) {
         (Datum::Text(text), Value::Text(other)) => text.as_bytes().cmp(other.as_bytes()),
-        (Datum::Text(text), Value::Number(number)) => number_of(text)?.partial_cmp(number)?,
+        (Datum::Text(text), Value::Number(number)) => Number::of(text)?.cmp(number),
         (Datum::Time(time), Value::Moment(moment)) => time.cmp(&moment.when(now)),
         // No expression is parsed into these.
         (Datum::Text(_), Value::Moment(_)) | (Datum::Time(_), Value::Text(_) | Value::Number(_)) => return None,

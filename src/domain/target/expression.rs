@@ -1,5 +1,6 @@
 //! A target expression as a typed tree.
 
+use super::number::Number;
 use crate::domain::command::CommandState;
 use crate::domain::time::Timestamp;
 use std::collections::BTreeSet;
@@ -178,9 +179,8 @@ impl CompareOp {
 pub enum Value {
     /// A text, compared bytewise. It never contains a NUL character, which PostgreSQL can't store.
     Text(String),
-    /// A number, finite and not `-0`. A text that is not a number (see
-    /// [`number_of`](super::number_of)) compares as NULL.
-    Number(f64),
+    /// A number. A text that is not a number compares as NULL.
+    Number(Number),
     /// A time, for columns that are times.
     Moment(Moment),
 }

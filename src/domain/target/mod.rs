@@ -12,12 +12,14 @@ mod display;
 mod error;
 mod eval;
 mod expression;
+mod number;
 mod parse;
 mod sql_tree;
 #[cfg(test)]
 mod tests;
 
 pub use error::TargetError;
-pub use eval::{AgentRecord, MAX_NUMBER, NUMBER_PATTERN, fact_text, like, number_of};
+pub use eval::{AgentRecord, like};
 pub use expression::{Column, CompareOp, Moment, Target, Value};
+pub use number::{MAX_NUMBER, NUMBER_PATTERN, Number};
 pub use parse::MAX_TEXT;

@@ -205,7 +205,7 @@ impl DelayScheduler {
                 Next::Commands(no, after) => {
                     let action = match book.get(no).await {
                         Err(error) if !error.is_transient() => {
-                            unreadable(no, &error);
+                            unreadable(&book.shown(no), &error);
                             None
                         }
                         action => action?,
@@ -222,7 +222,7 @@ impl DelayScheduler {
                             Ok(Some(action)) => found.push((action, transport, due)),
                             Ok(None) => {}
                             Err(error) if error.is_transient() => return Err(error),
-                            Err(error) => unreadable(due.action_no, &error),
+                            Err(error) => unreadable(&book.shown(due.action_no), &error),
                         }
                     }
                     Ok::<_, StoreError>(Page::Open(found, last, until, second))
@@ -359,8 +359,8 @@ impl DelayScheduler {
 }
 
 /// Logs an action that this version can't read. It must not hold up other actions.
-fn unreadable(no: i64, error: &StoreError) {
-    log::error!(action = no, error:% = error.chain(); "an action is passed over");
+fn unreadable(action: &str, error: &StoreError) {
+    log::error!(action, error:% = error.chain(); "an action is passed over");
 }
 
 /// How much of a page was taken in.

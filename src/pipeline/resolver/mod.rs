@@ -91,7 +91,7 @@ impl Resolver {
         };
         self.active.remove(&no);
         resolved.unwrap_or_else(|error| {
-            log::warn!(action = no, error:% = error.chain(); "an action waits to be resolved");
+            log::warn!(action = self.work.node.actions.shown(no), error:% = error.chain(); "an action waits to be resolved");
             false
         })
     }
@@ -172,7 +172,7 @@ async fn begin(work: &Resolving, active: &HashSet<i64>) -> StoreResult<(Vec<Begu
                 misses + 1
             }
             Err(error) => {
-                log::error!(action = no, error:% = error.chain(); "an action is passed over");
+                log::error!(action = work.node.actions.shown(no), error:% = error.chain(); "an action is passed over");
                 0
             }
         };

@@ -1,11 +1,14 @@
 //! Moves that never overwrite, and the search for free names.
 
+use crate::domain::text::bytes_without_mark;
+use serde::de::IgnoredAny;
 use std::ffi::{OsStr, OsString};
-use std::fs::{self, File, TryLockError};
-use std::io::{self, ErrorKind};
+use std::fs::{self, File, OpenOptions, TryLockError};
+use std::io::{self, ErrorKind, Read};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::Path;
+use std::time::{Duration, SystemTime};
 
 /// How often a move is tried while other processes take the same names.
 pub(super) const TRIES: usize = 1_000;
@@ -134,4 +137,28 @@ fn fitting(name: &OsStr, number: u64, room: usize) -> OsString {
         length -= 1;
     }
     OsString::from_vec([&stem[..length], ending.as_bytes()].concat())
+}
+
+/// Whether somebody seems to be writing a file where it is: it has changed less than `settle` ago, and is not complete. Its
+/// writer may not have set its mode yet either.
+pub(super) fn is_being_written(path: &Path, max_body: u64, settle: Duration) -> bool {
+    let Ok(found) = fs::symlink_metadata(path) else { return false };
+    let (seconds, nanos) = (u64::try_from(found.ctime()), u32::try_from(found.ctime_nsec()));
+    let changed = SystemTime::UNIX_EPOCH + Duration::new(seconds.unwrap_or(0), nanos.unwrap_or(0));
+    let is_fresh = SystemTime::now().duration_since(changed).is_ok_and(|age| age < settle);
+    if !is_fresh || !found.is_file() || found.len() > max_body {
+        return false;
+    }
+    let mut content = Vec::new();
+    match open_plainly(path).and_then(|file| file.take(max_body).read_to_end(&mut content)) {
+        Ok(_) => serde_json::from_slice::<IgnoredAny>(bytes_without_mark(&content)).is_err(),
+        Err(error) => error.kind() == ErrorKind::PermissionDenied,
+    }
+}
+
+/// Follows no link, and doesn't wait for the other end of a FIFO. The standard library sets
+/// `O_CLOEXEC`.
+pub(super) fn open_plainly(path: &Path) -> io::Result<File> {
+    let flags = nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK;
+    OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)
 }

@@ -1,7 +1,8 @@
 //! The folder: takes files from `new/` and moves them to `done/`, to `failed/` or back.
 
 use super::files::{
-    TRIES, at, first_free, in_failed, move_to_free_name, rename_no_replace, same_file, sync_dir, try_lock,
+    TRIES, at, first_free, in_failed, is_being_written, move_to_free_name, open_plainly, rename_no_replace, same_file,
+    sync_dir, try_lock,
 };
 use crate::domain::problem::{Problem, ProblemKind};
 use std::collections::{HashMap, HashSet};
@@ -18,6 +19,10 @@ use uuid::Uuid;
 const NAMESPACE: Uuid = Uuid::from_u128(0x6a0f_3c1e_52d4_4b7a_9c43_1f0e_8d26_b957);
 /// Maximum number of waiting names to remember. Remembered names don't hold up other files.
 const MAX_LATER: usize = 10_000;
+/// How long a file that is empty, or no complete JSON, may go on growing: somebody copies it straight into `new/`.
+const SETTLE: Duration = Duration::from_secs(2);
+/// Maximum number of names to remember that are not taken.
+const MAX_IGNORED: usize = 1_000;
 
 /// The folder, and the files that this process has taken from it.
 #[derive(Debug)]
@@ -28,6 +33,10 @@ pub struct Spool {
     held: HashMap<OsString, File>,
     /// Names in `new/` that could not be taken. They are tried again when there are too few others.
     later: HashSet<OsString>,
+    /// Names in `new/` that are none of ours, and were named in the log.
+    ignored: HashSet<OsString>,
+    /// See [`SETTLE`].
+    pub(crate) settle: Duration,
 }
 
 /// A file in `cur/`, to be stored and then passed to [`Spool::done`], [`Spool::fail`] or
@@ -63,6 +72,11 @@ pub enum Taken {
         /// The error, with the path.
         error: io::Error,
     },
+    /// It is no `*.json`, and stays where it is. Returned once for each name.
+    Ignored {
+        /// Its name.
+        name: OsString,
+    },
 }
 
 impl Spool {
@@ -93,12 +107,17 @@ impl Spool {
             // this process did not create it.
             let _ = sync_dir(parent);
         }
-        Ok(Self { dir, max_body, held: HashMap::new(), later: HashSet::new() })
+        Ok(Self::of(dir, max_body))
+    }
+
+    fn of(dir: PathBuf, max_body: u64) -> Self {
+        let (held, later, ignored) = (HashMap::new(), HashSet::new(), HashSet::new());
+        Self { dir, max_body, held, later, ignored, settle: SETTLE }
     }
 
     /// The same folder, with no files taken from it.
     pub fn reopened(&self) -> Self {
-        Self { dir: self.dir.clone(), max_body: self.max_body, held: HashMap::new(), later: HashSet::new() }
+        Self { settle: self.settle, ..Self::of(self.dir.clone(), self.max_body) }
     }
 
     /// The folder where new files appear, to watch.
@@ -140,7 +159,9 @@ impl Spool {
     /// The work is bounded by `limit` and not by the number of files: only the first `limit` in the
     /// folder's own order are sorted. Since taken files leave the folder, each has its turn.
     pub fn take(&mut self, limit: usize) -> io::Result<Vec<Taken>> {
-        Ok(self.candidates(limit)?.into_iter().filter_map(|name| self.take_one(name)).collect())
+        let (names, ignored) = self.candidates(limit)?;
+        let ignored = ignored.into_iter().map(|name| Taken::Ignored { name });
+        Ok(ignored.chain(names.into_iter().filter_map(|name| self.take_one(name))).collect())
     }
 
     /// The action of this file is committed: moves the file to `done/` and returns its name there.
@@ -192,11 +213,11 @@ impl Spool {
         Ok(removed)
     }
 
-    /// Up to `limit` names from `new/`, oldest first. Names that had to wait come only if there are
-    /// too few others.
-    pub(super) fn candidates(&mut self, limit: usize) -> io::Result<Vec<OsString>> {
+    /// Up to `limit` names from `new/`, oldest first; and names that are none of ours and were not met before. Names that
+    /// had to wait come only if there are too few others.
+    pub(super) fn candidates(&mut self, limit: usize) -> io::Result<(Vec<OsString>, Vec<OsString>)> {
         let new = self.new_dir();
-        let (mut fresh, mut waiting) = (Vec::new(), Vec::new());
+        let (mut fresh, mut waiting, mut ignored) = (Vec::new(), Vec::new(), Vec::new());
         let mut entries = fs::read_dir(&new).map_err(at(&new))?;
         while fresh.len() < limit {
             let Some(entry) = entries.next() else {
@@ -205,6 +226,10 @@ impl Spool {
             };
             let name = entry.map_err(at(&new))?.file_name();
             if !is_for_us(&name) {
+                let is_hidden = name.as_bytes().starts_with(b".");
+                if !is_hidden && self.ignored.len() < MAX_IGNORED && self.ignored.insert(name.clone()) {
+                    ignored.push(name);
+                }
                 continue;
             }
             if self.later.contains(&name) { waiting.push(name) } else { fresh.push(name) }
@@ -217,12 +242,16 @@ impl Spool {
             .map(|name| (fs::symlink_metadata(new.join(&name)).map_or(i128::MAX, |found| modified_ns(&found)), name))
             .collect();
         aged.sort();
-        Ok(aged.into_iter().map(|(_, name)| name).collect())
+        Ok((aged.into_iter().map(|(_, name)| name).collect(), ignored))
     }
 
     /// Takes one file. `None` if another process has it, or it has vanished.
     pub(super) fn take_one(&mut self, name: OsString) -> Option<Taken> {
         let (new, cur) = (self.new_dir().join(&name), self.dir.join("cur").join(&name));
+        if is_being_written(&new, self.max_body, self.settle) {
+            self.wait_for(name);
+            return None;
+        }
         match rename_no_replace(&new, &cur) {
             Ok(()) => {}
             Err(error) if vanished(&new, &error) => return None,
@@ -401,13 +430,6 @@ fn modified_ns(found: &fs::Metadata) -> i128 {
 
 fn is_for_us(name: &OsStr) -> bool {
     name.as_bytes().ends_with(b".json") && !name.as_bytes().starts_with(b".")
-}
-
-/// Follows no link, and doesn't wait for the other end of a FIFO. The standard library sets
-/// `O_CLOEXEC`.
-fn open_plainly(path: &Path) -> io::Result<File> {
-    let flags = nix::fcntl::OFlag::O_NOFOLLOW | nix::fcntl::OFlag::O_NONBLOCK;
-    OpenOptions::new().read(true).custom_flags(flags.bits()).open(path)
 }
 
 fn what_it_is(found: &fs::Metadata) -> &'static str {

@@ -17,8 +17,15 @@ const MAX: u64 = 100;
 
 fn spool() -> (TempDir, Spool) {
     let dir = tempfile::tempdir().expect("a folder");
-    let spool = Spool::open(dir.path().join("spool"), MAX).expect("opens");
+    let spool = open(dir.path().join("spool"));
     (dir, spool)
+}
+
+/// One that waits for no file to settle.
+fn open(dir: impl Into<PathBuf>) -> Spool {
+    let mut spool = Spool::open(dir, MAX).expect("opens");
+    spool.settle = Duration::ZERO;
+    spool
 }
 
 fn put(spool: &Spool, name: impl AsRef<OsStr>, content: &str) -> PathBuf {
@@ -103,7 +110,8 @@ fn hidden_files_and_other_endings_are_left_alone() {
     for name in [".a.json", "a.json.tmp", "json", "a.JSON"] {
         put(&spool, name, "{}");
     }
-    assert!(spool.take(10).expect("nothing").is_empty());
+    let taken = spool.take(10).expect("nothing");
+    assert!(taken.iter().all(|taken| matches!(taken, Taken::Ignored { .. })), "{taken:?}");
     assert_eq!(names(&spool, "new").len(), 4);
 }
 
@@ -220,7 +228,7 @@ fn the_same_file_has_the_same_id_however_often_it_is_taken() {
     spool.give_back(&first[0].name).expect("given back");
     assert_eq!(take_soon(&mut spool, 1), first);
     // A crash: the locks are gone, and the file is in `cur/`.
-    let mut after = Spool::open(&spool.dir, MAX).expect("opens");
+    let mut after = open(&spool.dir);
     drop(spool);
     assert_eq!(soon_recovered(&mut after), 1);
     assert_eq!(take_soon(&mut after, 1), first);
@@ -254,7 +262,7 @@ fn a_file_that_goes_back_keeps_its_name_and_a_newcomer_makes_way() {
 fn what_a_living_process_holds_is_not_recovered_by_another() {
     let (_dir, mut one) = spool();
     put(&one, "x.json", "{}");
-    let mut other = Spool::open(&one.dir, MAX).expect("opens");
+    let mut other = open(&one.dir);
     take_files(&mut one);
     assert_eq!((other.recover().expect("looked"), one.recover().expect("looked")), (0, 0));
     drop(one);
@@ -323,7 +331,7 @@ fn files_that_vanish_between_listing_and_claiming_are_nobodys() {
     let (_dir, mut spool) = spool();
     put(&spool, "stays.json", "{}");
     let gone = put(&spool, "gone.json", "{}");
-    let listed = spool.candidates(10).expect("listed");
+    let (listed, _) = spool.candidates(10).expect("listed");
     fs::remove_file(gone).expect("removed");
     let taken = listed.into_iter().filter_map(|name| spool.take_one(name)).collect();
     assert_eq!(files(taken).len(), 1);
@@ -431,7 +439,7 @@ fn a_file_that_may_not_be_read_fails() {
 fn child_that_may_not_read() {
     let Some(dir) = argument(0) else { return };
     assert!(!Uid::effective().is_root());
-    let problem = failure(&mut Spool::open(dir, MAX).expect("opens"));
+    let problem = failure(&mut open(dir));
     assert!(problem.detail.contains("closed.json cannot be opened"), "{problem}");
 }
 
@@ -458,7 +466,7 @@ fn of_two_processes_only_one_takes_each_file() {
 #[test]
 fn child_that_races() {
     let (Some(dir), Some(list)) = (argument(0), argument(1)) else { return };
-    let mut spool = Spool::open(dir, MAX).expect("opens");
+    let mut spool = open(dir);
     let mut list = File::create(list).expect("made");
     while !names(&spool, "new").is_empty() {
         spool.recover().expect("nothing is left behind, and what the other holds stays");
@@ -467,4 +475,44 @@ fn child_that_races() {
             spool.done(&file.name).expect("moved");
         }
     }
+}
+
+#[test]
+fn a_file_that_somebody_copies_into_the_folder_is_taken_when_it_is_complete() {
+    let (_dir, mut spool) = spool();
+    spool.settle = Duration::from_secs(3_600);
+    let path = put(&spool, "copied.json", "");
+    assert!(take_files(&mut spool).is_empty(), "empty");
+    fs::write(&path, "{\"name\":").expect("written");
+    assert!(take_files(&mut spool).is_empty(), "a part");
+    let whole = "\u{FEFF}{\"name\":1}\n";
+    fs::write(&path, whole).expect("written");
+    assert_eq!(take_files(&mut spool)[0].content, whole.as_bytes());
+    // It is given up when it has not changed for long.
+    let torn = put(&spool, "torn.json", "{");
+    assert!(take_files(&mut spool).is_empty());
+    assert!(torn.exists(), "it stays where it is, under its name");
+    spool.settle = Duration::ZERO;
+    // The first take after a wait is for others.
+    let taken: Vec<Taken> = (0..2).flat_map(|_| spool.take(usize::MAX).expect("taken")).collect();
+    assert!(matches!(&taken[..], [Taken::File(file)] if file.content == b"{"), "{taken:?}");
+}
+
+#[test]
+fn what_is_no_json_file_is_named_once_and_left_alone() {
+    let (_dir, mut spool) = spool();
+    let paths = ["notes.txt", "a.JSON", "b.json.tmp"].map(|name| put(&spool, name, "x"));
+    put(&spool, ".hidden", "x");
+    let named = |taken: Vec<Taken>| {
+        let name = |taken| match taken {
+            Taken::Ignored { name } => name.into_string().expect("UTF-8"),
+            other => panic!("{other:?}"),
+        };
+        let mut names: Vec<String> = taken.into_iter().map(name).collect();
+        names.sort();
+        names
+    };
+    assert_eq!(named(spool.take(10).expect("taken")), ["a.JSON", "b.json.tmp", "notes.txt"]);
+    assert!(named(spool.take(10).expect("taken")).is_empty());
+    assert!(paths.iter().all(|path| path.exists()));
 }

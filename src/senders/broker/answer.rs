@@ -5,17 +5,16 @@
 //! drops what comes before `welcome` misses nothing.
 
 use super::Carrier;
-use crate::domain::agent::facts_fit;
+use crate::domain::agent::fits;
 use crate::domain::broker::to_agent;
 use crate::domain::command::Event;
 use crate::domain::protocol::{Command, Hello, MAX_FRAME, RunRef, ServerFrame, Welcome};
-use crate::domain::text::{replace_nul, replace_nul_in};
 use crate::domain::time::Span;
 use crate::error_chain::ErrorChain;
 use crate::senders::stream::MAX_CAPACITY;
 use crate::senders::stream::records::store_received;
 use crate::senders::{DueCommand, SenderContext, report_of};
-use crate::store::StoreError;
+use crate::store::{Said, StoreError};
 use std::collections::HashSet;
 
 /// Commands in one answer. An agent with more gets the rest with its next `hello`.
@@ -48,14 +47,13 @@ pub(super) struct Greeting<'a, C> {
 }
 
 impl<C: Carrier> Greeting<'_, C> {
-    pub(super) async fn answer(&self, mut hello: Hello) -> Result<(), Away> {
+    pub(super) async fn answer(&self, hello: Hello) -> Result<(), Away> {
         let (node, agent_no) = (self.context.node(), self.agent_no);
         node.seen(agent_no, true);
-        replace_nul_in(&mut hello.facts);
-        replace_nul(&mut hello.version);
-        if !facts_fit(&hello.facts) || hello.version.len() > 128 {
+        let said = Said { labels: None, facts: hello.facts, version: hello.version };
+        if !fits(said.facts.as_ref()) || said.version.len() > 128 {
             log::warn!(agent = self.name; "an agent's facts or version are too large, and are left out");
-        } else if node.store.agent_refresh(agent_no, None, &hello.facts, &hello.version).await? {
+        } else if node.store.agent_refresh(agent_no, said).await? {
             node.signals.agent_changed(agent_no);
         }
         let (agent, server_time, clock) = (self.name.to_owned(), self.context.now(), hello.clock);

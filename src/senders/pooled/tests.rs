@@ -72,7 +72,7 @@ impl Transport for Arc<Scripted> {
 }
 
 fn ok() -> OperationResult {
-    OperationResult { module: "test".into(), ok: true, output: None, error: None, truncated: false }
+    OperationResult { module: "test".into(), ok: true, output: None, error: None, truncated: false, lossy: false }
 }
 
 struct Fixture {

@@ -38,6 +38,7 @@ fn failed(error: String, mut results: Vec<OperationResult>) -> Outcome {
         output: None,
         error: Some(error.clone()),
         truncated: false,
+        lossy: false,
     });
     Outcome::Failed { error, results }
 }
@@ -81,6 +82,7 @@ impl Transport for Smtp {
                     output: to_raw_value(&json!({ "message_id": id, "answer": answer })).ok(),
                     error: None,
                     truncated: false,
+                    lossy: false,
                 }),
                 Err(SendError::Refused(error)) => return failed(error, results),
                 Err(SendError::NotNow(error)) => return Outcome::AttemptFailed { error, retry_after: None },

@@ -2,11 +2,10 @@
 
 use super::deps::SessionDeps;
 use super::messages::{Connect, Connected, NotConnected};
-use crate::domain::agent::{AgentRef, facts_fit};
+use crate::domain::agent::{AgentRef, fits};
 use crate::domain::protocol::{AgentFrame, HELLO_TIMEOUT, Hello, close};
-use crate::domain::text::{replace_nul, replace_nul_in};
 use crate::error_chain::ErrorChain;
-use crate::store::StoreError;
+use crate::store::{Said, StoreError};
 use actix_ws::{AggregatedMessage, AggregatedMessageStream};
 use uuid::Uuid;
 
@@ -38,6 +37,11 @@ impl End {
             NotConnected::Replaced => {
                 Self::error(close::REPLACED, "replaced", "a newer connection of this agent is here")
             }
+            NotConnected::Duplicate => Self::error(
+                close::REPLACED,
+                "duplicate",
+                "another process uses this agent's token and is connected: is one machine a clone of the other?",
+            ),
         }
     }
 }
@@ -49,7 +53,7 @@ pub(super) async fn greet(
     token: Uuid,
     stream: &mut AggregatedMessageStream,
 ) -> Result<(Hello, Connected), End> {
-    let mut hello = match tokio::time::timeout(HELLO_TIMEOUT, stream.recv()).await {
+    let hello = match tokio::time::timeout(HELLO_TIMEOUT, stream.recv()).await {
         Err(_) => return Err(End::error(close::TOO_SLOW, "no-hello", "no hello within 10 seconds")),
         Ok(Some(Ok(AggregatedMessage::Text(text)))) => match AgentFrame::parse(&text) {
             Ok(Some(AgentFrame::Hello(hello))) => hello,
@@ -61,20 +65,26 @@ pub(super) async fn greet(
     if agent.disabled {
         return Err(End::error(close::NOT_ALLOWED, "disabled", "the agent is disabled"));
     }
-    replace_nul_in(&mut hello.facts);
-    replace_nul(&mut hello.version);
-    if !facts_fit(&hello.facts) || hello.version.len() > 128 {
+    if !fits(hello.facts.as_ref()) || hello.version.len() > 128 {
         return Err(End::error(close::MALFORMED, "facts-too-large", "facts or version are too large"));
     }
     let away = |error: StoreError| {
         log::warn!(agent = agent.name.as_str(), error:% = error.chain(); "an agent must wait for the store");
         End::with(close::GOING_AWAY)
     };
-    if deps.node.store.agent_refresh(agent.no, None, &hello.facts, &hello.version).await.map_err(away)? {
+    let said = Said { labels: None, facts: hello.facts.clone(), version: hello.version.clone() };
+    if deps.node.store.agent_refresh(agent.no, said).await.map_err(away)? {
         deps.node.signals.agent_changed(agent.no);
     }
     // The authentication may be seconds old. The store says now whether the agent is still allowed.
-    let connected = deps.sender.send(Connect { agent_no: agent.no, token, after: None }).await;
-    let connected = connected.unwrap_or(Err(NotConnected::Away)).map_err(End::refused)?;
+    let connected =
+        deps.sender.send(Connect { agent_no: agent.no, token, after: None, instance: hello.instance }).await;
+    let connected = connected.unwrap_or(Err(NotConnected::Away)).map_err(|why| {
+        if why == NotConnected::Duplicate {
+            log::warn!(agent = agent.name.as_str(); "another process uses this agent's token: is a machine cloned?");
+            deps.node.metrics.duplicate_refused();
+        }
+        End::refused(why)
+    })?;
     Ok((hello, connected))
 }

@@ -39,6 +39,8 @@ pub struct Connect {
     pub token: Uuid,
     /// The epoch with which the same connection was signed on before.
     pub after: Option<i64>,
+    /// The agent's process, if it says which.
+    pub instance: Option<Uuid>,
 }
 
 /// Why a connection is not signed on.
@@ -50,6 +52,8 @@ pub enum NotConnected {
     NotAllowed,
     /// The agent has a newer connection.
     Replaced,
+    /// Another process uses the agent's token. It replaced this one, and is connected.
+    Duplicate,
 }
 
 /// A session's end of its connection to the stream sender.
@@ -99,6 +103,7 @@ pub struct Disconnect {
 pub(super) struct Handle {
     pub(super) serial: u64,
     pub(super) token: Uuid,
+    pub(super) instance: Option<Uuid>,
     /// The connection's epoch. `None` until the store has answered; it then counts as the newest.
     pub(super) epoch: Option<i64>,
     pub(super) inbox: mpsc::Sender<ToSession>,

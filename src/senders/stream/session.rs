@@ -50,6 +50,7 @@ pub(super) struct Session {
     deps: SessionDeps,
     agent: AgentRef,
     token: Uuid,
+    instance: Option<Uuid>,
     connected: Connected,
     in_flight: InFlight,
     outbox: VecDeque<String>,
@@ -72,6 +73,7 @@ impl Session {
         let clock = AgentClock::new(hello.clock, deps.node.store.now());
         let reports = Reports::new(agent.no, clock, deps.node.pace.interval());
         Self {
+            instance: hello.instance,
             in_flight: InFlight::new(agent.no, hello.capacity),
             deps,
             agent,
@@ -298,7 +300,7 @@ impl Session {
             None => {
                 // The stream sender was restarted.
                 let (agent_no, token, after) = (self.agent.no, self.token, Some(self.connected.epoch));
-                let again = self.deps.sender.send(Connect { agent_no, token, after });
+                let again = self.deps.sender.send(Connect { agent_no, token, after, instance: self.instance });
                 match tokio::time::timeout(Duration::from_secs(10), again).await {
                     Ok(Ok(Ok(connected))) => {
                         self.connected = connected;

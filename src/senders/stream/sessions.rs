@@ -193,7 +193,7 @@ mod tests {
     use super::*;
 
     fn opened(agent_no: i64, serial: u64, after: Option<i64>) -> SessionChange {
-        SessionChange::Opened { opening: SessionOpening { agent_no, token: None, after }, serial }
+        SessionChange::Opened { opening: SessionOpening { agent_no, token: None, after, instance: None }, serial }
     }
 
     /// (agent, serial) of the openings, and (agent, epoch) of the closings.

@@ -248,7 +248,7 @@ async fn facts_that_have_changed_may_let_the_agent_join_live_actions() {
     drop(fixture.greeted(0, facts.clone()).await);
     assert!(fixture.node.has_heard("live_join: wake").await);
     let view = fixture.node.store.agent_view("agent-00000").await.unwrap().expect("it is enrolled");
-    assert_eq!((view.version.as_str(), view.facts.get()), ("1", "{\"os\":\"l\u{fffd}inux\"}"));
+    assert_eq!((view.version.as_str(), view.facts.get()), ("1", r#"{"os":"l\ufffdinux"}"#));
     drop(fixture.greeted(0, facts).await);
     assert!(!fixture.node.has_heard("live_join: wake").await, "it has said just that before");
     fixture.stop().await;

@@ -2,7 +2,9 @@
 
 use super::client::{Answer, PostError, PostErrorKind};
 use crate::domain::fit::{cut, cut_text};
+use crate::domain::json::{no_deeper, repaired};
 use crate::domain::protocol::OperationResult;
+use crate::domain::text::text_of;
 use chrono::{DateTime, NaiveDateTime, Utc};
 use serde_json::value::{RawValue, to_raw_value};
 use std::time::Duration;
@@ -68,21 +70,25 @@ pub(super) fn judge(answer: Result<Answer, PostError>, module: &str, now: DateTi
 /// The body as JSON if it is JSON, else as text.
 fn result(answer: Answer, module: &str) -> OperationResult {
     let Answer { body, truncated, .. } = answer;
-    let (output, was_cut) = match output(body, truncated) {
+    let (output, lossy) = output(&body, truncated);
+    let (output, was_cut) = match output {
         Some(output) => cut(output, MAX_OUTPUT),
         None => (None, false),
     };
-    OperationResult { module: module.to_owned(), ok: true, output, error: None, truncated: truncated || was_cut }
+    let truncated = truncated || was_cut;
+    OperationResult { module: module.to_owned(), ok: true, output, error: None, truncated, lossy }
 }
 
-fn output(body: Vec<u8>, truncated: bool) -> Option<Box<RawValue>> {
+/// The output, and whether bytes of it were no text.
+fn output(body: &[u8], truncated: bool) -> (Option<Box<RawValue>>, bool) {
     if body.iter().all(u8::is_ascii_whitespace) {
-        return None;
+        return (None, false);
     }
-    if !truncated && let Ok(json) = serde_json::from_slice::<Box<RawValue>>(&body) {
-        return Some(json);
+    let (text, lossy) = text_of(body, truncated);
+    match serde_json::from_str::<Box<RawValue>>(&repaired(&text)) {
+        Ok(json) if !truncated && !lossy => (Some(no_deeper(json)), false),
+        _ => (to_raw_value(&text).ok(), lossy),
     }
-    to_raw_value(&String::from_utf8_lossy(&body)).ok()
 }
 
 /// The status and the beginning of the body, in one line.

@@ -142,7 +142,12 @@ pub(super) async fn insert_one(
     now: Timestamp,
 ) -> QueryResult<Accepted> {
     if let Some(Key { key: no }) = statements::insert(new, owner, now).get_result(conn).await.optional()? {
-        let event = AuditEvent { did: "action.create", subject: &new.id.to_string(), detail: &new.name };
+        let event = AuditEvent {
+            did: "action.create",
+            subject: &new.id.to_string(),
+            detail: &new.name,
+            what: Some((&new.target, &new.operations)),
+        };
         audit::insert(conn, &new.author, event, now).await?;
         return Ok(Accepted::Stored { id: new.id, no, is_new: true });
     }
@@ -291,7 +296,13 @@ async fn cancel(
     now: Timestamp,
 ) -> QueryResult<Option<ActionView>> {
     if statements::cancel(id).execute(conn).await? > 0 {
-        audit::insert(conn, by, AuditEvent { did: "action.cancel", subject: &id.to_string(), detail: "" }, now).await?;
+        audit::insert(
+            conn,
+            by,
+            AuditEvent { did: "action.cancel", subject: &id.to_string(), ..AuditEvent::default() },
+            now,
+        )
+        .await?;
     }
     view(conn, id).await
 }
@@ -305,7 +316,7 @@ async fn pause(
 ) -> QueryResult<Option<ActionView>> {
     if statements::pause(id, paused).execute(conn).await? > 0 {
         let did = if paused { "action.pause" } else { "action.resume" };
-        audit::insert(conn, by, AuditEvent { did, subject: &id.to_string(), detail: "" }, now).await?;
+        audit::insert(conn, by, AuditEvent { did, subject: &id.to_string(), ..AuditEvent::default() }, now).await?;
     }
     view(conn, id).await
 }

@@ -1,25 +1,26 @@
 //! Agents.
 
+use super::audit;
 use super::pools::Caller;
 use super::store::PostgresStore;
 use super::transaction::body;
-use super::{audit, error};
 use crate::domain::agent::{AgentContact, AgentRef, Enrollment};
 use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
-use crate::store::sql::agents::{self as statements, AgentViewRow, ContactRow, agent_view};
+use crate::store::agents::{Known, Labels};
+use crate::store::sql::agents::{
+    self as statements, AgentViewRow, ContactRow, KnownRow, agent_view, read_labels, written_labels,
+};
 use crate::store::sql::metadata;
 use crate::store::sql::schema::agents;
 use crate::store::sql::tokens::{self, TokenRow};
-use crate::store::sql::{Key, Transports, corrupt, filter, sql, sql_limit};
-use crate::store::{AgentPatch, AgentView, Agents, Enrolled, NewAgent, Store, StoreResult};
+use crate::store::sql::{Key, Transports, filter, sql, sql_limit};
+use crate::store::{AgentPatch, AgentView, Agents, Among, Enrolled, NewAgent, Said, Store, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;
-use diesel::result::Error;
 use diesel::sql_types::{BigInt, Bool, Nullable, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 #[async_trait]
@@ -36,21 +37,14 @@ impl Agents for PostgresStore {
         self.write(Caller::Pipeline, "agent_enroll", enroll).await
     }
 
-    async fn agent_refresh(
-        &self,
-        agent_no: i64,
-        labels: Option<&std::collections::BTreeMap<String, String>>,
-        facts: &serde_json::Map<String, serde_json::Value>,
-        version: &str,
-    ) -> StoreResult<bool> {
+    async fn agent_refresh(&self, agent_no: i64, said: Said) -> StoreResult<bool> {
         let write = "agent_refresh";
-        let said = Said::new(agent_no, labels, facts, version).map_err(|error| error::sort(write, error, None))?;
         let (said, now) = (Arc::new(said), self.now());
         // After a restart every agent says what it said before: that is no reason to write.
-        if self.read(Caller::Sessions, write, body!([said] conn => says_the_same(conn, &said))).await? {
+        if self.read(Caller::Sessions, write, body!([said] conn => says_the_same(conn, agent_no, &said))).await? {
             return Ok(false);
         }
-        self.write(Caller::Sessions, write, body!([said] conn => refresh(conn, &said, now))).await.map(|()| true)
+        self.write(Caller::Sessions, write, body!([said] conn => refresh(conn, agent_no, &said, now))).await
     }
 
     async fn agent_insert(&self, agents: Vec<NewAgent>) -> StoreResult<()> {
@@ -83,14 +77,9 @@ impl Agents for PostgresStore {
         self.read(Caller::People, "agent_count", body!([target] conn => count(conn, &target, now))).await
     }
 
-    async fn agent_list(
-        &self,
-        target: Option<&Target>,
-        after: Option<&str>,
-        limit: usize,
-    ) -> StoreResult<Vec<AgentView>> {
-        let (target, after, now) = (Arc::new(target.cloned()), after.unwrap_or_default().to_owned(), self.now());
-        let list = body!([target, after] conn => list(conn, (*target).as_ref(), &after, now, limit));
+    async fn agent_list(&self, among: &Among, after: Option<&str>, limit: usize) -> StoreResult<Vec<AgentView>> {
+        let (among, after, now) = (Arc::new(among.clone()), after.unwrap_or_default().to_owned(), self.now());
+        let list = body!([among, after] conn => list(conn, &among, &after, now, limit));
         self.read(Caller::People, "agent_list", list).await
     }
 
@@ -120,25 +109,24 @@ impl Agents for PostgresStore {
     }
 }
 
-fn json<T: serde::Serialize>(what: &T) -> QueryResult<String> {
-    serde_json::to_string(what).map_err(|error| Error::SerializationError(Box::new(error)))
-}
-
 /// Inserts agents, except those whose names are taken. Returns the keys of the new ones.
 async fn insert_new(conn: &mut AsyncPgConnection, new: &[NewAgent], now: Timestamp) -> QueryResult<Vec<i64>> {
     let said = || new.iter().map(|agent| &agent.enrollment);
+    let labels: Vec<_> = new.iter().map(|agent| written_labels(&Labels::new(agent))).collect::<QueryResult<_>>()?;
+    let (labels, set_labels): (Vec<String>, Vec<String>) = labels.into_iter().unzip();
     // The unique index leaves removed agents out: their names can be used again.
     let rows: Vec<Key> =
-        sql("INSERT INTO agents (name, transport, address, labels, facts, version, secret, enrolled_at) \
-         SELECT n.name, n.transport, n.address, n.labels::json, n.facts::json, n.version, n.secret, ? \
-         FROM UNNEST(?, ?, ?, ?, ?, ?, ?) AS n (name, transport, address, labels, facts, version, secret) \
+        sql("INSERT INTO agents (name, transport, address, labels, set_labels, facts, version, secret, enrolled_at) \
+         SELECT n.name, n.transport, n.address, n.labels::json, n.set_labels::json, n.facts::json, n.version, n.secret, ? \
+         FROM UNNEST(?, ?, ?, ?, ?, ?, ?, ?) AS n (name, transport, address, labels, set_labels, facts, version, secret) \
          ON CONFLICT (name) WHERE removed_at IS NULL DO NOTHING RETURNING no AS key")
         .bind(now.0)
         .bind(said().map(|said| said.name.clone()).collect::<Vec<_>>())
         .bind(new.iter().map(|agent| agent.transport.clone()).collect::<Vec<_>>())
         .bind(new.iter().map(|agent| agent.address.clone()).collect::<Vec<_>>())
-        .bind(said().map(|said| json(&said.labels)).collect::<QueryResult<Vec<_>>>()?)
-        .bind(said().map(|said| json(&said.facts)).collect::<QueryResult<Vec<_>>>()?)
+        .bind(labels)
+        .bind(set_labels)
+        .bind(said().map(|said| said.facts.clone().unwrap_or_default().as_str().to_owned()).collect::<Vec<_>>())
         .bind(said().map(|said| said.version.clone()).collect::<Vec<_>>())
         .bind(new.iter().map(|agent| agent.secret.clone()).collect::<Vec<_>>())
         .load(conn)
@@ -168,7 +156,7 @@ async fn enroll(
     let name = agent.enrollment.name.clone();
     tokens::insert(TokenRow::of_agent(no, &name, token_hash, nonce_hash, now)).execute(conn).await?;
     let did = if new.is_some() { "agent.create" } else { "agent.enroll_again" };
-    let event = AuditEvent { did, subject: &name, detail: &agent.transport };
+    let event = AuditEvent { did, subject: &name, detail: &agent.transport, what: None };
     audit::insert(conn, by, event, now).await?;
     let (transport, address) = (agent.transport.clone(), agent.address.clone());
     Ok(Enrolled::New(AgentRef { no, name, transport, address, disabled: false }))
@@ -190,54 +178,37 @@ async fn give_up_unused(
     if revoked == 0 {
         return Ok(None);
     }
-    refresh(conn, &Said::new(no, Some(&said.labels), &said.facts, &said.version)?, now).await?;
+    refresh(conn, no, &said.into(), now).await?;
     Ok(Some(no))
 }
 
-/// What an agent reports of itself, as it is stored.
-pub(super) struct Said {
-    agent_no: i64,
-    labels: Option<String>,
-    facts: String,
-    version: String,
-}
-
-impl Said {
-    pub(super) fn new(
-        agent_no: i64,
-        labels: Option<&BTreeMap<String, String>>,
-        facts: &serde_json::Map<String, serde_json::Value>,
-        version: &str,
-    ) -> QueryResult<Self> {
-        let labels = labels.map(json).transpose()?;
-        Ok(Self { agent_no, labels, facts: json(facts)?, version: version.to_owned() })
-    }
+/// What is stored of what an agent has said. Nothing if there is no such agent.
+async fn known(conn: &mut AsyncPgConnection, agent_no: i64, lock: &'static str) -> QueryResult<Option<Known>> {
+    let row: Option<KnownRow> = statements::known(agent_no, lock).get_result(conn).await.optional()?;
+    row.map(KnownRow::known).transpose()
 }
 
 /// Whether this is stored already.
-async fn says_the_same(conn: &mut AsyncPgConnection, said: &Said) -> QueryResult<bool> {
-    let same = sql("SELECT 1::bigint AS key FROM agents WHERE no = ? AND labels::text = coalesce(?, labels::text) \
-         AND facts::text = ? AND version = ?")
-    .bind(said.agent_no)
-    .bind(said.labels.clone())
-    .bind(said.facts.as_str())
-    .bind(said.version.as_str());
-    Ok(same.get_result::<Key>(conn).await.optional()?.is_some())
+async fn says_the_same(conn: &mut AsyncPgConnection, agent_no: i64, said: &Said) -> QueryResult<bool> {
+    Ok(known(conn, agent_no, "").await?.is_some_and(|known| known.clone().after(said) == known))
 }
 
-async fn refresh(conn: &mut AsyncPgConnection, said: &Said, now: Timestamp) -> QueryResult<()> {
-    sql(
-        "UPDATE agents SET labels = coalesce(?::text::json, labels), facts = ?::text::json, version = ?, last_seen = ? \
-         WHERE no = ?",
-    )
-    .bind(said.labels.clone())
-    .bind(said.facts.as_str())
-    .bind(said.version.as_str())
+/// Stores what an agent says. False if there is no such agent.
+async fn refresh(conn: &mut AsyncPgConnection, agent_no: i64, said: &Said, now: Timestamp) -> QueryResult<bool> {
+    let Some(known) = known(conn, agent_no, " FOR UPDATE").await? else { return Ok(false) };
+    let known = known.after(said);
+    let (labels, set_labels) = written_labels(&known.labels)?;
+    sql("UPDATE agents SET labels = ?::text::json, set_labels = ?::text::json, facts = ?::text::json, version = ?, \
+         last_seen = ? WHERE no = ?")
+    .bind(labels)
+    .bind(set_labels)
+    .bind(known.facts)
+    .bind(known.version)
     .bind(now.0)
-    .bind(said.agent_no)
+    .bind(agent_no)
     .execute(conn)
     .await
-    .map(|_| ())
+    .map(|_| true)
 }
 
 async fn get_many(conn: &mut AsyncPgConnection, nos: &[i64]) -> QueryResult<Vec<AgentRef>> {
@@ -311,6 +282,7 @@ macro_rules! seen_by_users {
             agents::enrolled_at,
             agents::last_seen,
             agents::disabled,
+            agents::duplicate_at,
             filter::online($now).assume_not_null(),
         )
     };
@@ -318,13 +290,13 @@ macro_rules! seen_by_users {
 
 async fn list(
     conn: &mut AsyncPgConnection,
-    target: Option<&Target>,
+    among: &Among,
     after: &str,
     now: Timestamp,
     limit: usize,
 ) -> QueryResult<Vec<AgentView>> {
     let rows: Vec<AgentViewRow> = agents::table
-        .filter(filter::listed(target, now))
+        .filter(filter::listed(among, now))
         // Every name is greater than no name.
         .filter(agents::name.gt(after))
         .order(agents::name)
@@ -337,7 +309,7 @@ async fn list(
 
 async fn view(conn: &mut AsyncPgConnection, name: &str, now: Timestamp) -> QueryResult<Option<AgentView>> {
     let row: Option<AgentViewRow> = agents::table
-        .filter(filter::listed(None, now))
+        .filter(filter::listed(&Among::default(), now))
         .filter(agents::name.eq(name))
         .select(seen_by_users!(now))
         .first(conn)
@@ -359,31 +331,36 @@ async fn update(
         no: i64,
         #[diesel(sql_type = Text)]
         labels: String,
+        #[diesel(sql_type = Text)]
+        set_labels: String,
     }
-    let found = sql("SELECT no, labels::text AS labels FROM agents WHERE name = ? AND removed_at IS NULL FOR UPDATE")
-        .bind(name)
-        .get_result::<Row>(conn)
-        .await
-        .optional()?;
-    let Some(Row { no, labels }) = found else { return Ok(None) };
-    let labels = json(&patch.labels_after(serde_json::from_str(&labels).map_err(corrupt)?))?;
-    sql("UPDATE agents SET labels = ?::text::json, address = CASE WHEN ? THEN ? ELSE address END, \
+    let found = sql("SELECT no, labels::text AS labels, set_labels::text AS set_labels FROM agents \
+         WHERE name = ? AND removed_at IS NULL FOR UPDATE")
+    .bind(name)
+    .get_result::<Row>(conn)
+    .await
+    .optional()?;
+    let Some(Row { no, labels, set_labels }) = found else { return Ok(None) };
+    let (labels, set_labels) = written_labels(&patch.labels_after(read_labels(&labels, &set_labels)?))?;
+    sql("UPDATE agents SET labels = ?::text::json, set_labels = ?::text::json, address = CASE WHEN ? THEN ? ELSE address END, \
          disabled = coalesce(?, disabled) WHERE no = ?")
     .bind(labels)
+    .bind(set_labels)
     .bind(patch.address.is_some())
     .bind(patch.address.clone().flatten())
     .bind(patch.disabled)
     .bind(no)
     .execute(conn)
     .await?;
-    audit::insert(conn, by, AuditEvent { did: "agent.change", subject: name, detail: &patch.told() }, now).await?;
+    audit::insert(conn, by, AuditEvent { did: "agent.change", subject: name, detail: &patch.told(), what: None }, now)
+        .await?;
     Ok(view(conn, name, now).await?.map(|view| (no, view)))
 }
 
 async fn remove(conn: &mut AsyncPgConnection, name: &str, by: &Author, now: Timestamp) -> QueryResult<Option<i64>> {
     let removed = statements::remove(name, now).get_result(conn).await.optional()?;
     let Some(Key { key: no }) = removed else { return Ok(None) };
-    audit::insert(conn, by, AuditEvent { did: "agent.remove", subject: name, detail: "" }, now).await?;
+    audit::insert(conn, by, AuditEvent { did: "agent.remove", subject: name, ..AuditEvent::default() }, now).await?;
     tokens::revoke_of_agent(no, now).execute(conn).await?;
     statements::end_session(no).execute(conn).await?;
     statements::leaves(no).execute(conn).await?;

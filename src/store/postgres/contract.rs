@@ -2,7 +2,7 @@
 
 use super::error::{not_connected, sort};
 use super::inner::State;
-use super::migrate::{check_encoding, migrate};
+use super::migrate::{check_encoding, check_sessions, migrate};
 use super::pools::Caller;
 use super::store::PostgresStore;
 use super::transaction::body;
@@ -38,6 +38,7 @@ impl Store for PostgresStore {
             let inner = inner.clone();
             self.run(async move {
                 let mut conn = inner.connector.connect().await.map_err(not_connected)?;
+                check_sessions(&mut conn, &mut inner.connector.connect().await.map_err(not_connected)?).await?;
                 check_encoding(&mut conn).await?;
                 Ok(conn)
             })

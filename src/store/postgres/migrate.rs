@@ -16,6 +16,10 @@ const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/postgres");
 /// How long a migration waits for a table that somebody uses. Everybody else waits behind it
 /// meanwhile, older nodes with their heartbeats among them. It is tried again.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
+/// How often sessions are compared. A pooler may happen to give each connection its own.
+const SESSION_ROUNDS: usize = 3;
+/// The code of an exception that a statement raises.
+const RAISED: &str = "P0001";
 /// The advisory lock of the process that migrates.
 const LOCK: i64 = 0x006f_646f_7368_6900;
 
@@ -40,6 +44,40 @@ pub(super) async fn check_encoding(conn: &mut Connected) -> StoreResult<()> {
          Make another one, copy into it what is to be kept, and name it in store.url: \
          CREATE DATABASE odoshi ENCODING 'UTF8' LOCALE 'C.UTF-8' TEMPLATE template0"
     )))
+}
+
+/// Refuses a pooler that gives every transaction another session of the database, such as PgBouncer with
+/// `pool_mode = transaction`: a node holds a lock, and listens, as long as its session lasts.
+///
+/// # Errors
+/// If what one connection sets is not there afterwards, or is what the other one has set.
+pub(super) async fn check_sessions(one: &mut Connected, other: &mut Connected) -> StoreResult<()> {
+    for round in 0..SESSION_ROUNDS {
+        for (conn, name) in [(&mut *one, "one"), (&mut *other, "other")] {
+            let set = conn.batch_execute(&format!("SET odoshi.session = '{name} {round}'")).await;
+            set.map_err(|error| sort("sessions", error, conn.code()))?;
+        }
+        for (conn, name) in [(&mut *one, "one"), (&mut *other, "other")] {
+            // Prepares nothing, which such a pooler would not keep either.
+            let asked = format!(
+                "DO $$ BEGIN IF current_setting('odoshi.session', true) IS DISTINCT FROM '{name} {round}' THEN \
+                 RAISE EXCEPTION 'this is another session'; END IF; END $$"
+            );
+            match conn.batch_execute(&asked).await {
+                Ok(()) => {}
+                Err(_) if conn.code().is_some_and(|code| code.as_str() == RAISED) => {
+                    return Err(StoreError::Unusable(
+                        "store.url: behind it is a pooler that gives each transaction another session of the database \
+                         (as PgBouncer does with pool_mode = transaction). A node needs sessions of its own: name \
+                         PostgreSQL itself, or set pool_mode = session"
+                            .to_owned(),
+                    ));
+                }
+                Err(error) => return Err(sort("sessions", error, conn.code())),
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Brings the tables up to date. Other nodes that start at the same time wait, and then find

@@ -244,7 +244,7 @@ pub(super) async fn take_over(
         // One that is taken over itself takes nothing.
         let alive = sql("SELECT 1::bigint AS key FROM nodes WHERE incarnation = ? FOR KEY SHARE").bind(me.as_str());
         if alive.get_result::<Key>(conn).await.optional()?.is_none() {
-            return Ok::<_, Error>(Vec::new());
+            return Ok::<_, Error>((Vec::new(), Vec::new()));
         }
         let (incarnations, heartbeats): (Vec<String>, Vec<i64>) = dead.into_iter().unzip();
         // One that has spoken meanwhile is left alone.
@@ -258,6 +258,7 @@ pub(super) async fn take_over(
         .await?;
         let at = Timestamp(lost.iter().map(|row| row.at).next().unwrap_or_default());
         let gone: Vec<String> = lost.iter().map(|row| row.incarnation.clone()).collect();
+        let names: Vec<String> = lost.iter().map(|row| row.name.clone()).collect();
         // A process without a name died before it was a node.
         let lost: Vec<NodeLost> = lost.into_iter().filter(|row| !row.name.is_empty()).map(NodeLost::from).collect();
         super::hooks::insert(conn, nodes_lost(&hooks, &lost, at)?).await?;
@@ -267,11 +268,11 @@ pub(super) async fn take_over(
             .bind(gone.clone())
             .execute(conn)
             .await?;
-        Ok(gone)
+        Ok((gone, names))
     });
-    let taken = taken.await?;
+    let (taken, names) = taken.await?;
     if !taken.is_empty() {
-        log::info!(nodes = taken.len(); "the work of nodes that are gone is taken over");
+        log::warn!(nodes = names.join(", "); "the work of nodes that are gone is taken over");
     }
     Ok(!taken.is_empty())
 }

@@ -236,7 +236,7 @@ pub(super) async fn cancel(
     let is_cancelled = action_statements::cancel(id).execute(conn).await? > 0;
     if is_cancelled {
         let by = Author::server(&format!("schedule:{schedule}"));
-        let event = AuditEvent { did: "action.cancel", subject: &id.to_string(), detail: "" };
+        let event = AuditEvent { did: "action.cancel", subject: &id.to_string(), ..AuditEvent::default() };
         audit::insert(conn, &by, event, now).await?;
     }
     Ok(is_cancelled)

@@ -133,7 +133,20 @@ async fn note(
     detail: &str,
     now: Timestamp,
 ) -> QueryResult<()> {
-    audit::insert(conn, by, AuditEvent { did, subject: name, detail }, now).await
+    audit::insert(conn, by, AuditEvent { did, subject: name, detail, what: None }, now).await
+}
+
+/// The same for a schedule that is new or has changed.
+async fn note_document(
+    conn: &mut AsyncPgConnection,
+    by: &Author,
+    did: &'static str,
+    (name, document): (&str, &str),
+    now: Timestamp,
+) -> QueryResult<()> {
+    let what = statements::what_of(document);
+    let what = what.as_ref().map(|(target, operations)| (target.as_str(), operations.get()));
+    audit::insert(conn, by, AuditEvent { did, subject: name, detail: "", what }, now).await
 }
 
 async fn with_name(conn: &mut AsyncPgConnection, name: &str) -> QueryResult<Option<ScheduleRow>> {
@@ -154,7 +167,7 @@ async fn insert(
 ) -> QueryResult<Option<ScheduleView>> {
     let row: Option<ScheduleRow> = statements::insert(new, &by.name, now).get_result(conn).await.optional()?;
     if row.is_some() {
-        note(conn, by, "schedule.create", &new.name, "", now).await?;
+        note_document(conn, by, "schedule.create", (&new.name, &new.document), now).await?;
     }
     Ok(row.map(ScheduleRow::view))
 }
@@ -171,7 +184,7 @@ async fn replace(
         return Ok(Some(row.view()));
     }
     let row: ScheduleRow = statements::replace(&row, new, now).get_result(conn).await?;
-    note(conn, by, "schedule.change", row.name(), "", now).await?;
+    note_document(conn, by, "schedule.change", (row.name(), &new.document), now).await?;
     Ok(Some(row.view()))
 }
 

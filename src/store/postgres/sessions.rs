@@ -18,7 +18,7 @@ use std::sync::Arc;
 /// Selects agents as [`SessionRow`]s. Bind the incarnation and the keys.
 const AGENTS: &str = "SELECT a.no, a.session_epoch AS epoch, a.removed_at IS NULL AND NOT a.disabled AS allowed, \
      EXISTS (SELECT 1 FROM agent_sessions s WHERE s.agent_no = a.no AND s.epoch = a.session_epoch AND s.incarnation = ?) \
-     AS stored FROM agents a WHERE a.no = ANY(?)";
+     AS stored, c.instance, c.replaced FROM agents a LEFT JOIN agent_sessions c ON c.agent_no = a.no WHERE a.no = ANY(?)";
 
 #[async_trait]
 impl Sessions for PostgresStore {
@@ -99,16 +99,24 @@ async fn open(
         .load(conn)
         .await?;
     epochs.sort_unstable_by_key(|row| row.no);
-    sql("INSERT INTO agent_sessions (agent_no, incarnation, epoch, connected_at) \
-         SELECT n.agent_no, ?, n.epoch, ? FROM UNNEST(?, ?) AS n (agent_no, epoch) \
+    let rows = known.instances(sessions, &epochs);
+    sql("INSERT INTO agent_sessions (agent_no, incarnation, epoch, connected_at, instance, replaced) \
+         SELECT n.agent_no, ?, n.epoch, ?, n.instance, n.replaced \
+         FROM UNNEST(?, ?, ?, ?) AS n (agent_no, epoch, instance, replaced) \
          ON CONFLICT (agent_no) DO UPDATE SET incarnation = excluded.incarnation, epoch = excluded.epoch, \
-         connected_at = excluded.connected_at")
+         connected_at = excluded.connected_at, instance = excluded.instance, replaced = excluded.replaced")
     .bind(here)
     .bind(now.0)
-    .bind(epochs.iter().map(|row| row.no).collect::<Vec<_>>())
-    .bind(epochs.iter().map(|row| row.epoch).collect::<Vec<_>>())
+    .bind(rows.iter().map(|row| row.agent_no).collect::<Vec<_>>())
+    .bind(rows.iter().map(|row| row.epoch).collect::<Vec<_>>())
+    .bind(rows.iter().map(|row| row.instance.clone()).collect::<Vec<_>>())
+    .bind(rows.iter().map(|row| row.replaced.clone()).collect::<Vec<_>>())
     .execute(conn)
     .await?;
+    let duplicates = known.duplicates(sessions);
+    if !duplicates.is_empty() {
+        sql("UPDATE agents SET duplicate_at = ? WHERE no = ANY(?)").bind(now.0).bind(duplicates).execute(conn).await?;
+    }
     Ok(sessions::opened(sessions, &known, epochs))
 }
 

@@ -73,7 +73,7 @@ impl PostgresStore {
 async fn insert(conn: &mut AsyncPgConnection, token: &Token, hash: Vec<u8>, by: &Author) -> QueryResult<()> {
     statements::insert(TokenRow::new(token, hash)).execute(conn).await?;
     let (id, detail) = (token.id.to_string(), format!("{}: {}", token.role.as_str(), token.name));
-    let event = AuditEvent { did: "token.create", subject: &id, detail: &detail };
+    let event = AuditEvent { did: "token.create", subject: &id, detail: &detail, what: None };
     audit::insert(conn, by, event, token.created_at).await
 }
 
@@ -99,7 +99,7 @@ async fn revoke(conn: &mut AsyncPgConnection, id: Uuid, by: &Author, now: Timest
         return Ok(Revoked::LastAdmin);
     }
     if statements::revoke(id, now).execute(conn).await? > 0 {
-        let event = AuditEvent { did: "token.revoke", subject: &id.to_string(), detail: "" };
+        let event = AuditEvent { did: "token.revoke", subject: &id.to_string(), ..AuditEvent::default() };
         audit::insert(conn, by, event, now).await?;
         return Ok(Revoked::Done);
     }

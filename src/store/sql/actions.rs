@@ -32,6 +32,7 @@ pub(in crate::store) struct ActionViewRow {
     ended_at: Option<i64>,
     created_by: Option<String>,
     scheduled_for: Option<i64>,
+    retry_of: Option<String>,
 }
 
 impl ActionViewRow {
@@ -50,6 +51,7 @@ impl ActionViewRow {
             created_at: Timestamp(self.created_at),
             created_by: self.created_by,
             scheduled_for: self.scheduled_for.map(Timestamp),
+            retry_of: self.retry_of.as_deref().map(Uuid::parse_str).transpose().map_err(corrupt)?,
             // Agents may join a live action until its end.
             counts: sums.counts(self.resolved && (!self.live || self.cancelled || self.ended_at.is_some())),
             document: RawValue::from_string(self.document).map_err(corrupt)?,
@@ -98,7 +100,7 @@ pub(in crate::store) fn ids(beginning: &str) -> (String, String) {
 /// actions may end at a time, and documents are large.
 pub(in crate::store) const WITHOUT_DOCUMENT: &str = "a.no, a.id, a.name, 'null' AS document, a.created_at, a.resolved, \
      a.paused, a.cancelled, a.expired, a.expected_total, a.live, a.ended_at, a.created_by, \
-     a.scheduled_for";
+     a.scheduled_for, a.retry_of";
 
 /// An action's counters, summed over the lanes.
 #[derive(QueryableByName)]
@@ -171,6 +173,7 @@ impl ActionRow {
             id: Uuid::parse_str(&self.id).map_err(corrupt)?,
             idempotency_key: None,
             scheduled_for: self.scheduled_for.map(Timestamp),
+            retry_of: None,
             author: Author::server("server"),
             document: self.document,
             digest: self.digest,
@@ -267,7 +270,7 @@ pub(in crate::store) fn insert(new: &NewAction, owner: &str, now: Timestamp) -> 
     sql(
         "INSERT INTO actions (id, idempotency_key, name, target, document, operations, digest, created_at, valid_from, \
          expires_at, spread_ms, timeout_ms, max_deliveries, max_runs, live, priority, owner, created_by, \
-         scheduled_for) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING no AS key",
+         scheduled_for, retry_of) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT DO NOTHING RETURNING no AS key",
     )
     .bind(new.id.to_string())
     .bind(new.idempotency_key.clone())
@@ -288,6 +291,7 @@ pub(in crate::store) fn insert(new: &NewAction, owner: &str, now: Timestamp) -> 
     .bind(owner)
     .bind(new.author.name.as_str())
     .bind(new.scheduled_for.map(|time| time.0))
+    .bind(new.retry_of.map(|id| id.to_string()))
 }
 
 /// Selects the [`Stored`] action with this idempotency key.

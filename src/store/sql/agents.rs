@@ -5,18 +5,20 @@ use super::values::{corrupt, sql_limit};
 use crate::domain::agent::{AgentContact, SigningSecret};
 use crate::domain::time::Timestamp;
 use crate::store::AgentView;
+use crate::store::agents::{Known, Labels};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use serde_json::value::RawValue;
 
 /// An agent as users see it: name, transport, address, labels, facts, version, enrolled_at,
-/// last_seen, disabled, online.
+/// last_seen, disabled, duplicate_at, online.
 pub(in crate::store) type AgentViewRow =
-    (String, String, Option<String>, String, String, String, i64, Option<i64>, bool, bool);
+    (String, String, Option<String>, String, String, String, i64, Option<i64>, bool, Option<i64>, bool);
 
 /// The view of a row.
 pub(in crate::store) fn agent_view(row: AgentViewRow) -> QueryResult<AgentView> {
-    let (name, transport, address, labels, facts, version, enrolled_at, last_seen, disabled, online) = row;
+    let (name, transport, address, labels, facts, version, enrolled_at, last_seen, disabled, duplicate_at, online) =
+        row;
     Ok(AgentView {
         name,
         status: if online { "online" } else { "offline" },
@@ -28,7 +30,51 @@ pub(in crate::store) fn agent_view(row: AgentViewRow) -> QueryResult<AgentView> 
         enrolled_at: Timestamp(enrolled_at),
         last_seen: last_seen.map(Timestamp),
         disabled,
+        duplicate_at: duplicate_at.map(Timestamp),
     })
+}
+
+/// Of what an agent has said, what is stored.
+#[derive(QueryableByName)]
+pub(in crate::store) struct KnownRow {
+    #[diesel(sql_type = Text)]
+    labels: String,
+    #[diesel(sql_type = Text)]
+    set_labels: String,
+    #[diesel(sql_type = Text)]
+    facts: String,
+    #[diesel(sql_type = Text)]
+    version: String,
+}
+
+impl KnownRow {
+    pub(in crate::store) fn known(self) -> QueryResult<Known> {
+        let Self { labels, set_labels, facts, version } = self;
+        Ok(Known { labels: read_labels(&labels, &set_labels)?, facts, version })
+    }
+}
+
+/// Selects what is stored of what an agent has said.
+pub(in crate::store) fn known(agent_no: i64, lock: &'static str) -> Sql {
+    sql("SELECT CAST(labels AS TEXT) AS labels, CAST(set_labels AS TEXT) AS set_labels, CAST(facts AS TEXT) AS facts, \
+         version FROM agents WHERE no = ?")
+    .bind(agent_no)
+    .and(lock)
+}
+
+/// An agent's labels, from its row.
+pub(in crate::store) fn read_labels(labels: &str, set_labels: &str) -> QueryResult<Labels> {
+    let all = serde_json::from_str(labels).map_err(corrupt)?;
+    Ok(Labels { all, set: serde_json::from_str(set_labels).map_err(corrupt)? })
+}
+
+/// Labels as a row has them: all, and those of operators.
+pub(in crate::store) fn written_labels(labels: &Labels) -> QueryResult<(String, String)> {
+    Ok((written(&labels.all)?, written(&labels.set)?))
+}
+
+fn written<T: serde::Serialize>(value: &T) -> QueryResult<String> {
+    serde_json::to_string(value).map_err(|error| diesel::result::Error::SerializationError(Box::new(error)))
 }
 
 /// How to reach an agent.

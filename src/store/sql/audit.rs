@@ -2,10 +2,11 @@
 
 use super::statement::{Sql, sql};
 use super::values::{corrupt, sql_limit};
-use crate::domain::audit::{AuditEntry, AuditEvent, Author};
+use crate::domain::audit::{AuditAuthor, AuditEntry, AuditEvent, Author};
 use crate::domain::time::Timestamp;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Text};
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 /// An entry of the audit log.
@@ -27,31 +28,44 @@ pub(in crate::store) struct AuditRow {
     subject: String,
     #[diesel(sql_type = Text)]
     detail: String,
+    #[diesel(sql_type = Nullable<Text>)]
+    address: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    target: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    operations: Option<String>,
 }
 
 impl AuditRow {
     pub(in crate::store) fn entry(self) -> QueryResult<AuditEntry> {
-        let Self { no, at, token_id, name, role, did, subject, detail } = self;
+        let Self { no, at, token_id, name, role, did, subject, detail, address, target, operations } = self;
         let token = token_id.as_deref().map(Uuid::parse_str).transpose().map_err(corrupt)?;
-        Ok(AuditEntry { no, at: Timestamp(at), token, name, role, did, subject, detail })
+        let by = AuditAuthor { name, role, token, address };
+        let operations = operations.map(RawValue::from_string).transpose().map_err(corrupt)?;
+        Ok(AuditEntry { no, at: Timestamp(at), by, did, subject, detail, target, operations })
     }
 }
 
 /// Inserts an entry.
 pub(in crate::store) fn insert(by: &Author, event: AuditEvent<'_>, now: Timestamp) -> Sql {
-    sql("INSERT INTO audit (at, token_id, name, role, did, subject, detail) VALUES (?, ?, ?, ?, ?, ?, ?)")
-        .bind(now.0)
-        .bind(by.token.map(|token| token.to_string()))
-        .bind(by.name.as_str())
-        .bind(by.role)
-        .bind(event.did)
-        .bind(event.subject)
-        .bind(event.detail)
+    sql("INSERT INTO audit (at, token_id, name, role, did, subject, detail, address, target, operations) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)")
+    .bind(now.0)
+    .bind(by.token.map(|token| token.to_string()))
+    .bind(by.name.as_str())
+    .bind(by.role)
+    .bind(event.did)
+    .bind(event.subject)
+    .bind(event.detail)
+    .bind(by.address.clone())
+    .bind(event.what.map(|(target, _)| target.to_owned()))
+    .bind(event.operations())
 }
 
 /// Selects entries, newest first.
 pub(in crate::store) fn list(before: Option<i64>, limit: usize) -> Sql {
-    sql("SELECT no, at, token_id, name, role, did, subject, detail FROM audit WHERE no < ? ORDER BY no DESC LIMIT ?")
-        .bind(before.unwrap_or(i64::MAX))
-        .bind(sql_limit(limit))
+    sql("SELECT no, at, token_id, name, role, did, subject, detail, address, target, operations FROM audit \
+         WHERE no < ? ORDER BY no DESC LIMIT ?")
+    .bind(before.unwrap_or(i64::MAX))
+    .bind(sql_limit(limit))
 }

@@ -8,12 +8,12 @@
 
 use crate::domain::target::{Column, CompareOp, Target, Value};
 use crate::domain::time::Timestamp;
-use crate::store::agents::CHECK_IN_COUNTS;
+use crate::store::agents::{Among, CHECK_IN_COUNTS};
 use diesel::expression::{AppearsOnTable, Expression, SelectableExpression, ValidGrouping, is_aggregate};
 use diesel::pg::Pg;
 use diesel::prelude::*;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
-use diesel::sql_types::{BigInt, Bool, Double, Nullable, Text};
+use diesel::sql_types::{BigInt, Bool, Nullable, Text};
 use diesel::sqlite::Sqlite;
 
 /// Condition over `agents`: the agent is neither removed nor disabled, and the target is true.
@@ -24,12 +24,20 @@ pub(in crate::store) fn members(target: &Target, now: Timestamp) -> Condition {
     condition
 }
 
-/// Condition over `agents`: the agent matches or, without a target, is not removed.
-pub(in crate::store) fn listed(target: Option<&Target>, now: Timestamp) -> Condition {
-    match target {
-        Some(target) => members(target, now),
-        None => Condition { pieces: vec![Piece::Sql("agents.removed_at IS NULL")], now },
+/// Condition over `agents`: the agent is one of these.
+pub(in crate::store) fn listed(among: &Among, now: Timestamp) -> Condition {
+    let mut condition = Condition { pieces: vec![Piece::Sql("agents.removed_at IS NULL")], now };
+    let disabled = among.disabled.or(among.target.as_ref().map(|_| false));
+    match disabled {
+        Some(true) => condition.sql(" AND agents.disabled"),
+        Some(false) => condition.sql(" AND NOT agents.disabled"),
+        None => {}
     }
+    if let Some(target) = &among.target {
+        condition.sql(" AND ");
+        condition.target(target);
+    }
+    condition
 }
 
 /// Condition over `agents`: the agent is online.
@@ -43,7 +51,11 @@ pub(in crate::store) fn online(now: Timestamp) -> Condition {
 enum Piece {
     Sql(&'static str),
     Text(String),
-    Number(f64),
+    /// A number, as it is written and as a text in the order of numbers.
+    Number {
+        decimal: String,
+        sort_key: String,
+    },
     Int(i64),
     /// What is at this path in the facts, as text; the path also as a JSON list.
     Fact {
@@ -173,7 +185,7 @@ impl Condition {
     fn value(&mut self, value: &Value) {
         self.pieces.push(match value {
             Value::Text(text) => Piece::Text(text.clone()),
-            Value::Number(number) => Piece::Number(*number),
+            Value::Number(number) => Piece::Number { decimal: number.to_string(), sort_key: number.sort_key() },
             Value::Moment(moment) => Piece::Int(moment.when(self.now).0),
         });
     }
@@ -229,7 +241,7 @@ impl QueryFragment<Sqlite> for Condition {
             match piece {
                 Piece::Sql(text) => out.push_sql(text),
                 Piece::Text(text) => out.push_bind_param::<Text, _>(text)?,
-                Piece::Number(number) => out.push_bind_param::<Double, _>(number)?,
+                Piece::Number { sort_key, .. } => out.push_bind_param::<Text, _>(sort_key)?,
                 Piece::Int(number) => out.push_bind_param::<BigInt, _>(number)?,
                 Piece::Fact { json, .. } => {
                     out.push_sql("odoshi_fact(agents.facts, ");
@@ -237,9 +249,8 @@ impl QueryFragment<Sqlite> for Condition {
                     out.push_sql(")");
                 }
                 Piece::Metadata(key) => {
-                    // A list of one, so that the same function takes the value out as text.
                     out.push_sql(
-                        "(SELECT odoshi_fact(json_object('v', json(m.value)), '[\"v\"]') FROM agent_metadata m \
+                        "(SELECT odoshi_fact(m.value, '[]') FROM agent_metadata m \
                          WHERE m.agent_no = agents.no AND m.key = ",
                     );
                     out.push_bind_param::<Text, _>(key)?;
@@ -264,7 +275,10 @@ impl QueryFragment<Pg> for Condition {
                     // Bytewise, whatever the database's own order is.
                     out.push_sql(" COLLATE \"C\"");
                 }
-                Piece::Number(number) => out.push_bind_param::<Double, _>(number)?,
+                Piece::Number { decimal, .. } => {
+                    out.push_bind_param::<Text, _>(decimal)?;
+                    out.push_sql("::numeric");
+                }
                 Piece::Int(number) => out.push_bind_param::<BigInt, _>(number)?,
                 Piece::Fact { path, .. } => {
                     out.push_sql("(agents.facts");

@@ -7,6 +7,7 @@ use crate::domain::time::Timestamp;
 use crate::store::{DueSchedule, NewSchedule, NextOccurrence, OccurrenceView, ScheduleTag, ScheduleView};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Binary, Bool, Nullable, Text};
+use serde_json::value::RawValue;
 use uuid::Uuid;
 
 /// How many commands of an action are looked at to find one that is on its way.
@@ -462,4 +463,19 @@ pub(in crate::store) fn purge_dropped(before: Timestamp, limit: usize) -> Sql {
          ORDER BY recorded_at LIMIT ?)")
     .bind(before.0)
     .bind(sql_limit(limit))
+}
+
+/// The target and the operations of the action in a schedule's document.
+pub(in crate::store) fn what_of(document: &str) -> Option<(String, Box<RawValue>)> {
+    #[derive(serde::Deserialize)]
+    struct Document {
+        action: What,
+    }
+    #[derive(serde::Deserialize)]
+    struct What {
+        target: String,
+        operations: Box<RawValue>,
+    }
+    let Document { action: What { target, operations } } = serde_json::from_str(document).ok()?;
+    Some((target, operations))
 }

@@ -16,6 +16,8 @@ diesel::table! {
         removed_at -> Nullable<BigInt>,
         session_epoch -> BigInt,
         secret -> Nullable<Text>,
+        set_labels -> Text,
+        duplicate_at -> Nullable<BigInt>,
     }
 }
 
@@ -82,6 +84,7 @@ diesel::table! {
         ended_at -> Nullable<BigInt>,
         created_by -> Nullable<Text>,
         scheduled_for -> Nullable<BigInt>,
+        retry_of -> Nullable<Text>,
     }
 }
 

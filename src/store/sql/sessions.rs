@@ -2,7 +2,7 @@
 
 use crate::store::sessions::{Opened, SessionHeld, SessionOpening, SessionState};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool, Text};
+use diesel::sql_types::{BigInt, Bool, Nullable, Text};
 use std::collections::{HashMap, HashSet};
 use uuid::Uuid;
 
@@ -20,6 +20,35 @@ pub(in crate::store) struct SessionRow {
     /// Whether its newest connection is stored as this node's.
     #[diesel(sql_type = Bool)]
     pub(in crate::store) stored: bool,
+    /// The process that is connected, if it says which.
+    #[diesel(sql_type = Nullable<Text>)]
+    instance: Option<String>,
+    /// Those that it and its predecessors have replaced, the latest last, separated by spaces.
+    #[diesel(sql_type = Nullable<Text>)]
+    replaced: Option<String>,
+}
+
+/// Processes that one agent's connections have replaced, at most.
+const MAX_REPLACED: usize = 8;
+
+impl SessionRow {
+    fn replaced(&self) -> impl Iterator<Item = &str> {
+        self.replaced.as_deref().unwrap_or_default().split_whitespace()
+    }
+
+    /// Whether this process was replaced by the one that is connected.
+    fn has_replaced(&self, instance: &str) -> bool {
+        self.instance.as_deref().is_some_and(|connected| connected != instance)
+            && self.replaced().any(|replaced| replaced == instance)
+    }
+
+    /// Those that are replaced once this process is connected.
+    fn replaced_by(&self, instance: Option<&str>) -> String {
+        let before = self.instance.as_deref().filter(|before| Some(*before) != instance);
+        let others = self.replaced().filter(|other| Some(*other) != instance && Some(*other) != before);
+        let all: Vec<&str> = others.chain(before).collect();
+        all[all.len().saturating_sub(MAX_REPLACED)..].join(" ")
+    }
 }
 
 /// The epoch of an agent's new connection.
@@ -29,6 +58,15 @@ pub(in crate::store) struct EpochRow {
     pub(in crate::store) no: i64,
     #[diesel(sql_type = BigInt)]
     pub(in crate::store) epoch: i64,
+}
+
+/// A connection that is opened.
+#[derive(serde::Serialize)]
+pub(in crate::store) struct OpenedRow {
+    pub(in crate::store) agent_no: i64,
+    pub(in crate::store) epoch: i64,
+    pub(in crate::store) instance: Option<String>,
+    pub(in crate::store) replaced: String,
 }
 
 /// A token that is valid now.
@@ -57,10 +95,32 @@ impl Known {
 
     /// Why a connection can't be opened. `None` if it can.
     pub(in crate::store) fn refuses(&self, opening: &SessionOpening) -> Option<Opened> {
-        match self.allowed(opening.agent_no, opening.token) {
-            None => Some(Opened::NotAllowed),
-            Some(agent) => opening.after.is_some_and(|after| agent.epoch > after).then_some(Opened::Replaced),
+        let Some(agent) = self.allowed(opening.agent_no, opening.token) else { return Some(Opened::NotAllowed) };
+        let is_replaced = opening.after.is_some_and(|after| agent.epoch > after);
+        let is_duplicate = || opening.instance.is_some_and(|instance| agent.has_replaced(&instance.to_string()));
+        match () {
+            () if is_replaced => Some(Opened::Replaced),
+            () if is_duplicate() => Some(Opened::Duplicate),
+            () => None,
         }
+    }
+
+    /// The agents whose connections are refused as duplicates.
+    pub(in crate::store) fn duplicates(&self, openings: &[SessionOpening]) -> Vec<i64> {
+        let refused = openings.iter().filter(|opening| self.refuses(opening) == Some(Opened::Duplicate));
+        refused.map(|opening| opening.agent_no).collect()
+    }
+
+    /// What is stored of the processes behind connections that are opened.
+    pub(in crate::store) fn instances(&self, openings: &[SessionOpening], epochs: &[EpochRow]) -> Vec<OpenedRow> {
+        let instances: HashMap<i64, Option<Uuid>> =
+            openings.iter().map(|opening| (opening.agent_no, opening.instance)).collect();
+        let row = |epoch: &EpochRow| {
+            let instance = instances.get(&epoch.no).copied().flatten().map(|instance| instance.to_string());
+            let replaced = self.agents.get(&epoch.no).map(|agent| agent.replaced_by(instance.as_deref()));
+            OpenedRow { agent_no: epoch.no, epoch: epoch.epoch, instance, replaced: replaced.unwrap_or_default() }
+        };
+        epochs.iter().map(row).collect()
     }
 
     /// The state of a connection that this node holds. `None` if its row is missing.

@@ -114,7 +114,12 @@ pub(super) fn insert_one(
     now: Timestamp,
 ) -> QueryResult<Accepted> {
     if let Some(Key { key: no }) = statements::insert(new, owner, now).get_result(conn).optional()? {
-        let event = AuditEvent { did: "action.create", subject: &new.id.to_string(), detail: &new.name };
+        let event = AuditEvent {
+            did: "action.create",
+            subject: &new.id.to_string(),
+            detail: &new.name,
+            what: Some((&new.target, &new.operations)),
+        };
         audit::insert(conn, &new.author, event, now)?;
         return Ok(Accepted::Stored { id: new.id, no, is_new: true });
     }
@@ -226,7 +231,12 @@ fn resolution(
 
 fn cancel(conn: &mut SqliteConnection, id: Uuid, by: &Author, now: Timestamp) -> QueryResult<Option<ActionView>> {
     if statements::cancel(id).execute(conn)? > 0 {
-        audit::insert(conn, by, AuditEvent { did: "action.cancel", subject: &id.to_string(), detail: "" }, now)?;
+        audit::insert(
+            conn,
+            by,
+            AuditEvent { did: "action.cancel", subject: &id.to_string(), ..AuditEvent::default() },
+            now,
+        )?;
     }
     view(conn, id)
 }
@@ -240,7 +250,7 @@ fn pause(
 ) -> QueryResult<Option<ActionView>> {
     if statements::pause(id, paused).execute(conn)? > 0 {
         let did = if paused { "action.pause" } else { "action.resume" };
-        audit::insert(conn, by, AuditEvent { did, subject: &id.to_string(), detail: "" }, now)?;
+        audit::insert(conn, by, AuditEvent { did, subject: &id.to_string(), ..AuditEvent::default() }, now)?;
     }
     view(conn, id)
 }

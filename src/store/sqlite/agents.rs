@@ -1,18 +1,20 @@
 //! Agents.
 
 use super::audit;
-use super::error::sort;
 use super::store::{SqliteStore, json};
 use crate::domain::agent::{AgentContact, AgentRef, Enrollment};
 use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
-use crate::store::sql::agents::{self as statements, AgentViewRow, ContactRow, agent_view};
+use crate::store::agents::{Known, Labels};
+use crate::store::sql::agents::{
+    self as statements, AgentViewRow, ContactRow, KnownRow, agent_view, read_labels, written_labels,
+};
 use crate::store::sql::metadata;
 use crate::store::sql::schema::agents;
 use crate::store::sql::tokens::{self, TokenRow};
-use crate::store::sql::{Key, Transports, corrupt, filter, sql_limit};
-use crate::store::{AgentPatch, AgentView, Agents, Enrolled, NewAgent, Store, StoreResult};
+use crate::store::sql::{Key, Transports, filter, sql_limit};
+use crate::store::{AgentPatch, AgentView, Agents, Among, Enrolled, NewAgent, Said, Store, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel::sql_query;
@@ -32,26 +34,13 @@ impl Agents for SqliteStore {
         self.write("agent_enroll", move |conn| enroll(conn, &agent, token, nonce, &by, now)).await
     }
 
-    async fn agent_refresh(
-        &self,
-        agent_no: i64,
-        labels: Option<&std::collections::BTreeMap<String, String>>,
-        facts: &serde_json::Map<String, serde_json::Value>,
-        version: &str,
-    ) -> StoreResult<bool> {
-        let write = "agent_refresh";
-        let labels = labels.map(json).transpose().map_err(|error| sort(write, error))?;
-        let facts = json(facts).map_err(|error| sort(write, error))?;
-        let (version, now) = (version.to_owned(), self.now());
+    async fn agent_refresh(&self, agent_no: i64, said: Said) -> StoreResult<bool> {
+        let (write, now, what) = ("agent_refresh", self.now(), said.clone());
         // After a restart every agent says what it said before: that is no reason to write.
-        let said = (labels.clone(), facts.clone(), version.clone());
-        let same =
-            self.read(write, move |conn| says_the_same(conn, agent_no, said.0.as_deref(), &said.1, &said.2)).await?;
-        if same {
+        if self.read(write, move |conn| says_the_same(conn, agent_no, &what)).await? {
             return Ok(false);
         }
-        self.write(write, move |conn| refresh(conn, agent_no, labels, facts, version, now)).await?;
-        Ok(true)
+        self.write(write, move |conn| refresh(conn, agent_no, &said, now)).await
     }
 
     async fn agent_insert(&self, agents: Vec<NewAgent>) -> StoreResult<()> {
@@ -83,14 +72,9 @@ impl Agents for SqliteStore {
         self.read("agent_count", move |conn| count(conn, &target, now)).await
     }
 
-    async fn agent_list(
-        &self,
-        target: Option<&Target>,
-        after: Option<&str>,
-        limit: usize,
-    ) -> StoreResult<Vec<AgentView>> {
-        let (target, after, now) = (target.cloned(), after.unwrap_or_default().to_owned(), self.now());
-        self.read("agent_list", move |conn| list(conn, target.as_ref(), &after, now, limit)).await
+    async fn agent_list(&self, among: &Among, after: Option<&str>, limit: usize) -> StoreResult<Vec<AgentView>> {
+        let (among, after, now) = (among.clone(), after.unwrap_or_default().to_owned(), self.now());
+        self.read("agent_list", move |conn| list(conn, &among, &after, now, limit)).await
     }
 
     async fn agent_view(&self, name: &str) -> StoreResult<Option<AgentView>> {
@@ -120,16 +104,18 @@ impl Agents for SqliteStore {
 
 fn insert_one(conn: &mut SqliteConnection, agent: &NewAgent, now: Timestamp) -> QueryResult<Option<i64>> {
     let said = &agent.enrollment;
+    let (labels, set_labels) = written_labels(&Labels::new(agent))?;
     // The unique index leaves removed agents out: their names can be used again.
     sql_query(
-        "INSERT INTO agents (name, transport, address, labels, facts, version, enrolled_at, secret) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) WHERE removed_at IS NULL DO NOTHING RETURNING no AS key",
+        "INSERT INTO agents (name, transport, address, labels, set_labels, facts, version, enrolled_at, secret) \
+         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) WHERE removed_at IS NULL DO NOTHING RETURNING no AS key",
     )
     .bind::<Text, _>(&said.name)
     .bind::<Text, _>(&agent.transport)
     .bind::<diesel::sql_types::Nullable<Text>, _>(&agent.address)
-    .bind::<Text, _>(json(&said.labels)?)
-    .bind::<Text, _>(json(&said.facts)?)
+    .bind::<Text, _>(labels)
+    .bind::<Text, _>(set_labels)
+    .bind::<Text, _>(said.facts.clone().unwrap_or_default().as_str())
     .bind::<Text, _>(&said.version)
     .bind::<BigInt, _>(now.0)
     .bind::<diesel::sql_types::Nullable<Text>, _>(&agent.secret)
@@ -156,7 +142,7 @@ fn enroll(
     let token = TokenRow::of_agent(no, &agent.enrollment.name, token_hash, nonce_hash, now);
     tokens::insert(token).execute(conn)?;
     let did = if new.is_some() { "agent.create" } else { "agent.enroll_again" };
-    let event = AuditEvent { did, subject: &agent.enrollment.name, detail: &agent.transport };
+    let event = AuditEvent { did, subject: &agent.enrollment.name, detail: &agent.transport, what: None };
     audit::insert(conn, by, event, now)?;
     Ok(Enrolled::New(AgentRef {
         no,
@@ -180,7 +166,7 @@ fn give_up_unused(
     if revoked == 0 {
         return Ok(None);
     }
-    refresh(conn, no, Some(json(&said.labels)?), json(&said.facts)?, said.version.clone(), now)?;
+    refresh(conn, no, &said.into(), now)?;
     Ok(Some(no))
 }
 
@@ -191,39 +177,32 @@ fn insert(conn: &mut SqliteConnection, agents: &[NewAgent], now: Timestamp) -> Q
     Ok(())
 }
 
-/// Whether this is stored already.
-fn says_the_same(
-    conn: &mut SqliteConnection,
-    agent_no: i64,
-    labels: Option<&str>,
-    facts: &str,
-    version: &str,
-) -> QueryResult<bool> {
-    let stored = agents::table
-        .find(agent_no)
-        .select((agents::labels, agents::facts, agents::version))
-        .first::<(String, String, String)>(conn)
-        .optional()?;
-    Ok(stored.is_some_and(|(old_labels, old_facts, old_version)| {
-        labels.is_none_or(|labels| labels == old_labels) && facts == old_facts && version == old_version
-    }))
+/// What is stored of what an agent has said. Nothing if there is no such agent.
+fn known(conn: &mut SqliteConnection, agent_no: i64) -> QueryResult<Option<Known>> {
+    let row: Option<KnownRow> = statements::known(agent_no, "").get_result(conn).optional()?;
+    row.map(KnownRow::known).transpose()
 }
 
-fn refresh(
-    conn: &mut SqliteConnection,
-    agent_no: i64,
-    labels: Option<String>,
-    facts: String,
-    version: String,
-    now: Timestamp,
-) -> QueryResult<()> {
-    if let Some(labels) = labels {
-        diesel::update(agents::table.find(agent_no)).set(agents::labels.eq(labels)).execute(conn)?;
-    }
+/// Whether this is stored already.
+fn says_the_same(conn: &mut SqliteConnection, agent_no: i64, said: &Said) -> QueryResult<bool> {
+    Ok(known(conn, agent_no)?.is_some_and(|known| known.clone().after(said) == known))
+}
+
+/// Stores what an agent says. False if there is no such agent.
+fn refresh(conn: &mut SqliteConnection, agent_no: i64, said: &Said, now: Timestamp) -> QueryResult<bool> {
+    let Some(known) = known(conn, agent_no)? else { return Ok(false) };
+    let known = known.after(said);
+    let (labels, set_labels) = written_labels(&known.labels)?;
     diesel::update(agents::table.find(agent_no))
-        .set((agents::facts.eq(facts), agents::version.eq(version), agents::last_seen.eq(now.0)))
-        .execute(conn)?;
-    Ok(())
+        .set((
+            agents::labels.eq(labels),
+            agents::set_labels.eq(set_labels),
+            agents::facts.eq(known.facts),
+            agents::version.eq(known.version),
+            agents::last_seen.eq(now.0),
+        ))
+        .execute(conn)
+        .map(|_| true)
 }
 
 fn get_many(conn: &mut SqliteConnection, nos: &[i64]) -> QueryResult<Vec<AgentRef>> {
@@ -287,6 +266,7 @@ macro_rules! seen_by_users {
             agents::enrolled_at,
             agents::last_seen,
             agents::disabled,
+            agents::duplicate_at,
             filter::online($now).assume_not_null(),
         )
     };
@@ -294,13 +274,13 @@ macro_rules! seen_by_users {
 
 fn list(
     conn: &mut SqliteConnection,
-    target: Option<&Target>,
+    among: &Among,
     after: &str,
     now: Timestamp,
     limit: usize,
 ) -> QueryResult<Vec<AgentView>> {
     let rows: Vec<AgentViewRow> = agents::table
-        .filter(filter::listed(target, now))
+        .filter(filter::listed(among, now))
         // Every name is greater than no name.
         .filter(agents::name.gt(after))
         .order(agents::name)
@@ -312,7 +292,7 @@ fn list(
 
 fn view(conn: &mut SqliteConnection, name: &str, now: Timestamp) -> QueryResult<Option<AgentView>> {
     let row: Option<AgentViewRow> = agents::table
-        .filter(filter::listed(None, now))
+        .filter(filter::listed(&Among::default(), now))
         .filter(agents::name.eq(name))
         .select(seen_by_users!(now))
         .first(conn)
@@ -328,28 +308,30 @@ fn update(
     now: Timestamp,
 ) -> QueryResult<Option<(i64, AgentView)>> {
     let found = agents::table
-        .filter(filter::listed(None, now))
+        .filter(filter::listed(&Among::default(), now))
         .filter(agents::name.eq(name))
-        .select((agents::no, agents::labels))
-        .first::<(i64, String)>(conn)
+        .select((agents::no, agents::labels, agents::set_labels))
+        .first::<(i64, String, String)>(conn)
         .optional()?;
-    let Some((no, labels)) = found else { return Ok(None) };
-    let labels = json(&patch.labels_after(serde_json::from_str(&labels).map_err(corrupt)?))?;
-    diesel::update(agents::table.find(no)).set(agents::labels.eq(labels)).execute(conn)?;
+    let Some((no, labels, set_labels)) = found else { return Ok(None) };
+    let (labels, set_labels) = written_labels(&patch.labels_after(read_labels(&labels, &set_labels)?))?;
+    diesel::update(agents::table.find(no))
+        .set((agents::labels.eq(labels), agents::set_labels.eq(set_labels)))
+        .execute(conn)?;
     if let Some(address) = &patch.address {
         diesel::update(agents::table.find(no)).set(agents::address.eq(address)).execute(conn)?;
     }
     if let Some(disabled) = patch.disabled {
         diesel::update(agents::table.find(no)).set(agents::disabled.eq(disabled)).execute(conn)?;
     }
-    audit::insert(conn, by, AuditEvent { did: "agent.change", subject: name, detail: &patch.told() }, now)?;
+    audit::insert(conn, by, AuditEvent { did: "agent.change", subject: name, detail: &patch.told(), what: None }, now)?;
     Ok(view(conn, name, now)?.map(|view| (no, view)))
 }
 
 fn remove(conn: &mut SqliteConnection, name: &str, by: &Author, now: Timestamp) -> QueryResult<Option<i64>> {
     let removed = statements::remove(name, now).get_result(conn).optional()?;
     let Some(Key { key: no }) = removed else { return Ok(None) };
-    audit::insert(conn, by, AuditEvent { did: "agent.remove", subject: name, detail: "" }, now)?;
+    audit::insert(conn, by, AuditEvent { did: "agent.remove", subject: name, ..AuditEvent::default() }, now)?;
     tokens::revoke_of_agent(no, now).execute(conn)?;
     statements::end_session(no).execute(conn)?;
     statements::leaves(no).execute(conn)?;

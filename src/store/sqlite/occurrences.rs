@@ -134,7 +134,7 @@ pub(super) fn cancel(
     let is_cancelled = action_statements::cancel(id).execute(conn)? > 0;
     if is_cancelled {
         let by = Author::server(&format!("schedule:{schedule}"));
-        let event = AuditEvent { did: "action.cancel", subject: &id.to_string(), detail: "" };
+        let event = AuditEvent { did: "action.cancel", subject: &id.to_string(), ..AuditEvent::default() };
         audit::insert(conn, &by, event, now)?;
     }
     Ok(is_cancelled)

@@ -136,7 +136,20 @@ fn note(
     detail: &str,
     now: Timestamp,
 ) -> QueryResult<()> {
-    audit::insert(conn, by, AuditEvent { did, subject: name, detail }, now)
+    audit::insert(conn, by, AuditEvent { did, subject: name, detail, what: None }, now)
+}
+
+/// The same for a schedule that is new or has changed.
+fn note_document(
+    conn: &mut SqliteConnection,
+    by: &Author,
+    did: &'static str,
+    (name, document): (&str, &str),
+    now: Timestamp,
+) -> QueryResult<()> {
+    let what = statements::what_of(document);
+    let what = what.as_ref().map(|(target, operations)| (target.as_str(), operations.get()));
+    audit::insert(conn, by, AuditEvent { did, subject: name, detail: "", what }, now)
 }
 
 fn sizes(rows: Vec<SizeRow>) -> QueryResult<Vec<(i64, usize)>> {
@@ -161,7 +174,7 @@ fn insert(
 ) -> QueryResult<Option<ScheduleView>> {
     let row: Option<ScheduleRow> = statements::insert(new, &by.name, now).get_result(conn).optional()?;
     if row.is_some() {
-        note(conn, by, "schedule.create", &new.name, "", now)?;
+        note_document(conn, by, "schedule.create", (&new.name, &new.document), now)?;
     }
     Ok(row.map(ScheduleRow::view))
 }
@@ -178,7 +191,7 @@ fn replace(
         return Ok(Some(row.view()));
     }
     let row: ScheduleRow = statements::replace(&row, new, now).get_result(conn)?;
-    note(conn, by, "schedule.change", row.name(), "", now)?;
+    note_document(conn, by, "schedule.change", (row.name(), &new.document), now)?;
     Ok(Some(row.view()))
 }
 

@@ -43,7 +43,8 @@ fn known(
     let rows = sql_query(
         "SELECT a.no, a.session_epoch AS epoch, a.removed_at IS NULL AND NOT a.disabled AS allowed, \
          EXISTS (SELECT 1 FROM agent_sessions s WHERE s.agent_no = a.no AND s.epoch = a.session_epoch \
-         AND s.incarnation = ?2) AS stored FROM agents a WHERE a.no IN (SELECT value FROM json_each(?1))",
+         AND s.incarnation = ?2) AS stored, c.instance, c.replaced \
+         FROM agents a LEFT JOIN agent_sessions c ON c.agent_no = a.no WHERE a.no IN (SELECT value FROM json_each(?1))",
     )
     .bind::<Text, _>(json(agents)?)
     .bind::<Text, _>(here)
@@ -79,17 +80,24 @@ fn open(
     .bind::<Text, _>(json(&allowed)?)
     .bind::<BigInt, _>(now.0)
     .load::<EpochRow>(conn)?;
-    let written: Vec<(i64, i64)> = epochs.iter().map(|row| (row.no, row.epoch)).collect();
     sql_query(
-        "INSERT INTO agent_sessions (agent_no, incarnation, epoch, connected_at) \
-         SELECT value ->> 0, ?2, value ->> 1, ?3 FROM json_each(?1) WHERE TRUE \
+        "INSERT INTO agent_sessions (agent_no, incarnation, epoch, connected_at, instance, replaced) \
+         SELECT value ->> 'agent_no', ?2, value ->> 'epoch', ?3, value ->> 'instance', value ->> 'replaced' \
+         FROM json_each(?1) WHERE TRUE \
          ON CONFLICT (agent_no) DO UPDATE SET incarnation = excluded.incarnation, epoch = excluded.epoch, \
-         connected_at = excluded.connected_at",
+         connected_at = excluded.connected_at, instance = excluded.instance, replaced = excluded.replaced",
     )
-    .bind::<Text, _>(json(&written)?)
+    .bind::<Text, _>(json(&known.instances(sessions, &epochs))?)
     .bind::<Text, _>(here)
     .bind::<BigInt, _>(now.0)
     .execute(conn)?;
+    let duplicates = known.duplicates(sessions);
+    if !duplicates.is_empty() {
+        sql_query("UPDATE agents SET duplicate_at = ?2 WHERE no IN (SELECT value FROM json_each(?1))")
+            .bind::<Text, _>(json(&duplicates)?)
+            .bind::<BigInt, _>(now.0)
+            .execute(conn)?;
+    }
     Ok(sessions::opened(sessions, &known, epochs))
 }
 

@@ -45,7 +45,7 @@ impl Tokens for SqliteStore {
 fn insert(conn: &mut SqliteConnection, token: &Token, hash: Vec<u8>, by: &Author) -> QueryResult<()> {
     statements::insert(TokenRow::new(token, hash)).execute(conn)?;
     let (id, detail) = (token.id.to_string(), format!("{}: {}", token.role.as_str(), token.name));
-    let event = AuditEvent { did: "token.create", subject: &id, detail: &detail };
+    let event = AuditEvent { did: "token.create", subject: &id, detail: &detail, what: None };
     audit::insert(conn, by, event, token.created_at)
 }
 
@@ -69,7 +69,7 @@ fn revoke(conn: &mut SqliteConnection, id: Uuid, by: &Author, now: Timestamp) ->
         return Ok(Revoked::LastAdmin);
     }
     if statements::revoke(id, now).execute(conn)? > 0 {
-        let event = AuditEvent { did: "token.revoke", subject: &id.to_string(), detail: "" };
+        let event = AuditEvent { did: "token.revoke", subject: &id.to_string(), ..AuditEvent::default() };
         audit::insert(conn, by, event, now)?;
         return Ok(Revoked::Done);
     }

@@ -5,6 +5,7 @@ mod balancer;
 mod fleet;
 #[cfg(feature = "nats")]
 pub mod nats;
+mod operator;
 mod proxy;
 #[cfg(feature = "amqp")]
 pub mod rabbit;
@@ -17,6 +18,7 @@ mod wire;
 pub use agent_process::AgentProcess;
 pub use balancer::Balancer;
 pub use fleet::Fleet;
+pub use operator::Operator;
 pub use proxy::{Line, Proxy};
 pub use server::{On, Server, ServerOptions, SmallDisk, program};
 pub use slots::mostly_waits;

@@ -12,7 +12,7 @@
 //! With `exec.allow = ["*"]` none of these restricts an action.
 
 use super::environment::{self, SCHEDULED_FOR};
-use super::{Call, Module, Outcome, process};
+use super::{Call, Module, Outcome, explain, process};
 use crate::agent::config::{Bounds, ExecConfig};
 use crate::agent::processes::MARK;
 use crate::domain::time::Timestamp;
@@ -54,7 +54,7 @@ impl Exec {
         Self { config, bounds }
     }
 
-    fn command(&self, parameters: &Parameters, scheduled_for: Option<Timestamp>) -> Result<Command, String> {
+    fn command(&self, parameters: &Parameters, scheduled_for: Option<Timestamp>) -> Result<(Command, PathBuf), String> {
         let name = parameters.argv.first().ok_or("argv must not be empty")?;
         let everything = self.config.allow.iter().any(|allowed| allowed == "*");
         if !everything && !self.config.allow.contains(name) {
@@ -67,7 +67,7 @@ impl Exec {
             }
             (true, _) => PathBuf::from(name),
         };
-        let mut command = Command::new(program);
+        let mut command = Command::new(&program);
         command.arg0(name).args(&parameters.argv[1..]);
         environment::minimal(&mut command, &self.config.env, scheduled_for);
         for (key, value) in &parameters.env {
@@ -86,9 +86,11 @@ impl Exec {
             command.env(key, value);
         }
         if let Some(cwd) = &parameters.cwd {
-            command.current_dir(if everything { cwd.clone() } else { self.folder(cwd)? });
+            let folder = if everything { cwd.clone() } else { self.folder(cwd)? };
+            explain::check_folder(&folder)?;
+            command.current_dir(folder);
         }
-        Ok(command)
+        Ok((command, program))
     }
 
     /// The real path of a folder that an action names, if it is in an allowed folder.
@@ -144,7 +146,7 @@ impl Module for Exec {
             Ok(parameters) => parameters,
             Err(error) => return Outcome::failed(format!("parameters: {error}")),
         };
-        let command = match self.command(&parameters, call.scheduled_for) {
+        let (command, program) = match self.command(&parameters, call.scheduled_for) {
             Ok(command) => command,
             Err(error) => return Outcome::failed(error),
         };
@@ -152,21 +154,23 @@ impl Module for Exec {
         match process::run(command, input, self.bounds, &call.trace, &mut call.stop).await {
             Ok(ended) => {
                 let error = ended.error();
-                let output = Output {
-                    exit_code: ended.status.and_then(|status| status.code()),
-                    stdout: ended.stdout.text(),
-                    stderr: ended.stderr.text(),
-                };
+                let ((stdout, lost), (stderr, also_lost)) = (ended.stdout.text(), ended.stderr.text());
+                let exit_code = ended.status.and_then(|status| status.code());
+                let output = Output { exit_code, stdout, stderr };
                 Outcome {
                     ok: error.is_none(),
                     error,
                     truncated: ended.stdout.truncated || ended.stderr.truncated,
+                    lossy: lost || also_lost,
                     stopped: ended.stopped,
                     output: None,
                 }
                 .output(&output)
             }
-            Err(error) => Outcome::failed(format!("\"{}\" could not be run: {error}", parameters.argv[0])),
+            Err(error) => {
+                let why = explain::not_started(&program, &error);
+                Outcome::failed(format!("\"{}\" could not be run: {why}", parameters.argv[0]))
+            }
         }
     }
 }

@@ -2,7 +2,7 @@
 
 use super::evaluation::agent;
 use crate::domain::command::CommandState;
-use crate::domain::target::{Column, CompareOp, Moment, Target, Value};
+use crate::domain::target::{Column, CompareOp, Moment, Number, Target, Value};
 use crate::domain::time::Timestamp;
 use proptest::prelude::*;
 use uuid::Uuid;
@@ -27,8 +27,8 @@ fn column() -> impl Strategy<Value = Column> {
 fn value() -> impl Strategy<Value = Value> {
     prop_oneof![
         text().prop_map(Value::Text),
-        (-1_000_000i32..1_000_000).prop_map(|n| Value::Number(f64::from(n) / 8.0)),
-        any::<f64>().prop_filter_map("finite", |n| n.is_finite().then_some(Value::Number(n + 0.0))),
+        "-?[0-9]{1,25}(\\.[0-9]{1,25})?(e-?[0-9]{1,3})?"
+            .prop_map(|text| Value::Number(Number::of(&text).expect("a number"))),
     ]
 }
 

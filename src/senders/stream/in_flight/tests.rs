@@ -277,6 +277,7 @@ fn a_report_says_which_operation_failed_and_an_expired_run_is_told_as_such() {
         output: None,
         error: error.map(str::to_owned),
         truncated: false,
+        lossy: false,
     };
     let error = |operation| {
         let result = RunResult { results: vec![operation], ..result(run, RunStatus::Failed) };

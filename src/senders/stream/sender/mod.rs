@@ -244,10 +244,26 @@ impl Handler<BacklogChanged> for StreamSender {
     }
 }
 
+impl StreamSender {
+    /// Puts a connection in the place of the agent's older one.
+    fn displace(&mut self, agent_no: i64, handle: Handle) {
+        if let Some(older) = self.by_agent.insert(agent_no, handle) {
+            // If its inbox is full, the older session finds the channel closed after reading it.
+            older.replaced.store(true, Ordering::Release);
+            older.inbox.try_send(ToSession::Replaced).ok();
+        }
+        self.presence.insert(agent_no);
+    }
+}
+
 impl Handler<Connect> for StreamSender {
     type Result = ResponseActFuture<Self, Result<Connected, NotConnected>>;
 
-    fn handle(&mut self, Connect { agent_no, token, after }: Connect, ctx: &mut Self::Context) -> Self::Result {
+    fn handle(
+        &mut self,
+        Connect { agent_no, token, after, instance }: Connect,
+        ctx: &mut Self::Context,
+    ) -> Self::Result {
         crate::fault_point!("stream_sender.connect");
         let refused = |why| Box::pin(actix::fut::ready(Err(why))) as Self::Result;
         if self.leaving {
@@ -263,16 +279,19 @@ impl Handler<Connect> for StreamSender {
         let (sender, inbox) = mpsc::channel(SESSION_INBOX);
         let more = Arc::new(AtomicBool::new(false));
         let replaced = Arc::new(AtomicBool::new(false));
+        let (inbox_end, flags) = (sender, (more.clone(), replaced.clone()));
         let handle =
-            Handle { serial, token, epoch: None, inbox: sender, more: more.clone(), replaced: replaced.clone() };
+            Handle { serial, token, instance, epoch: None, inbox: inbox_end, more: flags.0, replaced: flags.1 };
         let mut sign_off = SignOff { sender: ctx.address().recipient(), agent_no, serial, epoch: None };
-        if let Some(older) = self.by_agent.insert(agent_no, handle) {
-            // If its inbox is full, the older session finds the channel closed after reading it.
-            older.replaced.store(true, Ordering::Release);
-            older.inbox.try_send(ToSession::Replaced).ok();
+        // The store knows which of two processes is the one that was replaced.
+        let other = self.by_agent.get(&agent_no).and_then(|older| older.instance);
+        let mut waiting = None;
+        if other.zip(instance).is_some_and(|(other, instance)| other != instance) {
+            waiting = Some(handle);
+        } else {
+            self.displace(agent_no, handle);
         }
-        self.presence.insert(agent_no);
-        let opening = SessionOpening { agent_no, token: Some(token), after };
+        let opening = SessionOpening { agent_no, token: Some(token), after, instance };
         let stored = self.sessions.put(vec![SessionChange::Opened { opening, serial }]);
         Box::pin(stored.into_actor(self).map(move |stored, sender, _| {
             let opened = stored.ok().and_then(|answers| answers.into_iter().next()?.ok()?);
@@ -280,9 +299,17 @@ impl Handler<Connect> for StreamSender {
                 Some(Opened::As(epoch)) => epoch,
                 Some(Opened::NotAllowed) => return Err(NotConnected::NotAllowed),
                 Some(Opened::Replaced) => return Err(NotConnected::Replaced),
+                Some(Opened::Duplicate) => return Err(NotConnected::Duplicate),
                 None => return Err(NotConnected::Away),
             };
             sign_off.epoch = Some(epoch);
+            if let Some(handle) = waiting {
+                let newest = sender.by_agent.get(&agent_no).map(|handle| handle.epoch.unwrap_or(i64::MAX));
+                if newest.is_some_and(|newest| newest > epoch) {
+                    return Err(NotConnected::Replaced);
+                }
+                sender.displace(agent_no, handle);
+            }
             if let Some(handle) = sender.by_agent.get_mut(&agent_no).filter(|handle| handle.serial == serial) {
                 handle.epoch = Some(epoch);
             }

@@ -56,7 +56,7 @@ async fn start() -> Fixture {
 impl Fixture {
     async fn try_connect(&self, place: usize, after: Option<i64>) -> Result<Connected, NotConnected> {
         let (agent_no, token) = (self.agents[place], self.tokens[place]);
-        self.sender.send(Connect { agent_no, token, after }).await.expect("it lives")
+        self.sender.send(Connect { agent_no, token, after, instance: None }).await.expect("it lives")
     }
 
     async fn connect(&self, place: usize) -> Connected {
