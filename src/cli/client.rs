@@ -107,7 +107,7 @@ impl Client {
         }
         let is_url = Url::parse(server).is_ok_and(|url| matches!(url.scheme(), "http" | "https") && url.has_host());
         if !is_url {
-            return Err(ClientError::NoUrl(server.to_owned()));
+            return Err(ClientError::NoUrl(shown(server)));
         }
         let server = server.trim_end_matches('/').to_owned();
         let tls = crate::tls::client_config(&server, "--ca-file", ca_file).map_err(ClientError::Tls)?;
@@ -217,7 +217,7 @@ impl Client {
 
     /// The connection to the server is lost.
     pub(super) fn unreachable(&self, error: &reqwest::Error) -> ClientError {
-        ClientError::Unreachable { server: self.server.clone(), cause: why(error) }
+        ClientError::Unreachable { server: shown(&self.server), cause: why(error) }
     }
 
     /// Reads all pages of a list; the items are under `key`.
@@ -247,6 +247,15 @@ impl Client {
     /// A `GET` call.
     pub(super) async fn get(&self, path: &str) -> Result<Value, ClientError> {
         self.call(Method::GET, path, None).await
+    }
+}
+
+/// A URL without the password that it may hold.
+fn shown(server: &str) -> String {
+    let Ok(mut url) = Url::parse(server) else { return server.to_owned() };
+    match url.password().is_some() && url.set_password(Some("***")).is_ok() {
+        true => url.to_string(),
+        false => server.to_owned(),
     }
 }
 

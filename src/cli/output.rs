@@ -3,7 +3,7 @@
 use crate::domain::json::{pretty, readable};
 use crate::domain::text::{csv_cell, escaped, escaped_json, escaped_lines};
 use crate::domain::time::Timestamp;
-use comfy_table::{ColumnConstraint, ContentArrangement, Row, Table, Width};
+use comfy_table::{Cell, Color, ColumnConstraint, ContentArrangement, Row, Table, Width};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use std::io::Write;
@@ -154,8 +154,17 @@ const SHORTEST_NAME: u16 = 10;
 pub(super) fn table(header: Vec<String>, rows: Vec<Vec<String>>) -> String {
     let mut table = Table::new();
     let width = table.width().filter(|width| *width > 0);
+    // comfy_table writes colours to terminals alone.
+    let has_colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
     let one_line = |cells: &[String]| {
-        let mut row = Row::from(cells.iter().map(|cell| escaped(cell).into_owned()));
+        let shown = cells.iter().zip(&header).map(|(cell, name)| {
+            let shown = Cell::new(escaped(cell));
+            match colour(cell).filter(|_| name == "STATUS" && has_colours) {
+                Some(colour) => shown.fg(colour),
+                None => shown,
+            }
+        });
+        let mut row = Row::from(shown.collect::<Vec<_>>());
         row.max_height(1);
         row
     };
@@ -178,6 +187,16 @@ pub(super) fn table(header: Vec<String>, rows: Vec<Vec<String>>) -> String {
         table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width.max(NARROW));
     }
     table.trim_fmt()
+}
+
+/// The colour of a state.
+fn colour(state: &str) -> Option<Color> {
+    match state {
+        "succeeded" | "completed" | "online" => Some(Color::Green),
+        "failed" | "timed_out" | "undeliverable" => Some(Color::Red),
+        "expired" | "cancelled" | "paused" | "offline" => Some(Color::Yellow),
+        _ => None,
+    }
 }
 
 /// Shortens a time to `2026-01-01 12:00:00`, in UTC; leaves other texts as they are.

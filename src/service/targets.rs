@@ -31,8 +31,8 @@ pub fn parse(target: &str) -> ServiceResult<Target> {
 /// If the expression can't be parsed.
 pub async fn preview(node: &Node, target: &str) -> ServiceResult<Preview> {
     let target = parse(target)?;
-    let count = node.store.agent_count(&target).await?;
     let among = Among { target: Some(target), disabled: None };
+    let count = node.store.agent_count(&among).await?;
     let sample = node.store.agent_list(&among, None, SAMPLE).await?;
     Ok(Preview { count, sample: sample.into_iter().map(|agent| agent.name).collect() })
 }

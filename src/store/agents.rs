@@ -236,8 +236,8 @@ pub trait Agents: Send + Sync {
     /// Agents that are disabled or removed never match.
     async fn agent_match(&self, target: &Target, after: i64, limit: usize) -> StoreResult<Vec<(i64, Arc<str>)>>;
 
-    /// The number of agents that match a target.
-    async fn agent_count(&self, target: &Target) -> StoreResult<i64>;
+    /// The number of these agents.
+    async fn agent_count(&self, among: &Among) -> StoreResult<i64>;
 
     /// Lists agents as users see them, in the order of their names after `after`.
     async fn agent_list(&self, among: &Among, after: Option<&str>, limit: usize) -> StoreResult<Vec<AgentView>>;

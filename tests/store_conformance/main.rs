@@ -17,6 +17,7 @@ mod listing;
 mod live;
 mod lost_nodes;
 mod metadata;
+mod metadata_of_nodes;
 mod model;
 mod mutations;
 mod on_postgres_alone;

@@ -3,16 +3,12 @@
 use crate::Backend;
 use crate::block_on;
 use crate::postgres::{Postgres, beating, impatient, open, small, unprepared};
-use crate::support::{accept, action, agents, connect, matching, named, page, property, resolved};
+use crate::support::{accept, action, agents, connect, matching, named, page, resolved};
 use odoshi::domain::command::CommandState;
-use odoshi::domain::metadata::Value;
 use odoshi::domain::target::Target;
 use odoshi::domain::time::Timestamp;
-use odoshi::store::postgres::PostgresStore;
-use odoshi::store::{Actions, Inserted, Metadata, Nodes, Store};
-use proptest::prelude::*;
+use odoshi::store::{Actions, Inserted, Nodes, Store};
 use serde_json::json;
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -453,88 +449,4 @@ fn a_question_that_nobody_waits_for_any_more_is_cancelled() {
             assert_eq!(answer.unwrap().len(), 1);
         }
     });
-}
-
-/// Several nodes report the same agents in any order, one behind the other, while every third write fails and is tried
-/// again: the newest value of each key stays, and nobody ever sees a value go back.
-#[test]
-fn whichever_node_writes_last_the_newest_value_stays() {
-    const STEP: i64 = 1_000;
-    block_on(async {
-        let backend = Postgres::fresh().await;
-        let fleet = agents(backend.store(), 3).await;
-        backend
-            .execute(
-                "CREATE SEQUENCE tries; CREATE FUNCTION fail_now_and_then() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN \
-                 IF nextval('tries') % 3 = 0 THEN RAISE 'not now' USING ERRCODE = '40001'; END IF; RETURN NULL; END $$; \
-                 CREATE TRIGGER fail_now_and_then BEFORE INSERT ON agent_metadata FOR EACH STATEMENT \
-                 EXECUTE FUNCTION fail_now_and_then()",
-            )
-            .await;
-        let nodes = [open(&backend.url()).await, open(&backend.url()).await, open(&backend.url()).await];
-        let start = backend.store().now().minus(Duration::from_secs(3_600));
-        let at = |step: i64| Timestamp(start.0 + step * STEP);
-        let mut newest: BTreeMap<(i64, String), (i64, usize)> = BTreeMap::new();
-        let mut number = 0;
-        let batch = prop::collection::btree_map((0..3_usize, 0..4_u8), 0..60_i64, 1..8);
-        let plans = prop::collection::vec(prop::collection::vec(batch, 1..8), 3);
-        let shared = std::cell::RefCell::new((&mut newest, &mut number));
-        property(12, plans, async |plans: Vec<Vec<BTreeMap<(usize, u8), i64>>>| {
-            let write = async |node: &PostgresStore, batches: Vec<BTreeMap<(usize, u8), i64>>| {
-                for batch in batches {
-                    let mut rows = Vec::new();
-                    for ((agent, key), step) in batch {
-                        let (agent_no, key) = (fleet[agent], format!("k{key}"));
-                        let mut shared = shared.borrow_mut();
-                        *shared.1 += 1;
-                        let number = *shared.1;
-                        let known = shared.0.entry((agent_no, key.clone())).or_insert((step, number));
-                        // Of equally old ones, the last one that is written stays, and that may be any.
-                        if step > known.0 {
-                            *known = (step, number);
-                        }
-                        let (value, collected_at) = (Some(number.to_string()), at(step));
-                        let value = Value { value, error: None, collected_at, clamped: false };
-                        rows.push((agent_no, key, value));
-                    }
-                    let values = crate::metadata::by_agent(rows);
-                    while let Err(error) = node.metadata_write(values.clone(), vec![]).await {
-                        assert!(error.is_transient(), "{error}");
-                    }
-                }
-            };
-            let mut plans = plans.into_iter();
-            let mut plan = || plans.next().unwrap();
-            let watch = async {
-                let mut seen = BTreeMap::new();
-                loop {
-                    look(&nodes[0], &mut seen).await;
-                    tokio::time::sleep(Duration::from_millis(1)).await;
-                }
-            };
-            let writes = async {
-                tokio::join!(write(&nodes[0], plan()), write(&nodes[1], plan()), write(&nodes[2], plan()));
-            };
-            tokio::select! {
-                () = writes => {}
-                () = watch => {}
-            }
-            let mut stored = BTreeMap::new();
-            look(&nodes[1], &mut stored).await;
-            let wanted = shared.borrow().0.iter().map(|(key, (step, _))| (key.clone(), at(*step))).collect();
-            prop_assert_eq!(stored, wanted);
-            Ok(())
-        });
-    });
-}
-
-/// Reads the times of all values. None may be older than the one that was seen before.
-async fn look(node: &PostgresStore, seen: &mut BTreeMap<(i64, String), Timestamp>) {
-    let page = node.metadata_since(&Target::All, None, Timestamp(-1), 0, 100).await.unwrap();
-    for agent in page.agents {
-        for (key, view) in agent.values {
-            let before = seen.insert((agent.agent_no, key), view.collected_at);
-            assert!(before.is_none_or(|before| before <= view.collected_at), "a value went back");
-        }
-    }
 }

@@ -170,13 +170,14 @@ fn whole_letters(text: &str, most: usize) -> usize {
     let mut end = 0;
     while end < text.len() {
         let rest = &text[end..];
-        let length = match rest.as_bytes() {
+        let letters = match rest.as_bytes() {
             // Both halves of a pair are one character.
-            [b'\\', b'u', b'd' | b'D', b'8' | b'9' | b'a' | b'A' | b'b' | b'B', ..] => 12.min(rest.len()),
-            [b'\\', b'u', ..] => 6.min(rest.len()),
-            [b'\\', _, ..] => 2,
-            _ => rest.chars().next().map_or(1, char::len_utf8),
+            [b'\\', b'u', b'd' | b'D', b'8' | b'9' | b'a' | b'A' | b'b' | b'B', ..] => 12,
+            [b'\\', b'u', ..] => 6,
+            [b'\\', ..] => 2,
+            _ => 1,
         };
+        let length = rest.char_indices().nth(letters).map_or(rest.len(), |(end, _)| end);
         if end + length > most {
             break;
         }

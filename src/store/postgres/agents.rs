@@ -72,9 +72,9 @@ impl Agents for PostgresStore {
             .await
     }
 
-    async fn agent_count(&self, target: &Target) -> StoreResult<i64> {
-        let (target, now) = (Arc::new(target.clone()), self.now());
-        self.read(Caller::People, "agent_count", body!([target] conn => count(conn, &target, now))).await
+    async fn agent_count(&self, among: &Among) -> StoreResult<i64> {
+        let (among, now) = (Arc::new(among.clone()), self.now());
+        self.read(Caller::People, "agent_count", body!([among] conn => count_among(conn, &among, now))).await
     }
 
     async fn agent_list(&self, among: &Among, after: Option<&str>, limit: usize) -> StoreResult<Vec<AgentView>> {
@@ -243,6 +243,10 @@ async fn contacts(conn: &mut AsyncPgConnection, nos: &[i64]) -> QueryResult<Vec<
         .load(conn)
         .await?;
     Ok(rows.into_iter().map(ContactRow::contact).collect())
+}
+
+async fn count_among(conn: &mut AsyncPgConnection, among: &Among, now: Timestamp) -> QueryResult<i64> {
+    agents::table.filter(filter::listed(among, now)).select(diesel::dsl::count(agents::no)).first(conn).await
 }
 
 /// How many agents match.

@@ -101,9 +101,10 @@ async fn put(conn: &mut AsyncPgConnection, values: &[NewValues], now: Timestamp)
     if changed.execute(conn).await? == rows.len() {
         return Ok(());
     }
-    // Some are new, or older than what is stored. Another node may insert a row at this moment.
+    // Some are new, or older than what is stored. Another node may have inserted an older one since the update, and may insert
+    // one at this moment.
     let missing = " WHERE NOT EXISTS (SELECT 1 FROM agent_metadata m WHERE m.agent_no = n.agent_no AND m.key = n.key \
-         OFFSET 0) ";
+         AND m.collected_at >= n.collected_at OFFSET 0) ";
     let insert = with_rows(
         "INSERT INTO agent_metadata (agent_no, key, value, error, collected_at, clamped, written_at) SELECT n.*, ? FROM ",
         &format!("{missing}{REPLACE}"),

@@ -67,9 +67,9 @@ impl Agents for SqliteStore {
         self.read("agent_match", move |conn| matching(conn, &target, now, after, limit)).await
     }
 
-    async fn agent_count(&self, target: &Target) -> StoreResult<i64> {
-        let (target, now) = (target.clone(), self.now());
-        self.read("agent_count", move |conn| count(conn, &target, now)).await
+    async fn agent_count(&self, among: &Among) -> StoreResult<i64> {
+        let (among, now) = (among.clone(), self.now());
+        self.read("agent_count", move |conn| count_among(conn, &among, now)).await
     }
 
     async fn agent_list(&self, among: &Among, after: Option<&str>, limit: usize) -> StoreResult<Vec<AgentView>> {
@@ -228,6 +228,10 @@ fn contacts(conn: &mut SqliteConnection, nos: &[i64]) -> QueryResult<Vec<AgentCo
     .bind::<Text, _>(json(nos)?)
     .load(conn)?;
     Ok(rows.into_iter().map(ContactRow::contact).collect())
+}
+
+fn count_among(conn: &mut SqliteConnection, among: &Among, now: Timestamp) -> QueryResult<i64> {
+    agents::table.filter(filter::listed(among, now)).select(diesel::dsl::count(agents::no)).first(conn)
 }
 
 /// How many agents match.
