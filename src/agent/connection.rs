@@ -113,7 +113,7 @@ impl Connection {
     async fn talk(&mut self, socket: Socket, stop: &watch::Receiver<bool>) -> Option<Pause> {
         let agent = self.config.name.as_str();
         let began = Instant::now();
-        log::info!(agent, server = self.config.server.as_str(); "connected");
+        log::debug!(agent, server = self.config.server.as_str(); "a connection is open");
         let mut session = Session::new(socket, self.deps.clone());
         let (mut stop, mut late) = (stop.clone(), stop.clone());
         let end = tokio::select! {

@@ -186,6 +186,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
                 self.deps.clock.set_as_of(self.greeted, welcome.server_time);
                 self.deps.reports.begin(welcome.metadata_interval);
                 self.welcomed = true;
+                log::info!(agent = welcome.agent.as_str(); "connected");
                 let unstored = self.deps.journal.with(|journal| Ok(journal.unstored())).await.map_err(broken)?;
                 self.deps.outbox.post(|pending| pending.results.extend(unstored));
                 return Ok(());

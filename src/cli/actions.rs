@@ -3,7 +3,7 @@
 use super::client::{Client, ClientError, ServerArgs, encoded};
 use super::follow::{EXIT_CODES, Following, follow, interrupts};
 use super::outcome::{Outcome, Usage};
-use super::output::{Format, print, table};
+use super::output::{Format, print, say_table};
 use super::run::say_id;
 use super::show::{Extent, Which, show};
 use crate::domain::time::Timestamp;
@@ -223,7 +223,8 @@ fn say_list(actions: &[Value]) {
         row.push(text(action, "name"));
         row
     };
-    say!("{}", table(header.map(str::to_owned).collect(), actions.iter().map(row).collect()));
+    let header: Vec<String> = header.map(str::to_owned).collect();
+    say_table(&header, &actions.iter().map(row).collect::<Vec<_>>());
 }
 
 /// The length at which the beginnings of these ids differ.

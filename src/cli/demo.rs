@@ -6,7 +6,7 @@
 
 use super::client::{Client, read_token};
 use super::outcome::Outcome;
-use super::output::progress;
+use super::output::{progress, say_table};
 use super::scratch_store::ScratchStore;
 use crate::Odoshi;
 use crate::agent::modules::exec::Exec;
@@ -18,7 +18,6 @@ use crate::error_chain::ErrorChain;
 use crate::node::Running;
 use crate::os_signals::StopSignals;
 use async_trait::async_trait;
-use comfy_table::Table;
 use indicatif::ProgressBar;
 use reqwest::Method;
 use serde_json::{Value, json};
@@ -150,7 +149,7 @@ async fn show(args: &Args, programs: usize, store: Option<&str>, folder: &Path) 
         rows.push(follow(&client, &spool, document).await?);
     }
     let succeeded = rows.iter().all(|row| row.all_succeeded());
-    say!("{}", summary(&rows));
+    say_summary(&rows);
     fleet.stop().await?;
     running.drain().await?;
     if succeeded {
@@ -334,14 +333,14 @@ async fn follow(client: &Client, spool: &Path, mut document: Value) -> Result<Ro
     })
 }
 
-fn summary(rows: &[Row]) -> Table {
+/// Prints how the actions went.
+fn say_summary(rows: &[Row]) {
     let states = ["total", "succeeded", "failed", "timed_out", "undeliverable", "expired", "cancelled"];
-    let mut table = Table::new();
-    table.load_style(comfy_table::presets::NOTHING);
-    table.set_header(std::iter::once("").chain(rows.iter().map(|row| row.name.as_str())));
+    let header: Vec<String> = std::iter::once(String::new()).chain(rows.iter().map(|row| row.name.clone())).collect();
+    let mut lines: Vec<Vec<String>> = Vec::new();
     for state in states {
         let counts = rows.iter().map(|row| row.counts[state].to_string());
-        table.add_row(std::iter::once(state.to_owned()).chain(counts));
+        lines.push(std::iter::once(state.to_owned()).chain(counts).collect());
     }
     type Time = fn(&Row) -> i64;
     let times: [(&str, Time); 4] = [
@@ -352,9 +351,9 @@ fn summary(rows: &[Row]) -> Table {
     ];
     for (label, time) in times {
         let millis = rows.iter().map(|row| format!("{} ms", time(row)));
-        table.add_row(std::iter::once(label.to_owned()).chain(millis));
+        lines.push(std::iter::once(label.to_owned()).chain(millis).collect());
     }
-    table
+    say_table(&header, &lines);
 }
 
 #[cfg(test)]

@@ -27,6 +27,7 @@ mod schedules;
 mod scratch_store;
 mod serve;
 mod show;
+mod table;
 mod token;
 mod watch;
 

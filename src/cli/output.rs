@@ -1,9 +1,9 @@
 //! Prints lists: tables for people, JSON and CSV for programs.
 
-use crate::domain::json::{pretty, readable};
-use crate::domain::text::{csv_cell, escaped, escaped_json, escaped_lines};
+use super::table::table;
+use crate::domain::json::{on_one_line, pretty, readable};
+use crate::domain::text::{csv_cell, escaped_json, escaped_lines};
 use crate::domain::time::Timestamp;
-use comfy_table::{Cell, Color, ColumnConstraint, ContentArrangement, Row, Table, Width};
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::Value;
 use std::io::Write;
@@ -99,7 +99,7 @@ impl Write for AboveBar {
 /// An item of a list: to the letter for programs, and as what columns are looked up in.
 #[derive(Clone, Debug)]
 pub(super) struct Item {
-    json: String,
+    pub(super) json: String,
     pub(super) value: Value,
 }
 
@@ -121,13 +121,13 @@ pub(super) fn print(items: &[Item], columns: &[&str], format: Format) -> Result<
         Format::Table => {
             let header = columns.iter().map(|column| column.rsplit('.').next().unwrap_or(column).to_uppercase());
             let row = |item: &Item| columns.iter().map(|column| for_people(cell(&item.value, column))).collect();
-            say!("{}", table(header.collect(), items.iter().map(row).collect()));
+            say_table(&header.collect::<Vec<_>>(), &items.iter().map(row).collect::<Vec<_>>());
         }
         Format::Json => {
             let items: Vec<&str> = items.iter().map(|item| item.json.as_str()).collect();
             say_json(&pretty(&format!("[{}]", items.join(","))));
         }
-        Format::Jsonl => items.iter().for_each(|item| say_json(&item.json)),
+        Format::Jsonl => items.iter().for_each(|item| say_json(&on_one_line(&item.json))),
         Format::Csv => {
             let mut rows = csv::Writer::from_writer(std::io::stdout().lock());
             rows.write_record(columns)?;
@@ -145,58 +145,9 @@ pub(super) fn say_json(json: &str) {
     write(format_args!("{}", escaped_json(json)));
 }
 
-/// The narrowest terminal that a table is fitted to.
-const NARROW: u16 = 40;
-/// What a name is cut to at most, if it is longer.
-const SHORTEST_NAME: u16 = 10;
-
-/// Rows under a header, each on one line. On a terminal, long cells are cut; ids never are.
-pub(super) fn table(header: Vec<String>, rows: Vec<Vec<String>>) -> String {
-    let mut table = Table::new();
-    let width = table.width().filter(|width| *width > 0);
-    // comfy_table writes colours to terminals alone.
-    let has_colours = std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
-    let one_line = |cells: &[String]| {
-        let shown = cells.iter().zip(&header).map(|(cell, name)| {
-            let shown = Cell::new(escaped(cell));
-            match colour(cell).filter(|_| name == "STATUS" && has_colours) {
-                Some(colour) => shown.fg(colour),
-                None => shown,
-            }
-        });
-        let mut row = Row::from(shown.collect::<Vec<_>>());
-        row.max_height(1);
-        row
-    };
-    // With no character that cells could be broken at, they are cut anywhere.
-    table.load_style(comfy_table::presets::NOTHING).set_delimiter('\0').set_header(one_line(&header));
-    table.add_rows(rows.iter().map(|row| one_line(row)));
-    for (place, (column, name)) in table.column_iter_mut().zip(&header).enumerate() {
-        column.set_padding((0, 2));
-        let is_long =
-            |row: &Vec<String>| row.get(place).is_some_and(|cell| cell.chars().count() >= usize::from(SHORTEST_NAME));
-        match name.as_str() {
-            "ID" => column.set_constraint(ColumnConstraint::ContentWidth),
-            "NAME" | "AGENT" if width.is_some() && rows.iter().any(is_long) => {
-                column.set_constraint(ColumnConstraint::LowerBoundary(Width::Fixed(SHORTEST_NAME)))
-            }
-            _ => column,
-        };
-    }
-    if let Some(width) = width {
-        table.set_content_arrangement(ContentArrangement::Dynamic).set_width(width.max(NARROW));
-    }
-    table.trim_fmt()
-}
-
-/// The colour of a state.
-fn colour(state: &str) -> Option<Color> {
-    match state {
-        "succeeded" | "completed" | "online" => Some(Color::Green),
-        "failed" | "timed_out" | "undeliverable" => Some(Color::Red),
-        "expired" | "cancelled" | "paused" | "offline" => Some(Color::Yellow),
-        _ => None,
-    }
+/// Prints a table.
+pub(super) fn say_table(header: &[String], rows: &[Vec<String>]) {
+    write(format_args!("{}", table(header, rows)));
 }
 
 /// Shortens a time to `2026-01-01 12:00:00`, in UTC; leaves other texts as they are.
@@ -221,13 +172,6 @@ fn cell(item: &Value, path: &str) -> String {
 mod tests {
     use super::*;
     use serde_json::json;
-
-    #[test]
-    fn a_row_is_one_line_without_spaces_at_its_end() {
-        let rows = [["1", "a\nb\u{1b}[2J"], ["22", ""]].map(|row| row.map(str::to_owned).to_vec());
-        let table = table(vec!["ID".into(), "NAME".into()], rows.to_vec());
-        assert_eq!(table, "ID  NAME\n1   a\\nb\\u{1b}[2J\n22");
-    }
 
     #[test]
     fn cells_are_values_at_a_path_as_people_read_them() {

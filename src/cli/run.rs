@@ -5,15 +5,15 @@ use super::follow::{EXIT_CODES, Following, follow, interrupts};
 use super::outcome::{Outcome, Usage};
 use super::output::{Format, say_json};
 use crate::domain::action::NewAction;
+use crate::domain::json;
 use crate::domain::problem::Problem;
 use crate::domain::target::Target;
-use crate::domain::text::without_mark;
+use crate::domain::text::bytes_without_mark;
 use crate::domain::time::{Span, Timestamp};
-use crate::text_file;
 use reqwest::Method;
-use serde_json::json;
 use serde_json::value::{RawValue, to_raw_value};
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use uuid::Uuid;
@@ -80,7 +80,7 @@ pub(super) fn run(args: Args) -> Outcome {
 /// Prints the id of an action that isn't followed.
 pub(super) fn say_id(id: &str, format: Format) {
     match format {
-        Format::Json | Format::Jsonl => say_json(&json!({ "id": id }).to_string()),
+        Format::Json | Format::Jsonl => say_json(&serde_json::json!({ "id": id }).to_string()),
         Format::Table | Format::Csv => say!("{id}"),
     }
 }
@@ -104,8 +104,8 @@ fn document(args: &Args) -> Result<String, Box<dyn std::error::Error>> {
                 return Err(Usage("which agents? give --target (TRUE is the whole fleet)".into()).into());
             };
             let name = args.name.clone().unwrap_or_else(|| args.argv.join(" ").chars().take(200).collect());
-            let operation = json!({ "module": "exec", "parameters": { "argv": args.argv } });
-            json!({ "name": name, "target": target, "operations": [operation] }).to_string()
+            let operation = serde_json::json!({ "module": "exec", "parameters": { "argv": args.argv } });
+            serde_json::json!({ "name": name, "target": target, "operations": [operation] }).to_string()
         }
     };
     let flags = [("delay", &args.delay), ("expires_after", &args.expires_after), ("timeout", &args.timeout)];
@@ -126,13 +126,18 @@ pub(super) fn wrong(file: &Path, problem: Problem) -> ClientError {
     ClientError::Document { file: file.display().to_string(), problem: Box::new(problem) }
 }
 
-/// Reads a text from a file, or from standard input.
-pub(super) fn read(file: &Path) -> Result<String, Usage> {
+/// Reads a document from a file, or from standard input.
+///
+/// # Errors
+/// If it can't be read, or isn't JSON.
+pub(super) fn read(file: &Path) -> Result<String, Box<dyn std::error::Error>> {
     let unreadable = |error: std::io::Error| Usage(format!("{}: {error}", file.display()));
-    let text = if file.as_os_str() == "-" {
-        std::io::read_to_string(std::io::stdin()).map_err(unreadable)?
+    let bytes = if file.as_os_str() == "-" {
+        let mut bytes = Vec::new();
+        std::io::stdin().read_to_end(&mut bytes).map_err(unreadable)?;
+        bytes
     } else {
-        text_file::read(file).map_err(unreadable)?
+        std::fs::read(file).map_err(unreadable)?
     };
-    Ok(without_mark(&text).to_owned())
+    Ok(json::check(bytes_without_mark(&bytes)).map_err(|problem| wrong(file, problem))?.to_owned())
 }

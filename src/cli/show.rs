@@ -1,7 +1,7 @@
 //! Shows an action's commands: as a table, agent by agent, or equal outputs together.
 
 use super::client::{Client, ClientError, encoded};
-use super::output::{Format, say_json, table};
+use super::output::{Format, Item, say_json, say_table};
 use crate::domain::text::escaped;
 use crate::domain::time::Timestamp;
 use serde_json::Value;
@@ -14,6 +14,8 @@ const ROWS: usize = 1_000;
 /// Lines that outputs take on the screen without `--full`, and those of one agent.
 const SCREEN: usize = 200;
 const LINES: usize = 10;
+/// Characters of a line without `--full`.
+const LINE: usize = 400;
 /// Different outputs that `--group` tells apart.
 const GROUPS: usize = 1_000;
 /// Agents that a group names.
@@ -109,11 +111,34 @@ struct Pages<'a> {
 impl Pages<'_> {
     async fn next(&mut self) -> Result<Option<Vec<Value>>, ClientError> {
         let Some(after) = self.after.take() else { return Ok(None) };
-        let mut page = self.client.get(&format!("{}?limit={ROWS}&{}{after}", self.path, self.query)).await?;
-        self.after = page["next"].as_str().map(|next| format!("&after={}", encoded(next)));
-        let Some(Value::Array(commands)) = page.get_mut("commands").map(Value::take) else { return Ok(None) };
-        Ok(Some(commands))
+        let path = format!("{}?limit={ROWS}&{}{after}", self.path, self.query);
+        let (commands, next) = self.client.page(&path, "commands").await?;
+        self.after = next.map(|next| format!("&after={}", encoded(&next)));
+        Ok(Some(commands.into_iter().map(with_outputs).collect()))
     }
+}
+
+/// A command whose outputs are shown to the letter, except for those of programs.
+fn with_outputs(command: Item) -> Value {
+    #[derive(serde::Deserialize)]
+    struct Outputs {
+        #[serde(default)]
+        results: Option<Vec<Output>>,
+    }
+    #[derive(serde::Deserialize)]
+    struct Output {
+        output: Option<Box<RawValue>>,
+    }
+    let Item { json, mut value } = command;
+    let outputs = serde_json::from_str(&json).ok().and_then(|Outputs { results }| results);
+    let Some(results) = value["results"].as_array_mut() else { return value };
+    for (result, Output { output }) in results.iter_mut().zip(outputs.unwrap_or_default()) {
+        let is_program = result["output"]["stdout"].is_string();
+        if let Some(output) = output.filter(|output| !is_program && output.get().starts_with(['{', '['])) {
+            result["output"] = output.get().into();
+        }
+    }
+    value
 }
 
 /// A table if each agent printed at most a line, or if there are many; else agent by agent.
@@ -126,8 +151,8 @@ fn say_page(id: &str, page: &[Value], has_more: bool) {
     if has_long && room > 1 {
         page.iter().for_each(|command| say_agent(command, room));
     } else {
-        let rows = page.iter().map(row).collect();
-        say!("{}", table(HEADER.map(str::to_owned).to_vec(), rows));
+        let rows: Vec<_> = page.iter().map(row).collect();
+        say_table(&HEADER.map(str::to_owned), &rows);
         if has_long {
             say!("whole outputs: odoshi actions show {id} --full; equal ones together: --group");
         }
@@ -174,11 +199,23 @@ fn say_lines(lines: &[String], most: usize) {
         false => (lines.len(), 0),
     };
     let (begin, end) = (&lines[..first], &lines[lines.len() - last..]);
-    begin.iter().for_each(|line| say!("    {line}"));
+    let say_line = |line: &String| match most {
+        usize::MAX => say!("    {line}"),
+        _ => say!("    {}", beginning(line)),
+    };
+    begin.iter().for_each(say_line);
     if begin.len() + end.len() < lines.len() {
         say!("    … {} lines (--full)", lines.len() - begin.len() - end.len());
     }
-    end.iter().for_each(|line| say!("    {line}"));
+    end.iter().for_each(say_line);
+}
+
+/// A line, cut if it is long.
+fn beginning(line: &str) -> String {
+    match line.char_indices().nth(LINE) {
+        Some((end, _)) => format!("{}… {} characters (--full)", &line[..end], line.chars().count()),
+        None => line.to_owned(),
+    }
 }
 
 /// Agents that ended in the same state with the same output.

@@ -2,7 +2,8 @@
 
 use super::client::{Client, ClientError, ServerArgs, encoded};
 use super::outcome::Outcome;
-use super::output::{Format, say_json, table};
+use super::output::{Format, say_json};
+use super::table::table;
 use crate::domain::json::readable;
 use crate::domain::text::{csv_cell, escaped};
 use crate::error_chain::ErrorChain;
@@ -214,7 +215,8 @@ impl Shown {
             let cells = keys.iter().map(|key| values.get(*key).map(cell).unwrap_or_default());
             std::iter::once(agent.clone()).chain(cells).collect()
         };
-        let table = table(header.collect(), self.agents.iter().take(ROWS).map(row).collect());
+        let rows: Vec<Vec<String>> = self.agents.iter().take(ROWS).map(row).collect();
+        let table = table(&header.collect::<Vec<_>>(), &rows);
         let more = self.agents.len().saturating_sub(ROWS);
         let mut out = std::io::stdout().lock();
         // Home, and clear what was there.

@@ -71,6 +71,9 @@ impl Enrollment {
         if let Some((key, _)) = labels().find(|(key, value)| has_nul(key) || has_nul(value)) {
             return Err(nul(&format!("labels.{}", key.escape_default())));
         }
+        if labels().any(|(key, _)| key.is_empty()) {
+            return Err(Problem::new(ProblemKind::InvalidDocument, "labels: a key is empty"));
+        }
         if has_nul(&self.version) {
             return Err(nul("version"));
         }

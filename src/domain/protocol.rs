@@ -3,7 +3,7 @@
 //! Frames are read in two steps, first the `type` and then the frame of that type. Serde's tagged enums would do it in
 //! one, but they copy everything into an intermediate tree, in which raw JSON (operations, outputs) loses its form.
 
-use super::json::{JsonObject, repaired, shallow};
+use super::json::{JsonObject, repaired, tidied};
 use super::time::{Span, Timestamp};
 use serde::{Deserialize, Serialize};
 use serde_json::value::RawValue;
@@ -55,7 +55,7 @@ pub struct Operation {
     #[schema(pattern = "^[A-Za-z0-9._-]{1,128}$", example = "ping")]
     pub module: String,
     /// The module's parameters; any JSON.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default, skip_serializing_if = "Option::is_none", deserialize_with = "tidied")]
     #[schema(value_type = Option<Value>)]
     pub parameters: Option<Box<RawValue>>,
 }
@@ -154,7 +154,7 @@ pub struct OperationResult {
     pub ok: bool,
     /// The output; any JSON. For `exec`: `{"exit_code","stdout","stderr"}`. What is nested more than 64 deep is a string
     /// of its JSON.
-    #[serde(default, deserialize_with = "shallow")]
+    #[serde(default, deserialize_with = "tidied")]
     #[schema(value_type = Option<Value>)]
     pub output: Option<Box<RawValue>>,
     /// Why it failed.
@@ -229,7 +229,7 @@ pub struct MetadataItem {
     /// The key.
     pub key: String,
     /// Its value; any JSON.
-    #[serde(default, deserialize_with = "shallow")]
+    #[serde(default, deserialize_with = "tidied")]
     #[schema(value_type = Option<serde_json::Value>)]
     pub value: Option<Box<RawValue>>,
     /// Why there is no value.

@@ -50,7 +50,7 @@ pub fn bytes_without_mark(bytes: &[u8]) -> &[u8] {
 /// the direction of the text around them.
 fn is_control(letter: char) -> bool {
     letter.is_control()
-        || matches!(letter, '\u{061C}' | '\u{200E}' | '\u{200F}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
+        || matches!(letter, '\u{061C}' | '\u{200B}' | '\u{200E}' | '\u{200F}' | '\u{2060}' | '\u{FEFF}' | '\u{2028}'..='\u{202E}' | '\u{2066}'..='\u{2069}')
 }
 
 fn escape(text: &str, keeps: fn(char) -> bool) -> Cow<'_, str> {

@@ -4,6 +4,7 @@ use super::api::Api;
 use super::error::{ApiError, ApiResult};
 use super::limits::StreamRoom;
 use crate::domain::command::CommandState;
+use crate::domain::json::on_one_line;
 use crate::domain::problem::ProblemKind;
 use crate::domain::text::{csv_cell, escaped_json};
 use crate::store::{AgentNames, CommandView, StoreResult};
@@ -54,7 +55,8 @@ impl Format {
                 let mut lines = String::new();
                 for command in commands {
                     let line = serde_json::to_string(command).map_err(|error| failed(&error))?;
-                    lines.push_str(&escaped_json(&line));
+                    // Rows of early versions may hold line ends.
+                    lines.push_str(&escaped_json(&on_one_line(&line)));
                     lines.push('\n');
                 }
                 Ok(lines.into_bytes())

@@ -8,6 +8,7 @@ use super::api::Api;
 use super::error::{ApiError, ApiResult};
 use super::extract::Viewer;
 use super::limits::StreamRoom;
+use crate::domain::json::on_one_line;
 use crate::domain::time::Timestamp;
 use crate::error_chain::ErrorChain;
 use crate::service::metadata::{Feed, MetadataEvent, PAGE, json};
@@ -178,5 +179,5 @@ fn push(text: &mut String, json: &str, id: Option<Timestamp>) {
     if let Some(id) = id {
         writeln!(text, "id: {}", id.0).ok();
     }
-    write!(text, "event: metadata\ndata: {json}\n\n").ok();
+    write!(text, "event: metadata\ndata: {}\n\n", on_one_line(json)).ok();
 }

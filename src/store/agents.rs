@@ -33,9 +33,13 @@ pub struct AgentView {
     pub transport: String,
     /// Where, if the transport needs to know.
     pub address: Option<String>,
-    /// What operators say of it.
+    /// What it and operators say of it.
     #[schema(value_type = BTreeMap<String, String>)]
     pub labels: Box<RawValue>,
+    /// Those of the labels that operators set, and (null) those that they took away.
+    #[schema(value_type = Option<BTreeMap<String, Option<String>>>)]
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub set_labels: Option<Box<RawValue>>,
     /// What it says of itself.
     #[schema(value_type = Object)]
     pub facts: Box<RawValue>,
@@ -87,14 +91,22 @@ impl AgentPatch {
         labels.chain(address).chain(disabled).collect::<Vec<_>>().join(", ")
     }
 
+    /// Whether it changes anything of these.
+    pub(super) fn changes(&self, address: Option<&str>, disabled: bool) -> bool {
+        self.address.as_ref().is_some_and(|new| new.as_deref() != address)
+            || self.disabled.is_some_and(|new| new != disabled)
+    }
+
     /// The labels after the change.
     pub(super) fn labels_after(&self, mut labels: Labels) -> Labels {
         for (key, value) in &self.labels {
-            match value {
-                Some(value) => labels.all.insert(key.clone(), value.clone()),
-                None => labels.all.remove(key),
-            };
-            labels.set.insert(key.clone(), value.clone());
+            match (value, labels.set.get(key)) {
+                (Some(value), _) => drop(labels.set.insert(key.clone(), Some(value.clone()))),
+                // What the agent reports comes back.
+                (None, Some(Some(_))) => drop(labels.set.remove(key)),
+                (None, None) if labels.reported.contains_key(key) => drop(labels.set.insert(key.clone(), None)),
+                (None, _) => {}
+            }
         }
         labels
     }
@@ -103,8 +115,8 @@ impl AgentPatch {
 /// An agent's labels: operators set some, and the agent reports some.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct Labels {
-    /// Both, as targets see them.
-    pub(super) all: BTreeMap<String, String>,
+    /// What the agent reports.
+    pub(super) reported: BTreeMap<String, String>,
     /// Those of operators, which go before: set, or (`None`) taken away.
     pub(super) set: BTreeMap<String, Option<String>>,
 }
@@ -112,24 +124,32 @@ pub(super) struct Labels {
 impl Labels {
     /// Those of a new agent.
     pub(super) fn new(agent: &NewAgent) -> Self {
-        let all = agent.enrollment.labels.clone().unwrap_or_default();
-        let set = all.iter().map(|(key, value)| (key.clone(), Some(value.clone())));
+        let labels = agent.enrollment.labels.clone().unwrap_or_default();
         // Other agents report nothing: somebody added them.
-        let set = if agent.transport == STREAM && agent.secret.is_none() { BTreeMap::new() } else { set.collect() };
-        Self { all, set }
+        if agent.transport == STREAM && agent.secret.is_none() {
+            return Self { reported: labels, set: BTreeMap::new() };
+        }
+        let set = labels.into_iter().map(|(key, value)| (key, Some(value))).collect();
+        Self { reported: BTreeMap::new(), set }
+    }
+
+    /// Both, as targets see them.
+    pub(super) fn all(&self) -> BTreeMap<String, String> {
+        let mut all = self.reported.clone();
+        for (key, value) in &self.set {
+            match value {
+                Some(value) => all.insert(key.clone(), value.clone()),
+                None => all.remove(key),
+            };
+        }
+        all
     }
 
     /// The labels once the agent has reported these. A label that was taken away is forgotten when the agent no longer
     /// reports it.
-    pub(super) fn after_report(mut self, mut reported: BTreeMap<String, String>) -> Self {
+    pub(super) fn after_report(mut self, reported: BTreeMap<String, String>) -> Self {
         self.set.retain(|key, value| value.is_some() || reported.contains_key(key));
-        for (key, value) in &self.set {
-            match value {
-                Some(value) => reported.insert(key.clone(), value.clone()),
-                None => reported.remove(key),
-            };
-        }
-        Self { all: reported, set: self.set }
+        Self { reported, set: self.set }
     }
 }
 
@@ -289,22 +309,29 @@ mod tests {
         };
         let changed =
             patch(&[("role", Some("db")), ("tier", Some("1")), ("site", None)]).labels_after(Labels::new(&agent));
-        assert_eq!(changed.all, map(&[("role", "db"), ("tier", "1")]));
+        assert_eq!(changed.all(), map(&[("role", "db"), ("tier", "1")]));
         // It restarts with the same labels, with others, and with none.
         let same = changed.clone().after_report(map(&[("role", "web"), ("site", "a")]));
         assert_eq!(same, changed);
         let others = same.after_report(map(&[("role", "x"), ("rack", "7")]));
-        assert_eq!(others.all, map(&[("role", "db"), ("tier", "1"), ("rack", "7")]));
+        assert_eq!(others.all(), map(&[("role", "db"), ("tier", "1"), ("rack", "7")]));
         // It reports again what was taken away, after it had not.
         let again = others.after_report(map(&[("site", "b")]));
-        assert_eq!(again.all, map(&[("role", "db"), ("tier", "1"), ("site", "b")]));
-        assert_eq!(again.after_report(BTreeMap::new()).all, map(&[("role", "db"), ("tier", "1")]));
+        assert_eq!(again.all(), map(&[("role", "db"), ("tier", "1"), ("site", "b")]));
+        let none = again.clone().after_report(BTreeMap::new());
+        assert_eq!(none.all(), map(&[("role", "db"), ("tier", "1")]));
+        // What an operator takes back: his own label, then the agent's own; and one that nobody has.
+        let back = again.after_report(map(&[("role", "web")]));
+        let patch = patch(&[("role", None), ("nobody", None), ("tier", None)]);
+        let back = patch.labels_after(back);
+        assert_eq!((back.all(), back.set.len()), (map(&[("role", "web")]), 0));
+        assert_eq!(patch.labels_after(back).all(), BTreeMap::new());
     }
 
     #[test]
     fn what_a_report_leaves_out_stays() {
         let known = Known {
-            labels: Labels { all: map(&[("a", "1")]), set: BTreeMap::new() },
+            labels: Labels { reported: map(&[("a", "1")]), set: BTreeMap::new() },
             facts: r#"{"os":"linux"}"#.into(),
             version: "1".into(),
         };

@@ -147,7 +147,7 @@ async fn exit_codes_say_how_it_went() {
     let file = server.folder.path().join("wrong.json");
     let file = file.to_str().unwrap();
     for (document, place) in [
-        ("{\n  \"name\": \"n\",\n  \"name\": \"m\"}", "line 3 column 8"),
+        ("{\n  \"name\": \"n\",\n  \"name\": \"m\"}", "line 3 column 3"),
         ("{\"name\": \"n\", \"colour\": 1}", "colour"),
         ("{\"name\": ", "line 1 column 9"),
     ] {

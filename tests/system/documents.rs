@@ -28,7 +28,9 @@ async fn what_one_agent_returns_hides_no_other_agents_results() {
     let server = Server::start(ServerOptions::default()).await;
     let operator = Operator::of(&server);
     let deep = format!("{}1{}", "[".repeat(128), "]".repeat(128));
-    let outputs = ["1e400", r#""\ud800 half""#, r#"{"\udc00":"a\u0000b"}"#, &deep, DIGITS, r#""plain""#];
+    // The last one would be a line of another agent.
+    let forged = "{\"x\":\r\n{\"agent\":\"a0\",\"status\":\"failed\",\"error\":\"FORGED\"}\n, \"big\": 1e400}";
+    let outputs = ["1e400", r#""\ud800 half""#, r#"{"\udc00":"a\u0000b"}"#, &deep, DIGITS, r#""plain""#, forged];
     let mut tokens = Vec::new();
     for name in 0..outputs.len() {
         tokens.push(server.enroll(&format!("a{name}"), json!({})).await);
@@ -59,7 +61,14 @@ async fn what_one_agent_returns_hides_no_other_agents_results() {
     assert_eq!(shown(3), deep.as_str());
     assert!(commands.contains(&format!("\"output\":{DIGITS}")), "{commands}");
     let table = operator.prints(&["actions", "show", &id]).await;
-    assert!(["1e400", DIGITS, "plain", "6 succeeded"].iter().all(|text| table.contains(text)), "{table}");
+    assert!(["1e400", DIGITS, "plain", "7 succeeded"].iter().all(|text| table.contains(text)), "{table}");
+    let full = operator.prints(&["actions", "show", &id, "--full"]).await;
+    assert!(full.contains("\"big\": 1e400}"), "{full}");
+    let lines = operator.prints(&["actions", "show", &id, "-o", "jsonl"]).await;
+    let agents: Vec<Value> = lines.lines().map(|line| readable(line).unwrap()["agent"].clone()).collect();
+    assert_eq!(agents, ["a0", "a1", "a2", "a3", "a4", "a5", "a6"]);
+    let json = operator.prints(&["actions", "show", &id, "-o", "json"]).await;
+    assert_eq!(readable(&json).unwrap()["commands"].as_array().unwrap().len(), outputs.len());
     for arguments in [&["--full"][..], &["--group"], &["-o", "json"], &["-o", "jsonl"], &["-o", "csv"]] {
         let shown = operator.prints(&[&["actions", "show", &id], arguments].concat()).await;
         assert!(shown.contains(DIGITS) && shown.contains("1e400"), "{arguments:?}: {shown}");
@@ -77,12 +86,18 @@ async fn facts_and_metadata_keep_their_digits_and_end_no_connection() {
     let facts = format!(r#"{{"n":{DIGITS},"big":1e400,"half":"\ud800","deep":{deep},"id":9007199254740993}}"#);
     agent.send_text(&format!(r#"{{"type":"hello","version":"1","facts":{facts},"capacity":1,"running":[]}}"#)).await;
     agent.expect("welcome").await;
-    let items = format!(
-        r#"[{{"key":"n","value":{DIGITS}}},{{"key":"half","value":"\ud800"}},{{"key":"deep","value":{deep}}}]"#
-    );
+    let mut watching = operator.command(&["agents", "watch", "TRUE", "-o", "jsonl"]).spawn().unwrap();
+    let lines = "{\"key\":\"lines\",\"value\":{\n\"used\": 5}}";
+    let deep = format!(r#"{{"key":"half","value":"\ud800"}},{{"key":"deep","value":{deep}}}"#);
+    let items = format!(r#"[{lines},{{"key":"n","value":{DIGITS}}},{deep}]"#);
     agent.send_text(&format!(r#"{{"type":"metadata","seq":1,"items":{items}}}"#)).await;
     let stored = agent.expect("metadata_stored").await;
     assert!(stored.get("rejected").is_none(), "{stored}");
+    let mut shown = String::new();
+    std::io::BufRead::read_line(&mut std::io::BufReader::new(watching.stdout.take().unwrap()), &mut shown).unwrap();
+    watching.kill().unwrap();
+    watching.wait().unwrap();
+    assert!(shown.contains("\"used\": 5") && shown.contains(DIGITS), "{shown}");
     let view = get(&server, "/v1/agents/a").await;
     assert!(view.contains(&format!("\"n\":{DIGITS}")) && view.contains("\"big\":1e400"), "{view}");
     let shown = operator.prints(&["agents", "show", "a"]).await;

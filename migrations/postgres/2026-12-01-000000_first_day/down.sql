@@ -12,3 +12,4 @@ ALTER TABLE agent_sessions DROP COLUMN replaced;
 ALTER TABLE agent_sessions DROP COLUMN instance;
 ALTER TABLE agents DROP COLUMN duplicate_at;
 ALTER TABLE agents DROP COLUMN set_labels;
+ALTER TABLE agents DROP COLUMN reported_labels;

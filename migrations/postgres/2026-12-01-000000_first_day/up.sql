@@ -1,8 +1,10 @@
--- Labels that operators set (a text) or took away (null), by key, as JSON. They go before what the agent reports;
--- `labels` is both together.
+-- `labels` is what these two are together: labels that the agent reports, and those that operators set (a text) or took away
+-- (null), by key, as JSON. Those of operators go before.
+ALTER TABLE agents ADD COLUMN reported_labels JSON NOT NULL DEFAULT '{}';
 ALTER TABLE agents ADD COLUMN set_labels JSON NOT NULL DEFAULT '{}';
 -- Agents that were added have only labels of operators.
-UPDATE agents SET set_labels = labels WHERE transport <> 'stream';
+UPDATE agents SET reported_labels = CASE WHEN transport = 'stream' THEN labels ELSE '{}' END,
+    set_labels = CASE WHEN transport = 'stream' THEN '{}' ELSE labels END;
 -- When a second process with this agent's token was refused last.
 ALTER TABLE agents ADD COLUMN duplicate_at BIGINT;
 -- The agent's process, as its hello names it; and those that this connection and its predecessors have replaced, the

@@ -5,9 +5,9 @@
 //! number and its key is not counted.
 
 use crate::cli::outcome::Outcome;
+use crate::cli::output::say_table;
 use crate::domain::delay::{DelayQueue, WhenFull};
 use clap::ValueEnum;
-use comfy_table::Table;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 use serde::{Deserialize, Serialize};
@@ -286,12 +286,10 @@ fn print(args: &Args, all: &[Vec<Figures>]) {
         figures.sort_unstable_by(f64::total_cmp);
         figures[figures.len() / 2]
     };
-    let mut table = Table::new();
-    let header = ["", "insert ns", "pop ns", "bytes", "late p50 ms", "p99 ms", "max ms"];
-    table.load_style(comfy_table::presets::NOTHING).set_header(header);
+    let mut lines = Vec::new();
     for (index, kind) in Kind::ALL.into_iter().enumerate() {
         let millis = |of: fn(&Figures) -> f64| format!("{:.2}", median(index, of) / 1_000.0);
-        table.add_row([
+        lines.push(vec![
             kind.describe().to_owned(),
             format!("{:.0}", median(index, |figures| figures.insert)),
             format!("{:.0}", median(index, |figures| figures.pop)),
@@ -301,7 +299,8 @@ fn print(args: &Args, all: &[Vec<Figures>]) {
             millis(|figures| figures.lateness[2]),
         ]);
     }
-    say!("{table}");
+    let header = ["", "insert ns", "pop ns", "bytes", "late p50 ms", "p99 ms", "max ms"];
+    say_table(&header.map(str::to_owned), &lines);
     say!(
         "{} entries, {} a second fall due, median of {} rounds; rates of odoshi/tokio_util = {:.2} (insert), {:.2} (pop); \
          with a map of keys {:.2}, {:.2}",

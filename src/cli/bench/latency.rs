@@ -4,12 +4,12 @@
 use super::raw;
 use crate::Odoshi;
 use crate::cli::client::read_token;
+use crate::cli::output::say_table;
 use crate::cli::scratch_store::ScratchStore;
 use crate::config::Config;
 use crate::domain::agent::{Enrollment, STREAM, Secret};
 use crate::domain::audit::Author;
 use crate::store::{Enrolled, NewAgent};
-use comfy_table::Table;
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
 use std::error::Error;
@@ -158,24 +158,22 @@ impl BenchAgent {
 }
 
 fn print(times: Times) {
-    let mut table = Table::new();
-    table.load_style(comfy_table::presets::NOTHING).set_header(["", "p50 ms", "p99 ms", "max ms"]);
     let samples = times.arrived.len();
     let rows = [
         ("POST → the agent has the command", times.arrived),
         ("POST → 202", times.accepted),
         ("bare: two commits of one row", times.bare),
     ];
-    let mut medians = Vec::new();
+    let (mut lines, mut medians) = (Vec::new(), Vec::new());
     for (what, mut row) in rows {
         row.sort_unstable();
         let at = |percent: usize| row.get((row.len() * percent / 100).min(row.len().saturating_sub(1)));
         let millis = |time: Option<&Duration>| time.map_or(0.0, |time| time.as_secs_f64() * 1_000.0);
         let [p50, p99, max] = [at(50), at(99), at(100)].map(millis);
-        table.add_row([what.to_owned(), format!("{p50:.2}"), format!("{p99:.2}"), format!("{max:.2}")]);
+        lines.push(vec![what.to_owned(), format!("{p50:.2}"), format!("{p99:.2}"), format!("{max:.2}")]);
         medians.push((p50, p99));
     }
-    say!("{table}");
+    say_table(&["", "p50 ms", "p99 ms", "max ms"].map(str::to_owned), &lines);
     let ratio = |of: fn(&(f64, f64)) -> f64| of(&medians[0]) / of(&medians[2]);
     say!("{samples} actions: arrived/bare = {:.2} (p50), {:.2} (p99)", ratio(|row| row.0), ratio(|row| row.1));
 }

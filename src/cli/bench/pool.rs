@@ -2,8 +2,8 @@
 //! bare chain of `async-channel`s with as many workers and as much room. Then a full pool is cancelled.
 
 use crate::cli::outcome::Outcome;
+use crate::cli::output::say_table;
 use crate::runtime::pool::{Outcomes, Pool};
-use comfy_table::Table;
 use std::convert::Infallible;
 use std::error::Error;
 use std::process::ExitCode;
@@ -39,11 +39,9 @@ pub(super) fn run(args: &Args) -> Outcome {
     }
     let rate = |times: &mut Vec<Duration>| f64::from(args.jobs) / median(times).as_secs_f64();
     let (ours, bare) = (rate(&mut ours), rate(&mut bare));
-    let mut table = Table::new();
-    table.load_style(comfy_table::presets::NOTHING).set_header(["", "jobs/s"]);
-    table.add_row(["odoshi: Pool".to_owned(), format!("{ours:.0}")]);
-    table.add_row(["async-channel: tasks between channels".to_owned(), format!("{bare:.0}")]);
-    say!("{table}");
+    let row = |name: &str, rate: f64| vec![name.to_owned(), format!("{rate:.0}")];
+    let rows = [row("odoshi: Pool", ours), row("async-channel: tasks between channels", bare)];
+    say_table(&["", "jobs/s"].map(str::to_owned), &rows);
     say!(
         "{} jobs through stages of {WORKERS:?} workers, median of {} rounds; odoshi/async-channel = {:.2}; \
          peak memory grew by {:.1} MB; cancelling a full pool took {:.1} ms",

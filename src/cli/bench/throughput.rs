@@ -3,8 +3,8 @@
 
 use super::{fleet, raw};
 use crate::cli::outcome::Outcome;
+use crate::cli::output::say_table;
 use crate::cli::scratch_store::ScratchStore;
-use comfy_table::Table;
 use std::error::Error;
 use std::path::Path;
 use std::process::ExitCode;
@@ -89,12 +89,11 @@ fn print(args: &Args, life: bool, times: Times) {
     if let Some(held) = held {
         rows.insert(1, ("the same, beside a held transaction", held));
     }
-    let mut table = Table::new();
-    table.load_style(comfy_table::presets::NOTHING).set_header(["", "commands/s", "seconds"]);
-    for (name, time) in rows {
-        table.add_row([name.to_owned(), format!("{:.0}", rate(time)), format!("{:.3}", time.as_secs_f64())]);
-    }
-    say!("{table}");
+    let line = |(name, time): (&str, Duration)| {
+        vec![name.to_owned(), format!("{:.0}", rate(time)), format!("{:.3}", time.as_secs_f64())]
+    };
+    let lines: Vec<Vec<String>> = rows.into_iter().map(line).collect();
+    say_table(&["", "commands/s", "seconds"].map(str::to_owned), &lines);
     let (agents, rounds) = (args.agents, args.rounds);
     say!("{agents} commands, median of {rounds} rounds: odoshi/bare = {:.2}", rate(ours) / rate(bare));
     if let Some(held) = held {

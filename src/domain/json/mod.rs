@@ -8,10 +8,10 @@ pub(crate) mod testing;
 mod tokens;
 mod tree;
 
-pub use object::{JsonObject, no_deeper, shallow};
+pub use object::{JsonObject, tidied, tidy};
 pub use path::text_at;
 pub(crate) use tokens::shortened;
-pub use tokens::{MAX_DEPTH, pretty, repaired};
+pub use tokens::{MAX_DEPTH, on_one_line, pretty, repaired};
 pub use tree::readable;
 
 use super::problem::{Problem, ProblemKind, check_is_object};
@@ -30,11 +30,7 @@ use tokens::{Token, Tokens, place};
 /// # Errors
 /// A problem with line and column.
 pub fn check(json: &[u8]) -> Result<&str, Problem> {
-    let malformed = |what: String| Problem::new(ProblemKind::MalformedJson, format!("not valid JSON: {what}"));
-    let text = std::str::from_utf8(json).map_err(|error| {
-        let before = String::from_utf8_lossy(&json[..error.valid_up_to()]);
-        malformed(format!("not UTF-8{}", at(place(&before, before.len()))))
-    })?;
+    let text = text_of(json)?;
     serde_json::from_str::<IgnoredAny>(text).map_err(|error| malformed(explained(text, &error)))?;
     let mut open: Vec<HashSet<String>> = Vec::new();
     for (offset, token) in Tokens::of(text) {
@@ -68,12 +64,34 @@ pub fn check(json: &[u8]) -> Result<&str, Problem> {
     Ok(text)
 }
 
+/// Reads the parameters of a module from an object. A derived reader would take a list as well.
+///
+/// # Errors
+/// What is wrong, in words.
+pub fn parameters<T: DeserializeOwned>(json: &str) -> Result<T, String> {
+    if !json.trim_start().starts_with('{') {
+        return Err("an object is expected".to_owned());
+    }
+    serde_json::from_str(json).map_err(|error| error.to_string())
+}
+
 /// A text that is the same for two documents if, and only if, they say the same.
 ///
 /// # Errors
 /// Those of [`check`].
 pub fn canonical(json: &[u8]) -> Result<String, Problem> {
     check(json).map(tree::canonical)
+}
+
+fn malformed(what: impl fmt::Display) -> Problem {
+    Problem::new(ProblemKind::MalformedJson, format!("not valid JSON: {what}"))
+}
+
+fn text_of(json: &[u8]) -> Result<&str, Problem> {
+    std::str::from_utf8(json).map_err(|error| {
+        let before = String::from_utf8_lossy(&json[..error.valid_up_to()]);
+        malformed(format_args!("not UTF-8{}", at(place(&before, before.len()))))
+    })
 }
 
 fn at((line, column): (usize, usize)) -> String {
@@ -167,8 +185,7 @@ pub fn without_list(error: &str) -> String {
 /// # Errors
 /// A problem with that message.
 pub fn from_agent<T: DeserializeOwned>(json: &[u8]) -> Result<T, Problem> {
-    let text = std::str::from_utf8(bytes_without_mark(json))
-        .map_err(|error| Problem::new(ProblemKind::MalformedJson, format!("not valid JSON: {error}")))?;
+    let text = text_of(bytes_without_mark(json))?;
     check_is_object(text.as_bytes())?;
     from_text(&repaired(text))
 }

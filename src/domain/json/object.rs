@@ -1,6 +1,6 @@
 //! JSON objects of agents and users that are kept as they are written.
 
-use super::tokens::{MAX_DEPTH, depth, repaired};
+use super::tokens::{MAX_DEPTH, depth, on_one_line, repaired};
 use serde::de::Error as _;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use serde_json::value::{RawValue, to_raw_value};
@@ -8,7 +8,7 @@ use std::borrow::Cow;
 use std::collections::BTreeMap;
 
 /// A JSON object with sorted keys, each once. Its values are kept to the letter, except for what no database or reader
-/// takes: see [`repaired`] and [`shallow`].
+/// takes: see [`repaired`] and [`tidy`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct JsonObject(String);
 
@@ -26,7 +26,7 @@ impl JsonObject {
     pub fn from_json(json: &str) -> Result<Self, serde_json::Error> {
         let entries: BTreeMap<String, Box<RawValue>> = serde_json::from_str(&repaired(json))?;
         let entries: BTreeMap<String, Box<RawValue>> =
-            entries.into_iter().map(|(key, value)| (key, no_deeper(value))).collect();
+            entries.into_iter().map(|(key, value)| (key, tidy(value))).collect();
         serde_json::to_string(&entries).map(Self)
     }
 
@@ -64,20 +64,24 @@ impl Serialize for JsonObject {
     }
 }
 
-/// JSON that readers can read inside an answer: what is nested more than [`MAX_DEPTH`] deep becomes a string of its text.
-pub fn no_deeper(json: Box<RawValue>) -> Box<RawValue> {
-    if depth(json.get()) <= MAX_DEPTH {
-        return json;
+/// JSON of others that readers can read inside an answer, on a line of its own. It is on one line, and what is nested more
+/// than [`MAX_DEPTH`] deep becomes a string of its text. All else stays to the letter.
+pub fn tidy(json: Box<RawValue>) -> Box<RawValue> {
+    if depth(json.get()) > MAX_DEPTH {
+        return to_raw_value(json.get()).unwrap_or(json);
     }
-    to_raw_value(json.get()).unwrap_or(json)
+    match on_one_line(json.get()) {
+        Cow::Borrowed(_) => json,
+        Cow::Owned(line) => RawValue::from_string(line).unwrap_or(json),
+    }
 }
 
-/// For `#[serde(deserialize_with)]`: any JSON, [not too deep](no_deeper).
+/// For `#[serde(deserialize_with)]`: any JSON, [tidied](tidy).
 ///
 /// # Errors
 /// Those of the deserializer.
-pub fn shallow<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
-    Ok(Option::<Box<RawValue>>::deserialize(deserializer)?.map(no_deeper))
+pub fn tidied<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<Box<RawValue>>, D::Error> {
+    Ok(Option::<Box<RawValue>>::deserialize(deserializer)?.map(tidy))
 }
 
 #[cfg(test)]
@@ -94,6 +98,13 @@ mod tests {
         for other in ["[]", "1", "null", "\"{}\""] {
             assert!(serde_json::from_str::<JsonObject>(other).is_err(), "{other}");
         }
+    }
+
+    #[test]
+    fn values_are_on_one_line() {
+        let json = "{\"a\": {\r\n  \"b\": [1,\n 2.50]\n},\n\"c\": \"x\\ny\"}";
+        let object = JsonObject::from_json(json).expect("an object");
+        assert_eq!(object.as_str(), r#"{"a":{  "b": [1, 2.50]},"c":"x\ny"}"#);
     }
 
     #[test]

@@ -147,6 +147,15 @@ pub fn repaired(json: &str) -> Cow<'_, str> {
     text.into()
 }
 
+/// JSON on one line: without the line ends between its tokens. Its strings hold none.
+pub fn on_one_line(json: &str) -> Cow<'_, str> {
+    match json.contains(['\n', '\r']) {
+        // What separates tokens are commas and colons; spaces separate none.
+        true => json.chars().filter(|letter| !matches!(letter, '\n' | '\r')).collect::<String>().into(),
+        false => json.into(),
+    }
+}
+
 /// JSON whose strings, but for keys, have at most `longest` bytes as they are written.
 pub(crate) fn shortened(json: &str, longest: usize) -> String {
     let (mut short, mut done) = (String::with_capacity(json.len().min(longest.saturating_mul(4))), 0);
@@ -279,9 +288,12 @@ mod tests {
         #[test]
         fn what_is_done_to_text_keeps_what_it_says(json in any_json()) {
             let value: Value = serde_json::from_str(&json).expect("JSON");
-            prop_assert_eq!(serde_json::from_str::<Value>(&pretty(&json)).expect("JSON"), value.clone());
-            prop_assert_eq!(serde_json::from_str::<Value>(&repaired(&json)).expect("JSON"), value.clone());
+            prop_assert_eq!(&serde_json::from_str::<Value>(&pretty(&json)).expect("JSON"), &value);
+            prop_assert_eq!(&serde_json::from_str::<Value>(&repaired(&json)).expect("JSON"), &value);
             prop_assert_eq!(shortened(&json, usize::MAX), json.as_str());
+            let line = on_one_line(&json);
+            prop_assert!(!line.contains(['\n', '\r']));
+            prop_assert_eq!(serde_json::from_str::<Value>(&line).expect("JSON"), value);
             prop_assert!(serde_json::from_str::<Value>(&shortened(&json, 3)).is_ok());
         }
 

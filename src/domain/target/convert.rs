@@ -99,6 +99,9 @@ fn comparison(left: &Expr, op: CompareOp, right: &Expr, around: Location) -> Res
             let column = column(right, around)?;
             Ok(Target::Compare { op: op.flipped(), value: value(left, &column, around)?, column })
         }
+        (true, true) if matches!(left, Expr::BinaryOp { op: BinaryOperator::Minus, .. }) => {
+            Err(at(place(left, around), "a key with a - is written in double quotes: labels.\"tier-name\""))
+        }
         (true, true) => Err(at(place(left, around), "one side of a comparison must be a column")),
         (false, _) => {
             let column = column(left, around)?;
@@ -132,7 +135,11 @@ fn like(expr: &Expr, pattern: &Expr, ignore_case: bool, negated: bool, around: L
         return Err(at(place(expr, around), format!("{column} is a time, and LIKE is for text")));
     }
     let here = place(pattern, around);
-    let Value::Text(pattern) = value(pattern, &column, around)? else {
+    let literal = match literal(pattern) {
+        Some(Literal::SingleQuotedString(text)) if !text.contains('\0') => Value::Text(text.clone()),
+        _ => value(pattern, &column, around)?,
+    };
+    let Value::Text(pattern) = literal else {
         return Err(at(here, "the pattern of LIKE must be a text in single quotes"));
     };
     // Whether a trailing escape is an error in SQL depends on the database.
@@ -167,7 +174,7 @@ fn value(expr: &Expr, column: &Column, around: Location) -> Result<Value> {
                 Ok(time) => Ok(Value::Moment(Moment::At(time))),
                 Err(error) => Err(at(here, format!("'{text}' is not an RFC 3339 time: {error}"))),
             },
-            Literal::SingleQuotedString(text) => Ok(Value::Text(text.clone())),
+            Literal::SingleQuotedString(text) => word(text, column, here),
             Literal::Number(digits, false) => number(digits, "", column, here),
             Literal::Boolean(known) => Err(at(here, format!("{known} is written '{known}' beside a column"))),
             Literal::Null => Err(at(here, "nothing equals NULL; use IS NULL or IS NOT NULL")),
@@ -177,8 +184,11 @@ fn value(expr: &Expr, column: &Column, around: Location) -> Result<Value> {
             Some(Literal::Number(digits, false)) => number(digits, "-", column, here),
             _ => Err(at(here, "- must stand before a number")),
         },
-        Expr::Identifier(_) | Expr::CompoundIdentifier(_) => {
-            Err(at(here, format!("a value is needed here; the text is written '{expr}', in single quotes")))
+        Expr::Identifier(name) => {
+            Err(at(here, format!("a value is needed here; the text is written '{}', in single quotes", name.value)))
+        }
+        Expr::CompoundIdentifier(_) => {
+            Err(at(here, format!("a value is needed here, and {expr} is a column or a text without single quotes")))
         }
         _ => {
             let moment = moment(expr, around)?;
@@ -191,9 +201,26 @@ fn value(expr: &Expr, column: &Column, around: Location) -> Result<Value> {
     }
 }
 
+/// A text beside a column. What a column can't be is mostly a slip of the pen.
+fn word(text: &str, column: &Column, here: Location) -> Result<Value> {
+    let is_name = |text: &str| {
+        (1..=64).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"_-".contains(&b))
+    };
+    match column {
+        Column::Status if !matches!(text, "online" | "offline") => {
+            Err(at(here, format!("status is 'online' or 'offline', and never '{text}'")))
+        }
+        Column::Transport if !is_name(text) => Err(at(here, format!("no transport is called '{text}'"))),
+        _ => Ok(Value::Text(text.to_owned())),
+    }
+}
+
 fn number(digits: &str, sign: &str, column: &Column, here: Location) -> Result<Value> {
     if column.is_time() {
         return Err(at(here, format!("{column} is a time: compare it with '2026-01-01T00:00:00Z' or now()")));
+    }
+    if matches!(column, Column::Status | Column::Transport) {
+        return Err(at(here, format!("{column} is a word, and no number")));
     }
     // SQL lets out a zero before the point, and one after it.
     let (mantissa, exponent) = digits.split_at(digits.find(['e', 'E']).unwrap_or(digits.len()));
@@ -201,7 +228,7 @@ fn number(digits: &str, sign: &str, column: &Column, here: Location) -> Result<V
     let filled = |part: &str| if part.is_empty() { "0".to_owned() } else { part.to_owned() };
     match Number::of(&format!("{sign}{}.{}{exponent}", filled(whole), filled(fraction))) {
         Some(number) => Ok(Value::Number(number)),
-        None => Err(at(here, "the number has more than 4000 digits, or an exponent of more than four")),
+        None => Err(at(here, "a number is written with at most 4,000 decimal digits, and an exponent of at most four")),
     }
 }
 

@@ -39,7 +39,7 @@ pub(super) fn parameters(operations: &Operations) -> Result<Vec<Parameters>, Str
             ));
         }
         let json = operation.parameters.as_ref().map_or("null", |json| json.get());
-        serde_json::from_str(json).map_err(|error| format!("the parameters of operation {at}: {error}"))
+        crate::domain::json::parameters(json).map_err(|error| format!("the parameters of operation {at}: {error}"))
     };
     operations.iter().enumerate().map(|(at, operation)| read((at + 1, operation))).collect()
 }

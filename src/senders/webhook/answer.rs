@@ -2,7 +2,7 @@
 
 use super::client::{Answer, PostError, PostErrorKind};
 use crate::domain::fit::{cut, cut_text};
-use crate::domain::json::{no_deeper, repaired};
+use crate::domain::json::{repaired, tidy};
 use crate::domain::protocol::OperationResult;
 use crate::domain::text::text_of;
 use chrono::{DateTime, NaiveDateTime, Utc};
@@ -86,7 +86,7 @@ fn output(body: &[u8], truncated: bool) -> (Option<Box<RawValue>>, bool) {
     }
     let (text, lossy) = text_of(body, truncated);
     match serde_json::from_str::<Box<RawValue>>(&repaired(&text)) {
-        Ok(json) if !truncated && !lossy => (Some(no_deeper(json)), false),
+        Ok(json) if !truncated && !lossy => (Some(tidy(json)), false),
         _ => (to_raw_value(&text).ok(), lossy),
     }
 }

@@ -113,19 +113,20 @@ impl Agents for PostgresStore {
 async fn insert_new(conn: &mut AsyncPgConnection, new: &[NewAgent], now: Timestamp) -> QueryResult<Vec<i64>> {
     let said = || new.iter().map(|agent| &agent.enrollment);
     let labels: Vec<_> = new.iter().map(|agent| written_labels(&Labels::new(agent))).collect::<QueryResult<_>>()?;
-    let (labels, set_labels): (Vec<String>, Vec<String>) = labels.into_iter().unzip();
     // The unique index leaves removed agents out: their names can be used again.
     let rows: Vec<Key> =
-        sql("INSERT INTO agents (name, transport, address, labels, set_labels, facts, version, secret, enrolled_at) \
-         SELECT n.name, n.transport, n.address, n.labels::json, n.set_labels::json, n.facts::json, n.version, n.secret, ? \
-         FROM UNNEST(?, ?, ?, ?, ?, ?, ?, ?) AS n (name, transport, address, labels, set_labels, facts, version, secret) \
+        sql("INSERT INTO agents (name, transport, address, labels, reported_labels, set_labels, facts, version, secret, \
+         enrolled_at) SELECT n.name, n.transport, n.address, n.labels::json, n.reported::json, n.set::json, n.facts::json, \
+         n.version, n.secret, ? FROM UNNEST(?, ?, ?, ?, ?, ?, ?, ?, ?) \
+         AS n (name, transport, address, labels, reported, set, facts, version, secret) \
          ON CONFLICT (name) WHERE removed_at IS NULL DO NOTHING RETURNING no AS key")
         .bind(now.0)
         .bind(said().map(|said| said.name.clone()).collect::<Vec<_>>())
         .bind(new.iter().map(|agent| agent.transport.clone()).collect::<Vec<_>>())
         .bind(new.iter().map(|agent| agent.address.clone()).collect::<Vec<_>>())
-        .bind(labels)
-        .bind(set_labels)
+        .bind(labels.iter().map(|(all, ..)| all.clone()).collect::<Vec<_>>())
+        .bind(labels.iter().map(|(_, reported, _)| reported.clone()).collect::<Vec<_>>())
+        .bind(labels.into_iter().map(|(.., set)| set).collect::<Vec<_>>())
         .bind(said().map(|said| said.facts.clone().unwrap_or_default().as_str().to_owned()).collect::<Vec<_>>())
         .bind(said().map(|said| said.version.clone()).collect::<Vec<_>>())
         .bind(new.iter().map(|agent| agent.secret.clone()).collect::<Vec<_>>())
@@ -197,11 +198,12 @@ async fn says_the_same(conn: &mut AsyncPgConnection, agent_no: i64, said: &Said)
 async fn refresh(conn: &mut AsyncPgConnection, agent_no: i64, said: &Said, now: Timestamp) -> QueryResult<bool> {
     let Some(known) = known(conn, agent_no, " FOR UPDATE").await? else { return Ok(false) };
     let known = known.after(said);
-    let (labels, set_labels) = written_labels(&known.labels)?;
-    sql("UPDATE agents SET labels = ?::text::json, set_labels = ?::text::json, facts = ?::text::json, version = ?, \
-         last_seen = ? WHERE no = ?")
+    let (labels, reported, set) = written_labels(&known.labels)?;
+    sql("UPDATE agents SET labels = ?::text::json, reported_labels = ?::text::json, set_labels = ?::text::json, \
+         facts = ?::text::json, version = ?, last_seen = ? WHERE no = ?")
     .bind(labels)
-    .bind(set_labels)
+    .bind(reported)
+    .bind(set)
     .bind(known.facts)
     .bind(known.version)
     .bind(now.0)
@@ -281,6 +283,7 @@ macro_rules! seen_by_users {
             agents::transport,
             agents::address,
             diesel::dsl::sql::<Text>("agents.labels::text"),
+            diesel::dsl::sql::<Text>("agents.set_labels::text"),
             diesel::dsl::sql::<Text>("agents.facts::text"),
             agents::version,
             agents::enrolled_at,
@@ -334,22 +337,32 @@ async fn update(
         #[diesel(sql_type = BigInt)]
         no: i64,
         #[diesel(sql_type = Text)]
-        labels: String,
+        reported: String,
         #[diesel(sql_type = Text)]
-        set_labels: String,
+        set: String,
+        #[diesel(sql_type = Nullable<Text>)]
+        address: Option<String>,
+        #[diesel(sql_type = Bool)]
+        disabled: bool,
     }
-    let found = sql("SELECT no, labels::text AS labels, set_labels::text AS set_labels FROM agents \
+    let found =
+        sql("SELECT no, reported_labels::text AS reported, set_labels::text AS set, address, disabled FROM agents \
          WHERE name = ? AND removed_at IS NULL FOR UPDATE")
-    .bind(name)
-    .get_result::<Row>(conn)
-    .await
-    .optional()?;
-    let Some(Row { no, labels, set_labels }) = found else { return Ok(None) };
-    let (labels, set_labels) = written_labels(&patch.labels_after(read_labels(&labels, &set_labels)?))?;
+        .bind(name)
+        .get_result::<Row>(conn)
+        .await
+        .optional()?;
+    let Some(Row { no, reported, set, address, disabled }) = found else { return Ok(None) };
+    let before = read_labels(&reported, &set)?;
+    let after = patch.labels_after(before.clone());
+    if after == before && !patch.changes(address.as_deref(), disabled) {
+        return Ok(view(conn, name, now).await?.map(|view| (no, view)));
+    }
+    let (labels, _, set) = written_labels(&after)?;
     sql("UPDATE agents SET labels = ?::text::json, set_labels = ?::text::json, address = CASE WHEN ? THEN ? ELSE address END, \
          disabled = coalesce(?, disabled) WHERE no = ?")
     .bind(labels)
-    .bind(set_labels)
+    .bind(set)
     .bind(patch.address.is_some())
     .bind(patch.address.clone().flatten())
     .bind(patch.disabled)

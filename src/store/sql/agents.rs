@@ -10,21 +10,34 @@ use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use serde_json::value::RawValue;
 
-/// An agent as users see it: name, transport, address, labels, facts, version, enrolled_at,
+/// An agent as users see it: name, transport, address, labels, set_labels, facts, version, enrolled_at,
 /// last_seen, disabled, duplicate_at, online.
 pub(in crate::store) type AgentViewRow =
-    (String, String, Option<String>, String, String, String, i64, Option<i64>, bool, Option<i64>, bool);
+    (String, String, Option<String>, String, String, String, String, i64, Option<i64>, bool, Option<i64>, bool);
 
 /// The view of a row.
 pub(in crate::store) fn agent_view(row: AgentViewRow) -> QueryResult<AgentView> {
-    let (name, transport, address, labels, facts, version, enrolled_at, last_seen, disabled, duplicate_at, online) =
-        row;
+    let (
+        name,
+        transport,
+        address,
+        labels,
+        set_labels,
+        facts,
+        version,
+        enrolled_at,
+        last_seen,
+        disabled,
+        duplicate_at,
+        online,
+    ) = row;
     Ok(AgentView {
         name,
         status: if online { "online" } else { "offline" },
         transport,
         address,
         labels: RawValue::from_string(labels).map_err(corrupt)?,
+        set_labels: (set_labels != "{}").then(|| RawValue::from_string(set_labels)).transpose().map_err(corrupt)?,
         facts: RawValue::from_string(facts).map_err(corrupt)?,
         version,
         enrolled_at: Timestamp(enrolled_at),
@@ -38,7 +51,7 @@ pub(in crate::store) fn agent_view(row: AgentViewRow) -> QueryResult<AgentView> 
 #[derive(QueryableByName)]
 pub(in crate::store) struct KnownRow {
     #[diesel(sql_type = Text)]
-    labels: String,
+    reported_labels: String,
     #[diesel(sql_type = Text)]
     set_labels: String,
     #[diesel(sql_type = Text)]
@@ -49,28 +62,28 @@ pub(in crate::store) struct KnownRow {
 
 impl KnownRow {
     pub(in crate::store) fn known(self) -> QueryResult<Known> {
-        let Self { labels, set_labels, facts, version } = self;
-        Ok(Known { labels: read_labels(&labels, &set_labels)?, facts, version })
+        let Self { reported_labels, set_labels, facts, version } = self;
+        Ok(Known { labels: read_labels(&reported_labels, &set_labels)?, facts, version })
     }
 }
 
 /// Selects what is stored of what an agent has said.
 pub(in crate::store) fn known(agent_no: i64, lock: &'static str) -> Sql {
-    sql("SELECT CAST(labels AS TEXT) AS labels, CAST(set_labels AS TEXT) AS set_labels, CAST(facts AS TEXT) AS facts, \
+    sql("SELECT CAST(reported_labels AS TEXT) AS reported_labels, CAST(set_labels AS TEXT) AS set_labels, CAST(facts AS TEXT) AS facts, \
          version FROM agents WHERE no = ?")
     .bind(agent_no)
     .and(lock)
 }
 
 /// An agent's labels, from its row.
-pub(in crate::store) fn read_labels(labels: &str, set_labels: &str) -> QueryResult<Labels> {
-    let all = serde_json::from_str(labels).map_err(corrupt)?;
-    Ok(Labels { all, set: serde_json::from_str(set_labels).map_err(corrupt)? })
+pub(in crate::store) fn read_labels(reported: &str, set: &str) -> QueryResult<Labels> {
+    let reported = serde_json::from_str(reported).map_err(corrupt)?;
+    Ok(Labels { reported, set: serde_json::from_str(set).map_err(corrupt)? })
 }
 
-/// Labels as a row has them: all, and those of operators.
-pub(in crate::store) fn written_labels(labels: &Labels) -> QueryResult<(String, String)> {
-    Ok((written(&labels.all)?, written(&labels.set)?))
+/// Labels as a row has them: all, those that the agent reports, and those of operators.
+pub(in crate::store) fn written_labels(labels: &Labels) -> QueryResult<(String, String, String)> {
+    Ok((written(&labels.all())?, written(&labels.reported)?, written(&labels.set)?))
 }
 
 fn written<T: serde::Serialize>(value: &T) -> QueryResult<String> {

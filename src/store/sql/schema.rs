@@ -16,6 +16,7 @@ diesel::table! {
         removed_at -> Nullable<BigInt>,
         session_epoch -> BigInt,
         secret -> Nullable<Text>,
+        reported_labels -> Text,
         set_labels -> Text,
         duplicate_at -> Nullable<BigInt>,
     }

@@ -104,17 +104,18 @@ impl Agents for SqliteStore {
 
 fn insert_one(conn: &mut SqliteConnection, agent: &NewAgent, now: Timestamp) -> QueryResult<Option<i64>> {
     let said = &agent.enrollment;
-    let (labels, set_labels) = written_labels(&Labels::new(agent))?;
+    let (labels, reported, set) = written_labels(&Labels::new(agent))?;
     // The unique index leaves removed agents out: their names can be used again.
     sql_query(
-        "INSERT INTO agents (name, transport, address, labels, set_labels, facts, version, enrolled_at, secret) \
-         VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) WHERE removed_at IS NULL DO NOTHING RETURNING no AS key",
+        "INSERT INTO agents (name, transport, address, labels, reported_labels, set_labels, facts, version, enrolled_at, \
+         secret) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (name) WHERE removed_at IS NULL DO NOTHING RETURNING no AS key",
     )
     .bind::<Text, _>(&said.name)
     .bind::<Text, _>(&agent.transport)
     .bind::<diesel::sql_types::Nullable<Text>, _>(&agent.address)
     .bind::<Text, _>(labels)
-    .bind::<Text, _>(set_labels)
+    .bind::<Text, _>(reported)
+    .bind::<Text, _>(set)
     .bind::<Text, _>(said.facts.clone().unwrap_or_default().as_str())
     .bind::<Text, _>(&said.version)
     .bind::<BigInt, _>(now.0)
@@ -192,11 +193,12 @@ fn says_the_same(conn: &mut SqliteConnection, agent_no: i64, said: &Said) -> Que
 fn refresh(conn: &mut SqliteConnection, agent_no: i64, said: &Said, now: Timestamp) -> QueryResult<bool> {
     let Some(known) = known(conn, agent_no)? else { return Ok(false) };
     let known = known.after(said);
-    let (labels, set_labels) = written_labels(&known.labels)?;
+    let (labels, reported, set) = written_labels(&known.labels)?;
     diesel::update(agents::table.find(agent_no))
         .set((
             agents::labels.eq(labels),
-            agents::set_labels.eq(set_labels),
+            agents::reported_labels.eq(reported),
+            agents::set_labels.eq(set),
             agents::facts.eq(known.facts),
             agents::version.eq(known.version),
             agents::last_seen.eq(now.0),
@@ -265,6 +267,7 @@ macro_rules! seen_by_users {
             agents::transport,
             agents::address,
             diesel::dsl::sql::<Text>("agents.labels"),
+            agents::set_labels,
             diesel::dsl::sql::<Text>("agents.facts"),
             agents::version,
             agents::enrolled_at,
@@ -314,13 +317,18 @@ fn update(
     let found = agents::table
         .filter(filter::listed(&Among::default(), now))
         .filter(agents::name.eq(name))
-        .select((agents::no, agents::labels, agents::set_labels))
-        .first::<(i64, String, String)>(conn)
+        .select((agents::no, agents::reported_labels, agents::set_labels, agents::address, agents::disabled))
+        .first::<(i64, String, String, Option<String>, bool)>(conn)
         .optional()?;
-    let Some((no, labels, set_labels)) = found else { return Ok(None) };
-    let (labels, set_labels) = written_labels(&patch.labels_after(read_labels(&labels, &set_labels)?))?;
+    let Some((no, reported, set, address, disabled)) = found else { return Ok(None) };
+    let before = read_labels(&reported, &set)?;
+    let after = patch.labels_after(before.clone());
+    if after == before && !patch.changes(address.as_deref(), disabled) {
+        return Ok(view(conn, name, now)?.map(|view| (no, view)));
+    }
+    let (labels, _, set) = written_labels(&after)?;
     diesel::update(agents::table.find(no))
-        .set((agents::labels.eq(labels), agents::set_labels.eq(set_labels)))
+        .set((agents::labels.eq(labels), agents::set_labels.eq(set)))
         .execute(conn)?;
     if let Some(address) = &patch.address {
         diesel::update(agents::table.find(no)).set(agents::address.eq(address)).execute(conn)?;

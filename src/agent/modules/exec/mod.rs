@@ -142,7 +142,7 @@ fn in_path(name: &str) -> Option<PathBuf> {
 impl Module for Exec {
     async fn call(&self, mut call: Call) -> Outcome {
         let parameters = call.parameters.as_ref().map_or("null", |parameters| parameters.get());
-        let mut parameters: Parameters = match serde_json::from_str(parameters) {
+        let mut parameters: Parameters = match crate::domain::json::parameters(parameters) {
             Ok(parameters) => parameters,
             Err(error) => return Outcome::failed(format!("parameters: {error}")),
         };

@@ -1,6 +1,6 @@
 //! The arguments, and how figures are printed.
 
-use comfy_table::Table;
+use crate::cli::output::say_table;
 
 #[derive(Clone, Debug, clap::Args)]
 pub(in crate::cli) struct Args {
@@ -26,8 +26,7 @@ pub(in crate::cli) struct Args {
 
 /// Prints rows under a header.
 pub(super) fn print(header: &[&str], rows: Vec<Vec<String>>) {
-    let mut table = Table::new();
-    table.load_style(comfy_table::presets::NOTHING).set_header(header);
-    table.add_rows(rows);
-    say!("{table}\n");
+    let header: Vec<String> = header.iter().map(|name| (*name).to_owned()).collect();
+    say_table(&header, &rows);
+    say!("");
 }

@@ -64,8 +64,9 @@ fn every_form_of_a_column_is_read() {
         ("metadata.load", "metadata->>'load'"),
         ("metadata->>'a.b'", "metadata->>'a.b'"),
     ] {
-        assert_eq!(canonical(&format!("{text} = 'x'")), format!("{column} = 'x'"));
-        assert_eq!(canonical(&format!("{text}='x'")), format!("{column} = 'x'"));
+        let x = if column == "status" { "online" } else { "x" };
+        assert_eq!(canonical(&format!("{text} = '{x}'")), format!("{column} = '{x}'"));
+        assert_eq!(canonical(&format!("{text}='{x}'")), format!("{column} = '{x}'"));
         assert_eq!(canonical(&format!("{text} IS NOT NULL")), format!("{column} IS NOT NULL"));
     }
 }
@@ -247,4 +248,22 @@ fn half_written_nests_do_not_take_exponential_time() {
         error(&open.repeat(150));
         error(&format!("{}1", open.repeat(30)));
     }
+}
+
+#[test]
+fn what_a_column_can_not_be_is_an_error_with_its_place() {
+    for (text, what) in [
+        ("status = 'onlin'", "line 1, column 10: status is 'online' or 'offline', and never 'onlin'"),
+        ("status IN ('online', 'x')", "column 22: status is"),
+        ("status != 1", "column 11: status is a word, and no number"),
+        ("transport = 'no such'", "column 13: no transport is called 'no such'"),
+        ("transport = 1", "transport is a word"),
+        ("labels.tier-name = 'x'", "labels.\"tier-name\""),
+        ("labels.role = \"web\"", "the text is written 'web'"),
+        ("facts.n = 0x10", "decimal digits"),
+    ] {
+        let error = error(text).to_string();
+        assert!(error.contains(what), "{text}: {error}");
+    }
+    canonical("status LIKE 'on%' OR transport = 'my-own_1'");
 }

@@ -14,8 +14,6 @@ fn text() -> impl Strategy<Value = String> {
 fn column() -> impl Strategy<Value = Column> {
     prop_oneof![
         Just(Column::Name),
-        Just(Column::Transport),
-        Just(Column::Status),
         Just(Column::Version),
         Just(Column::QueueLoc),
         text().prop_map(Column::Label),
@@ -50,6 +48,16 @@ fn tree() -> impl Strategy<Value = Target> {
     let leaf = prop_oneof![
         Just(Target::All),
         (column(), op(), value()).prop_map(|(column, op, value)| Target::Compare { column, op, value }),
+        (op(), prop::sample::select(vec!["online", "offline"])).prop_map(|(op, status)| Target::Compare {
+            column: Column::Status,
+            op,
+            value: Value::Text(status.to_owned()),
+        }),
+        (any::<bool>(), "[A-Za-z0-9_-]{1,9}").prop_map(|(negated, name)| Target::In {
+            column: Column::Transport,
+            values: vec![Value::Text(name)],
+            negated,
+        }),
         (time, op(), moment()).prop_map(|(column, op, value)| Target::Compare { column, op, value }),
         (column(), prop::collection::vec(value(), 1..4), any::<bool>())
             .prop_map(|(column, values, negated)| Target::In { column, values, negated }),
