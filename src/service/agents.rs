@@ -188,10 +188,8 @@ pub async fn update(node: &Node, name: &str, patch: AgentPatch, by: &Author) -> 
         return Err(ServiceError::invalid(format!("labels.{}: holds a NUL character", key.escape_default())));
     }
     let known = show(node, name).await?;
-    match &patch.address {
-        Some(Some(address)) => check_new_address(&known.transport, Some(address))?,
-        Some(None) => check_address(&known.transport, None)?,
-        None => {}
+    if let Some(address) = &patch.address {
+        check_address(&known.transport, address.as_deref())?;
     }
     if patch.labels.contains_key("") {
         return Err(ServiceError::invalid("labels: a key is empty"));

@@ -28,7 +28,7 @@ pub async fn bodies_that_are_none_get_a_problem_that_names_the_place(on: On) {
         ("/v1/actions", "{".to_owned(), 400, "line 1"),
         ("/v1/actions", "{\"name\": \"n\",\n \"target\": 5,\n \"operations\": []}".to_owned(), 422, "line 2"),
         ("/v1/actions", "[]".to_owned(), 422, ""),
-        ("/v1/actions", nested, 400, "recursion limit"),
+        ("/v1/actions", nested, 400, "more than 64 deep"),
         ("/v1/actions", "x".repeat(5 << 20), 413, "4194304"),
         (
             "/v1/actions",

@@ -42,7 +42,8 @@ pub fn check(json: &[u8]) -> Result<&str, Problem> {
         };
         match token {
             Token::Open(_) if open.len() >= MAX_DEPTH => {
-                return Err(wrong(format!("lists and objects are more than {MAX_DEPTH} deep")));
+                let what = format!("lists and objects are more than {MAX_DEPTH} deep");
+                return Err(malformed(what + &at(place(text, offset))));
             }
             Token::Open(_) => open.push(HashSet::new()),
             Token::Close(_) => {
@@ -228,7 +229,6 @@ mod tests {
             (r#"{"a":1,"a":1}"#.to_owned(), "\"a\" is given twice at line 1 column 8"),
             ("{\"ä\":[{\"b\":{\"c\":1,\n\"\\u0063\":2}}]}".to_owned(), "\"c\" is given twice at line 2 column 1"),
             (r#"{"ä":"\ud800"}"#.to_owned(), "surrogate pair, which is no character at line 1 column 6"),
-            (deep(MAX_DEPTH + 1), "more than 64 deep at line 1 column 65"),
         ] {
             let problem = check(json.as_bytes()).expect_err("refused");
             assert!(problem.status == 422 && problem.detail.contains(what), "{problem}");
@@ -240,6 +240,7 @@ mod tests {
             (&b"{"[..], "line 1 column 1"),
             ("{\"ä\":x".as_bytes(), "line 1 column 6"),
             (b"[1]\n[", "line 2 column 1"),
+            (deep(MAX_DEPTH + 1).as_bytes(), "more than 64 deep at line 1 column 65"),
             (b"[\"\xc3\xa4\xff", "not UTF-8 at line 1 column 4"),
         ] {
             let problem = check(json).expect_err("refused");
