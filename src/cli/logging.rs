@@ -36,8 +36,11 @@ pub(super) fn start(format: LogFormat, is_service: bool) {
         let texts: Vec<_> = pairs.0.iter().filter_map(|(key, value)| Some((key, value.as_str()?))).collect();
         let message = record.args().to_string();
         let left_out = match record.level() {
-            Level::Warn | Level::Error => repeats.take(&(record.target(), &message, texts), Instant::now()),
-            Level::Info | Level::Debug | Level::Trace => Some(0),
+            // Whoever debugs wants all of them.
+            Level::Warn if log::max_level() < LevelFilter::Debug => {
+                repeats.take(&(record.target(), &message, texts), Instant::now())
+            }
+            _ => Some(0),
         };
         match (left_out, format) {
             (None, _) => Ok(()),

@@ -85,6 +85,8 @@ impl<'a> Load<'a> {
 async fn server_through(cluster: &'static Cluster, port: u16) -> Server {
     let mut server = Server::prepare(On::Postgres.options());
     server.set("ODOSHI__STORE__URL", &cluster.url_through(port, server.database()));
+    // With something at debug, no warning is left out: they are counted.
+    server.set("RUST_LOG", "info,odoshi::store::postgres::transaction=debug");
     server.restart().await;
     server
 }
