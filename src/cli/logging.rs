@@ -36,7 +36,7 @@ pub(super) fn start(format: LogFormat, is_service: bool) {
         let texts: Vec<_> = pairs.0.iter().filter_map(|(key, value)| Some((key, value.as_str()?))).collect();
         let message = record.args().to_string();
         let left_out = match record.level() {
-            // Whoever debugs wants all of them.
+            // For debugging, all of them count.
             Level::Warn if log::max_level() < LevelFilter::Debug => {
                 repeats.take(&(record.target(), &message, texts), Instant::now())
             }

@@ -39,7 +39,7 @@ fn an_older_value_that_another_node_inserts_meanwhile_keeps_no_newer_one_out() {
         let writing = tokio::spawn({
             let node = node.clone();
             let values = crate::metadata::by_agent(vec![(agent, "k".to_owned(), value(2, now))]);
-            // Whoever waits too long tries again.
+            // A write that waits too long is tried again.
             async move { while node.metadata_write(values.clone(), vec![]).await.is_err() {} }
         });
         backend.until_locked_out().await;
