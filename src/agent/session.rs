@@ -65,6 +65,36 @@ pub(super) struct SessionDeps {
     pub(super) reports: Arc<Reports>,
 }
 
+impl SessionDeps {
+    /// What to say first, when it was said by this machine's clock, and by the server's.
+    ///
+    /// # Errors
+    /// Those of the journal.
+    pub(super) async fn hello(&self) -> Result<(Hello, Timestamp, Moment), JournalError> {
+        {
+            // Names from an earlier connection are dropped: `running` contains them, or the server
+            // asks again.
+            let mut pending = self.outbox.open();
+            pending.received.clear();
+            pending.results.clear();
+            pending.expired.clear();
+            pending.fault = None;
+        }
+        let mut running = self.journal.with(|journal| Ok(journal.unfinished())).await?;
+        running.truncate(REFS_PER_FRAME);
+        let (clock, moment) = (Timestamp::of_this_machine(), self.clock.moment());
+        let hello = Hello {
+            version: VERSION.into(),
+            facts: Some(facts()),
+            instance: Some(self.instance),
+            capacity: self.capacity,
+            running,
+            clock: Some(clock),
+        };
+        Ok((hello, clock, moment))
+    }
+}
+
 /// One connection.
 pub(super) struct Session<S> {
     socket: WebSocketStream<S>,
@@ -134,27 +164,8 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Session<S> {
     }
 
     async fn hello(&mut self) -> Result<(), End> {
-        {
-            // Names from an earlier connection are dropped: `running` contains them, or the server
-            // asks again.
-            let mut pending = self.deps.outbox.open();
-            pending.received.clear();
-            pending.results.clear();
-            pending.expired.clear();
-            pending.fault = None;
-        }
-        let journal = &self.deps.journal;
-        let mut running = journal.with(|journal| Ok(journal.unfinished())).await.map_err(broken)?;
-        running.truncate(REFS_PER_FRAME);
-        (self.clock, self.greeted) = (Timestamp::of_this_machine(), self.deps.clock.moment());
-        let hello = Hello {
-            version: VERSION.into(),
-            facts: Some(facts()),
-            instance: Some(self.deps.instance),
-            capacity: self.deps.capacity,
-            running,
-            clock: Some(self.clock),
-        };
+        let hello;
+        (hello, self.clock, self.greeted) = self.deps.hello().await.map_err(broken)?;
         self.send_frame(&AgentFrame::Hello(hello)).await
     }
 

@@ -1,6 +1,7 @@
 //! Shows an action's commands: as a table, agent by agent, or equal outputs together.
 
 use super::client::{Client, ClientError, encoded};
+use super::outcome::Usage;
 use super::output::{Format, Item, say_json, say_table};
 use crate::domain::text::escaped;
 use crate::domain::time::Timestamp;
@@ -63,6 +64,12 @@ pub(super) async fn show(
 ) -> Result<(), Box<dyn Error>> {
     let id = action["id"].as_str().unwrap_or_default();
     let (path, query) = (format!("/v1/actions/{id}/commands"), which.query());
+    if let Some(agent) = &which.agent {
+        let (commands, _) = client.page(&format!("{path}?limit=1&agent={}", encoded(agent)), "commands").await?;
+        if commands.is_empty() {
+            return Err(Usage(format!("the action has no command for {agent:?}")).into());
+        }
+    }
     match format {
         Format::Csv => client.copy(&format!("{path}?{query}"), "text/csv", &mut std::io::stdout().lock()).await?,
         Format::Jsonl => {

@@ -11,6 +11,8 @@ const WHOLE: usize = 19;
 const LEAST: usize = 12;
 /// Columns that are never left out: what tells rows apart, and how they stand.
 const KEPT: [&str; 5] = ["", "ID", "NAME", "AGENT", "STATUS"];
+/// Columns that are left out when nothing else helps.
+const WANTED: [&str; 2] = ["OUTPUT", "ERROR"];
 /// Spaces between columns.
 const GAP: usize = 2;
 
@@ -28,7 +30,10 @@ fn lay_out(header: &[String], rows: &[Vec<String>], width: Option<usize>, has_co
     let natural =
         |column: usize| lines.iter().filter_map(|line| line.get(column)).map(|cell| measure_text_width(cell)).max();
     let natural: Vec<usize> = (0..header.len()).map(|column| natural(column).unwrap_or_default()).collect();
-    let columns = columns(header, &natural, width);
+    let is_filled =
+        |column: usize| lines.iter().skip(1).any(|line| line.get(column).is_some_and(|cell| !cell.is_empty()));
+    let is_filled: Vec<bool> = (0..header.len()).map(is_filled).collect();
+    let columns = columns(header, &natural, &is_filled, width);
     let text = |(number, line): (usize, &Vec<String>)| {
         let mut text = String::new();
         for (column, width) in &columns {
@@ -49,7 +54,7 @@ fn lay_out(header: &[String], rows: &[Vec<String>], width: Option<usize>, has_co
 }
 
 /// The columns that are shown, each with its width.
-fn columns(header: &[String], natural: &[usize], width: Option<usize>) -> Vec<(usize, usize)> {
+fn columns(header: &[String], natural: &[usize], is_filled: &[bool], width: Option<usize>) -> Vec<(usize, usize)> {
     let mut columns: Vec<(usize, usize)> = natural.iter().copied().enumerate().collect();
     let Some(width) = width else { return columns };
     let is_whole = |column: usize| natural[column] <= WHOLE || header[column] == "ID";
@@ -60,18 +65,20 @@ fn columns(header: &[String], natural: &[usize], width: Option<usize>) -> Vec<(u
     }
     let taken =
         |columns: &[(usize, usize)]| columns.iter().map(|(_, width)| width + GAP).sum::<usize>().saturating_sub(GAP);
-    while taken(&columns) > width {
-        let is_droppable = |(column, _): &(usize, usize)| !KEPT.contains(&header[*column].as_str());
-        if let Some(last) = columns.iter().rposition(is_droppable).filter(|_| columns.len() > 1) {
+    let is_kept = |column: usize| KEPT.contains(&header[column].as_str());
+    let is_wanted = |column: usize| is_filled[column] && WANTED.contains(&header[column].as_str());
+    while taken(&columns) > width && columns.len() > 1 {
+        let last = columns.iter().rposition(|(column, _)| !is_kept(*column) && !is_wanted(*column));
+        let widest = columns.iter().enumerate().max_by_key(|(_, (_, width))| *width).map_or(0, |(at, _)| at);
+        if let Some(last) = last {
             columns.remove(last);
-            continue;
-        }
-        // Only names and states are left.
-        let (widest, _) = columns.iter().enumerate().max_by_key(|(_, (_, width))| *width).unwrap_or((0, &(0, 0)));
-        if columns[widest].1 <= LEAST {
+        } else if columns[widest].1 > LEAST {
+            columns[widest].1 -= 1;
+        } else if let Some(last) = columns.iter().rposition(|(column, _)| !is_kept(*column)) {
+            columns.remove(last);
+        } else {
             break;
         }
-        columns[widest].1 -= 1;
     }
     let mut room = width.saturating_sub(taken(&columns));
     for (column, width) in &mut columns {
@@ -115,6 +122,23 @@ mod tests {
         assert!(wide.contains("web-1.berlin.example.com  succeeded  stream     {"), "{wide}");
         let narrow = lay_out(&header, &rows, Some(40), false);
         assert_eq!(narrow, "NAME                STATUS     TRANSPORT\nweb-1.berlin.exam…  succeeded  stream");
+    }
+
+    #[test]
+    fn outputs_and_errors_are_left_out_last() {
+        let header = texts(&["AGENT", "STATUS", "RUNS", "TOOK", "OUTPUT", "ERROR"]);
+        let row = |output, error| [texts(&["web-1.example.com", "failed", "1", "0.1s", output, error])];
+        let narrow = |output, error| lay_out(&header, &row(output, error), Some(40), false);
+        assert_eq!(
+            narrow("Linux web-1 6.1.0", ""),
+            "AGENT            STATUS  OUTPUT\nweb-1.example.…  failed  Linux web-1 6.…"
+        );
+        assert_eq!(
+            narrow("", "exit code 1"),
+            "AGENT              STATUS  ERROR\nweb-1.example.com  failed  exit code 1"
+        );
+        let both = narrow("some long output", "some long error");
+        assert_eq!(both, "AGENT              STATUS  OUTPUT\nweb-1.example.com  failed  some long ou…");
     }
 
     #[test]

@@ -5,6 +5,7 @@ use super::error::{ApiError, ApiResult};
 use super::extract::{Body, Operator, Viewer};
 use super::lines;
 use super::pages::{Page, limit, name};
+use super::query::Query;
 use crate::domain::action::{ActionState, Document};
 use crate::domain::command::CommandState;
 use crate::domain::counts::Counts;
@@ -124,7 +125,7 @@ pub(super) struct ActionPage {
 /// Actions, newest first.
 #[utoipa::path(get, path = "/v1/actions", tag = "actions", params(ActionsQuery),
     responses((status = 200, body = ActionPage, description = "A page of actions")), security(("token" = ["viewer"])))]
-pub(super) async fn list(_: Viewer, query: web::Query<ActionsQuery>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
+pub(super) async fn list(_: Viewer, query: Query<ActionsQuery>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     let limit = limit(query.limit)?;
     let status = query.status.as_deref().map(parse_status).transpose()?;
     let id = query.id.as_deref();
@@ -187,7 +188,7 @@ pub(super) async fn commands(
     viewer: Viewer,
     request: HttpRequest,
     id: web::Path<Uuid>,
-    query: web::Query<CommandsQuery>,
+    query: Query<CommandsQuery>,
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
     let limit = limit(query.limit)?;
@@ -267,7 +268,7 @@ pub(super) async fn retry(
     operator: Operator,
     request: HttpRequest,
     id: web::Path<Uuid>,
-    query: web::Query<RetryQuery>,
+    query: Query<RetryQuery>,
     body: Body,
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {

@@ -4,6 +4,7 @@ use super::api::Api;
 use super::error::ApiResult;
 use super::extract::{Admin, JsonBody, Viewer};
 use super::pages::{Page, limit, name};
+use super::query::Query;
 use crate::domain::problem::Problem;
 use crate::service::{agents, targets};
 use crate::store::{AgentPatch, AgentView, Among, MetadataView};
@@ -54,7 +55,7 @@ pub(super) struct AgentPage {
         (status = 422, body = Problem, content_type = "application/problem+json",
             description = "The target isn't valid; the detail names line and column")),
     security(("token" = ["viewer"])))]
-pub(super) async fn list(_: Viewer, query: web::Query<AgentsQuery>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
+pub(super) async fn list(_: Viewer, query: Query<AgentsQuery>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     let limit = limit(query.limit)?;
     let among = Among { target: query.target.as_deref().map(targets::parse).transpose()?, disabled: query.disabled };
     let agents = api.node.store.agent_list(&among, name("after", query.after.as_deref())?, limit).await?;

@@ -4,6 +4,7 @@ use super::api::Api;
 use super::error::ApiResult;
 use super::extract::Admin;
 use super::pages::{Page, limit};
+use super::query::Query;
 use crate::domain::audit::AuditEntry;
 use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Serialize};
@@ -30,7 +31,7 @@ pub(super) struct AuditPage {
 /// Changes and their authors, newest first.
 #[utoipa::path(get, path = "/v1/audit", tag = "audit", params(AuditQuery),
     responses((status = 200, body = AuditPage, description = "A page of the audit log")), security(("token" = ["admin"])))]
-pub(super) async fn list(_: Admin, query: web::Query<AuditQuery>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
+pub(super) async fn list(_: Admin, query: Query<AuditQuery>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     let limit = limit(query.limit)?;
     let Page { items: audit, next } =
         Page::new(api.node.store.audit_list(query.after, limit).await?, limit, |entry| entry.no);

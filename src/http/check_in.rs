@@ -4,6 +4,7 @@ use super::api::Api;
 use super::error::{ApiError, ApiResult};
 use super::extract::{Body, CallingAgent};
 use super::pages::limit;
+use super::query::Query;
 use crate::domain::problem::ProblemKind;
 use crate::domain::protocol::{Command, MAX_FRAME, RunRef, RunResult, Stored};
 use crate::domain::time::{Span, Timestamp};
@@ -39,7 +40,7 @@ pub(super) struct DueCommands {
     responses((status = 200, body = DueCommands, description = "The due commands")), security(("token" = ["agent"])))]
 pub(super) async fn commands(
     CallingAgent { agent, token }: CallingAgent,
-    query: web::Query<DueQuery>,
+    query: Query<DueQuery>,
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
     let limit = limit(query.limit)?;

@@ -8,6 +8,7 @@ use super::api::Api;
 use super::error::{ApiError, ApiResult};
 use super::extract::Viewer;
 use super::limits::StreamRoom;
+use super::query::Query;
 use crate::domain::json::on_one_line;
 use crate::domain::time::Timestamp;
 use crate::error_chain::ErrorChain;
@@ -55,7 +56,7 @@ pub(super) struct EventsQuery {
 pub(super) async fn events(
     viewer: Viewer,
     request: HttpRequest,
-    query: web::Query<EventsQuery>,
+    query: Query<EventsQuery>,
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
     let target = targets::parse(&query.target)?;

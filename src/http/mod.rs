@@ -23,6 +23,7 @@ mod nodes;
 mod openapi;
 mod pages;
 mod preview;
+mod query;
 mod routes;
 mod schedules;
 mod server;

@@ -5,6 +5,7 @@ use super::api::Api;
 use super::error::{ApiError, ApiResult};
 use super::extract::{Body, Operator, Viewer};
 use super::pages::{Page, limit, name};
+use super::query::Query;
 use crate::domain::action::ActionState;
 use crate::domain::problem::Problem;
 use crate::domain::schedule::{Document, Dropped, Upcoming, ZoneInfo};
@@ -188,7 +189,7 @@ pub(super) struct SchedulePage {
 /// Schedules, by name.
 #[utoipa::path(get, path = "/v1/schedules", tag = "schedules", params(SchedulesQuery),
     responses((status = 200, body = SchedulePage, description = "A page of schedules")), security(("token" = ["viewer"])))]
-pub(super) async fn list(_: Viewer, query: web::Query<SchedulesQuery>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
+pub(super) async fn list(_: Viewer, query: Query<SchedulesQuery>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     let limit = limit(query.limit)?;
     let views = api.node.store.schedule_list(name("after", query.after.as_deref())?, limit).await?;
     let Page { items, next } = Page::new(views, limit, |view| view.name.clone());
@@ -345,7 +346,7 @@ impl From<schedules::Preview> for SchedulePreview {
 pub(super) async fn preview_stored(
     _: Viewer,
     name: web::Path<String>,
-    query: web::Query<PreviewQuery>,
+    query: Query<PreviewQuery>,
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {
     let preview = schedules::preview_stored(&api.node, &name, query.after, query.count()?).await?;
@@ -359,7 +360,7 @@ pub(super) async fn preview_stored(
     security(("token" = ["operator"])))]
 pub(super) async fn preview(
     _: Operator,
-    query: web::Query<PreviewQuery>,
+    query: Query<PreviewQuery>,
     body: Body,
     api: web::Data<Api>,
 ) -> ApiResult<HttpResponse> {

@@ -60,7 +60,6 @@ pub fn serve(api: Api, listening: Listening, connections: usize, refusals: usize
         App::new()
             .app_data(web::Data::new(api.clone()))
             .app_data(document.clone())
-            .app_data(web::QueryConfig::default().error_handler(|error, _| ApiError::bad_request(error).into()))
             .app_data(web::PathConfig::default().error_handler(|_, _| ApiError::not_found("no such path").into()))
             .wrap_fn(measured)
             .configure(routes)

@@ -4,6 +4,7 @@ use super::api::Api;
 use super::error::ApiResult;
 use super::extract::{Admin, JsonBody};
 use super::pages::{Page, limit};
+use super::query::Query;
 use crate::domain::agent::{Role, Token};
 use crate::domain::problem::Problem;
 use crate::domain::time::Span;
@@ -66,7 +67,7 @@ pub(super) struct TokenPage {
 /// Tokens, newest first, without their secrets and without agents' tokens.
 #[utoipa::path(get, path = "/v1/tokens", tag = "tokens", params(TokensQuery),
     responses((status = 200, body = TokenPage, description = "A page of tokens")), security(("token" = ["admin"])))]
-pub(super) async fn list(_: Admin, query: web::Query<TokensQuery>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
+pub(super) async fn list(_: Admin, query: Query<TokensQuery>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     let limit = limit(query.limit)?;
     let Page { items: tokens, next } =
         Page::new(api.node.store.token_list(query.after, limit).await?, limit, |token| token.id);

@@ -76,6 +76,8 @@ async fn outputs_are_shown_whole_together_and_of_one_agent_and_drive_no_terminal
     }
     let grouped = operator.prints(&["actions", "show", id, "--group"]).await;
     assert!(grouped.contains("2 agents  succeeded: a, b\n    one\n"), "{grouped}");
+    let (code, _, err) = operator.call(&["actions", "show", id, "--agent", "nobody"]).await;
+    assert!(code == 2 && err.contains("no command for \"nobody\""), "{code} {err}");
     let one = operator.prints(&["actions", "show", &id[..18], "--agent", "b", "--full"]).await;
     assert!(one.contains("b  succeeded") && !one.contains("a  succeeded") && one.contains("    oops"), "{one}");
     let none = operator.prints(&["actions", "show", id, "--status", "failed"]).await;

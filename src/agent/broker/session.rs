@@ -3,7 +3,8 @@
 
 use super::held::{Held, MESSAGES};
 use super::link::{Link, LinkError, Message};
-use crate::agent::enroll::{FACTS_FOR, VERSION, facts};
+use crate::agent::enroll::FACTS_FOR;
+use crate::agent::journal::JournalError;
 use crate::agent::metadata::Frame;
 use crate::agent::outbox::{Fault, expired};
 use crate::agent::runner::Input;
@@ -12,7 +13,7 @@ use crate::agent::session::{REFS_PER_FRAME, RESULT_BYTES, RESULTS_PER_FRAME, Ses
 use crate::agent::stop_signal::told_to;
 use crate::domain::broker::{HEARTBEAT_EVERY, from_server};
 use crate::domain::fit;
-use crate::domain::protocol::{AgentFrame, Command, Hello, Rejected, RunRef, RunResult, ServerFrame, Stored};
+use crate::domain::protocol::{AgentFrame, Command, Rejected, RunRef, RunResult, ServerFrame, Stored};
 use crate::domain::time::Timestamp;
 use crate::error_chain::ErrorChain;
 use futures_util::StreamExt;
@@ -102,28 +103,11 @@ impl<L: Link> BrokerSession<L> {
     }
 
     async fn hello(&mut self) -> Result<(), LinkError> {
-        {
-            // Names from an earlier connection are dropped: `running` contains them, or the server
-            // asks again.
-            let mut pending = self.deps.outbox.open();
-            pending.received.clear();
-            pending.results.clear();
-            pending.expired.clear();
-            pending.fault = None;
-        }
-        let read = self.deps.journal.with(|journal| Ok((journal.unfinished(), journal.unstored())));
-        let (mut running, unstored) = read.await.map_err(|error| LinkError::of("the journal", &error))?;
-        running.truncate(REFS_PER_FRAME);
-        self.clock = Timestamp::of_this_machine();
-        let hello = Hello {
-            version: VERSION.into(),
-            facts: Some(facts()),
-            instance: Some(self.deps.instance),
-            capacity: self.deps.capacity,
-            running,
-            clock: Some(self.clock),
-        };
-        self.greeted = self.deps.clock.moment();
+        let broken = |error: JournalError| LinkError::of("the journal", &error);
+        let hello;
+        (hello, self.clock, self.greeted) = self.deps.hello().await.map_err(broken)?;
+        // What is not stored is all sent again.
+        let unstored = self.deps.journal.with(|journal| Ok(journal.unstored())).await.map_err(broken)?;
         self.publish(&AgentFrame::Hello(hello)).await?;
         self.deps.outbox.post(|pending| pending.results.extend(unstored));
         Ok(())

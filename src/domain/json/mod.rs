@@ -7,12 +7,14 @@ mod path;
 pub(crate) mod testing;
 mod tokens;
 mod tree;
+mod words;
 
 pub use object::{JsonObject, tidied, tidy};
 pub use path::text_at;
 pub(crate) use tokens::shortened;
 pub use tokens::{MAX_DEPTH, on_one_line, pretty, repaired};
 pub use tree::readable;
+pub use words::plainly;
 
 use super::problem::{Problem, ProblemKind, check_is_object};
 use super::text::bytes_without_mark;
@@ -73,7 +75,7 @@ pub fn parameters<T: DeserializeOwned>(json: &str) -> Result<T, String> {
     if !json.trim_start().starts_with('{') {
         return Err("an object is expected".to_owned());
     }
-    serde_json::from_str(json).map_err(|error| error.to_string())
+    serde_json::from_str(json).map_err(|error| plainly(&error.to_string()))
 }
 
 /// A text that is the same for two documents if, and only if, they say the same.
@@ -119,7 +121,7 @@ pub fn from_text<T: DeserializeOwned>(json: &str) -> Result<T, Problem> {
         let place = if path == "." { String::new() } else { format!("{path}: ") };
         let error = error.into_inner();
         let kind = if error.is_data() { ProblemKind::InvalidDocument } else { ProblemKind::MalformedJson };
-        Problem::new(kind, format!("{place}{}", without_list(&explained(json, &error))))
+        Problem::new(kind, format!("{place}{}", plainly(&explained(json, &error))))
     })?;
     reader.end().map_err(|error| Problem::new(ProblemKind::MalformedJson, explained(json, &error)))?;
     Ok(value)
@@ -171,13 +173,6 @@ pub fn objects<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) 
 /// Those of the deserializer.
 pub fn optional_object<'de, T: Deserialize<'de>, D: Deserializer<'de>>(deserializer: D) -> Result<Option<T>, D::Error> {
     Option::<Object<T>>::deserialize(deserializer).map(|object| object.map(|Object(value)| value))
-}
-
-/// A reader's error without the list of keys that it expected instead: it names aliases, and keys that are ignored.
-pub fn without_list(error: &str) -> String {
-    let Some((what, rest)) = error.split_once(", expected one of ") else { return error.to_owned() };
-    let place = rest.rfind(" at line ").map_or("", |at| &rest[at..]);
-    format!("{what}{place}")
 }
 
 /// Reads a value from an object that an agent wrote: what is no text in it is [replaced](repaired). Errors name the key,
@@ -246,13 +241,6 @@ mod tests {
             let problem = check(json).expect_err("refused");
             assert!(problem.status == 400 && problem.detail.contains(what), "{problem}");
         }
-    }
-
-    #[test]
-    fn an_unknown_key_is_named_without_all_the_others() {
-        let error = "unknown field `colour`, expected one of `id`, `validfrom` at line 1 column 7";
-        assert_eq!(without_list(error), "unknown field `colour` at line 1 column 7");
-        assert_eq!(without_list("missing field `name`"), "missing field `name`");
     }
 
     #[test]

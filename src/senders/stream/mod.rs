@@ -10,6 +10,7 @@ mod done;
 mod greeting;
 pub mod in_flight;
 mod messages;
+mod outbox;
 pub(crate) mod records;
 pub(crate) mod reports;
 mod sender;

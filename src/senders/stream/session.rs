@@ -13,6 +13,7 @@ use super::done::Done;
 use super::greeting::End;
 use super::in_flight::{InFlight, MAX_CAPACITY, Offered, QUEUE};
 use super::messages::{Connect, Connected, NotConnected, ToSession};
+use super::outbox::Outbox;
 use super::records::{backlog, record, store_results};
 use super::reports::{Reports, report};
 use crate::domain::agent::AgentRef;
@@ -30,18 +31,14 @@ use actix_ws::{AggregatedMessage, AggregatedMessageStream, ProtocolError};
 use futures_util::StreamExt;
 use futures_util::future::LocalBoxFuture;
 use futures_util::stream::FuturesUnordered;
-use std::collections::{HashSet, VecDeque};
+use std::collections::HashSet;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
-/// Maximum number of frames that wait for the socket. At this number the agent isn't read.
-const OUTBOX: usize = 64;
 /// Maximum number of records in flight. At this number the agent isn't read.
 const RECORDS: usize = 16;
-/// How long the socket may accept no frame.
-const STALLED: Duration = Duration::from_secs(30);
 /// Size in bytes at which a frame of commands is closed.
 const FULL_FRAME: usize = MAX_FRAME / 2;
 
@@ -53,9 +50,7 @@ pub(super) struct Session {
     instance: Option<Uuid>,
     connected: Connected,
     in_flight: InFlight,
-    outbox: VecDeque<String>,
-    /// Since when the socket has accepted no frame.
-    stalled: Option<Instant>,
+    outbox: Outbox,
     working: FuturesUnordered<LocalBoxFuture<'static, Done>>,
     /// Results that wait for room in the memory budget.
     parked: Option<(Vec<RunResult>, u32)>,
@@ -79,8 +74,7 @@ impl Session {
             agent,
             token,
             connected,
-            outbox: VecDeque::new(),
-            stalled: None,
+            outbox: Outbox::default(),
             working: FuturesUnordered::new(),
             parked: None,
             reports,
@@ -114,19 +108,17 @@ impl Session {
                 self.read_backlog();
             }
             let deadline = self.deadline();
-            let has_room = self.outbox.len() < OUTBOX && self.working.len() < RECORDS;
+            let has_room = self.outbox.has_room() && self.working.len() < RECORDS;
             let listening = has_room && self.parked.is_none() && !self.reports.is_full();
             if !listening {
                 // An agent that isn't read can't be called silent.
                 self.last_heard = Instant::now();
             }
-            let (next_frame, parked) =
-                (self.outbox.front().cloned(), self.parked.as_ref().map_or(0, |(_, size)| *size));
+            let (next_frame, parked) = (self.outbox.next(), self.parked.as_ref().map_or(0, |(_, size)| *size));
             let budget = self.deps.budget.clone();
             let end = tokio::select! {
                 sent = socket.text(next_frame.unwrap_or_default()), if !self.outbox.is_empty() => {
-                    self.outbox.pop_front();
-                    self.stalled = (!self.outbox.is_empty()).then(Instant::now);
+                    self.outbox.sent(Instant::now());
                     sent.err().map(|_| End::with(close::DONE))
                 }
                 message = stream.recv(), if listening => self.heard(message, socket).await,
@@ -147,8 +139,7 @@ impl Session {
     }
 
     fn push(&mut self, frame: &ServerFrame) {
-        self.stalled.get_or_insert_with(Instant::now);
-        self.outbox.push_back(frame.to_text());
+        self.outbox.push(frame, Instant::now());
     }
 
     fn deliver(&mut self) {
@@ -182,15 +173,17 @@ impl Session {
 
     fn deadline(&self) -> Instant {
         let fixed = (self.last_ping + PING_EVERY).min(self.last_heard + SILENCE);
-        let stalled = self.stalled.map(|since| since + STALLED);
         // After this time, a backlog that could not be read is read again.
         let backlog = Some(self.backlog_after).filter(|at| *at > Instant::now());
-        [self.in_flight.next_deadline(), stalled, backlog].into_iter().flatten().fold(fixed, Instant::min)
+        [self.in_flight.next_deadline(), self.outbox.deadline(), backlog]
+            .into_iter()
+            .flatten()
+            .fold(fixed, Instant::min)
     }
 
     async fn clock(&mut self, socket: &mut actix_ws::Session) -> Option<End> {
         let now = Instant::now();
-        if self.stalled.is_some_and(|since| now >= since + STALLED) {
+        if self.outbox.deadline().is_some_and(|deadline| now >= deadline) {
             return Some(End::error(close::TOO_SLOW, "too-slow", "the agent does not read"));
         }
         if now >= self.last_heard + SILENCE {
@@ -198,7 +191,7 @@ impl Session {
         }
         if now >= self.last_ping + PING_EVERY {
             self.last_ping = now;
-            // A full socket is detected by `stalled`.
+            // A full socket is detected by the outbox.
             tokio::time::timeout(Duration::from_millis(100), socket.ping(b"")).await.ok();
         }
         if self.in_flight.take_early(now) {
