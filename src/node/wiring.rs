@@ -7,7 +7,7 @@
 //!                                  pages       batches         due next                            │
 //!                                                                                                  │ what happened
 //!  reconcilers/: open actions, complete, advance, expire, overdue, leaving agents ────────▶ Outcomes ◀┘
-//!                live join, recur, hooks, watching, retention
+//!                backlogs, live join, recur, hooks, watching, retention
 //!
 //!  what agents report (metadata) ─▶ sessions, check-ins, brokers ─▶ Metadata ─▶ watchers, here and at other nodes
 //!
@@ -84,6 +84,7 @@ impl Addresses {
                 reconcilers.expire.address().recipient(),
             ],
             complete: reconcilers.complete.address().recipient(),
+            backlogs: reconcilers.backlogs.address().recipient(),
             live_join: reconcilers.live_join.address().recipient(),
             hooks: reconcilers.hooks.address().recipient(),
             recur: reconcilers.recur.address().recipient(),

@@ -4,8 +4,7 @@
 //! the sender. It answers after the sender has, so that the scheduler's credits for a transport
 //! bound what that sender has to take over, and a slow sender holds up no other. What the sender
 //! doesn't take, and commands that are not due yet, go back to the scheduler. Commands of a
-//! transport without a sender here get a `waiting` row, and a node that has one takes them from
-//! there.
+//! transport without a sender here are postponed, and a node that has one takes them from the store.
 //!
 //! Agents that don't connect are looked up here, so that senders get names and addresses. Commands
 //! of disabled agents are postponed.
@@ -18,7 +17,7 @@ use crate::domain::agent::AgentContact;
 use crate::domain::command::Event;
 use crate::error_chain::ErrorChain;
 use crate::senders::stream::DeliverToSessions;
-use crate::senders::{Deferred, Deliver, Delivery, DueCommand, Recorder, hold_report, report_of};
+use crate::senders::{Deferred, Deliver, Delivery, DueCommand, Recorder, report_of};
 use crate::store::Report;
 use actix::prelude::*;
 use std::collections::HashMap;
@@ -89,7 +88,11 @@ impl Handler<Dispatch> for SenderRouter {
                 Some(Route::Sender(sender)) => back.extend(deliver(&node, &recorder, &sender, due).await),
                 None => {
                     log::warn!(transport = &*transport, commands = due.len(); "no sender here serves a transport");
-                    if record(&recorder, due.iter().map(hold_report).collect()).await {
+                    let postponed = |command: &DueCommand| {
+                        let event = Event::Postponed { run: command.due.run, until: command.due.due_at };
+                        report_of(&command.action, command.due.agent_no, event)
+                    };
+                    if record(&recorder, due.iter().map(postponed).collect()).await {
                         node.signals.commands_unserved();
                     }
                 }
@@ -212,13 +215,13 @@ mod tests {
     }
 
     #[actix_rt::test]
-    async fn commands_without_a_sender_get_a_waiting_row_and_other_nodes_are_told() {
+    async fn commands_without_a_sender_are_postponed_and_other_nodes_are_told() {
         let mut fixture = fixture(None).await;
         let node = &fixture.node;
         let agents = node.agents_of("smtp", 1).await;
         let action = node.resolved(json!({}), &agents).await;
         assert!(dispatch(&fixture.router, &action, "smtp", &agents).await.is_empty());
-        assert_eq!(node.store.agent_with_due(&agents).await.unwrap(), agents);
+        assert_eq!(node.store.agent_with_due(&agents, node.store.now()).await.unwrap(), agents);
         assert!(node.has_heard("peers: [Open]").await);
         assert!(taken(&mut fixture.stream).is_empty());
     }
@@ -243,6 +246,6 @@ mod tests {
         assert!(dispatch(&fixture.router, &action, "webhook", &agents).await.is_empty());
         assert_eq!(taken(&mut fixture.webhook), [agents[1]]);
         node.pass(DISABLED_RETRY);
-        assert_eq!(node.store.agent_with_due(&agents).await.unwrap(), [agents[0]]);
+        assert_eq!(node.store.agent_with_due(&agents, node.store.now()).await.unwrap(), [agents[0]]);
     }
 }

@@ -5,6 +5,7 @@
 //! | reconciler | does |
 //! |---|---|
 //! | [`open_actions`] | reads the open actions, for all others and for the delay scheduler |
+//! | [`backlogs`] | tells sessions of commands that wait for their agents |
 //! | [`complete`] | ends actions whose commands are all final |
 //! | [`advance`] | advances `dispatched_through` |
 //! | [`expire`] | closes the commands of cancelled and of expired actions |
@@ -17,6 +18,7 @@
 //! | [`retention`] | deletes what is older than its retention |
 
 pub mod advance;
+pub mod backlogs;
 pub mod complete;
 pub mod expire;
 pub mod hooks;

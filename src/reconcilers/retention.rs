@@ -88,6 +88,15 @@ impl Retention {
         }
         Ok(())
     }
+
+    /// Deletes tokens that ended, and agents that were removed, longer ago than `retention.actions`.
+    async fn purge_identities(&self) -> StoreResult<()> {
+        let (store, keep) = (&self.node.store, self.node.config.retention.actions.0);
+        while store.identity_purge(store.now().minus(keep), ROWS_AT_A_TIME).await? > 0 {
+            tokio::time::sleep(PAUSE).await;
+        }
+        Ok(())
+    }
 }
 
 impl Reconcile for Retention {
@@ -103,6 +112,7 @@ impl Reconcile for Retention {
         self.purge_occurrences().await?;
         self.sweep().await?;
         self.purge_actions().await?;
+        self.purge_identities().await?;
         Ok(Pace::Wait)
     }
 }
@@ -114,7 +124,7 @@ mod tests {
     use crate::domain::action::Action;
     use crate::domain::hook::{HookEvent, Listener};
     use crate::domain::time::Span;
-    use crate::testing::TestNode;
+    use crate::testing::{TestNode, me};
     use serde_json::json;
 
     /// Keeps actions for an hour, and the audit log for two.
@@ -174,6 +184,25 @@ mod tests {
         assert!(node.store.action_view(recent.id).await.unwrap().is_some());
         assert!(node.store.action_view(open.id).await.unwrap().is_some());
         assert!(node.store.command_unfinished(old.no, crate::store::Unfinished::All, 0, 9).await.unwrap().is_empty());
+    }
+
+    #[actix_rt::test]
+    async fn agents_that_were_removed_and_tokens_that_ended_are_deleted_after_their_time() {
+        let node = node().await;
+        node.agents(2).await;
+        let mut retention = Retention::new(node.node.clone());
+        let removed = async |name: &str| {
+            let no = node.store.agent_remove(name, &me()).await.unwrap().expect("there is one");
+            node.store.agent_left(no, node.store.now().plus(Duration::from_secs(1))).await.unwrap();
+        };
+        removed("agent-00000").await;
+        run(&mut retention).await;
+        let left = async || node.store.identity_purge(node.store.now().plus(Duration::from_secs(1)), 10).await.unwrap();
+        assert_eq!(left().await, 1, "it was kept");
+        removed("agent-00001").await;
+        node.pass(Duration::from_secs(3_601));
+        run(&mut retention).await;
+        assert_eq!(left().await, 0);
     }
 
     #[actix_rt::test]

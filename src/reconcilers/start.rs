@@ -1,6 +1,7 @@
 //! Starts all reconcilers of this folder.
 
 use super::advance::Advance;
+use super::backlogs::Backlogs;
 use super::complete::Complete;
 use super::expire::Expire;
 use super::hooks::Hooks;
@@ -22,6 +23,8 @@ use std::sync::Arc;
 pub struct Reconcilers {
     /// See [`super::open_actions`].
     pub open_actions: Unstarted<Reconciler<ReadOpenActions>>,
+    /// See [`super::backlogs`].
+    pub backlogs: Unstarted<Reconciler<Backlogs>>,
     /// See [`super::complete`].
     pub complete: Unstarted<Reconciler<Complete>>,
     /// See [`super::advance`].
@@ -56,6 +59,7 @@ impl Reconcilers {
         // Without `..`, so that a reconciler that is never started is an unused variable.
         let Self {
             open_actions,
+            backlogs,
             complete,
             advance,
             expire,
@@ -70,6 +74,7 @@ impl Reconcilers {
         let (n, r, s) = (node, recorder, supervision);
         vec![
             start(open_actions, n, s, ReadOpenActions::new),
+            start(backlogs, n, s, Backlogs::new),
             start(complete, n, s, Complete::new),
             start(advance, n, s, Advance::new),
             start(expire, n, s, with(r, Expire::new)),
@@ -116,6 +121,7 @@ mod tests {
         let names: Vec<&str> = supervision.reports().iter().map(|actor| actor.name).collect();
         let all = [
             "open_actions",
+            "backlogs",
             "complete",
             "advance",
             "expire",

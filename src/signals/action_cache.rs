@@ -8,7 +8,7 @@ use crate::domain::action::Action;
 use crate::store::{Store, StoreResult};
 use quick_cache::Weighter;
 use quick_cache::sync::Cache;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use uuid::Uuid;
 
@@ -58,12 +58,19 @@ impl ActionCache {
         Ok(Some(action))
     }
 
-    /// The action with this public id.
-    pub async fn get_by_id(&self, id: Uuid) -> StoreResult<Option<Arc<Action>>> {
-        match self.store.action_no(id).await? {
-            Some(no) => self.get(no).await,
-            None => Ok(None),
+    /// The actions with these public ids. Those that don't exist are left out: whoever names many of them costs one read.
+    pub async fn get_by_ids(&self, ids: impl IntoIterator<Item = Uuid>) -> StoreResult<HashMap<Uuid, Arc<Action>>> {
+        let ids: HashSet<Uuid> = ids.into_iter().collect();
+        if ids.is_empty() {
+            return Ok(HashMap::new());
         }
+        let mut actions = HashMap::new();
+        for (id, no) in self.store.action_nos(&ids.into_iter().collect::<Vec<_>>()).await? {
+            if let Some(action) = self.get(no).await? {
+                actions.insert(id, action);
+            }
+        }
+        Ok(actions)
     }
 
     /// The action for the log: its public id if it is in memory, or else its number in the store.
@@ -117,8 +124,8 @@ mod tests {
         let (one, two) = futures_util::join!(cache.get(no), cache.get(no));
         let (one, two) = (one.unwrap().expect("it is stored"), two.unwrap().expect("it is stored"));
         assert!(Arc::ptr_eq(&one, &two), "also if two ask at the same time");
-        let by_id = cache.get_by_id(one.id).await.unwrap().expect("it is stored");
-        assert!(Arc::ptr_eq(&one, &by_id));
+        let by_id = cache.get_by_ids([one.id, one.id, Uuid::from_u128(7)]).await.unwrap();
+        assert!(by_id.len() == 1 && Arc::ptr_eq(&one, &by_id[&one.id]));
     }
 
     #[actix_rt::test]
@@ -153,6 +160,6 @@ mod tests {
     async fn an_unknown_action_is_none() {
         let node = TestNode::new().await;
         assert!(node.node.actions.get(7).await.unwrap().is_none());
-        assert!(node.node.actions.get_by_id(Uuid::from_u128(7)).await.unwrap().is_none());
+        assert!(node.node.actions.get_by_ids([Uuid::from_u128(7)]).await.unwrap().is_empty());
     }
 }

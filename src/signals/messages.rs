@@ -52,11 +52,11 @@ pub struct AgentDisabled(pub i64);
 #[rtype(result = "()")]
 pub struct SessionSuperseded(pub Vec<(i64, i64)>);
 
-/// Signals → stream sender: an older connection of this agent has put its commands back into the
-/// store.
+/// Signals → stream sender: the store has commands for these agents that their sessions may not know
+/// of.
 #[derive(Message)]
 #[rtype(result = "()")]
-pub struct BacklogChanged(pub i64);
+pub struct BacklogChanged(pub Vec<i64>);
 
 /// Signals → listeners that users registered: results of commands were recorded. A hint: if a
 /// listener's mailbox is full, or the process crashes, it is lost.

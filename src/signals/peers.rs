@@ -138,7 +138,7 @@ async fn pass_on(store: &dyn Store, signals: &Signals, hints: Vec<Hint>) {
     for hint in hints {
         match hint {
             Hint::Moved { agent_no, epoch } => moved.push((agent_no, epoch)),
-            Hint::Backlog(agent_no) => signals.heard_backlog(agent_no),
+            Hint::Backlog(agent_no) => signals.backlogs_found(vec![agent_no]),
             Hint::Waiting => waiting = true,
             Hint::Commands { action_no, after } => news.commands.push((action_no, after)),
             Hint::Open => (news.open, waiting) = (true, true),
@@ -162,7 +162,7 @@ async fn pass_on(store: &dyn Store, signals: &Signals, hints: Vec<Hint>) {
     signals.heard_news(news);
     let waiting = if waiting { signals.long_pollers().agents() } else { Vec::new() };
     if !waiting.is_empty() {
-        match store.agent_with_due(&waiting).await {
+        match store.agent_with_due(&waiting, store.now()).await {
             Ok(agents) => signals.heard_waiting(agents),
             Err(error) => not_looked_up(&error),
         }
@@ -297,11 +297,16 @@ mod tests {
             [commands(1, 5), Hint::Open, commands(2, 0), Hint::Backlog(3), Hint::Moved { agent_no: 4, epoch: 6 }];
         let expected = [
             "scheduler: PeerNews { commands: [(1, 5), (2, 0)], open: true, everything: false }",
-            "stream: backlog 3",
+            "stream: backlog [3]",
             "stream: superseded [(4, 6)]",
+            "backlogs: wake",
         ];
         assert_eq!(heard(&node, &hints).await, expected);
-        let expected = ["scheduler: PeerNews { commands: [], open: false, everything: true }", "open_actions: wake"];
+        let expected = [
+            "scheduler: PeerNews { commands: [], open: false, everything: true }",
+            "open_actions: wake",
+            "backlogs: wake",
+        ];
         assert_eq!(heard(&node, &[Hint::Everything]).await, expected);
     }
 
@@ -314,7 +319,7 @@ mod tests {
         assert!(heard(&node, &hint).await.is_empty());
         assert!(action.is_paused());
         node.store.action_pause(action.id, false, &me()).await.unwrap();
-        assert_eq!(heard(&node, &hint).await, ["scheduler: resumed [1]"]);
+        assert_eq!(heard(&node, &hint).await, ["scheduler: resumed [1]", "backlogs: wake"]);
         assert!(!action.is_paused());
         node.store.action_cancel(action.id, &me()).await.unwrap();
         let cancelled = heard(&node, &hint).await;
@@ -357,7 +362,7 @@ mod tests {
         node.store.action_insert(vec![crate::testing::new_action(json!({}), node.store.now())]).await.unwrap();
         node.sql("UPDATE actions SET operations = '['");
         let heard = heard(&node, &[Hint::Action(1), Hint::Backlog(3)]).await;
-        assert_eq!(heard, ["stream: backlog 3"], "the rest is passed on");
+        assert_eq!(heard, ["stream: backlog [3]"], "the rest is passed on");
         until("the board is quiet", async || node.heard().await.is_empty()).await;
     }
 }

@@ -18,6 +18,13 @@ impl Presence {
         self.0.read().unwrap_or_else(PoisonError::into_inner).contains(&agent_no)
     }
 
+    /// All agents that are connected here, in the order of their keys.
+    pub fn agents(&self) -> Vec<i64> {
+        let mut agents: Vec<i64> = self.0.read().unwrap_or_else(PoisonError::into_inner).iter().copied().collect();
+        agents.sort_unstable();
+        agents
+    }
+
     /// The number of connected agents.
     pub fn len(&self) -> usize {
         self.0.read().unwrap_or_else(PoisonError::into_inner).len()
@@ -54,6 +61,7 @@ mod tests {
         presence.insert(2);
         presence.insert(2);
         assert_eq!((seen.len(), seen.contains(1), seen.contains(3)), (2, true, false));
+        assert_eq!(seen.agents(), [1, 2]);
         presence.remove(1);
         presence.remove(3);
         assert_eq!((seen.len(), seen.contains(1), seen.contains(2)), (1, false, true));

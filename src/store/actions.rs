@@ -102,7 +102,7 @@ pub struct ActionView {
 /// Actions. All methods behave the same on both databases, except for ownership: on SQLite the only
 /// node owns every action.
 #[async_trait]
-pub trait Actions {
+pub trait Actions: Sync {
     /// Inserts actions, each with its entry in the audit log. Returns one answer per action, in the
     /// given order.
     ///
@@ -128,8 +128,13 @@ pub trait Actions {
     /// The action with this key, as the pipeline needs it.
     async fn action_get(&self, no: i64) -> StoreResult<Option<Action>>;
 
+    /// The keys of the actions with these ids, as (id, key). Those that don't exist are left out.
+    async fn action_nos(&self, ids: &[Uuid]) -> StoreResult<Vec<(Uuid, i64)>>;
+
     /// The key of the action with this id.
-    async fn action_no(&self, id: Uuid) -> StoreResult<Option<i64>>;
+    async fn action_no(&self, id: Uuid) -> StoreResult<Option<i64>> {
+        Ok(self.action_nos(&[id]).await?.pop().map(|(_, no)| no))
+    }
 
     /// Lists actions that have not ended, in key order after the key `after`.
     async fn action_list_open(&self, after: i64, limit: usize) -> StoreResult<Vec<OpenAction>>;

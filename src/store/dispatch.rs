@@ -31,6 +31,15 @@ pub struct Due {
 /// A position in the order in which open rows are due: (due time, action, agent).
 pub type DueCursor = (Timestamp, i64, i64);
 
+/// A page of open rows.
+#[derive(Clone, Debug, Default)]
+pub struct DuePage {
+    /// Those that this node delivers, with their agents' transports.
+    pub found: Vec<(Due, Arc<str>)>,
+    /// The place of the last row that was examined. `None` when there are no more rows at the moment.
+    pub through: Option<DueCursor>,
+}
+
 /// A page of an action's untouched commands.
 #[derive(Clone, Debug, Default)]
 pub struct UndispatchedPage {
@@ -47,30 +56,25 @@ pub trait Dispatch {
     /// The untouched ones among the next `limit` commands of an action after the agent key `after`.
     async fn command_undispatched(&self, action_no: i64, after: i64, limit: usize) -> StoreResult<UndispatchedPage>;
 
-    /// The commands of an agent that are due before `horizon`: those due now first, then by
-    /// priority (highest first), then by due time.
+    /// The commands of an agent that are due up to `horizon`: first those due now, by priority
+    /// (highest first) and due time; then the others by due time.
     ///
     /// Includes commands that lie at a broker for the agent (`queued`). Leaves out commands that the
     /// agent has (`sent`), and those of actions that are paused, cancelled, expired or ended.
     async fn command_backlog(&self, agent_no: i64, horizon: Timestamp, limit: usize) -> StoreResult<Vec<Due>>;
 
-    /// Open rows `waiting` or `retry` that this node delivers, with their agents' transports: those
-    /// after the position `after` and due up to `horizon`, in the order of (due time, action,
-    /// agent).
+    /// Examines the next `limit` open rows `retry` after the position `after` and due up to
+    /// `horizon`, in the order of (due time, action, agent), and returns those that this node
+    /// delivers. Rows `waiting` are found by their agents, see [`Dispatch::agent_with_due`].
     ///
     /// This node delivers a command if it holds the agent's session. Where the transport is not a
     /// stream, it is the action's owner that delivers, or, if the owner has no sender for the
     /// transport, the first node that has one.
-    async fn command_due(
-        &self,
-        after: DueCursor,
-        horizon: Timestamp,
-        limit: usize,
-    ) -> StoreResult<Vec<(Due, Arc<str>)>>;
+    async fn command_due(&self, after: DueCursor, horizon: Timestamp, limit: usize) -> StoreResult<DuePage>;
 
-    /// Those of these agents that have a due open row `waiting` or `retry`, of an action that is
-    /// neither paused, cancelled, expired nor ended.
-    async fn agent_with_due(&self, agent_nos: &[i64]) -> StoreResult<Vec<i64>>;
+    /// Those of these agents that have an open row `waiting` or `retry` due up to `horizon`, of an
+    /// action that is neither paused, cancelled, expired nor ended.
+    async fn agent_with_due(&self, agent_nos: &[i64], horizon: Timestamp) -> StoreResult<Vec<i64>>;
 
     /// Transports that no node has a sender for, each with its number of due commands. Counts at
     /// most `limit` commands in all.

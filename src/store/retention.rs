@@ -1,10 +1,10 @@
-//! Deleting actions that are kept no longer, in small batches.
+//! Deleting actions, agents and tokens that are kept no longer, in small batches.
 
 use super::error::StoreResult;
 use crate::domain::time::Timestamp;
 use async_trait::async_trait;
 
-/// Retention of actions. The same on both databases.
+/// Retention of actions and identities. The same on both databases.
 #[async_trait]
 pub trait Retention {
     /// Deletes up to `limit` rows of one action that ended before `ended_before`. Returns how many
@@ -19,4 +19,10 @@ pub trait Retention {
     /// Examines up to `limit` actions after the key `after`. Returns the last key it examined, or
     /// `None` when there was nothing to examine.
     async fn action_sweep(&self, after: i64, limit: usize) -> StoreResult<Option<i64>>;
+
+    /// Deletes up to `limit` tokens that were revoked or expired before a time, and as many agents
+    /// that were removed before it. Returns how many were deleted in all.
+    ///
+    /// A removed agent stays as long as there is an action from its time, whose commands name it.
+    async fn identity_purge(&self, before: Timestamp, limit: usize) -> StoreResult<usize>;
 }

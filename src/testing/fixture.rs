@@ -132,7 +132,7 @@ listens! {
     OpenActionsRead: told => format!("open actions {}", told.0.reading);
     AgentDisabled: told => format!("disabled {}", told.0);
     SessionSuperseded: told => format!("superseded {:?}", told.0);
-    BacklogChanged: told => format!("backlog {}", told.0);
+    BacklogChanged: told => format!("backlog {:?}", told.0);
     Publish: told => format!("{:?}", told.0);
 }
 
@@ -164,6 +164,7 @@ impl Listeners {
             open_actions: self.add("open_actions").recipient(),
             after_open_actions: vec![self.add("after 1").recipient(), self.add("after 2").recipient()],
             complete: self.add("complete").recipient(),
+            backlogs: self.add("backlogs").recipient(),
             live_join: self.add("live_join").recipient(),
             hooks: self.add("hooks").recipient(),
             recur: self.add("recur").recipient(),

@@ -51,6 +51,12 @@ pub async fn an_action_is_read_as_it_was_written(backend: &mut impl Backend) {
     assert!(store.action_view(Uuid::now_v7()).await.unwrap().is_none());
     assert!(store.action_get(view.no + 1).await.unwrap().is_none());
     assert_eq!(store.action_no(Uuid::now_v7()).await.unwrap(), None);
+    let mut many: Vec<Uuid> = (0..10_000).map(|_| Uuid::now_v7()).collect();
+    assert_eq!(store.action_nos(&many).await.unwrap(), []);
+    assert_eq!(store.action_nos(&[]).await.unwrap(), []);
+    let accepted = accept(store, json!({})).await;
+    many[5_000] = accepted.id;
+    assert_eq!(store.action_nos(&many).await.unwrap(), [(accepted.id, accepted.no)]);
 }
 
 pub async fn pages_are_written_once_and_in_turn(backend: &mut impl Backend) {

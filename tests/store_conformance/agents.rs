@@ -233,10 +233,10 @@ pub async fn the_connection_that_was_opened_last_wins_whatever_the_clock_says(ba
     let store = backend.store();
     let taken = resolved(store, json!({}), &fleet).await;
     for agent in &fleet {
-        taken.hold(store, *agent).await;
+        taken.postponed(store, *agent, store.now()).await;
     }
-    let due = store.command_due((odoshi::domain::time::Timestamp(0), 0, 0), in_secs(store, 60), 10).await.unwrap();
-    assert_eq!(due.iter().map(|(due, _)| due.agent_no).collect::<Vec<_>>(), [fleet[1]]);
+    let page = store.command_due((odoshi::domain::time::Timestamp(0), 0, 0), in_secs(store, 60), 10).await.unwrap();
+    assert_eq!(page.found.iter().map(|(due, _)| due.agent_no).collect::<Vec<_>>(), [fleet[1]]);
     // What another process holds is none of this one's to close.
     store.session_close(&[(fleet[0], before[0]), (fleet[1], before[1])]).await.unwrap();
     assert_eq!(online(store).await, fleet[..2]);

@@ -6,6 +6,7 @@ use odoshi::domain::command::{CommandState, Event};
 use odoshi::domain::time::Timestamp;
 use odoshi::store::{CommandPage, Store, Unfinished};
 use serde_json::json;
+use std::time::Duration;
 
 pub async fn untouched_commands_are_paged_in_key_order_with_their_due_times(backend: &mut impl Backend) {
     let store = backend.store();
@@ -173,13 +174,8 @@ pub async fn a_backlog_finds_what_lies_beyond_the_advanced_key(backend: &mut imp
 
 /// The agents of the open rows that are due in a range.
 async fn due(store: &dyn Store, after: Timestamp, horizon: Timestamp) -> Vec<i64> {
-    store
-        .command_due((after, i64::MAX, i64::MAX), horizon, 100)
-        .await
-        .unwrap()
-        .iter()
-        .map(|(due, _)| due.agent_no)
-        .collect()
+    let page = store.command_due((after, i64::MAX, i64::MAX), horizon, 100).await.unwrap();
+    page.found.iter().map(|(due, _)| due.agent_no).collect()
 }
 
 pub async fn due_rows_are_those_of_agents_that_this_node_reaches(backend: &mut impl Backend) {
@@ -190,14 +186,15 @@ pub async fn due_rows_are_those_of_agents_that_this_node_reaches(backend: &mut i
     let fleet = crate::support::matching(backend.store(), &odoshi::domain::target::Target::All).await;
     let taken = resolved(backend.store(), json!({"priority": 7}), &fleet).await;
     for agent in &fleet[..3] {
-        taken.hold(backend.store(), *agent).await;
+        taken.postponed(backend.store(), *agent, backend.store().now()).await;
     }
     taken.sent(backend.store(), fleet[3], 1, 0).await;
     let epochs = connect(backend.store(), &fleet[..1]).await;
     let store = backend.store();
     let horizon = in_secs(store, 3_600);
-    let found = store.command_due((Timestamp(0), 0, 0), horizon, 100).await.unwrap();
-    let found: Vec<_> = found.iter().map(|(due, by)| (due.agent_no, &**by, due.open, due.priority)).collect();
+    let page = store.command_due((Timestamp(0), 0, 0), horizon, 100).await.unwrap();
+    assert_eq!(page.through, None);
+    let found: Vec<_> = page.found.iter().map(|(due, by)| (due.agent_no, &**by, due.open, due.priority)).collect();
     assert_eq!(found, [(fleet[0], "stream", true, 7), (fleet[2], "webhook", true, 7)]);
     store.session_close(&[(fleet[0], epochs[0])]).await.unwrap();
     assert_eq!(due(store, Timestamp(0), horizon).await, [fleet[2]]);
@@ -216,17 +213,22 @@ pub async fn what_no_node_has_a_sender_for_is_counted_and_is_not_due(backend: &m
     let fleet = crate::support::matching(store, &odoshi::domain::target::Target::All).await;
     let [taken, paused] = [resolved(store, json!({}), &fleet).await, resolved(store, json!({}), &fleet).await];
     assert_eq!(store.command_unserved(10).await.unwrap(), []);
-    for agent in &fleet[..4] {
-        taken.hold(store, *agent).await;
-        paused.hold(store, *agent).await;
+    taken.hold(store, fleet[0]).await;
+    paused.hold(store, fleet[0]).await;
+    for agent in &fleet[1..4] {
+        taken.postponed(store, *agent, store.now()).await;
+        paused.postponed(store, *agent, store.now()).await;
     }
-    taken.tell(store, fleet[4], Event::Hold { due_at: in_secs(store, 3_600) }).await;
+    taken.postponed(store, fleet[4], in_secs(store, 3_600)).await;
     store.action_pause(paused.id, true, &me()).await.unwrap();
     let counts = [("pager".to_owned(), 2)];
     assert_eq!(store.command_unserved(10).await.unwrap(), counts, "not what isn't due, or is paused");
     assert_eq!(store.command_unserved(1).await.unwrap(), [("pager".to_owned(), 1)], "no further than the limit");
     assert_eq!(due(store, Timestamp(0), in_secs(store, 60)).await, [fleet[3]]);
-    assert_eq!(store.agent_with_due(&[fleet[1], fleet[4], 999]).await.unwrap(), [fleet[1]]);
+    let with_due =
+        async |secs| store.agent_with_due(&[fleet[0], fleet[1], fleet[4], 999], in_secs(store, secs)).await.unwrap();
+    assert_eq!(with_due(60).await, [fleet[0], fleet[1]]);
+    assert_eq!(with_due(3_660).await, [fleet[0], fleet[1], fleet[4]]);
     taken.sent(store, fleet[1], 1, 0).await;
     assert_eq!(store.command_unserved(10).await.unwrap(), [("pager".to_owned(), 1)]);
 }
@@ -236,34 +238,39 @@ pub async fn due_rows_lie_after_the_first_and_up_to_the_second_time(backend: &mu
     let fleet = agents(store, 4).await;
     connect(store, &fleet).await;
     let taken = resolved(store, json!({"max_runs": 2}), &fleet).await;
-    let at = |secs: i64| Timestamp(1_000_000 + secs * 1_000);
+    // What is postponed to the past is due now.
+    let begin = in_secs(store, 10);
+    let at = |secs: u64| begin.plus(Duration::from_secs(secs));
     for (agent, secs) in [(fleet[0], 3), (fleet[1], 1), (fleet[2], 2)] {
-        taken.tell(store, agent, Event::Hold { due_at: at(secs) }).await;
+        taken.postponed(store, agent, at(secs)).await;
     }
-    taken.ends(store, fleet[3], 1, CommandState::Failed).await;
-    assert_eq!(due(store, at(0), at(3)).await, [fleet[1], fleet[2], fleet[0]]);
+    taken.tell(store, fleet[3], Event::Hold { due_at: at(2) }).await;
+    assert_eq!(due(store, at(0), at(3)).await, [fleet[1], fleet[2], fleet[0]], "not what waits for its agent");
     assert_eq!(due(store, at(1), at(2)).await, [fleet[2]]);
-    assert_eq!(due(store, at(3), in_secs(store, 60)).await, [fleet[3]]);
-    assert_eq!(due(store, at(0), in_secs(store, 60)).await, [fleet[1], fleet[2], fleet[0], fleet[3]]);
-    assert_eq!(store.command_due((at(0), 0, 0), at(3), 2).await.unwrap().len(), 2);
+    taken.ends(store, fleet[3], 1, CommandState::Failed).await;
+    let mut all = due(store, Timestamp(0), in_secs(store, 120)).await;
+    all.sort_unstable();
+    assert_eq!(all, fleet);
 }
 
 pub async fn due_rows_of_one_time_are_read_page_by_page(backend: &mut impl Backend) {
     let store = backend.store();
     let fleet = agents(store, 5).await;
-    connect(store, &fleet).await;
+    // Those of agents that are not connected are passed over, however many there are.
+    connect(store, &[fleet[0], fleet[4]]).await;
     let taken = resolved(store, json!({}), &fleet).await;
+    let at = in_secs(store, 10);
     for agent in &fleet {
-        taken.tell(store, *agent, Event::Hold { due_at: Timestamp(1_000) }).await;
+        taken.postponed(store, *agent, at).await;
     }
-    let (mut place, mut seen) = ((Timestamp(0), 0, 0), Vec::new());
+    let (mut place, mut seen) = ((Timestamp(0), 0, 0), Vec::<Vec<i64>>::new());
     loop {
-        let page = store.command_due(place, Timestamp(1_000), 2).await.unwrap();
-        let Some((last, _)) = page.last() else { break };
-        place = (last.due_at, last.action_no, last.agent_no);
-        seen.extend(page.iter().map(|(due, _)| due.agent_no));
+        let page = store.command_due(place, at, 2).await.unwrap();
+        seen.push(page.found.iter().map(|(due, _)| due.agent_no).collect());
+        let Some(through) = page.through else { break };
+        place = through;
     }
-    assert_eq!(seen, fleet);
+    assert_eq!(seen, [vec![fleet[0]], vec![], vec![fleet[4]]]);
 }
 
 pub async fn due_rows_of_a_cancelled_action_are_left_out(backend: &mut impl Backend) {
@@ -277,12 +284,12 @@ pub async fn due_rows_of_a_cancelled_action_are_left_out(backend: &mut impl Back
     ];
     store.command_insert(vec![page(expired.no, 0, &fleet, false)]).await.unwrap();
     for taken in [kept, cancelled, expired] {
-        taken.hold(store, fleet[0]).await;
+        taken.postponed(store, fleet[0], store.now()).await;
     }
     store.action_cancel(cancelled.id, &me()).await.unwrap();
     store.action_expire(expired.no).await.unwrap();
-    let found = store.command_due((Timestamp(0), 0, 0), in_secs(store, 60), 10).await.unwrap();
-    assert_eq!(found.iter().map(|(due, _)| due.action_no).collect::<Vec<_>>(), [kept.no]);
+    let page = store.command_due((Timestamp(0), 0, 0), in_secs(store, 60), 10).await.unwrap();
+    assert_eq!(page.found.iter().map(|(due, _)| due.action_no).collect::<Vec<_>>(), [kept.no]);
 }
 
 pub async fn overdue_commands_are_found_when_the_timeout_and_the_grace_are_over(backend: &mut impl Backend) {

@@ -96,7 +96,7 @@ pub async fn an_agent_that_joins_before_valid_from_is_due_then(backend: &mut imp
     let due = store.command_insert_joining(taken.no, &joining[..1]).await.unwrap();
     assert_eq!(due.iter().map(|due| (due.agent_no, due.due_at)).collect::<Vec<_>>(), [(joining[0], valid_from)]);
     // Wherever the command is read from: the backlog of its agent, what is due, what users see.
-    assert!(store.agent_with_due(&joining).await.unwrap().is_empty());
+    assert!(store.agent_with_due(&joining, store.now()).await.unwrap().is_empty());
     let backlog = store.command_backlog(joining[0], in_secs(store, 60), 10).await.unwrap();
     assert_eq!(backlog.iter().map(|due| due.due_at).collect::<Vec<_>>(), [valid_from]);
     assert!(store.command_backlog(joining[0], in_secs(store, 1), 10).await.unwrap().is_empty());

@@ -26,6 +26,7 @@ mod postgres;
 mod retention;
 mod schedule_policies;
 mod schedules;
+mod size;
 mod sqlite;
 mod support;
 mod targets;
@@ -186,6 +187,7 @@ macro_rules! cases {
                 what_is_kept_no_longer_goes_in_small_batches_and_is_out_of_sight_at_once
                 what_goes_takes_no_late_results
                 rows_without_their_action_are_found_and_deleted
+                removed_agents_go_after_the_actions_of_their_time_and_tokens_before_them
             }
             schedule_policies {
                 a_trigger_cancels_the_one_before_if_that_is_the_policy

@@ -200,11 +200,11 @@ fn what_the_owner_has_no_sender_for_is_sent_by_one_other_node() {
         let fleet = matching(owner, &Target::All).await;
         let taken = resolved(owner, json!({}), &fleet).await;
         for agent in &fleet {
-            taken.hold(owner, *agent).await;
+            taken.postponed(owner, *agent, owner.now()).await;
         }
         let due = async |store: &dyn Store| -> Vec<i64> {
-            let rows = store.command_due((Timestamp(0), 0, 0), store.now(), 10).await.unwrap();
-            rows.iter().map(|(due, _)| due.agent_no).collect()
+            let page = store.command_due((Timestamp(0), 0, 0), store.now(), 10).await.unwrap();
+            page.found.iter().map(|(due, _)| due.agent_no).collect()
         };
         assert_eq!(due(owner).await, fleet[..1]);
         let others = [due(&second).await, due(&third).await];

@@ -112,6 +112,35 @@ impl Postgres {
         self.aside.lock().await.batch_execute(statements).await.unwrap();
     }
 
+    /// The same over a connection of its own, which has ended after it.
+    pub async fn execute_apart(&self, statements: &str) {
+        let begin = self.clock().await;
+        let mut apart = AsyncPgConnection::establish(&self.url()).await.unwrap();
+        apart.batch_execute(statements).await.unwrap();
+        drop(apart);
+        let others = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() \
+             AND application_name = '' AND backend_start > to_timestamp({begin} / 1000000.0)"
+        );
+        self.until(&others, 0).await;
+    }
+
+    /// Opens the store anew, and waits until all connections of the one before have ended.
+    pub async fn reopen_alone(&mut self) {
+        let begin = self.clock().await;
+        self.reopen().await;
+        let older = format!(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid() \
+             AND backend_start < to_timestamp({begin} / 1000000.0)"
+        );
+        self.until(&older, 0).await;
+    }
+
+    /// The server's time, in microseconds.
+    async fn clock(&self) -> i64 {
+        self.number("SELECT extract(epoch FROM clock_timestamp()) * 1000000").await
+    }
+
     /// The one number that a query answers.
     pub async fn number(&self, query: &str) -> i64 {
         self.numbers(&format!("SELECT ({query})::bigint AS number")).await[0]

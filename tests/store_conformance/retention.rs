@@ -1,8 +1,11 @@
 //! Actions that are kept no longer.
 
 use crate::Backend;
-use crate::support::{accept, agents, in_secs, page, resolved};
+use crate::support::{accept, agents, in_secs, matching, me, named, page, resolved};
+use odoshi::domain::agent::Secret;
 use odoshi::domain::command::{Answer, CommandState, Event};
+use odoshi::domain::target::Target;
+use odoshi::store::{Enrolled, Store};
 use serde_json::json;
 
 /// An action that has ended, with something in every table.
@@ -108,4 +111,31 @@ pub async fn rows_without_their_action_are_found_and_deleted(backend: &mut impl 
     // There is nothing left to be found.
     assert!(store.action_sweep(0, 100).await.unwrap().is_some_and(|last| last >= kept.no));
     assert_eq!(store.action_purge(in_secs(store, -90), 4).await.unwrap(), None);
+}
+
+pub async fn removed_agents_go_after_the_actions_of_their_time_and_tokens_before_them(backend: &mut impl Backend) {
+    const DAY: i64 = 24 * 3_600;
+    let store = backend.store();
+    let mut fleet = Vec::new();
+    for name in ["leaves", "stays"] {
+        let enrolled = store.agent_enroll(&named(name, "stream"), Secret::random().hash(), &me()).await.unwrap();
+        let Enrolled::New(agent) = enrolled else { panic!("{enrolled:?}") };
+        fleet.push(agent.no);
+    }
+    let old = ended(backend, &fleet).await;
+    let store = backend.store();
+    store.agent_remove("leaves", &me()).await.unwrap();
+    let soon = async |store: &dyn Store| store.identity_purge(in_secs(store, 60), 10).await.unwrap();
+    assert_eq!(soon(store).await, 1, "its token alone: its commands are not closed yet");
+    store.agent_left(fleet[0], in_secs(store, 60)).await.unwrap();
+    assert_eq!(soon(store).await, 0, "an action names it");
+    // A younger action doesn't.
+    backend.set_offset(2 * DAY * 1_000);
+    let store = backend.store();
+    ended(backend, &fleet[1..]).await;
+    while store.action_purge(in_secs(store, -DAY), 100).await.unwrap().is_some() {}
+    assert!(store.action_view(old.id).await.unwrap().is_none());
+    assert_eq!(store.identity_purge(in_secs(store, -3 * DAY), 10).await.unwrap(), 0, "it is kept for a while");
+    assert_eq!((soon(store).await, soon(store).await), (1, 0));
+    assert_eq!(matching(store, &Target::All).await, fleet[1..]);
 }

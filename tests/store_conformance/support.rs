@@ -142,7 +142,12 @@ impl Taken {
         self.tell(store, agent_no, Event::Sent { run, attempts, at: store.now() }).await
     }
 
-    /// It can't be delivered, and is due now.
+    /// It is sent again when it is this time.
+    pub async fn postponed(&self, store: &dyn Store, agent_no: i64, until: Timestamp) -> Answer {
+        self.tell(store, agent_no, Event::Postponed { run: 1, until }).await
+    }
+
+    /// Its agent isn't connected, and it is due now.
     pub async fn hold(&self, store: &dyn Store, agent_no: i64) -> Answer {
         self.tell(store, agent_no, Event::Hold { due_at: store.now() }).await
     }
@@ -157,6 +162,11 @@ impl Taken {
     pub async fn list(&self, store: &dyn Store) -> Vec<CommandView> {
         store.command_list(self.id, None, AgentNames::ALL, usize::MAX).await.unwrap()
     }
+}
+
+/// The first number, or the second with `scripts/test --long`.
+pub fn by_length<T>(default: T, long: T) -> T {
+    if std::env::var_os("ODOSHI_TEST_LONG").is_some() { long } else { default }
 }
 
 /// Runs a property test inside of an async case, four times as many cases with `scripts/test --long`; what fails is made

@@ -86,9 +86,9 @@ impl From<RunStatus> for CommandState {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i16)]
 pub enum OpenState {
-    /// Its agent was unreachable, or at capacity, when it was due.
+    /// Its agent was not connected, or at capacity, when it was due. It is found by its agent, and never by its time.
     Waiting = 0,
-    /// To be delivered again or run again.
+    /// To be delivered again or run again at its time.
     Retry = 1,
     /// Its agent has it, and has not reported a result.
     Sent = 2,

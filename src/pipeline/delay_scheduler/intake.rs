@@ -133,18 +133,23 @@ impl DelayScheduler {
     }
 
     /// Schedules another read of a command that was displaced or found no room.
-    pub(super) fn give_back(&mut self, due: &Due) {
-        self.give_back_at(due, self.when_there_is_room(due.due_at));
+    pub(super) fn give_back(&mut self, transport: &str, due: &Due) {
+        self.give_back_at(transport, due, self.when_there_is_room(due.due_at));
     }
 
     /// The same for a command whose sender takes nothing: not at once, even if it is due.
-    pub(super) fn give_back_later(&mut self, due: &Due) {
-        self.give_back_at(due, self.node.store.now().plus(FOR_ROOM));
+    pub(super) fn give_back_later(&mut self, transport: &str, due: &Due) {
+        self.give_back_at(transport, due, self.node.store.now().plus(FOR_ROOM));
     }
 
-    fn give_back_at(&mut self, due: &Due, when: Timestamp) {
+    fn give_back_at(&mut self, transport: &str, due: &Due, when: Timestamp) {
         if due.open {
             self.open_rows.go_back(due, when);
+            if transport == STREAM {
+                // It may be from a backlog. A session needs no room here for what is due.
+                let at = when.max(due.due_at);
+                self.backlogs_at = Some(self.backlogs_at.map_or(at, |earlier| earlier.min(at)));
+            }
         } else if let Some(cursor) = self.cursors.by_action.get_mut(&due.action_no) {
             cursor.go_back(due.agent_no - 1, when, due.due_at);
         }
@@ -193,6 +198,10 @@ impl DelayScheduler {
 
     /// Starts the next read that is due. Only one runs at a time, for one page.
     pub(super) fn read(&mut self, ctx: &mut Context<Self>) {
+        let now = self.node.store.now();
+        if self.backlogs_at.take_if(|at| *at <= now).is_some() {
+            self.node.signals.look_at_backlogs();
+        }
         if self.reading || self.stopped || self.holds >= HOLDS_AT_A_TIME {
             return;
         }
@@ -213,11 +222,9 @@ impl DelayScheduler {
                     Ok(Page::Commands(no, action, store.command_undispatched(no, after, limit).await?))
                 }
                 Next::Open(after, until, second) => {
-                    let rows = store.command_due(after, until, limit).await?;
-                    let full = rows.len() >= limit;
-                    let last = rows.last().filter(|_| full).map(|(due, _)| (due.due_at, due.action_no, due.agent_no));
-                    let mut found = Vec::with_capacity(rows.len());
-                    for (due, transport) in rows {
+                    let page = store.command_due(after, until, limit).await?;
+                    let mut found = Vec::with_capacity(page.found.len());
+                    for (due, transport) in page.found {
                         match book.get(due.action_no).await {
                             Ok(Some(action)) => found.push((action, transport, due)),
                             Ok(None) => {}
@@ -225,7 +232,7 @@ impl DelayScheduler {
                             Err(error) => unreadable(&book.shown(due.action_no), &error),
                         }
                     }
-                    Ok::<_, StoreError>(Page::Open(found, last, until, second))
+                    Ok::<_, StoreError>(Page::Open(found, page.through, until, second))
                 }
             }
         };

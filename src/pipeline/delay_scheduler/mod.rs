@@ -7,7 +7,7 @@
 //!   there is no room, or the rest is not due yet, the cursor stays *behind* and reads from the
 //!   store when its time has come.
 //! - Open rows that fall due again come by [`Rescheduled`], or are read ahead of time from the
-//!   store.
+//!   store. Those that wait for their agents are left to the sessions, which read them.
 //! - Now and then, all overdue commands are read again. A lost hint costs latency and nothing else.
 //!
 //! If room is short, the nearest commands are in memory. A nearer command displaces the farthest
@@ -18,8 +18,8 @@
 //! Timeouts and expiry are not scheduled here. They need to be accurate to seconds only, so a
 //! reconciler finds them by an index.
 //!
-//! Commands of agents that have no connection here get an open row `waiting`, and are found when
-//! the agent connects. Due commands go to the sender router in order of (due time, priority,
+//! Commands of agents that have no connection here get an open row `waiting`, and are read by the
+//! agent's session when it connects. Due commands go to the sender router in order of (due time, priority,
 //! arrival), in chunks of one transport, with a few chunks in flight for each transport. A sender
 //! that takes nothing holds up its own transport alone.
 //!
@@ -79,6 +79,8 @@ pub struct DelayScheduler {
     lanes: Lanes,
     cursors: Cursors,
     open_rows: OpenRows,
+    /// At this time, sessions are told to read their agents' backlogs: commands from there found no room here.
+    backlogs_at: Option<Timestamp>,
     /// When a command last found no room, and its due time. Cleared when room is made.
     refused: Option<(Timestamp, Timestamp)>,
     /// Comparisons with the open actions so far.
@@ -111,6 +113,7 @@ impl DelayScheduler {
             lanes: Lanes::new(delay.capacity),
             cursors: Cursors::default(),
             open_rows: OpenRows::new(),
+            backlogs_at: None,
             refused: None,
             comparisons: 0,
             compare_after: None,
@@ -150,13 +153,13 @@ impl DelayScheduler {
         match self.lanes.insert(entry, at) {
             Inserted::Taken => true,
             Inserted::Displaced(displaced) => {
-                self.give_back(&displaced.due);
+                self.give_back(&displaced.transport, &displaced.due);
                 true
             }
             // Reading must not stop at the commands of a transport whose sender takes nothing:
             // those of others come after them.
             Inserted::Full(entry) if self.lanes.is_behind(&entry.transport, self.node.store.now()) => {
-                self.give_back_later(&entry.due);
+                self.give_back_later(&entry.transport, &entry.due);
                 true
             }
             Inserted::Full(_) => {
@@ -169,7 +172,7 @@ impl DelayScheduler {
     /// The same. A command that finds no room is read again later.
     fn insert_or_give_back(&mut self, action: &Arc<Action>, transport: &Arc<str>, due: Due, at: Timestamp) {
         if !self.insert_at(action, transport, due.clone(), at) {
-            self.give_back(&due);
+            self.give_back(transport, &due);
         }
     }
 
@@ -320,7 +323,8 @@ impl Actor for DelayScheduler {
 
 impl Supervised for DelayScheduler {
     fn restarting(&mut self, _: &mut Self::Context) {
-        // Commands that were in memory are in the store; nothing is left to drain.
+        // Commands that were in memory are in the store: those from backlogs are told of again. Nothing is left to drain.
+        self.node.signals.look_at_backlogs();
         self.draining.take().map(|drained| drained.send(()));
         let fresh = Self::new(self.node.clone(), self.router.clone(), self.recorder.clone());
         *self = Self { stopped: self.stopped, ..fresh };

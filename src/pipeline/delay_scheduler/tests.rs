@@ -85,7 +85,7 @@ impl Fixture {
     }
 
     async fn waits(&self, agents: &[i64]) -> Vec<i64> {
-        self.node.store.agent_with_due(agents).await.unwrap()
+        self.node.store.agent_with_due(agents, self.node.store.now()).await.unwrap()
     }
 }
 
@@ -239,12 +239,47 @@ async fn what_falls_due_again_is_delivered_as_its_next_attempt() {
 async fn an_open_row_that_nobody_told_of_is_read_when_it_is_near() {
     let mut fixture = start().await;
     let agents = fixture.node.agents(1).await;
-    let action = fixture.written(json!({}), &agents, "stream").await;
+    let action = fixture.written(json!({"max_runs": 2}), &agents, "stream").await;
     until("there is a row", async || fixture.waits(&agents).await == agents).await;
     fixture.node.connect(&agents).await;
     fixture.wake().await;
+    fixture.nothing_more().await;
+    // What waits for its agent is its session's. What is due again at a time is the scheduler's.
+    let until = fixture.node.store.now();
+    fixture.node.tell(&action, agents[0], Event::Postponed { run: 1, until }).await;
+    fixture.wake().await;
     let delivery = next(&mut fixture.delivered).await;
     assert_eq!((delivery.action.no, delivery.due.open), (action.no, true));
+}
+
+#[actix_rt::test]
+async fn sessions_are_told_of_what_found_no_room_when_it_is_due() {
+    let mut config = Config::default();
+    config.delay.capacity = 1;
+    let fixture = start_with(config, None, async |_| ()).await;
+    let agents = fixture.node.agents(2).await;
+    fixture.node.connect(&agents).await;
+    let action = fixture.node.submit(json!({"valid_from": fixture.node.store.now().to_string()})).await;
+    let due_at = fixture.node.store.now().plus(Duration::from_secs(20));
+    let soon = |agent_no: &i64| Due {
+        action_no: action.no,
+        agent_no: *agent_no,
+        run: 1,
+        attempts: 0,
+        due_at,
+        priority: 0,
+        open: true,
+    };
+    fixture.node.heard().await;
+    fixture.scheduler.send(Rescheduled(agents.iter().map(soon).collect())).await.expect("it lives");
+    fixture.wake().await;
+    assert!(!fixture.node.has_heard("backlogs: wake").await);
+    fixture.node.pass(Duration::from_secs(20));
+    until("the sessions are told", async || {
+        fixture.wake().await;
+        fixture.node.has_heard("backlogs: wake").await
+    })
+    .await;
 }
 
 #[actix_rt::test]

@@ -16,6 +16,7 @@ use crate::senders::stream::records::store_received;
 use crate::senders::{DueCommand, SenderContext, report_of};
 use crate::store::{Said, StoreError};
 use std::collections::HashSet;
+use uuid::Uuid;
 
 /// Commands in one answer. An agent with more gets the rest with its next `hello`.
 const MOST: usize = 10_000;
@@ -78,13 +79,10 @@ impl<C: Carrier> Greeting<'_, C> {
         }
         let (actions, runs) = (&self.context.node().actions, running.iter().copied().collect());
         let received = store_received(actions, self.context, self.agent_no, runs).await.ok_or_else(Away::store)?;
-        let mut over = Vec::new();
-        for rejected in received.rejected {
-            let action = actions.get_by_id(rejected.action).await?;
-            if action.is_none_or(|action| action.is_cancelled()) {
-                over.push(rejected.action);
-            }
-        }
+        let known = actions.get_by_ids(received.rejected.iter().map(|rejected| rejected.action)).await?;
+        let is_over = |id: &Uuid| known.get(id).is_none_or(|action| action.is_cancelled());
+        let over: Vec<Uuid> =
+            received.rejected.into_iter().map(|rejected| rejected.action).filter(|id| is_over(id)).collect();
         if over.is_empty() { Ok(()) } else { self.send(&ServerFrame::Cancel { actions: over }).await }
     }
 

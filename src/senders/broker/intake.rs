@@ -136,9 +136,10 @@ impl<C: Carrier> Intake<C> {
     /// another reason, such as a later run, is left alone: a cancel would hit that as well.
     async fn cancel_over(&self, name: &str, runs: Vec<RunRef>) -> Result<(), Away> {
         let mut actions = Vec::new();
+        let known = self.context.node().actions.get_by_ids(runs.iter().map(|run| run.action)).await?;
         for run in runs {
-            let action = self.context.node().actions.get_by_id(run.action).await?;
-            if action.is_none_or(|action| action.is_cancelled()) && !actions.contains(&run.action) {
+            let is_over = known.get(&run.action).is_none_or(|action| action.is_cancelled());
+            if is_over && !actions.contains(&run.action) {
                 actions.push(run.action);
             }
         }

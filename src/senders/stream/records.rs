@@ -14,32 +14,38 @@ use crate::senders::due_command::DueCommand;
 use crate::senders::due_command::report_of;
 use crate::signals::ActionCache;
 use crate::store::{Report, StoreError};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
+use uuid::Uuid;
 
 /// How often a record is tried before the session ends.
 const RECORD_TRIES: u32 = 6;
 
-/// Reads a part of the backlog: commands that are due now. Those due soon go to the scheduler.
-pub(super) async fn backlog(
-    deps: &SessionDeps,
-    agent_no: i64,
-    limit: usize,
-) -> Result<(Vec<DueCommand>, bool), StoreError> {
+/// A part of an agent's backlog.
+pub(super) struct Backlog {
+    /// Commands that are due now.
+    pub(super) commands: Vec<DueCommand>,
+    /// How long after this the store may have more that are due.
+    pub(super) more_in: Option<Duration>,
+}
+
+/// Reads a part of the backlog. Commands that are due soon go to the scheduler.
+pub(super) async fn backlog(deps: &SessionDeps, agent_no: i64, limit: usize) -> Result<Backlog, StoreError> {
     let now = deps.node.store.now();
     let rows = deps.node.store.command_backlog(agent_no, now.plus(deps.node.config.delay.horizon.0), limit).await?;
     let full = rows.len() >= limit;
     let (due, soon): (Vec<_>, Vec<_>) = rows.into_iter().partition(|due| due.due_at <= now);
-    // Rows come in due order. If the page contains a later command, no more are due now.
-    let more = full && soon.is_empty();
+    // What is due now comes first, and what is due later by its time. So the rest is due after the last one.
+    let more_in = full.then(|| soon.last().map(|due| due.due_at.since(now)).unwrap_or_default());
     deps.node.signals.due_soon(soon);
-    let mut deliveries = Vec::with_capacity(due.len());
+    let mut commands = Vec::with_capacity(due.len());
     for due in due {
         if let Some(action) = deps.node.actions.get(due.action_no).await? {
-            deliveries.push(DueCommand { due, action });
+            commands.push(DueCommand { due, action });
         }
     }
-    Ok((deliveries, more))
+    Ok(Backlog { commands, more_in })
 }
 
 /// Records results, including those of runs that this session didn't deliver, and returns the
@@ -53,11 +59,13 @@ pub(crate) async fn store_results(
 ) -> Option<Stored> {
     let mut stored = Stored::default();
     let (mut runs, mut reports) = (Vec::new(), Vec::new());
+    let unknown: Vec<Uuid> = results.iter().filter(|(_, result)| result.is_err()).map(|(run, _)| run.action).collect();
+    let known = look_up(actions, &unknown).await?;
     for (run, result) in results {
         let report = match result {
             Ok(report) => report,
-            Err(result) => match look_up(actions, run).await? {
-                Some(action) => result_report(&action, agent_no, &result, 0, None, false, now),
+            Err(result) => match known.get(&run.action) {
+                Some(action) => result_report(action, agent_no, &result, 0, None, false, now),
                 None => {
                     let reason = "there is no such action".into();
                     stored.rejected.push(Rejected { action: run.action, run: run.run, reason });
@@ -100,12 +108,13 @@ pub(crate) async fn store_received(
     let mut stored = Stored::default();
     let rejected = |run: RunRef, reason: &str| Rejected { action: run.action, run: run.run, reason: reason.to_owned() };
     let (mut runs, mut reports) = (Vec::new(), Vec::new());
+    let known = look_up(actions, &commands.iter().map(|run| run.action).collect::<Vec<_>>()).await?;
     for run in commands {
-        match look_up(actions, run).await? {
+        match known.get(&run.action) {
             Some(action) => {
                 let event = Event::Sent { run: run.run, attempts: 0, at: now };
                 runs.push(run);
-                reports.push(report_of(&action, agent_no, event));
+                reports.push(report_of(action, agent_no, event));
             }
             None => stored.rejected.push(rejected(run, "there is no such action")),
         }
@@ -121,10 +130,10 @@ pub(crate) async fn store_received(
     Some(stored)
 }
 
-/// Finds an action by its public id. The outer `None` means that the store is away.
-async fn look_up(actions: &ActionCache, run: RunRef) -> Option<Option<Arc<Action>>> {
+/// Finds actions by their public ids. `None` means that the store is away.
+async fn look_up(actions: &ActionCache, ids: &[Uuid]) -> Option<HashMap<Uuid, Arc<Action>>> {
     for attempt in 0..RECORD_TRIES {
-        match actions.get_by_id(run.action).await {
+        match actions.get_by_ids(ids.iter().copied()).await {
             Ok(found) => return Some(found),
             Err(error) => log::warn!(error:% = error.chain(); "a result waits for the store"),
         }
@@ -178,24 +187,29 @@ mod tests {
         let now = node.resolved(json!({}), &agents).await;
         let soon = node.resolved(json!({"delay": "30s"}), &agents).await;
         node.resolved(json!({"delay": "1h"}), &agents).await;
-        let (deliveries, more) = backlog(&deps(&node), agents[0], 10).await.unwrap();
-        assert_eq!(deliveries.iter().map(|delivery| delivery.action.no).collect::<Vec<_>>(), [now.no]);
-        assert!(!more);
+        let Backlog { commands, more_in } = backlog(&deps(&node), agents[0], 10).await.unwrap();
+        assert_eq!(commands.iter().map(|command| command.action.no).collect::<Vec<_>>(), [now.no]);
+        assert_eq!(more_in, None);
         assert_eq!(node.heard().await, [format!("scheduler: rescheduled [({}, {}, 1)]", soon.no, agents[0])]);
     }
 
     #[actix_rt::test]
-    async fn there_is_more_when_a_full_page_is_due_now() {
+    async fn after_a_full_page_there_is_more_at_the_time_of_its_last_command() {
         let node = TestNode::new().await;
         let agents = node.agents(1).await;
-        for delay in ["0s", "0s", "30s"] {
-            node.resolved(json!({"delay": delay}), &agents).await;
+        for (delay, priority) in [("0s", 0), ("0s", 0), ("30s", 0), ("50s", 9)] {
+            node.resolved(json!({"delay": delay, "priority": priority}), &agents).await;
         }
-        let read = async |limit| backlog(&deps(&node), agents[0], limit).await.unwrap();
-        let (deliveries, more) = read(2).await;
-        assert_eq!((deliveries.len(), more), (2, true));
-        let (deliveries, more) = read(3).await;
-        assert_eq!((deliveries.len(), more), (2, false), "what is due soon comes after all that is due");
+        let read = async |limit| {
+            let Backlog { commands, more_in } = backlog(&deps(&node), agents[0], limit).await.unwrap();
+            (commands.len(), more_in.map(|wait| wait.as_secs()))
+        };
+        assert_eq!(read(2).await, (2, Some(0)));
+        let (commands, more_in) = read(3).await;
+        assert!(commands == 2 && more_in.is_some_and(|wait| (10..=30).contains(&wait)), "{more_in:?}");
+        let (commands, more_in) = read(4).await;
+        assert!(commands == 2 && more_in.is_some_and(|wait| (30..=50).contains(&wait)), "{more_in:?}");
+        assert_eq!(read(5).await, (2, None));
     }
 
     #[actix_rt::test]

@@ -14,7 +14,7 @@ use super::greeting::End;
 use super::in_flight::{InFlight, MAX_CAPACITY, Offered, QUEUE};
 use super::messages::{Connect, Connected, NotConnected, ToSession};
 use super::outbox::Outbox;
-use super::records::{backlog, record, store_results};
+use super::records::{Backlog, backlog, record, store_results};
 use super::reports::{Reports, report};
 use crate::domain::agent::AgentRef;
 use crate::domain::command::{Answer, Event};
@@ -58,6 +58,8 @@ pub(super) struct Session {
     reading_backlog: bool,
     /// No backlog is read before this time, because the store was away.
     backlog_after: Instant,
+    /// At this time the backlog has more that is due.
+    backlog_again: Option<Instant>,
     last_heard: Instant,
     last_ping: Instant,
 }
@@ -80,6 +82,7 @@ impl Session {
             reports,
             reading_backlog: false,
             backlog_after: now,
+            backlog_again: None,
             last_heard: now,
             last_ping: now,
         }
@@ -175,10 +178,8 @@ impl Session {
         let fixed = (self.last_ping + PING_EVERY).min(self.last_heard + SILENCE);
         // After this time, a backlog that could not be read is read again.
         let backlog = Some(self.backlog_after).filter(|at| *at > Instant::now());
-        [self.in_flight.next_deadline(), self.outbox.deadline(), backlog]
-            .into_iter()
-            .flatten()
-            .fold(fixed, Instant::min)
+        let next = [self.in_flight.next_deadline(), self.outbox.deadline(), backlog, self.backlog_again];
+        next.into_iter().flatten().fold(fixed, Instant::min)
     }
 
     async fn clock(&mut self, socket: &mut actix_ws::Session) -> Option<End> {
@@ -194,7 +195,7 @@ impl Session {
             // A full socket is detected by the outbox.
             tokio::time::timeout(Duration::from_millis(100), socket.ping(b"")).await.ok();
         }
-        if self.in_flight.take_early(now) {
+        if self.in_flight.take_early(now) || self.backlog_again.take_if(|at| *at <= now).is_some() {
             self.connected.more.store(true, Ordering::Release);
         }
         let reports = self.in_flight.look_at_clock(now);
@@ -346,13 +347,12 @@ impl Session {
         let runs: HashSet<RunRef> = runs.into_iter().take(2 * MAX_CAPACITY).collect();
         self.working.push(Box::pin(async move {
             let (mut adopted, mut unknown) = (Vec::new(), Vec::new());
-            for RunRef { action: id, run } in runs {
-                match actions.get_by_id(id).await {
-                    Ok(Some(action)) => adopted.push((action, run)),
-                    Ok(None) => unknown.push(id),
-                    Err(error) => log::warn!(error:% = error.chain();
-                        "a run that an agent has cannot be looked up now"),
-                }
+            match actions.get_by_ids(runs.iter().map(|run| run.action)).await {
+                Ok(known) => runs.into_iter().for_each(|RunRef { action: id, run }| match known.get(&id) {
+                    Some(action) => adopted.push((action.clone(), run)),
+                    None => unknown.push(id),
+                }),
+                Err(error) => log::warn!(error:% = error.chain(); "runs that an agent has cannot be looked up now"),
             }
             Done::Adopted(adopted, unknown)
         }));
@@ -435,12 +435,13 @@ impl Session {
                     self.push(&ServerFrame::MetadataStored(stored));
                 }
             }
-            Done::Backlog(Ok((deliveries, more))) => {
+            Done::Backlog(Ok(Backlog { commands, more_in })) => {
                 self.reading_backlog = false;
-                if more {
-                    self.connected.more.store(true, Ordering::Release);
+                match more_in {
+                    Some(Duration::ZERO) => self.connected.more.store(true, Ordering::Release),
+                    later => self.backlog_again = later.map(|wait| Instant::now() + wait),
                 }
-                self.offer(deliveries, true);
+                self.offer(commands, true);
             }
             Done::Backlog(Err(error)) => {
                 log::warn!(agent = self.agent.name.as_str(), error:% = error.chain();

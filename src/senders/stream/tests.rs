@@ -282,9 +282,9 @@ async fn a_newer_connection_ends_the_one_before_and_gets_what_that_had() {
     let mut newer = fixture.greeted(0, json!({})).await;
     older.ends("replaced", close::REPLACED).await;
     // It may have read its backlog before; then it is told, as the board would do.
-    let backlog = format!("stream: backlog {}", fixture.agents[0]);
+    let backlog = format!("stream: backlog {:?}", &fixture.agents[..1]);
     until("what was in hand is written", async || fixture.node.has_heard(&backlog).await).await;
-    fixture.sender.do_send(BacklogChanged(fixture.agents[0]));
+    fixture.sender.do_send(BacklogChanged(fixture.agents[..1].to_vec()));
     assert_eq!(newer.commands().await, runs);
     assert_eq!(fixture.node.states(&action).await, [Pending, Pending]);
     fixture.stop().await;
@@ -373,7 +373,8 @@ async fn what_is_unfinished_when_a_connection_breaks_is_in_the_store() {
     drop(agent);
     until("it is written", async || fixture.node.states(&one).await == [Sent, Pending]).await;
     until("the other one waits", async || {
-        fixture.node.store.agent_with_due(&fixture.agents).await.unwrap() == fixture.agents[..1]
+        fixture.node.store.agent_with_due(&fixture.agents, fixture.node.store.now()).await.unwrap()
+            == fixture.agents[..1]
     })
     .await;
     assert_eq!(fixture.node.states(&two).await, [Pending, Pending]);

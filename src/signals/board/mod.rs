@@ -96,6 +96,8 @@ pub struct Board {
     pub after_open_actions: Vec<Recipient<Wake>>,
     /// Completes actions.
     pub complete: Recipient<Wake>,
+    /// Tells sessions of commands that wait in the store.
+    pub backlogs: Recipient<Wake>,
     /// Lets agents join live actions.
     pub live_join: Recipient<Wake>,
     /// Sends events to hooks.
@@ -227,7 +229,19 @@ impl Signals {
         }
     }
 
-    /// Commands got a `waiting` row because this node has no sender for their transport.
+    /// Commands of agents that may be connected here wait in the store, and no session was told.
+    pub fn look_at_backlogs(&self) {
+        hint(&self.0.board.backlogs, Wake);
+    }
+
+    /// The store has commands for these agents, which are connected here.
+    pub fn backlogs_found(&self, agents: Vec<i64>) {
+        if !agents.is_empty() {
+            hint(&self.0.board.stream.backlog, BacklogChanged(agents));
+        }
+    }
+
+    /// Commands were postponed because this node has no sender for their transport.
     pub fn commands_unserved(&self) {
         self.publish(vec![Hint::Open]);
     }
@@ -347,6 +361,7 @@ impl Signals {
     fn resumed_here(&self, no: i64) {
         self.0.actions.pause(no, false);
         hint(&self.0.board.scheduler.resumed, Resumed(vec![no]));
+        self.look_at_backlogs();
     }
 
     /// An action has ended.
@@ -420,7 +435,7 @@ impl Signals {
 
     /// A replaced connection of this agent has written its commands back.
     pub fn backlog_changed(&self, agent_no: i64) {
-        hint(&self.0.board.stream.backlog, BacklogChanged(agent_no));
+        self.backlogs_found(vec![agent_no]);
         self.publish(vec![Hint::Backlog(agent_no)]);
     }
 }
@@ -443,13 +458,12 @@ impl Signals {
         }
     }
 
-    pub(super) fn heard_backlog(&self, agent_no: i64) {
-        hint(&self.0.board.stream.backlog, BacklogChanged(agent_no));
-    }
-
     pub(super) fn heard_news(&self, news: PeerNews) {
         if news.everything {
             self.read_open_actions();
+        }
+        if news.everything || news.open {
+            self.look_at_backlogs();
         }
         if news != PeerNews::default() {
             hint(&self.0.board.scheduler.peer_news, news);

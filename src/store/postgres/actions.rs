@@ -13,6 +13,7 @@ use crate::domain::time::Timestamp;
 use crate::store::sql::actions::{
     self as statements, ActionRow, ActionViewRow, OpenActionRow, Stored, Sums, WITHOUT_DOCUMENT, ids, in_state,
 };
+use crate::store::sql::dispatch::Named;
 use crate::store::sql::hooks::{actions_ended, is_heard};
 use crate::store::sql::{Key, sql, sql_limit};
 use crate::store::{Accepted, ActionView, Actions, OpenAction, Resolution, Store, StoreResult};
@@ -55,8 +56,9 @@ impl Actions for PostgresStore {
         self.read(Caller::Pipeline, "action_get", body!([] conn => get(conn, no))).await
     }
 
-    async fn action_no(&self, id: Uuid) -> StoreResult<Option<i64>> {
-        self.read(Caller::Pipeline, "action_no", body!([] conn => no(conn, id))).await
+    async fn action_nos(&self, ids: &[Uuid]) -> StoreResult<Vec<(Uuid, i64)>> {
+        let ids: Arc<Vec<String>> = Arc::new(ids.iter().map(Uuid::to_string).collect());
+        self.read(Caller::Pipeline, "action_nos", body!([ids] conn => nos(conn, &ids))).await
     }
 
     async fn action_list_open(&self, after: i64, limit: usize) -> StoreResult<Vec<OpenAction>> {
@@ -195,8 +197,11 @@ async fn get(conn: &mut AsyncPgConnection, no: i64) -> QueryResult<Option<Action
     row.map(ActionRow::action).transpose()
 }
 
-async fn no(conn: &mut AsyncPgConnection, id: Uuid) -> QueryResult<Option<i64>> {
-    Ok(statements::no(id).get_result::<Key>(conn).await.optional()?.map(|row| row.key))
+async fn nos(conn: &mut AsyncPgConnection, ids: &[String]) -> QueryResult<Vec<(Uuid, i64)>> {
+    let text = "SELECT a.id AS name, a.no AS number FROM UNNEST(?) j (id) \
+         CROSS JOIN LATERAL (SELECT id, no FROM actions x WHERE x.id = j.id COLLATE \"C\" OFFSET 0) a";
+    let rows: Vec<Named> = sql(text).bind(ids.to_vec()).load(conn).await?;
+    rows.into_iter().map(Named::of_id).collect()
 }
 
 async fn list_open(conn: &mut AsyncPgConnection, here: &str, after: i64, limit: usize) -> QueryResult<Vec<OpenAction>> {

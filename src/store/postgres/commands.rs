@@ -235,7 +235,7 @@ async fn unfinished_of(conn: &mut AsyncPgConnection, agent_no: i64, limit: usize
          SELECT p.action_no AS key FROM v CROSS JOIN LATERAL \
          (SELECT action_no FROM open_commands x WHERE x.agent_no = v.agent OFFSET 0) p \
          UNION SELECT c.action_no FROM v CROSS JOIN LATERAL (SELECT no FROM actions x WHERE x.ended_at IS NULL \
-         AND x.dispatched_through < v.agent AND x.resolved_through >= v.agent OFFSET 0) a \
+         AND x.dispatched_through < x.resolved_through AND x.dispatched_through < v.agent AND x.resolved_through >= v.agent OFFSET 0) a \
          CROSS JOIN LATERAL (SELECT * FROM commands x WHERE x.action_no = a.no AND x.agent_no = v.agent OFFSET 0) c \
          WHERE {UNTOUCHED} ORDER BY 1 LIMIT ?"
     ))

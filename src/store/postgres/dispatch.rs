@@ -6,9 +6,9 @@ use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::command::OpenState;
 use crate::domain::time::Timestamp;
-use crate::store::sql::dispatch::{self as statements, CommandKey, DueRow, Named, UntouchedRow};
+use crate::store::sql::dispatch::{self as statements, CommandKey, DueRow, Named, OpenRow, UntouchedRow, due_page};
 use crate::store::sql::{Key, Transports, sql, sql_limit};
-use crate::store::{Dispatch, Due, DueCursor, Store, StoreResult, UndispatchedPage};
+use crate::store::{Dispatch, Due, DueCursor, DuePage, Store, StoreResult, UndispatchedPage};
 use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
@@ -36,19 +36,15 @@ impl Dispatch for PostgresStore {
             .await
     }
 
-    async fn command_due(
-        &self,
-        after: DueCursor,
-        horizon: Timestamp,
-        limit: usize,
-    ) -> StoreResult<Vec<(Due, Arc<str>)>> {
+    async fn command_due(&self, after: DueCursor, horizon: Timestamp, limit: usize) -> StoreResult<DuePage> {
         let here = self.inner.incarnation.clone();
         self.read(Caller::Pipeline, "command_due", body!([here] conn => due(conn, after, horizon, &here, limit))).await
     }
 
-    async fn agent_with_due(&self, agent_nos: &[i64]) -> StoreResult<Vec<i64>> {
-        let (agent_nos, now) = (Arc::new(agent_nos.to_vec()), self.now());
-        self.read(Caller::Sessions, "agent_with_due", body!([agent_nos] conn => with_due(conn, &agent_nos, now))).await
+    async fn agent_with_due(&self, agent_nos: &[i64], horizon: Timestamp) -> StoreResult<Vec<i64>> {
+        let agent_nos = Arc::new(agent_nos.to_vec());
+        self.read(Caller::Sessions, "agent_with_due", body!([agent_nos] conn => with_due(conn, &agent_nos, horizon)))
+            .await
     }
 
     async fn command_unserved(&self, limit: usize) -> StoreResult<Vec<(String, i64)>> {
@@ -100,17 +96,17 @@ async fn backlog(
     let alive = "x.ended_at IS NULL AND NOT x.cancelled AND NOT x.paused AND NOT x.expired AND x.expires_at > v.now";
     let rows: Vec<DueRow> = sql(format!(
         "WITH v AS MATERIALIZED (SELECT ?::bigint AS agent, ?::bigint AS horizon, ?::bigint AS now) \
-         SELECT d.* FROM (SELECT p.action_no, p.agent_no, p.run, p.attempts, p.due_at, a.priority, TRUE AS open, \
-         '' AS transport FROM v CROSS JOIN LATERAL (SELECT * FROM open_commands x WHERE x.agent_no = v.agent \
+         SELECT d.* FROM (SELECT p.action_no, p.agent_no, p.run, p.attempts, p.due_at, a.priority, TRUE AS open \
+         FROM v CROSS JOIN LATERAL (SELECT * FROM open_commands x WHERE x.agent_no = v.agent \
          AND x.state IN ({waiting}, {retry}, {queued}) AND x.due_at <= v.horizon OFFSET 0) p \
          CROSS JOIN LATERAL (SELECT priority FROM actions x WHERE x.no = p.action_no AND {alive} OFFSET 0) a \
          UNION ALL \
-         SELECT c.action_no, c.agent_no, 1, 0, coalesce(c.due_at, a.valid_from), a.priority, FALSE, '' \
+         SELECT c.action_no, c.agent_no, 1, 0, coalesce(c.due_at, a.valid_from), a.priority, FALSE \
          FROM v CROSS JOIN LATERAL (SELECT no, valid_from, priority FROM actions x \
-         WHERE x.dispatched_through < v.agent AND x.resolved_through >= v.agent AND {alive} OFFSET 0) a \
+         WHERE x.dispatched_through < x.resolved_through AND x.dispatched_through < v.agent AND x.resolved_through >= v.agent AND {alive} OFFSET 0) a \
          CROSS JOIN LATERAL (SELECT * FROM commands x WHERE x.action_no = a.no AND x.agent_no = v.agent OFFSET 0) c \
          WHERE coalesce(c.due_at, a.valid_from) <= v.horizon AND {UNTOUCHED}) d CROSS JOIN v \
-         ORDER BY (d.due_at > v.now), d.priority DESC, d.due_at, d.action_no LIMIT ?",
+         ORDER BY CASE WHEN d.due_at > v.now THEN d.due_at ELSE 0 END, d.priority DESC, d.due_at, d.action_no LIMIT ?",
         waiting = OpenState::Waiting as i16,
         retry = OpenState::Retry as i16,
         queued = OpenState::Queued as i16,
@@ -130,43 +126,33 @@ async fn due(
     horizon: Timestamp,
     here: &str,
     limit: usize,
-) -> QueryResult<Vec<(Due, Arc<str>)>> {
-    // Each state in the order of its index, and of both together the first.
-    let one = |state: OpenState| {
-        format!(
-            "(SELECT p.action_no, p.agent_no, p.run, p.attempts, p.due_at, a.priority, TRUE AS open, g.transport \
-             FROM open_commands p {GOING_OF_P} \
-             CROSS JOIN LATERAL (SELECT no, transport FROM agents x WHERE x.no = p.agent_no AND NOT x.disabled \
-             OFFSET 0) g \
-             WHERE p.state = {} AND (p.due_at, p.action_no, p.agent_no) > (?, ?, ?) AND p.due_at <= ? \
-             AND ((g.transport <> 'stream' AND {WHO_SENDS} = ?) OR EXISTS \
-             (SELECT 1 FROM (SELECT incarnation FROM agent_sessions x WHERE x.agent_no = g.no OFFSET 0) s \
-             WHERE s.incarnation = ?)) \
-             ORDER BY p.due_at, p.action_no, p.agent_no LIMIT ?)",
-            state as i16
-        )
-    };
-    let mut query = sql(format!(
-        "{} UNION ALL {} ORDER BY due_at, action_no, agent_no LIMIT ?",
-        one(OpenState::Waiting),
-        one(OpenState::Retry)
-    ));
-    for _ in [OpenState::Waiting, OpenState::Retry] {
-        query = query
-            .bind(after.0)
-            .bind(after_action)
-            .bind(after_agent)
-            .bind(horizon.0)
-            .bind(here)
-            .bind(here)
-            .bind(sql_limit(limit));
-    }
-    let rows: Vec<DueRow> = query.bind(sql_limit(limit)).load(conn).await?;
-    let mut transports = Transports::default();
-    Ok(rows.into_iter().map(|row| (row.due(), transports.share(row.transport))).collect())
+) -> QueryResult<DuePage> {
+    // The limit is for the rows that are examined: those of others may be many.
+    let rows: Vec<OpenRow> = sql(format!(
+        "WITH p AS MATERIALIZED (SELECT action_no, agent_no, run, attempts, due_at FROM open_commands \
+         WHERE state = {} AND state <> 0 AND (due_at, action_no, agent_no) > (?, ?, ?) AND due_at <= ? \
+         ORDER BY due_at, action_no, agent_no LIMIT ?) \
+         SELECT p.*, m.priority, m.transport FROM p LEFT JOIN LATERAL (SELECT a.priority, g.transport FROM (SELECT 1) o \
+         {GOING_OF_P} CROSS JOIN LATERAL (SELECT no, transport FROM agents x WHERE x.no = p.agent_no AND NOT x.disabled \
+         OFFSET 0) g \
+         WHERE (g.transport <> 'stream' AND {WHO_SENDS} = ?) OR EXISTS \
+         (SELECT 1 FROM (SELECT incarnation FROM agent_sessions x WHERE x.agent_no = g.no OFFSET 0) s \
+         WHERE s.incarnation = ?) OFFSET 0) m ON TRUE ORDER BY p.due_at, p.action_no, p.agent_no",
+        OpenState::Retry as i16
+    ))
+    .bind(after.0)
+    .bind(after_action)
+    .bind(after_agent)
+    .bind(horizon.0)
+    .bind(sql_limit(limit))
+    .bind(here)
+    .bind(here)
+    .load(conn)
+    .await?;
+    Ok(due_page(rows, limit))
 }
 
-async fn with_due(conn: &mut AsyncPgConnection, agent_nos: &[i64], now: Timestamp) -> QueryResult<Vec<i64>> {
+async fn with_due(conn: &mut AsyncPgConnection, agent_nos: &[i64], horizon: Timestamp) -> QueryResult<Vec<i64>> {
     let rows: Vec<Key> = sql(format!(
         "SELECT j.no AS key FROM UNNEST(?) j (no) WHERE EXISTS (SELECT 1 FROM (SELECT action_no FROM open_commands x \
          WHERE x.agent_no = j.no AND x.due_at <= ? AND x.state IN ({}, {}) OFFSET 0) p {GOING_OF_P})",
@@ -174,7 +160,7 @@ async fn with_due(conn: &mut AsyncPgConnection, agent_nos: &[i64], now: Timestam
         OpenState::Retry as i16
     ))
     .bind(agent_nos.to_vec())
-    .bind(now.0)
+    .bind(horizon.0)
     .load(conn)
     .await?;
     Ok(rows.into_iter().map(|row| row.key).collect())

@@ -105,9 +105,11 @@ async fn insert(
     new.sort_unstable();
     // The action's cursors may be beyond these: the open row is how they are found again.
     sql("INSERT INTO open_commands (action_no, agent_no, state, run, attempts, due_at) \
-         SELECT ?, n.agent_no, ?::smallint, 1, 0, ? FROM UNNEST(?) AS n (agent_no)")
+         SELECT ?, g.no, CASE g.transport WHEN 'stream' THEN ? ELSE ? END::smallint, 1, 0, ? \
+         FROM UNNEST(?) AS n (agent_no) JOIN agents g ON g.no = n.agent_no")
     .bind(action_no)
     .bind(i32::from(OpenState::Waiting as i16))
+    .bind(i32::from(OpenState::Retry as i16))
     .bind(due_at.0)
     .bind(new.clone())
     .execute(conn)

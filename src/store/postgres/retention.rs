@@ -1,10 +1,10 @@
-//! Deleting actions that are kept no longer.
+//! Deleting actions, agents and tokens that are kept no longer.
 
 use super::pools::Caller;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::time::Timestamp;
-use crate::store::sql::{Key, sql, sql_limit};
+use crate::store::sql::{Key, agents, sql, sql_limit, tokens};
 use crate::store::{Retention, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;
@@ -24,6 +24,16 @@ impl Retention for PostgresStore {
     async fn action_sweep(&self, after: i64, limit: usize) -> StoreResult<Option<i64>> {
         self.write(Caller::Pipeline, "action_sweep", body!([] conn => sweep(conn, after, limit))).await
     }
+
+    async fn identity_purge(&self, before: Timestamp, limit: usize) -> StoreResult<usize> {
+        self.write(Caller::Pipeline, "identity_purge", body!([] conn => purge_identities(conn, before, limit))).await
+    }
+}
+
+async fn purge_identities(conn: &mut AsyncPgConnection, before: Timestamp, limit: usize) -> QueryResult<usize> {
+    let tokens = tokens::purge_revoked(before, limit).execute(conn).await?
+        + tokens::purge_expired(before, limit).execute(conn).await?;
+    Ok(tokens + agents::purge(before, limit).execute(conn).await?)
 }
 
 /// Deletes up to `limit` rows of one action that ended before a time or whose deletion has begun.

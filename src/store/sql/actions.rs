@@ -309,11 +309,6 @@ pub(in crate::store) fn get(no: i64) -> Sql {
     sql("SELECT * FROM actions WHERE no = ?").bind(no)
 }
 
-/// Selects the key of an action.
-pub(in crate::store) fn no(id: Uuid) -> Sql {
-    sql("SELECT no AS key FROM actions WHERE id = ?").bind(id.to_string())
-}
-
 /// Cancels an action unless it has ended. As it is resolved then, pages that are under way are
 /// refused.
 pub(in crate::store) fn cancel(id: Uuid) -> Sql {

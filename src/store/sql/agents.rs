@@ -117,6 +117,17 @@ pub(in crate::store) fn remove(name: &str, now: Timestamp) -> Sql {
         .bind(name)
 }
 
+/// Deletes agents that were removed before a time and before the oldest action was made, a day at least: clocks may have
+/// been set. Their tokens go first.
+pub(in crate::store) fn purge(before: Timestamp, limit: usize) -> Sql {
+    sql("DELETE FROM agents WHERE no IN (SELECT a.no FROM agents a WHERE a.removed_at < ? \
+         AND a.removed_at < coalesce((SELECT x.created_at - 86400000 FROM actions x ORDER BY x.no LIMIT 1), a.removed_at + 1) \
+         AND NOT EXISTS (SELECT 1 FROM departures d WHERE d.agent_no = a.no) \
+         AND NOT EXISTS (SELECT 1 FROM tokens t WHERE t.agent_no = a.no) ORDER BY a.removed_at LIMIT ?)")
+    .bind(before.0)
+    .bind(sql_limit(limit))
+}
+
 /// Ends the session of an agent.
 pub(in crate::store) fn end_session(no: i64) -> Sql {
     sql("DELETE FROM agent_sessions WHERE agent_no = ?").bind(no)

@@ -1,12 +1,14 @@
 //! What is due: its rows, and statements that are the same for both databases.
 
+use super::Transports;
 use super::statement::{Sql, sql};
-use super::values::sql_limit;
+use super::values::{corrupt, sql_limit};
 use crate::domain::command::OpenState;
 use crate::domain::time::Timestamp;
-use crate::store::Due;
+use crate::store::{Due, DuePage};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Bool, Integer, Text};
+use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text};
+use uuid::Uuid;
 
 /// The key of a command.
 #[derive(QueryableByName)]
@@ -47,8 +49,6 @@ pub(in crate::store) struct DueRow {
     priority: i32,
     #[diesel(sql_type = Bool)]
     open: bool,
-    #[diesel(sql_type = Text)]
-    pub(in crate::store) transport: String,
 }
 
 impl DueRow {
@@ -65,6 +65,39 @@ impl DueRow {
     }
 }
 
+/// An open row. Only of commands that the reader delivers are the priority and the transport known.
+#[derive(QueryableByName)]
+pub(in crate::store) struct OpenRow {
+    #[diesel(sql_type = BigInt)]
+    action_no: i64,
+    #[diesel(sql_type = BigInt)]
+    agent_no: i64,
+    #[diesel(sql_type = Integer)]
+    run: i32,
+    #[diesel(sql_type = Integer)]
+    attempts: i32,
+    #[diesel(sql_type = BigInt)]
+    due_at: i64,
+    #[diesel(sql_type = Nullable<Integer>)]
+    priority: Option<i32>,
+    #[diesel(sql_type = Nullable<Text>)]
+    transport: Option<String>,
+}
+
+/// The page that these rows, up to `limit`, are.
+pub(in crate::store) fn due_page(rows: Vec<OpenRow>, limit: usize) -> DuePage {
+    let last = rows.last().filter(|_| rows.len() >= limit);
+    let through = last.map(|row| (Timestamp(row.due_at), row.action_no, row.agent_no));
+    let mut transports = Transports::default();
+    let found = rows.into_iter().filter_map(|row| {
+        let OpenRow { action_no, agent_no, run, attempts, due_at, .. } = row;
+        let (priority, transport) = (row.priority?, row.transport?);
+        let due = Due { action_no, agent_no, run, attempts, due_at: Timestamp(due_at), priority, open: true };
+        Some((due, transports.share(transport)))
+    });
+    DuePage { found: found.collect(), through }
+}
+
 /// A name and a number.
 #[derive(QueryableByName)]
 pub(in crate::store) struct Named {
@@ -72,6 +105,13 @@ pub(in crate::store) struct Named {
     pub(in crate::store) name: String,
     #[diesel(sql_type = BigInt)]
     pub(in crate::store) number: i64,
+}
+
+impl Named {
+    /// The id that the name is, and the number.
+    pub(in crate::store) fn of_id(self) -> QueryResult<(Uuid, i64)> {
+        Ok((self.name.parse().map_err(corrupt)?, self.number))
+    }
 }
 
 /// Selects the [`CommandKey`]s of overdue commands of actions with this owner, earliest first. Those of other owners are

@@ -11,6 +11,7 @@ use crate::domain::time::Timestamp;
 use crate::store::sql::actions::{
     self as statements, ActionRow, ActionViewRow, OpenActionRow, Stored, WITHOUT_DOCUMENT, ids, in_state,
 };
+use crate::store::sql::dispatch::Named;
 use crate::store::sql::hooks::{actions_ended, is_heard};
 use crate::store::sql::schema::actions;
 use crate::store::sql::{Key, sql, sql_limit};
@@ -47,8 +48,9 @@ impl Actions for SqliteStore {
         self.read("action_get", move |conn| get(conn, no)).await
     }
 
-    async fn action_no(&self, id: Uuid) -> StoreResult<Option<i64>> {
-        self.read("action_no", move |conn| no(conn, id)).await
+    async fn action_nos(&self, ids: &[Uuid]) -> StoreResult<Vec<(Uuid, i64)>> {
+        let ids: Vec<String> = ids.iter().map(Uuid::to_string).collect();
+        self.read("action_nos", move |conn| nos(conn, &ids)).await
     }
 
     async fn action_list_open(&self, after: i64, limit: usize) -> StoreResult<Vec<OpenAction>> {
@@ -175,8 +177,10 @@ fn get(conn: &mut SqliteConnection, no: i64) -> QueryResult<Option<Action>> {
     row.map(ActionRow::action).transpose()
 }
 
-fn no(conn: &mut SqliteConnection, id: Uuid) -> QueryResult<Option<i64>> {
-    Ok(statements::no(id).get_result::<Key>(conn).optional()?.map(|row| row.key))
+fn nos(conn: &mut SqliteConnection, ids: &[String]) -> QueryResult<Vec<(Uuid, i64)>> {
+    let text = "SELECT a.id AS name, a.no AS number FROM json_each(?1) j CROSS JOIN actions a ON a.id = j.value";
+    let rows = sql_query(text).bind::<Text, _>(json(&ids)?).load::<Named>(conn)?;
+    rows.into_iter().map(Named::of_id).collect()
 }
 
 fn list_open(conn: &mut SqliteConnection, after: i64, limit: usize) -> QueryResult<Vec<OpenAction>> {

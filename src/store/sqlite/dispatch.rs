@@ -4,14 +4,13 @@ use super::commands::UNTOUCHED;
 use super::store::{SqliteStore, json};
 use crate::domain::command::OpenState;
 use crate::domain::time::Timestamp;
-use crate::store::sql::dispatch::{self as statements, CommandKey, DueRow, Named, UntouchedRow};
+use crate::store::sql::dispatch::{self as statements, CommandKey, DueRow, Named, OpenRow, UntouchedRow, due_page};
 use crate::store::sql::{Key, Transports, sql_limit};
-use crate::store::{Dispatch, Due, DueCursor, Store, StoreResult, UndispatchedPage};
+use crate::store::{Dispatch, Due, DueCursor, DuePage, Store, StoreResult, UndispatchedPage};
 use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Text};
-use std::sync::Arc;
 
 /// Whether there is a sender for the transport of an agent `g`.
 const SERVED: &str = "EXISTS (SELECT 1 FROM nodes n, json_each(n.transports) t WHERE t.value = g.transport)";
@@ -27,19 +26,14 @@ impl Dispatch for SqliteStore {
         self.read("command_backlog", move |conn| backlog(conn, agent_no, horizon, now, limit)).await
     }
 
-    async fn command_due(
-        &self,
-        after: DueCursor,
-        horizon: Timestamp,
-        limit: usize,
-    ) -> StoreResult<Vec<(Due, Arc<str>)>> {
+    async fn command_due(&self, after: DueCursor, horizon: Timestamp, limit: usize) -> StoreResult<DuePage> {
         let here = self.incarnation.clone();
         self.read("command_due", move |conn| due(conn, after, horizon, &here, limit)).await
     }
 
-    async fn agent_with_due(&self, agent_nos: &[i64]) -> StoreResult<Vec<i64>> {
-        let (agent_nos, now) = (agent_nos.to_vec(), self.now());
-        self.read("agent_with_due", move |conn| with_due(conn, &agent_nos, now)).await
+    async fn agent_with_due(&self, agent_nos: &[i64], horizon: Timestamp) -> StoreResult<Vec<i64>> {
+        let agent_nos = agent_nos.to_vec();
+        self.read("agent_with_due", move |conn| with_due(conn, &agent_nos, horizon)).await
     }
 
     async fn command_unserved(&self, limit: usize) -> StoreResult<Vec<(String, i64)>> {
@@ -84,16 +78,15 @@ fn backlog(
     // one index looks better to it than a key of the other.
     let alive = "a.ended_at IS NULL AND NOT a.cancelled AND NOT a.paused AND NOT a.expired AND a.expires_at > ?3";
     let rows = sql_query(format!(
-        "SELECT * FROM (SELECT p.action_no, p.agent_no, p.run, p.attempts, p.due_at, a.priority, TRUE AS open, \
-         '' AS transport \
+        "SELECT * FROM (SELECT p.action_no, p.agent_no, p.run, p.attempts, p.due_at, a.priority, TRUE AS open \
          FROM open_commands p INDEXED BY open_commands_agent CROSS JOIN actions a ON a.no = p.action_no \
          WHERE p.agent_no = ?1 AND p.state IN ({waiting}, {retry}, {queued}) AND p.due_at <= ?2 AND {alive} \
          UNION ALL \
-         SELECT c.action_no, c.agent_no, 1, 0, coalesce(c.due_at, a.valid_from), a.priority, FALSE, '' \
+         SELECT c.action_no, c.agent_no, 1, 0, coalesce(c.due_at, a.valid_from), a.priority, FALSE \
          FROM actions a CROSS JOIN commands c ON c.action_no = a.no AND c.agent_no = ?1 \
-         WHERE a.dispatched_through < ?1 AND a.resolved_through >= ?1 AND {alive} \
+         WHERE a.dispatched_through < a.resolved_through AND a.dispatched_through < ?1 AND a.resolved_through >= ?1 AND {alive} \
          AND coalesce(c.due_at, a.valid_from) <= ?2 AND {UNTOUCHED}) \
-         ORDER BY (due_at > ?3), priority DESC, due_at, action_no LIMIT ?4",
+         ORDER BY CASE WHEN due_at > ?3 THEN due_at ELSE 0 END, priority DESC, due_at, action_no LIMIT ?4",
         waiting = OpenState::Waiting as i16,
         retry = OpenState::Retry as i16,
         queued = OpenState::Queued as i16,
@@ -112,22 +105,18 @@ fn due(
     horizon: Timestamp,
     here: &str,
     limit: usize,
-) -> QueryResult<Vec<(Due, Arc<str>)>> {
-    let one = |state: OpenState| {
-        format!(
-            "SELECT p.action_no, p.agent_no, p.run, p.attempts, p.due_at, a.priority, TRUE AS open, g.transport \
-             FROM open_commands p CROSS JOIN actions a ON a.no = p.action_no CROSS JOIN agents g ON g.no = p.agent_no \
-             WHERE p.state = {} AND (p.due_at, p.action_no, p.agent_no) > (?1, ?5, ?6) AND p.due_at <= ?2 \
-             AND a.ended_at IS NULL AND NOT a.cancelled AND NOT a.paused AND NOT a.expired \
-             AND NOT g.disabled AND ((g.transport <> 'stream' AND {SERVED}) OR EXISTS \
-             (SELECT 1 FROM agent_sessions s WHERE s.agent_no = g.no AND s.incarnation = ?3))",
-            state as i16
-        )
-    };
+) -> QueryResult<DuePage> {
+    // The limit is for the rows that are examined: those of agents that aren't connected may be many.
     let rows = sql_query(format!(
-        "{} UNION ALL {} ORDER BY due_at, action_no, agent_no LIMIT ?4",
-        one(OpenState::Waiting),
-        one(OpenState::Retry)
+        "SELECT p.*, a.priority, CASE WHEN a.ended_at IS NULL AND NOT a.cancelled AND NOT a.paused AND NOT a.expired \
+         AND NOT g.disabled AND ((g.transport <> 'stream' AND {SERVED}) OR EXISTS \
+         (SELECT 1 FROM agent_sessions s WHERE s.agent_no = g.no AND s.incarnation = ?3)) THEN g.transport END AS transport \
+         FROM (SELECT action_no, agent_no, run, attempts, due_at FROM open_commands \
+         WHERE state = {} AND state <> 0 AND (due_at, action_no, agent_no) > (?1, ?5, ?6) AND due_at <= ?2 \
+         ORDER BY due_at, action_no, agent_no LIMIT ?4) p \
+         LEFT JOIN actions a ON a.no = p.action_no LEFT JOIN agents g ON g.no = p.agent_no \
+         ORDER BY p.due_at, p.action_no, p.agent_no",
+        OpenState::Retry as i16
     ))
     .bind::<BigInt, _>(after.0)
     .bind::<BigInt, _>(horizon.0)
@@ -135,12 +124,11 @@ fn due(
     .bind::<BigInt, _>(sql_limit(limit))
     .bind::<BigInt, _>(after_action)
     .bind::<BigInt, _>(after_agent)
-    .load::<DueRow>(conn)?;
-    let mut transports = Transports::default();
-    Ok(rows.into_iter().map(|row| (row.due(), transports.share(row.transport))).collect())
+    .load::<OpenRow>(conn)?;
+    Ok(due_page(rows, limit))
 }
 
-fn with_due(conn: &mut SqliteConnection, agent_nos: &[i64], now: Timestamp) -> QueryResult<Vec<i64>> {
+fn with_due(conn: &mut SqliteConnection, agent_nos: &[i64], horizon: Timestamp) -> QueryResult<Vec<i64>> {
     let rows = sql_query(format!(
         "SELECT j.value AS key FROM json_each(?1) j WHERE EXISTS (SELECT 1 FROM open_commands p \
          CROSS JOIN actions a ON a.no = p.action_no WHERE p.agent_no = j.value AND p.due_at <= ?2 \
@@ -149,7 +137,7 @@ fn with_due(conn: &mut SqliteConnection, agent_nos: &[i64], now: Timestamp) -> Q
         OpenState::Retry as i16
     ))
     .bind::<Text, _>(json(&agent_nos)?)
-    .bind::<BigInt, _>(now.0)
+    .bind::<BigInt, _>(horizon.0)
     .load::<Key>(conn)?;
     Ok(rows.into_iter().map(|row| row.key).collect())
 }

@@ -102,12 +102,14 @@ fn insert(
     // The action's cursors may be beyond these: the open row is how they are found again.
     sql_query(
         "INSERT INTO open_commands (action_no, agent_no, state, run, attempts, due_at) \
-         SELECT ?2, value, ?3, 1, 0, ?4 FROM json_each(?1)",
+         SELECT ?2, g.no, CASE g.transport WHEN 'stream' THEN ?3 ELSE ?5 END, 1, 0, ?4 \
+         FROM json_each(?1) n CROSS JOIN agents g ON g.no = n.value",
     )
     .bind::<Text, _>(json(&new)?)
     .bind::<BigInt, _>(action_no)
     .bind::<SmallInt, _>(OpenState::Waiting as i16)
     .bind::<BigInt, _>(due_at.0)
+    .bind::<SmallInt, _>(OpenState::Retry as i16)
     .execute(conn)?;
     let mut deltas = Deltas::default();
     if !new.is_empty() {

@@ -1,8 +1,8 @@
-//! Deleting actions that are kept no longer.
+//! Deleting actions, agents and tokens that are kept no longer.
 
 use super::store::SqliteStore;
 use crate::domain::time::Timestamp;
-use crate::store::sql::{Key, sql_limit};
+use crate::store::sql::{Key, agents, sql_limit, tokens};
 use crate::store::{Retention, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;
@@ -28,6 +28,16 @@ impl Retention for SqliteStore {
     async fn action_sweep(&self, after: i64, limit: usize) -> StoreResult<Option<i64>> {
         self.write("action_sweep", move |conn| sweep(conn, after, limit)).await
     }
+
+    async fn identity_purge(&self, before: Timestamp, limit: usize) -> StoreResult<usize> {
+        self.write("identity_purge", move |conn| purge_identities(conn, before, limit)).await
+    }
+}
+
+fn purge_identities(conn: &mut SqliteConnection, before: Timestamp, limit: usize) -> QueryResult<usize> {
+    let tokens =
+        tokens::purge_revoked(before, limit).execute(conn)? + tokens::purge_expired(before, limit).execute(conn)?;
+    Ok(tokens + agents::purge(before, limit).execute(conn)?)
 }
 
 fn purge(conn: &mut SqliteConnection, before: Timestamp, limit: usize) -> QueryResult<Option<usize>> {

@@ -239,8 +239,8 @@ impl Handler<SessionSuperseded> for StreamSender {
 impl Handler<BacklogChanged> for StreamSender {
     type Result = ();
 
-    fn handle(&mut self, BacklogChanged(agent_no): BacklogChanged, _: &mut Self::Context) {
-        self.wake(agent_no);
+    fn handle(&mut self, BacklogChanged(agents): BacklogChanged, _: &mut Self::Context) {
+        agents.into_iter().for_each(|agent_no| self.wake(agent_no));
     }
 }
 

@@ -69,7 +69,7 @@ impl Fixture {
     }
 
     async fn waits(&self) -> Vec<i64> {
-        self.node.store.agent_with_due(&self.agents).await.unwrap()
+        self.node.store.agent_with_due(&self.agents, self.node.store.now()).await.unwrap()
     }
 
     fn is_here(&self, place: usize) -> bool {
@@ -82,7 +82,7 @@ impl Fixture {
 
     /// Everything that was sent to the sender before has been handled.
     async fn settle(&self) {
-        self.sender.send(BacklogChanged(0)).await.expect("it lives");
+        self.sender.send(BacklogChanged(Vec::new())).await.expect("it lives");
     }
 }
 
@@ -207,7 +207,7 @@ async fn sessions_are_told_of_cancelled_actions_and_of_a_changed_backlog() {
     let (mut one, mut two) = (fixture.connect(0).await, fixture.connect(1).await);
     let cancelled = Cancelled(vec![(fixture.action.no, fixture.action.id)]);
     fixture.sender.send(cancelled).await.expect("it lives");
-    fixture.sender.send(BacklogChanged(fixture.agents[0])).await.expect("it lives");
+    fixture.sender.send(BacklogChanged(fixture.agents[..1].to_vec())).await.expect("it lives");
     assert_eq!(inbox(&mut one), ["cancelled 1", "0 commands"]);
     assert_eq!(inbox(&mut two), ["cancelled 1"]);
     assert!(one.more.load(Ordering::Acquire) && !two.more.load(Ordering::Acquire));

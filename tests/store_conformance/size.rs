@@ -1,0 +1,106 @@
+//! How much of the database the hot statements read, on PostgreSQL: their bounds hold whatever the store is filled with.
+//!
+//! What is counted are the pages of tables and indexes that a call touches, as the server's statistics have it. The
+//! database is filled by SQL: with the waiting rows of absent agents, and with open actions that are all delivered.
+
+use crate::Backend;
+use crate::postgres::Postgres;
+use crate::support::{Taken, agents, by_length, connect, in_secs, resolved};
+use odoshi::domain::command::Event;
+use odoshi::domain::time::Timestamp;
+use odoshi::store::Store;
+use serde_json::json;
+
+/// Pages that were touched in all tables and their indexes.
+const TOUCHED: &str = "SELECT coalesce(sum(heap_blks_read + heap_blks_hit + coalesce(idx_blks_read, 0) + coalesce(idx_blks_hit, 0)), 0) \
+     FROM pg_statio_user_tables";
+
+/// The pages that a call touches. The server counts what a connection did when it ends, at the latest.
+async fn touched(backend: &mut Postgres, call: impl AsyncFnOnce(&dyn Store)) -> i64 {
+    backend.reopen_alone().await;
+    let before = backend.number(TOUCHED).await;
+    call(backend.store()).await;
+    backend.reopen_alone().await;
+    backend.number(TOUCHED).await - before
+}
+
+/// Open rows of an action that wait for this many agents that aren't connected.
+async fn absent(backend: &Postgres, taken: &Taken, number: i64) {
+    let rows = format!(
+        "INSERT INTO open_commands (action_no, agent_no, state, run, attempts, due_at) \
+         SELECT {}, 1000000 + n, 0, 1, 0, 0 FROM generate_series(1, {number}) AS n; ANALYZE open_commands",
+        taken.no
+    );
+    backend.execute_apart(&rows).await;
+}
+
+#[test]
+fn rows_that_wait_for_absent_agents_are_not_visited() {
+    crate::block_on(async {
+        let mut backend = Postgres::fresh().await;
+        let fleet = agents(backend.store(), 200).await;
+        let taken = resolved(backend.store(), json!({}), &fleet).await;
+        for agent in &fleet[..100] {
+            taken.postponed(backend.store(), *agent, backend.store().now()).await;
+        }
+        for agent in &fleet[100..] {
+            taken.hold(backend.store(), *agent).await;
+        }
+        absent(&backend, &taken, by_length(200_000, 13_000_000)).await;
+        let due = touched(&mut backend, async |store| {
+            connect(store, &fleet).await;
+            let page = store.command_due((Timestamp(0), 0, 0), in_secs(store, 60), 1_000).await.unwrap();
+            assert_eq!((page.found.len(), page.through), (100, None));
+        })
+        .await;
+        let with_due = touched(&mut backend, async |store| {
+            assert_eq!(store.agent_with_due(&fleet, in_secs(store, 60)).await.unwrap(), fleet);
+        })
+        .await;
+        let backlog = touched(&mut backend, async |store| {
+            assert_eq!(store.command_backlog(fleet[150], in_secs(store, 60), 100).await.unwrap().len(), 1);
+        })
+        .await;
+        // A few index steps a row, and what writing 200 sessions takes.
+        assert!(due < 100 * 30 + 200 * 30, "{due} pages");
+        assert!(with_due < 200 * 30, "{with_due} pages");
+        assert!(backlog < 100, "{backlog} pages");
+    });
+}
+
+#[test]
+fn open_actions_that_are_delivered_cost_a_connecting_agent_nothing() {
+    crate::block_on(async {
+        let mut backend = Postgres::fresh().await;
+        let fleet = agents(backend.store(), 2).await;
+        let delivered = resolved(backend.store(), json!({}), &fleet).await;
+        let at = backend.store().now();
+        for agent in &fleet {
+            delivered.tell(backend.store(), *agent, Event::Sent { run: 1, attempts: 0, at }).await;
+        }
+        backend.store().action_advance(vec![delivered.no], 10).await.unwrap();
+        let copies = format!(
+            "CREATE TEMPORARY TABLE copies AS SELECT * FROM actions WHERE no = {}; \
+             ALTER TABLE copies DROP COLUMN no; UPDATE copies SET idempotency_key = NULL; DO $$ BEGIN \
+             EXECUTE (SELECT format('INSERT INTO actions (%1$s) SELECT %2$s FROM copies, generate_series(1, {})', \
+             string_agg(column_name, ','), string_agg(CASE column_name WHEN 'id' THEN 'gen_random_uuid()::text' \
+             ELSE column_name END, ',')) FROM information_schema.columns WHERE table_name = 'copies'); END $$; \
+             ANALYZE actions",
+            delivered.no,
+            by_length(10_000, 100_000)
+        );
+        backend.execute_apart(&copies).await;
+        let waiting = resolved(backend.store(), json!({}), &fleet).await;
+        let backlog = touched(&mut backend, async |store| {
+            let backlog = store.command_backlog(fleet[1], in_secs(store, 60), 100).await.unwrap();
+            assert_eq!(backlog.iter().map(|due| due.action_no).collect::<Vec<_>>(), [waiting.no]);
+        })
+        .await;
+        let unfinished = touched(&mut backend, async |store| {
+            let unfinished = store.command_unfinished_of(fleet[1], 100).await.unwrap();
+            assert_eq!(unfinished, [delivered.no, waiting.no]);
+        })
+        .await;
+        assert!(backlog < 100 && unfinished < 100, "{backlog} and {unfinished} pages");
+    });
+}
