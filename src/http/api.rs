@@ -4,6 +4,7 @@ use super::connections::Connections;
 use super::limits::Limits;
 use super::unserved::Unserved;
 use crate::context::Node;
+use crate::domain::protocol::MAX_FRAME;
 use crate::runtime::Supervision;
 use crate::senders::stream::SessionDeps;
 use crate::service::metadata::Feeds;
@@ -34,7 +35,9 @@ impl Api {
     /// State for a server with up to `connections` connections.
     pub fn new(sessions: SessionDeps, supervision: Supervision, serves_stream: bool, connections: usize) -> Self {
         let node = sessions.node.clone();
-        let limits = Limits::new(node.config.http.token_rate, node.config.http.token_streams);
+        let http = &node.config.http;
+        let largest = http.max_body.as_usize().max(MAX_FRAME);
+        let limits = Limits::new(http.token_rate, http.token_streams, largest);
         let connections = Connections::new(connections, node.metrics.clone());
         let (feeds, unserved) = (Feeds::default(), Arc::default());
         Self { node, limits, connections, sessions, feeds, serves_stream, unserved, supervision }

@@ -5,8 +5,9 @@ use super::error::{ApiError, ApiResult};
 use crate::domain::agent::{Role, Token};
 use crate::domain::problem::ProblemKind;
 use crate::service::tokens;
-use actix_web::HttpRequest;
 use actix_web::http::header::AUTHORIZATION;
+use actix_web::{HttpMessage, HttpRequest};
+use uuid::Uuid;
 
 /// Longer tokens are not looked up.
 const MAX_TOKEN: usize = 256;
@@ -25,7 +26,16 @@ pub(super) async fn caller(api: &Api, request: &HttpRequest) -> ApiResult<Token>
     let unknown = || unauthorized("the token is unknown, expired or revoked");
     let token = tokens::find(&api.node, token).await?.ok_or_else(unknown)?;
     api.limits.request(token.id)?;
+    request.extensions_mut().insert(CallerId(token.id));
     if tokens::note_use(&api.node, &token).await? { Ok(token) } else { Err(unknown()) }
+}
+
+/// The id of the token of a call whose token was found.
+struct CallerId(Uuid);
+
+/// The id of the caller's token; that of nobody before it was looked up.
+pub(super) fn caller_id(request: &HttpRequest) -> Uuid {
+    request.extensions().get::<CallerId>().map_or(Uuid::nil(), |CallerId(id)| *id)
 }
 
 /// The caller's token, if its role allows calls that need `role`.

@@ -1,6 +1,7 @@
 //! Bodies of requests: their size is bounded, packed or not.
 
 use super::error::{ApiError, ApiResult};
+use super::limits::BodyRoom;
 use crate::domain::json::from_agent;
 use crate::domain::problem::ProblemKind;
 use actix_web::http::header::CONTENT_ENCODING;
@@ -36,18 +37,23 @@ impl Encoding {
     }
 }
 
-/// Bytes up to a limit.
+/// Bytes up to a limit, for which there is room.
 struct Bounded {
     bytes: Vec<u8>,
     max: usize,
-    is_over: bool,
+    room: BodyRoom,
+    refused: Option<ApiError>,
 }
 
 impl Write for Bounded {
     fn write(&mut self, more: &[u8]) -> io::Result<usize> {
-        if self.bytes.len() + more.len() > self.max {
-            self.is_over = true;
-            return Err(io::Error::other("too large"));
+        let refused = match self.bytes.len() + more.len() > self.max {
+            true => Some(ApiError::too_large(self.max)),
+            false => self.room.grow(more.len()).err(),
+        };
+        if refused.is_some() {
+            self.refused = refused;
+            return Err(io::Error::other("refused"));
         }
         self.bytes.extend_from_slice(more);
         Ok(more.len())
@@ -65,8 +71,8 @@ enum Unpacked {
 }
 
 impl Unpacked {
-    fn new(encoding: Encoding, max: usize) -> Self {
-        let bounded = Bounded { bytes: Vec::new(), max, is_over: false };
+    fn new(encoding: Encoding, max: usize, room: BodyRoom) -> Self {
+        let bounded = Bounded { bytes: Vec::new(), max, room, refused: None };
         match encoding {
             Encoding::Plain => Self::Plain(bounded),
             Encoding::Gzip => Self::Gzip(Box::new(MultiGzDecoder::new(bounded))),
@@ -81,13 +87,13 @@ impl Unpacked {
         written.map_err(|error| self.refusal(&error))
     }
 
-    fn refusal(&self, error: &io::Error) -> ApiError {
+    fn refusal(&mut self, error: &io::Error) -> ApiError {
         let bounded = match self {
             Self::Plain(bounded) => bounded,
-            Self::Gzip(decoder) => decoder.get_ref(),
+            Self::Gzip(decoder) => decoder.get_mut(),
         };
-        if bounded.is_over {
-            return ApiError::too_large(bounded.max);
+        if let Some(refused) = bounded.refused.take() {
+            return refused;
         }
         ApiError::bad_request(format!("the body can't be unpacked as gzip, which Content-Encoding says: {error}"))
     }
@@ -98,6 +104,7 @@ impl Unpacked {
         {
             return Err(self.refusal(&error));
         }
+        // The room is given back here: what is made of the body has limits of its own.
         Ok(match &mut self {
             Self::Plain(bounded) => std::mem::take(&mut bounded.bytes),
             Self::Gzip(decoder) => std::mem::take(&mut decoder.get_mut().bytes),
@@ -105,10 +112,15 @@ impl Unpacked {
     }
 }
 
-/// Reads a body of at most `max` bytes, unpacked.
-pub(super) async fn read(mut payload: web::Payload, encoding: Encoding, max: usize) -> ApiResult<Vec<u8>> {
+/// Reads a body of at most `max` bytes, unpacked, as far as there is room.
+pub(super) async fn read(
+    mut payload: web::Payload,
+    encoding: Encoding,
+    max: usize,
+    room: BodyRoom,
+) -> ApiResult<Vec<u8>> {
     let reading = async {
-        let mut body = Unpacked::new(encoding, max);
+        let mut body = Unpacked::new(encoding, max, room);
         while let Some(chunk) = payload.next().await {
             body.push(&chunk.map_err(ApiError::bad_request)?)?;
         }
@@ -124,16 +136,35 @@ pub(super) async fn json<T: DeserializeOwned>(
     payload: web::Payload,
     encoding: Encoding,
     max: usize,
+    room: BodyRoom,
 ) -> ApiResult<(T, usize)> {
-    let body = read(payload, encoding, max).await?;
+    let body = read(payload, encoding, max, room).await?;
     Ok((from_agent(&body)?, body.len()))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::limits::{BODIES, Limits};
     use flate2::Compression;
     use flate2::write::GzEncoder;
+    use uuid::Uuid;
+
+    #[test]
+    fn a_body_takes_room_as_it_comes_and_gives_it_back() {
+        let limits = Limits::new(1, 1, 100);
+        let share = BODIES / 4;
+        let mut body = Unpacked::new(Encoding::Plain, usize::MAX, limits.body(Uuid::nil()));
+        body.push(&vec![b' '; share]).expect("there is room");
+        let mut second = Unpacked::new(Encoding::Gzip, usize::MAX, limits.body(Uuid::nil()));
+        assert_eq!(
+            second.push(&packed(b"{\"a\": 1}")).and_then(|()| second.finish()).map_err(|error| status(&error)),
+            Err(429)
+        );
+        assert_eq!(body.finish().expect("whole").len(), share);
+        let mut third = Unpacked::new(Encoding::Plain, 10, limits.body(Uuid::nil()));
+        third.push(b"{}").expect("it was given back");
+    }
 
     fn packed(bytes: &[u8]) -> Vec<u8> {
         let mut encoder = GzEncoder::new(Vec::new(), Compression::default());
@@ -142,7 +173,8 @@ mod tests {
     }
 
     fn unpack(encoding: Encoding, max: usize, chunks: &[&[u8]]) -> Result<Vec<u8>, u16> {
-        let mut body = Unpacked::new(encoding, max);
+        let limits = Limits::new(1, 1, max);
+        let mut body = Unpacked::new(encoding, max, limits.body(Uuid::nil()));
         for chunk in chunks {
             body.push(chunk).map_err(|error| status(&error))?;
         }

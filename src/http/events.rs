@@ -1,7 +1,7 @@
 //! Server-sent events: an action's progress, live.
 //!
-//! A stream reads the store after commits, at most ten times a second. It also polls once a second
-//! to see other nodes' commits.
+//! A stream reads the store when its action has changed, at most ten times a second, and once a second to see what other
+//! nodes commit. All streams of one action share the reads.
 
 use super::api::Api;
 use super::error::{ApiError, ApiResult};
@@ -11,11 +11,12 @@ use crate::domain::action::ActionState;
 use crate::domain::counts::Counts;
 use crate::error_chain::ErrorChain;
 use crate::service::actions;
-use crate::store::ActionView;
+use crate::signals::Watched;
 use actix_web::{HttpResponse, web};
 use futures_util::Stream;
 use futures_util::stream::unfold;
 use serde::Serialize;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
@@ -36,10 +37,6 @@ pub(super) struct Progress {
 }
 
 impl Progress {
-    fn of(view: &ActionView) -> Self {
-        Self { status: view.status, counts: view.counts }
-    }
-
     /// Whether the progress is final.
     fn is_over(&self) -> bool {
         self.status.is_final() && self.counts.finished() == self.counts.total
@@ -57,12 +54,14 @@ impl Progress {
     responses((status = 200, body = Progress, content_type = "text/event-stream", description = "Events, until the end")),
     security(("token" = ["viewer"])))]
 pub(super) async fn action(viewer: Viewer, id: web::Path<Uuid>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
-    // Before the read, so that commits after it are noticed.
-    let commits = api.node.signals.commits().subscribe();
     let view = actions::show(&api.node, *id).await?;
     let room = api.limits.stream(viewer.token.id)?;
-    let watch =
-        Watch { api, id: *id, commits, next: Some(Progress::of(&view)), said: None, at: Instant::now(), _room: room };
+    let watched = api.node.signals.progress().watch(view.no);
+    let mut changes = watched.subscribe();
+    // What was committed since the read is noticed.
+    changes.mark_changed();
+    let next = Some(Progress { status: view.status, counts: view.counts });
+    let watch = Watch { api, id: *id, watched, changes, next, said: None, at: Instant::now(), _room: room };
     Ok(HttpResponse::Ok()
         .content_type("text/event-stream")
         .insert_header(("Cache-Control", "no-cache"))
@@ -72,7 +71,8 @@ pub(super) async fn action(viewer: Viewer, id: web::Path<Uuid>, api: web::Data<A
 struct Watch {
     api: web::Data<Api>,
     id: Uuid,
-    commits: watch::Receiver<u64>,
+    watched: Arc<Watched>,
+    changes: watch::Receiver<u64>,
     /// The event to send.
     next: Option<Progress>,
     /// The last event sent; `None` before the first.
@@ -106,10 +106,14 @@ impl Watch {
                 return (web::Bytes::from_static(b": the server is stopping\n\n"), true);
             }
             tokio::time::sleep_until(self.at + MIN_INTERVAL).await;
-            tokio::time::timeout(POLL_INTERVAL, self.commits.changed()).await.ok();
-            match self.api.node.store.action_view(self.id).await {
-                Ok(Some(view)) => {
-                    let progress = Progress::of(&view);
+            tokio::time::timeout(POLL_INTERVAL, self.changes.changed()).await.ok();
+            let read = async || {
+                let view = self.api.node.store.action_view(self.id).await?;
+                Ok(view.map(|view| (view.status, view.counts)))
+            };
+            match self.watched.see(read).await {
+                Ok(Some((status, counts))) => {
+                    let progress = Progress { status, counts };
                     self.next = (self.said.as_ref() != Some(&progress)).then_some(progress);
                 }
                 // The action was deleted: there is no event to send.

@@ -4,6 +4,7 @@ use super::api::Api;
 use super::auth;
 use super::body::{Encoding, json, read};
 use super::error::{ApiError, ApiResult};
+use super::limits::BodyRoom;
 use crate::domain::agent::{AgentRef, Role, Token};
 use crate::domain::audit::Author;
 use crate::domain::json::from_object;
@@ -110,6 +111,7 @@ impl FromRequest for CallingAgent {
 
 /// A body that is not read yet, so that the caller's role is checked first.
 pub(super) struct Body {
+    request: HttpRequest,
     payload: web::Payload,
     encoding: Encoding,
     max: usize,
@@ -118,7 +120,13 @@ pub(super) struct Body {
 impl Body {
     /// Reads the body, up to `http.max_body`.
     pub(super) async fn read(self) -> ApiResult<Vec<u8>> {
-        read(self.payload, self.encoding, self.max).await
+        let room = self.room()?;
+        read(self.payload, self.encoding, self.max, room).await
+    }
+
+    /// Room for it among the caller's bodies.
+    fn room(&self) -> ApiResult<BodyRoom> {
+        Ok(api(&self.request)?.limits.body(auth::caller_id(&self.request)))
     }
 
     /// Allows a body of at least this many bytes.
@@ -128,7 +136,8 @@ impl Body {
 
     /// Reads the body as JSON, and returns its size as well.
     pub(super) async fn json<T: DeserializeOwned>(self) -> ApiResult<(T, usize)> {
-        json(self.payload, self.encoding, self.max).await
+        let room = self.room()?;
+        json(self.payload, self.encoding, self.max, room).await
     }
 }
 
@@ -138,11 +147,11 @@ impl FromRequest for Body {
 
     fn from_request(request: &HttpRequest, payload: &mut Payload) -> Self::Future {
         let payload = web::Payload::from_request(request, payload);
-        let max = api(request).map(|api| api.max_body());
-        let encoding = Encoding::of(request);
+        let request = request.clone();
         Box::pin(async move {
             let payload = payload.await.map_err(ApiError::bad_request)?;
-            Ok(Self { payload, encoding: encoding?, max: max? })
+            let (encoding, max) = (Encoding::of(&request)?, api(&request)?.max_body());
+            Ok(Self { request, payload, encoding, max })
         })
     }
 }

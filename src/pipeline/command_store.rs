@@ -94,12 +94,13 @@ mod tests {
         let node = TestNode::new().await;
         let agents = node.agents(3).await;
         let action = node.submit(json!({})).await;
-        let commits = node.node.signals.commits().subscribe();
+        let progress = node.node.signals.progress().watch(action.no);
+        let changes = progress.subscribe();
         let new = vec![page(&action, 0, &agents[..2], false), page(&action, agents[1], &agents[2..], true)];
         let answers = pages(&node).put(new).await.unwrap();
         assert!(matches!(answers[..], [Ok(Inserted::Written), Ok(Inserted::Written)]));
         assert_eq!(node.states(&action).await.len(), 3);
-        assert!(commits.has_changed().unwrap());
+        assert!(changes.has_changed().unwrap());
         let begin = |after| format!("Commands {{ action_no: {}, after: {after} }}", action.no);
         assert_eq!(node.heard().await, [format!("peers: [{}, {}]", begin(0), begin(agents[1]))]);
     }

@@ -9,7 +9,7 @@
 //! Crash: the files it had taken are in `cur/` and are taken back at the restart. A file that was
 //! stored but not moved is stored again as the same action, since its id is derived from the file.
 
-use super::spool::{Spool, Taken, TakenFile};
+use super::spool::{BYTES_AT_A_TIME, Spool, Taken, TakenFile};
 use crate::context::Node;
 use crate::domain::action::NewAction;
 use crate::domain::audit::Author;
@@ -171,7 +171,9 @@ async fn load(spool: &Arc<Mutex<Spool>>, node: &Node, files: usize, suspects: Su
             return Round { error: Some(error.to_string()), suspects, ..Round::default() };
         }
     };
-    let mut round = Round { full: taken.len() >= files, suspects, ..Round::default() };
+    let bytes = taken.iter().map(|one| if let Taken::File(file) = one { file.content.len() } else { 0 });
+    let full = taken.len() >= files || bytes.sum::<usize>() >= BYTES_AT_A_TIME;
+    let mut round = Round { full, suspects, ..Round::default() };
     let (mut files, metrics) = (Vec::new(), &node.metrics);
     for one in taken {
         match one {

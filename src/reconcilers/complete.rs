@@ -47,7 +47,7 @@ impl Complete {
             |no| actions.shown(*no),
             async |nos| {
                 let ended = self.node.store.action_complete(nos).await?;
-                ended.iter().for_each(|_| self.node.signals.action_ended());
+                self.node.signals.actions_ended(&ended);
                 self.log(&ended).await;
                 Ok(())
             },
@@ -122,11 +122,12 @@ mod tests {
         node.succeed(&running, agents[0]).await;
         let mut complete = Complete::new(node.node.clone());
         node.read_open_actions().await;
-        let commits = node.node.signals.commits().subscribe();
+        let progress = node.node.signals.progress().watch(done.no);
+        let changes = progress.subscribe();
         run(&mut complete).await;
         assert!(node.open(&done).await.is_none());
         assert!(node.open(&running).await.is_some());
-        assert!(commits.has_changed().unwrap(), "watchers are told");
+        assert!(changes.has_changed().unwrap(), "watchers are told");
     }
 
     #[actix_rt::test]

@@ -211,3 +211,41 @@ async fn idle_and_slow_connections_are_closed_and_in_nobodys_way() {
     println!("{CROWD} idle connections and a body that never comes were closed within {:?}", begun.elapsed());
     assert_eq!(server.readyz().await.unwrap().0, 200);
 }
+
+/// Bodies that are sent but for their ends cost no more memory than there is for bodies, and other callers nothing.
+#[actix_rt::test]
+async fn half_sent_bodies_of_one_token_take_bounded_memory_and_hold_up_no_other() {
+    const SIZE: usize = 4_000_000;
+    const MOST_KB: u64 = 350_000;
+    let server = Server::start(crate::support::ServerOptions::default()).await;
+    let (loud, quiet) = (server.enroll("loud", json!({})).await, server.enroll("quiet", json!({})).await);
+    let address = server.url.trim_start_matches("http://").to_owned();
+    let head = format!(
+        "POST /v1/agent/results HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {loud}\r\n\
+         Content-Type: application/json\r\nContent-Length: {SIZE}\r\n\r\n"
+    );
+    let open = tokio::task::spawn_blocking(move || {
+        let body = vec![b' '; SIZE - 1];
+        let one = |_| {
+            let mut stream = TcpStream::connect(&address).unwrap();
+            stream.set_write_timeout(Some(std::time::Duration::from_secs(1))).unwrap();
+            stream.write_all(head.as_bytes()).unwrap();
+            // Of those who are refused, not all is read.
+            body.chunks(65_536).try_for_each(|chunk| stream.write_all(chunk)).ok();
+            stream
+        };
+        (0..150).map(one).collect::<Vec<TcpStream>>()
+    });
+    let open = open.await.unwrap();
+    let used = server.memory("VmHWM");
+    assert!(used < MOST_KB, "{used} KB for {} bodies", open.len());
+    let report = json!({ "results": [] });
+    let call = || reqwest::Client::new().post(format!("{}/v1/agent/results", server.url)).json(&report);
+    assert_eq!(call().bearer_auth(&quiet).send().await.unwrap().status(), 200);
+    // When they are gone, the loud one is served again.
+    drop(open);
+    eventually("room for another body", || async {
+        (call().bearer_auth(&loud).send().await.unwrap().status() == 200).then_some(())
+    })
+    .await;
+}

@@ -23,6 +23,8 @@ const MAX_LATER: usize = 10_000;
 const SETTLE: Duration = Duration::from_secs(2);
 /// Maximum number of names to remember that are not taken.
 const MAX_IGNORED: usize = 1_000;
+/// Bytes after which no more files are taken at a time.
+pub const BYTES_AT_A_TIME: usize = 16 * 1024 * 1024;
 
 /// The folder, and the files that this process has taken from it.
 #[derive(Debug)]
@@ -154,14 +156,25 @@ impl Spool {
         Ok(moved)
     }
 
-    /// Takes up to `limit` files from `new/`, oldest first.
+    /// Takes up to `limit` files from `new/`, oldest first, and no more after [`BYTES_AT_A_TIME`].
     ///
     /// The work is bounded by `limit` and not by the number of files: only the first `limit` in the
     /// folder's own order are sorted. Since taken files leave the folder, each has its turn.
     pub fn take(&mut self, limit: usize) -> io::Result<Vec<Taken>> {
         let (names, ignored) = self.candidates(limit)?;
-        let ignored = ignored.into_iter().map(|name| Taken::Ignored { name });
-        Ok(ignored.chain(names.into_iter().filter_map(|name| self.take_one(name))).collect())
+        let mut taken: Vec<Taken> = ignored.into_iter().map(|name| Taken::Ignored { name }).collect();
+        let mut bytes = 0;
+        for name in names {
+            if bytes >= BYTES_AT_A_TIME {
+                break;
+            }
+            let one = self.take_one(name);
+            if let Some(Taken::File(file)) = &one {
+                bytes += file.content.len();
+            }
+            taken.extend(one);
+        }
+        Ok(taken)
     }
 
     /// The action of this file is committed: moves the file to `done/` and returns its name there.

@@ -31,4 +31,4 @@ mod folder;
 #[cfg(test)]
 mod tests;
 
-pub use folder::{Spool, Taken, TakenFile, derived_id};
+pub use folder::{BYTES_AT_A_TIME, Spool, Taken, TakenFile, derived_id};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::sync::Semaphore;
 
 /// Maximum number of bytes of results in memory, over all sessions.
-const RESULTS_IN_MEMORY: usize = 256 * 1024 * 1024;
+const RESULTS_IN_MEMORY: usize = 64 * 1024 * 1024;
 /// The same for metadata. Beyond it, reports stay with their agents.
 const METADATA_IN_MEMORY: usize = 128 * 1024 * 1024;
 

@@ -1,7 +1,6 @@
 //! See [`signals`](super).
 
 use super::action_cache::ActionCache;
-use super::commit_watch::CommitWatch;
 use super::dirty_keys::DirtyKeys;
 use super::long_polls::LongPollers;
 use super::messages::{
@@ -10,12 +9,14 @@ use super::messages::{
 };
 use super::metadata_watch::MetadataWatch;
 use super::open_actions::{OpenActions, Snapshot};
+use super::progress_watch::ProgressWatch;
 use crate::domain::command::{Answer, Event};
 use crate::domain::hint::Hint;
 use crate::runtime::Wake;
 use crate::runtime::batcher::Verdict;
 use crate::store::{Due, Report};
 use actix::prelude::*;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -119,7 +120,7 @@ pub struct Signals(Arc<Inner>);
 struct Inner {
     board: Board,
     actions: ActionCache,
-    commits: CommitWatch,
+    progress: ProgressWatch,
     long_pollers: LongPollers,
     open_actions: OpenActions,
     changed_actions: DirtyKeys,
@@ -145,7 +146,7 @@ impl Signals {
         Self(Arc::new(Inner {
             board,
             actions,
-            commits: CommitWatch::default(),
+            progress: ProgressWatch::default(),
             long_pollers: LongPollers::default(),
             open_actions: OpenActions::default(),
             changed_actions: DirtyKeys::new(REMEMBERED),
@@ -155,9 +156,9 @@ impl Signals {
         }))
     }
 
-    /// Changes at each commit that watchers may want to show.
-    pub fn commits(&self) -> &CommitWatch {
-        &self.0.commits
+    /// Those who watch actions.
+    pub fn progress(&self) -> &ProgressWatch {
+        &self.0.progress
     }
 
     /// Agents that wait for commands over plain HTTP.
@@ -204,9 +205,9 @@ impl Signals {
     /// Commands were committed, as (action, agent key after which they begin). The caller messages
     /// the scheduler itself, because it awaits the answer.
     pub fn commands_written(&self, pages: impl IntoIterator<Item = (i64, i64)>) {
-        self.0.commits.notify();
-        let pages = pages.into_iter().map(|(action_no, after)| Hint::Commands { action_no, after });
-        self.publish(pages.collect());
+        let pages: Vec<(i64, i64)> = pages.into_iter().collect();
+        self.0.progress.changed(pages.iter().map(|(action_no, _)| *action_no));
+        self.publish(pages.into_iter().map(|(action_no, after)| Hint::Commands { action_no, after }).collect());
     }
 
     /// All commands of this action are written, so it may be complete.
@@ -217,7 +218,7 @@ impl Signals {
     /// Agents joined a live action: these commands are due.
     pub fn commands_joined(&self, due: Vec<Due>) {
         self.0.long_pollers.wake(due.iter().map(|due| due.agent_no));
-        self.0.commits.notify();
+        self.0.progress.changed(due.iter().map(|due| due.action_no));
         self.due_soon(due);
         self.publish(vec![Hint::Open]);
     }
@@ -248,7 +249,8 @@ impl Signals {
 
     /// Reports were recorded, with these answers.
     pub fn outcomes_recorded(&self, reports: &[Report], answers: &[Verdict<Answer>]) {
-        self.0.commits.notify();
+        let nos: BTreeSet<i64> = reports.iter().map(|report| report.action_no).collect();
+        self.0.progress.changed(nos);
         self.tell_listeners(reports, answers);
         let (mut waiting, mut again, mut changed) = (Vec::new(), Vec::new(), Vec::new());
         for (report, answer) in reports.iter().zip(answers) {
@@ -315,7 +317,6 @@ impl Signals {
     pub fn action_cancelled(&self, no: i64, id: Uuid) {
         self.publish(vec![Hint::Action(no)]);
         self.cancelled_here(no, id);
-        self.0.commits.notify();
         // The action's owner closes its unfinished commands. It may be this node.
         self.read_open_actions();
         self.actions_changed([no]);
@@ -324,6 +325,7 @@ impl Signals {
     fn cancelled_here(&self, no: i64, id: Uuid) {
         // From here on, none of its commands is delivered.
         self.0.actions.cancel(no);
+        self.0.progress.changed([no]);
         hint(&self.0.board.scheduler.cancelled, Cancelled(vec![(no, id)]));
         for sender in &self.0.board.senders {
             hint(sender, Cancelled(vec![(no, id)]));
@@ -334,14 +336,13 @@ impl Signals {
     pub fn action_paused(&self, no: i64) {
         self.publish(vec![Hint::Action(no)]);
         self.0.actions.pause(no, true);
-        self.0.commits.notify();
+        self.0.progress.changed([no]);
     }
 
     /// A user resumed an action.
     pub fn action_resumed(&self, no: i64) {
         self.publish(vec![Hint::Action(no)]);
         self.resumed_here(no);
-        self.0.commits.notify();
     }
 
     /// The store says that an action is cancelled, which this process did not know.
@@ -360,13 +361,17 @@ impl Signals {
 
     fn resumed_here(&self, no: i64) {
         self.0.actions.pause(no, false);
+        self.0.progress.changed([no]);
         hint(&self.0.board.scheduler.resumed, Resumed(vec![no]));
         self.look_at_backlogs();
     }
 
-    /// An action has ended.
-    pub fn action_ended(&self) {
-        self.0.commits.notify();
+    /// These actions have ended.
+    pub fn actions_ended(&self, nos: &[i64]) {
+        if nos.is_empty() {
+            return;
+        }
+        self.0.progress.changed(nos.iter().copied());
         hint(&self.0.board.hooks, Wake);
     }
 
@@ -461,14 +466,15 @@ impl Signals {
     pub(super) fn heard_news(&self, news: PeerNews) {
         if news.everything {
             self.read_open_actions();
+            self.0.progress.all_changed();
         }
+        self.0.progress.changed(news.commands.iter().map(|(action_no, _)| *action_no));
         if news.everything || news.open {
             self.look_at_backlogs();
         }
         if news != PeerNews::default() {
             hint(&self.0.board.scheduler.peer_news, news);
         }
-        self.0.commits.notify();
     }
 
     pub(super) fn heard_metadata(&self, agents: Option<Arc<[i64]>>) {

@@ -330,6 +330,18 @@ fn ten_thousand_files_at_once_are_taken_in_bounded_steps() {
 }
 
 #[test]
+fn of_large_files_a_few_are_taken_at_a_time() {
+    const SIZE: usize = 4 * 1024 * 1024;
+    let dir = tempfile::tempdir().expect("a folder");
+    let mut spool = Spool::open(dir.path().join("spool"), SIZE as u64).expect("opens");
+    for number in 0..10 {
+        put(&spool, format!("{number}.json"), &format!("\"{}\"", "x".repeat(SIZE - 2)));
+    }
+    let sizes: Vec<usize> = (0..4).map(|_| take_files(&mut spool).len()).collect();
+    assert_eq!(sizes, [4, 4, 2, 0]);
+}
+
+#[test]
 fn without_renameat2_nothing_is_overwritten_either() {
     let (dir, _spool) = spool();
     let (from, to) = (dir.path().join("from"), dir.path().join("to"));
