@@ -1,5 +1,6 @@
 //! State that the handlers of this process share.
 
+use super::body_room::BodyRooms;
 use super::connections::Connections;
 use super::limits::Limits;
 use super::unserved::Unserved;
@@ -17,6 +18,8 @@ pub struct Api {
     pub node: Arc<Node>,
     /// The limits per caller.
     pub limits: Limits,
+    /// Room for bodies in memory.
+    pub(super) bodies: BodyRooms,
     /// The count and the limit of connections.
     pub connections: Connections,
     /// For agents' connections.
@@ -36,11 +39,11 @@ impl Api {
     pub fn new(sessions: SessionDeps, supervision: Supervision, serves_stream: bool, connections: usize) -> Self {
         let node = sessions.node.clone();
         let http = &node.config.http;
-        let largest = http.max_body.as_usize().max(MAX_FRAME);
-        let limits = Limits::new(http.token_rate, http.token_streams, largest);
+        let limits = Limits::new(http.token_rate, http.token_streams);
+        let bodies = BodyRooms::new(http.max_body.as_usize().max(MAX_FRAME));
         let connections = Connections::new(connections, node.metrics.clone());
         let (feeds, unserved) = (Feeds::default(), Arc::default());
-        Self { node, limits, connections, sessions, feeds, serves_stream, unserved, supervision }
+        Self { node, limits, bodies, connections, sessions, feeds, serves_stream, unserved, supervision }
     }
 
     /// The largest body in bytes.

@@ -1,7 +1,7 @@
 //! Bodies of requests: their size is bounded, packed or not.
 
+use super::body_room::BodyRoom;
 use super::error::{ApiError, ApiResult};
-use super::limits::BodyRoom;
 use crate::domain::json::from_agent;
 use crate::domain::problem::ProblemKind;
 use actix_web::http::header::CONTENT_ENCODING;
@@ -104,7 +104,7 @@ impl Unpacked {
         {
             return Err(self.refusal(&error));
         }
-        // The room is given back here: what is made of the body has limits of its own.
+        // The room is given back here: results and metadata have limits of their own.
         Ok(match &mut self {
             Self::Plain(bounded) => std::mem::take(&mut bounded.bytes),
             Self::Gzip(decoder) => std::mem::take(&mut decoder.get_mut().bytes),
@@ -145,25 +145,25 @@ pub(super) async fn json<T: DeserializeOwned>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::http::limits::{BODIES, Limits};
+    use crate::http::body_room::BodyRooms;
     use flate2::Compression;
     use flate2::write::GzEncoder;
     use uuid::Uuid;
 
     #[test]
     fn a_body_takes_room_as_it_comes_and_gives_it_back() {
-        let limits = Limits::new(1, 1, 100);
-        let share = BODIES / 4;
-        let mut body = Unpacked::new(Encoding::Plain, usize::MAX, limits.body(Uuid::nil()));
-        body.push(&vec![b' '; share]).expect("there is room");
-        let mut second = Unpacked::new(Encoding::Gzip, usize::MAX, limits.body(Uuid::nil()));
+        let rooms = BodyRooms::new(100);
+        let most = 16 * 1024 * 1024 + 64 * 1024;
+        let mut body = Unpacked::new(Encoding::Plain, usize::MAX, rooms.body(Uuid::nil()));
+        body.push(&vec![b' '; most]).expect("there is room");
+        let mut second = Unpacked::new(Encoding::Gzip, usize::MAX, rooms.body(Uuid::nil()));
         assert_eq!(
-            second.push(&packed(b"{\"a\": 1}")).and_then(|()| second.finish()).map_err(|error| status(&error)),
+            second.push(&packed(&[b' '; 70_000])).and_then(|()| second.finish()).map_err(|error| status(&error)),
             Err(429)
         );
-        assert_eq!(body.finish().expect("whole").len(), share);
-        let mut third = Unpacked::new(Encoding::Plain, 10, limits.body(Uuid::nil()));
-        third.push(b"{}").expect("it was given back");
+        assert_eq!(body.finish().expect("whole").len(), most);
+        let mut third = Unpacked::new(Encoding::Plain, 100_000, rooms.body(Uuid::nil()));
+        third.push(&[b' '; 70_000]).expect("it was given back");
     }
 
     fn packed(bytes: &[u8]) -> Vec<u8> {
@@ -173,8 +173,8 @@ mod tests {
     }
 
     fn unpack(encoding: Encoding, max: usize, chunks: &[&[u8]]) -> Result<Vec<u8>, u16> {
-        let limits = Limits::new(1, 1, max);
-        let mut body = Unpacked::new(encoding, max, limits.body(Uuid::nil()));
+        let rooms = BodyRooms::new(max);
+        let mut body = Unpacked::new(encoding, max, rooms.body(Uuid::nil()));
         for chunk in chunks {
             body.push(chunk).map_err(|error| status(&error))?;
         }

@@ -3,8 +3,8 @@
 use super::api::Api;
 use super::auth;
 use super::body::{Encoding, json, read};
+use super::body_room::BodyRoom;
 use super::error::{ApiError, ApiResult};
-use super::limits::BodyRoom;
 use crate::domain::agent::{AgentRef, Role, Token};
 use crate::domain::audit::Author;
 use crate::domain::json::from_object;
@@ -126,7 +126,7 @@ impl Body {
 
     /// Room for it among the caller's bodies.
     fn room(&self) -> ApiResult<BodyRoom> {
-        Ok(api(&self.request)?.limits.body(auth::caller_id(&self.request)))
+        Ok(api(&self.request)?.bodies.body(auth::caller_id(&self.request)))
     }
 
     /// Allows a body of at least this many bytes.

@@ -8,6 +8,7 @@ mod api;
 mod audit;
 mod auth;
 mod body;
+mod body_room;
 mod check_in;
 mod connections;
 mod error;

@@ -74,7 +74,7 @@ impl Reconcilers {
         let (n, r, s) = (node, recorder, supervision);
         vec![
             start(open_actions, n, s, ReadOpenActions::new),
-            start(backlogs, n, s, Backlogs::new),
+            start(backlogs, n, s, with(r, Backlogs::new)),
             start(complete, n, s, Complete::new),
             start(advance, n, s, Advance::new),
             start(expire, n, s, with(r, Expire::new)),

@@ -4,7 +4,8 @@
 
 use crate::domain::action::ActionState;
 use crate::domain::counts::Counts;
-use crate::store::StoreResult;
+use crate::error_chain::ErrorChain;
+use crate::store::{StoreError, StoreResult};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
@@ -37,8 +38,16 @@ pub struct Watched {
 struct Latest {
     /// The changes that had been heard of before the read.
     changes: u64,
+    /// When the read began.
     at: Instant,
-    seen: Seen,
+    /// What was read, or why it could not be.
+    seen: Result<Seen, String>,
+}
+
+impl Latest {
+    fn answer(&self) -> StoreResult<Seen> {
+        self.seen.clone().map_err(StoreError::Unavailable)
+    }
 }
 
 impl ProgressWatch {
@@ -93,27 +102,31 @@ impl Watched {
     /// # Errors
     /// Those of `read`.
     pub async fn see(&self, read: impl AsyncFnOnce() -> StoreResult<Seen>) -> StoreResult<Seen> {
+        let asked = Instant::now();
         let mut latest = self.latest.lock().await;
         if let Some(latest) = &*latest {
-            if latest.changes == *self.changes.borrow() && latest.at.elapsed() < FRESH {
-                return Ok(latest.seen);
+            // A read that began after this call is as good as one of its own. What was heard of since has marked the
+            // caller's receiver, and it comes again.
+            let is_new = latest.changes == *self.changes.borrow() && latest.at.elapsed() < FRESH && latest.seen.is_ok();
+            if is_new || latest.at >= asked {
+                return latest.answer();
             }
             tokio::time::sleep_until(latest.at + MIN_INTERVAL).await;
         }
         let (changes, at) = (*self.changes.borrow(), Instant::now());
-        let seen = read().await?;
-        *latest = Some(Latest { changes, at, seen });
-        Ok(seen)
+        let seen = read().await.map_err(|error| error.chain().to_string());
+        latest.insert(Latest { changes, at, seen }).answer()
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::store::StoreError;
     use std::cell::Cell;
 
+    /// A moment after whatever was before.
     async fn see(watched: &Watched, reads: &Cell<u64>) -> Seen {
+        tokio::time::sleep(Duration::from_micros(100)).await;
         let read = async || {
             reads.set(reads.get() + 1);
             Ok(Some((ActionState::Running, Counts { total: reads.get() as i64, ..Counts::default() })))
@@ -139,7 +152,7 @@ mod tests {
     async fn what_one_watcher_has_read_is_for_all_until_it_changes_or_is_old() {
         let (progress, reads) = (ProgressWatch::default(), Cell::new(0));
         let watched = progress.watch(1);
-        for _ in 0..800 {
+        for _ in 0..100 {
             see(&watched, &reads).await;
         }
         assert_eq!(reads.get(), 1);
@@ -166,10 +179,32 @@ mod tests {
         }
         assert!((10..=21).contains(&reads.get()), "{}", reads.get());
         progress.changed([1]);
+        tokio::time::sleep(MIN_INTERVAL).await;
         assert!(watched.see(async || Err(StoreError::Unavailable("away".into()))).await.is_err());
         let before = reads.get();
         see(&watched, &reads).await;
         assert_eq!(reads.get(), before + 1);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_watchers_of_an_action_that_changes_all_the_time_are_all_served_at_once() {
+        let (progress, reads) = (ProgressWatch::default(), Cell::new(0));
+        let watched = progress.watch(1);
+        // Each read takes a while, and something is committed meanwhile.
+        let one = async || {
+            let read = async || {
+                reads.set(reads.get() + 1);
+                progress.changed([1]);
+                tokio::time::sleep(Duration::from_millis(5)).await;
+                progress.changed([1]);
+                Ok(None)
+            };
+            watched.see(read).await.expect("it can be read")
+        };
+        let began = Instant::now();
+        futures_util::future::join_all((0..800).map(|_| one())).await;
+        futures_util::future::join_all((0..800).map(|_| one())).await;
+        assert!(began.elapsed() < Duration::from_secs(1) && reads.get() <= 4, "{:?} {}", began.elapsed(), reads.get());
     }
 
     #[test]

@@ -40,6 +40,15 @@ pub struct DuePage {
     pub through: Option<DueCursor>,
 }
 
+/// A page of commands that wait for agents that don't connect.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StrayPage {
+    /// (action, agent, run)
+    pub commands: Vec<(i64, i64, i32)>,
+    /// The transport and the key of the last agent that was examined. `None` when there are no more at the moment.
+    pub through: Option<(String, i64)>,
+}
+
 /// A page of an action's untouched commands.
 #[derive(Clone, Debug, Default)]
 pub struct UndispatchedPage {
@@ -75,6 +84,11 @@ pub trait Dispatch {
     /// Those of these agents that have an open row `waiting` or `retry` due up to `horizon`, of an
     /// action that is neither paused, cancelled, expired nor ended.
     async fn agent_with_due(&self, agent_nos: &[i64], horizon: Timestamp) -> StoreResult<Vec<i64>>;
+
+    /// Examines the next `limit` agents of other transports than streams after this (transport, key), and returns their
+    /// commands with a row `waiting`, which nobody would find: an earlier version wrote it, or the agent was connected
+    /// nonetheless.
+    async fn command_stray(&self, after: &(String, i64), limit: usize) -> StoreResult<StrayPage>;
 
     /// Transports that no node has a sender for, each with its number of due commands. Counts at
     /// most `limit` commands in all.

@@ -44,7 +44,7 @@ pub use agents::{AgentPatch, AgentView, Agents, Among, Enrolled, NewAgent, Said}
 pub use audit::Audit;
 pub use commands::{AgentNames, CommandPage, CommandView, Commands, Inserted, Unfinished};
 pub use contract::Store;
-pub use dispatch::{Dispatch, Due, DueCursor, DuePage, UndispatchedPage};
+pub use dispatch::{Dispatch, Due, DueCursor, DuePage, StrayPage, UndispatchedPage};
 pub use error::{SqlState, StoreError, StoreResult};
 pub use hints::Hints;
 pub use hooks::{HookClaim, HookOutcome, HookView, HookWanted, Hooks};

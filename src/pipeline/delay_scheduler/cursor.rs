@@ -54,6 +54,8 @@ pub(super) struct Cursor {
     pub back: Back<i64>,
     /// `dispatched_through` when it was compared last; `None`: it was not compared yet.
     pub dispatched: Option<i64>,
+    /// When the first command after this agent key is due, as was read last.
+    pub first: Option<(i64, Timestamp)>,
     /// This node writes down whose agents are away, and sends what isn't a stream.
     pub owned: bool,
     /// The newest reading of the open actions that had begun when the cursor was made. That reading
@@ -65,7 +67,15 @@ impl Cursor {
     /// A cursor at this agent key, with nothing to read.
     pub fn new(at: i64, owned: bool, reading: u64) -> Self {
         let (next_due, back) = (Timestamp(i64::MIN), Back::default());
-        Self { at, behind: None, next_due, hinted: false, back, dispatched: None, owned, reading }
+        Self { at, behind: None, next_due, hinted: false, back, dispatched: None, first: None, owned, reading }
+    }
+
+    /// Whether commands after `dispatched` seem to be missing: nothing became of them since the last comparison, though
+    /// they are due. What is not due yet, or is being read, is not missing.
+    pub fn is_stuck(&self, dispatched: i64, resolved_through: i64, now: Timestamp) -> bool {
+        let is_being_read = self.behind.is_some_and(|when| when <= now);
+        let is_early = self.first.is_some_and(|(after, due)| after == dispatched && due > now);
+        !is_being_read && !is_early && dispatched < resolved_through && self.dispatched == Some(dispatched)
     }
 
     /// Goes back to an agent key at time `when`, for commands due at `due` or later.
@@ -229,6 +239,24 @@ mod tests {
         cursor(&mut cursors, 1).go_back(8, at(60), at(20));
         assert_eq!(cursors.begin(1, at(60)), Some(4));
         assert_eq!(cursors.begin(2, at(60)), None, "there is none");
+    }
+
+    #[test]
+    fn commands_are_missing_that_are_due_and_of_which_nothing_became_between_two_comparisons() {
+        let mut cursor = Cursor::new(10, true, 0);
+        assert!(!cursor.is_stuck(0, 10, at(100)), "it was not compared before");
+        cursor.dispatched = Some(0);
+        assert!(cursor.is_stuck(0, 10, at(100)));
+        assert!(!cursor.is_stuck(4, 10, at(100)), "it has moved on");
+        assert!(!cursor.is_stuck(0, 0, at(100)), "there are none");
+        cursor.behind = Some(at(100));
+        assert!(!cursor.is_stuck(0, 10, at(100)) && cursor.is_stuck(0, 10, at(99)), "being read, or later");
+        cursor.behind = None;
+        cursor.first = Some((0, at(3_600)));
+        assert!(!cursor.is_stuck(0, 10, at(3_599)), "not due for an hour: it is not read again and again");
+        assert!(cursor.is_stuck(0, 10, at(3_600)));
+        cursor.first = Some((4, at(3_600)));
+        assert!(cursor.is_stuck(0, 10, at(100)), "that is about later ones");
     }
 
     #[test]

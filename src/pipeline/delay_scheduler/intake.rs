@@ -43,7 +43,7 @@ enum Next {
 
 /// The result of a read.
 enum Page {
-    Commands(i64, Option<Arc<Action>>, UndispatchedPage),
+    Commands(i64, i64, Option<Arc<Action>>, UndispatchedPage),
     Open(Vec<(Arc<Action>, Arc<str>, Due)>, Option<DueCursor>, Timestamp, bool),
 }
 
@@ -55,6 +55,9 @@ impl DelayScheduler {
         let now = self.node.store.now();
         let reading = self.node.signals.open_actions().reading();
         let cursor = self.cursors.by_action.entry(action.no).or_insert_with(|| Cursor::new(0, true, reading));
+        if let Some((.., due_at)) = commands.first() {
+            cursor.first.get_or_insert((after, *due_at));
+        }
         if cursor.behind.is_some() || cursor.at != after {
             cursor.hinted = true;
             cursor.behind.get_or_insert(now);
@@ -219,7 +222,7 @@ impl DelayScheduler {
                         }
                         action => action?,
                     };
-                    Ok(Page::Commands(no, action, store.command_undispatched(no, after, limit).await?))
+                    Ok(Page::Commands(no, after, action, store.command_undispatched(no, after, limit).await?))
                 }
                 Next::Open(after, until, second) => {
                     let page = store.command_due(after, until, limit).await?;
@@ -295,9 +298,11 @@ impl DelayScheduler {
                     self.open_rows.read_through(last.unwrap_or((until, i64::MAX, i64::MAX)));
                 }
             }
-            Page::Commands(no, Some(action), page) if !action.is_cancelled() => {
+            Page::Commands(no, after, Some(action), page) if !action.is_cancelled() => {
                 let now = self.node.store.now();
-                let Some(owned) = self.cursors.by_action.get(&no).map(|cursor| cursor.owned) else { return };
+                let Some(cursor) = self.cursors.by_action.get_mut(&no) else { return };
+                cursor.first = page.commands.first().map(|(.., due_at)| (after, *due_at));
+                let owned = cursor.owned;
                 let last_due = page.commands.last().map_or(now, |(.., due_at)| *due_at);
                 let taken = self.take_in(&action, page.commands, owned, ctx);
                 let Some(cursor) = self.cursors.by_action.get_mut(&no) else { return };
@@ -346,14 +351,10 @@ impl DelayScheduler {
                 ..Cursor::new(dispatched, action.owned, *reading)
             };
             let cursor = self.cursors.by_action.entry(action.no).or_insert_with(fresh);
-            // Commands that are not due yet are not missing, nor are those being read.
-            let waits = action.valid_from > now || cursor.behind.is_some_and(|when| when <= now);
             // This node has become the owner.
             let is_taken_over = !std::mem::replace(&mut cursor.owned, action.owned) && action.owned;
-            let is_stuck = looks_for_lost
-                && !waits
-                && dispatched < action.resolved_through
-                && cursor.dispatched == Some(dispatched);
+            let is_stuck =
+                looks_for_lost && action.valid_from <= now && cursor.is_stuck(dispatched, action.resolved_through, now);
             if is_taken_over || is_stuck {
                 cursor.go_back(dispatched, now, action.valid_from);
             }

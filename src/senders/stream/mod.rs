@@ -22,5 +22,6 @@ mod tests;
 pub use deps::SessionDeps;
 pub use in_flight::MAX_CAPACITY;
 pub use messages::{Connect, Connected, DeliverToSessions, Disconnect, NotConnected};
+pub(crate) use records::LOOK_AHEAD;
 pub use sender::StreamSender;
 pub use sessions::{Opening, SessionChange, SessionSink, SessionWriter, Sessions};

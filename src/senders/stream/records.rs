@@ -30,14 +30,20 @@ pub(super) struct Backlog {
     pub(super) more_in: Option<Duration>,
 }
 
-/// Reads a part of the backlog. Commands that are due soon go to the scheduler.
+/// How far ahead an agent's backlog is looked at, at least: longer than the time between two rounds of the reconciler that
+/// tells sessions of it.
+pub(crate) const LOOK_AHEAD: Duration = Duration::from_secs(90);
+
+/// Reads a part of the backlog. Commands that are due within the horizon go to the scheduler.
 pub(super) async fn backlog(deps: &SessionDeps, agent_no: i64, limit: usize) -> Result<Backlog, StoreError> {
-    let now = deps.node.store.now();
-    let rows = deps.node.store.command_backlog(agent_no, now.plus(deps.node.config.delay.horizon.0), limit).await?;
+    let (now, horizon) = (deps.node.store.now(), deps.node.config.delay.horizon.0);
+    let rows = deps.node.store.command_backlog(agent_no, now.plus(horizon.max(LOOK_AHEAD)), limit).await?;
     let full = rows.len() >= limit;
-    let (due, soon): (Vec<_>, Vec<_>) = rows.into_iter().partition(|due| due.due_at <= now);
+    let (due, later): (Vec<_>, Vec<_>) = rows.into_iter().partition(|due| due.due_at <= now);
     // What is due now comes first, and what is due later by its time. So the rest is due after the last one.
-    let more_in = full.then(|| soon.last().map(|due| due.due_at.since(now)).unwrap_or_default());
+    let rest = if full { Some(later.last().map_or(now, |due| due.due_at)) } else { None };
+    let (soon, late): (Vec<_>, Vec<_>) = later.into_iter().partition(|due| due.due_at <= now.plus(horizon));
+    let more_in = late.first().map(|due| due.due_at).into_iter().chain(rest).min().map(|at| at.since(now));
     deps.node.signals.due_soon(soon);
     let mut commands = Vec::with_capacity(due.len());
     for due in due {
@@ -197,7 +203,7 @@ mod tests {
     async fn after_a_full_page_there_is_more_at_the_time_of_its_last_command() {
         let node = TestNode::new().await;
         let agents = node.agents(1).await;
-        for (delay, priority) in [("0s", 0), ("0s", 0), ("30s", 0), ("50s", 9)] {
+        for (delay, priority) in [("0s", 0), ("0s", 0), ("30s", 0), ("50s", 9), ("80s", 0)] {
             node.resolved(json!({"delay": delay, "priority": priority}), &agents).await;
         }
         let read = async |limit| {
@@ -209,7 +215,13 @@ mod tests {
         assert!(commands == 2 && more_in.is_some_and(|wait| (10..=30).contains(&wait)), "{more_in:?}");
         let (commands, more_in) = read(4).await;
         assert!(commands == 2 && more_in.is_some_and(|wait| (30..=50).contains(&wait)), "{more_in:?}");
-        assert_eq!(read(5).await, (2, None));
+        // What lies beyond the horizon is read again when it is due.
+        let (commands, more_in) = read(6).await;
+        assert!(commands == 2 && more_in.is_some_and(|wait| (60..=80).contains(&wait)), "{more_in:?}");
+        node.heard().await;
+        read(6).await;
+        let rescheduled = node.heard().await;
+        assert!(rescheduled.len() == 1 && rescheduled[0].matches("(").count() == 2, "{rescheduled:?}");
     }
 
     #[actix_rt::test]

@@ -347,12 +347,19 @@ impl Session {
         let runs: HashSet<RunRef> = runs.into_iter().take(2 * MAX_CAPACITY).collect();
         self.working.push(Box::pin(async move {
             let (mut adopted, mut unknown) = (Vec::new(), Vec::new());
-            match actions.get_by_ids(runs.iter().map(|run| run.action)).await {
-                Ok(known) => runs.into_iter().for_each(|RunRef { action: id, run }| match known.get(&id) {
-                    Some(action) => adopted.push((action.clone(), run)),
-                    None => unknown.push(id),
-                }),
-                Err(error) => log::warn!(error:% = error.chain(); "runs that an agent has cannot be looked up now"),
+            let known = actions.get_by_ids(runs.iter().map(|run| run.action)).await;
+            for RunRef { action: id, run } in runs {
+                // One that can't be read doesn't hide the others.
+                let found = match &known {
+                    Ok(known) => Ok(known.get(&id).cloned()),
+                    Err(_) => actions.get_by_ids([id]).await.map(|mut found| found.remove(&id)),
+                };
+                match found {
+                    Ok(Some(action)) => adopted.push((action, run)),
+                    Ok(None) => unknown.push(id),
+                    Err(error) => log::warn!(error:% = error.chain();
+                        "a run that an agent has cannot be looked up now"),
+                }
             }
             Done::Adopted(adopted, unknown)
         }));

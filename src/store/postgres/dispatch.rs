@@ -6,9 +6,11 @@ use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::command::OpenState;
 use crate::domain::time::Timestamp;
-use crate::store::sql::dispatch::{self as statements, CommandKey, DueRow, Named, OpenRow, UntouchedRow, due_page};
+use crate::store::sql::dispatch::{
+    self as statements, CommandKey, DueRow, Named, OpenRow, StrayRow, UntouchedRow, due_page, stray_page,
+};
 use crate::store::sql::{Key, Transports, sql, sql_limit};
-use crate::store::{Dispatch, Due, DueCursor, DuePage, Store, StoreResult, UndispatchedPage};
+use crate::store::{Dispatch, Due, DueCursor, DuePage, Store, StoreResult, StrayPage, UndispatchedPage};
 use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
@@ -45,6 +47,11 @@ impl Dispatch for PostgresStore {
         let agent_nos = Arc::new(agent_nos.to_vec());
         self.read(Caller::Sessions, "agent_with_due", body!([agent_nos] conn => with_due(conn, &agent_nos, horizon)))
             .await
+    }
+
+    async fn command_stray(&self, after: &(String, i64), limit: usize) -> StoreResult<StrayPage> {
+        let after = after.clone();
+        self.read(Caller::Pipeline, "command_stray", body!([after] conn => stray(conn, &after, limit))).await
     }
 
     async fn command_unserved(&self, limit: usize) -> StoreResult<Vec<(String, i64)>> {
@@ -166,6 +173,23 @@ async fn with_due(conn: &mut AsyncPgConnection, agent_nos: &[i64], horizon: Time
     Ok(rows.into_iter().map(|row| row.key).collect())
 }
 
+async fn stray(conn: &mut AsyncPgConnection, after: &(String, i64), limit: usize) -> QueryResult<StrayPage> {
+    let rows: Vec<StrayRow> = sql(format!(
+        "WITH g AS MATERIALIZED (SELECT transport, no FROM agents WHERE transport <> 'stream' \
+         AND (transport, no) > (?, ?) ORDER BY transport, no LIMIT ?) \
+         SELECT g.transport, g.no AS agent_no, p.action_no, p.run FROM g LEFT JOIN LATERAL \
+         (SELECT action_no, run FROM open_commands x WHERE x.agent_no = g.no AND x.state = {} LIMIT 1000) p ON TRUE \
+         ORDER BY g.transport, g.no",
+        OpenState::Waiting as i16
+    ))
+    .bind(after.0.clone())
+    .bind(after.1)
+    .bind(sql_limit(limit))
+    .load(conn)
+    .await?;
+    Ok(stray_page(rows, limit))
+}
+
 async fn unserved(conn: &mut AsyncPgConnection, now: Timestamp, limit: usize) -> QueryResult<Vec<(String, i64)>> {
     let rows: Vec<Named> = sql(format!(
         "SELECT transport AS name, count(*) AS number FROM (SELECT g.transport FROM agents g \
@@ -189,6 +213,6 @@ async fn overdue(
     now: Timestamp,
     limit: usize,
 ) -> QueryResult<Vec<(i64, i64)>> {
-    let rows: Vec<CommandKey> = statements::overdue(here, now, limit).load(conn).await?;
+    let rows: Vec<CommandKey> = statements::overdue("", here, now, limit).load(conn).await?;
     Ok(rows.into_iter().map(|row| (row.action_no, row.agent_no)).collect())
 }

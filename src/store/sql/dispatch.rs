@@ -5,7 +5,7 @@ use super::statement::{Sql, sql};
 use super::values::{corrupt, sql_limit};
 use crate::domain::command::OpenState;
 use crate::domain::time::Timestamp;
-use crate::store::{Due, DuePage};
+use crate::store::{Due, DuePage, StrayPage};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Integer, Nullable, Text};
 use uuid::Uuid;
@@ -98,6 +98,29 @@ pub(in crate::store) fn due_page(rows: Vec<OpenRow>, limit: usize) -> DuePage {
     DuePage { found: found.collect(), through }
 }
 
+/// A row that waits for an agent that doesn't connect.
+#[derive(QueryableByName)]
+pub(in crate::store) struct StrayRow {
+    #[diesel(sql_type = Text)]
+    pub(in crate::store) transport: String,
+    #[diesel(sql_type = BigInt)]
+    pub(in crate::store) agent_no: i64,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    pub(in crate::store) action_no: Option<i64>,
+    #[diesel(sql_type = Nullable<Integer>)]
+    pub(in crate::store) run: Option<i32>,
+}
+
+/// The page that these rows are: of each of up to `limit` agents one at least.
+pub(in crate::store) fn stray_page(rows: Vec<StrayRow>, limit: usize) -> StrayPage {
+    let mut agents: Vec<i64> = rows.iter().map(|row| row.agent_no).collect();
+    agents.dedup();
+    let last = rows.last().filter(|_| agents.len() >= limit);
+    let through = last.map(|row| (row.transport.clone(), row.agent_no));
+    let commands = rows.into_iter().filter_map(|row| Some((row.action_no?, row.agent_no, row.run?))).collect();
+    StrayPage { commands, through }
+}
+
 /// A name and a number.
 #[derive(QueryableByName)]
 pub(in crate::store) struct Named {
@@ -115,10 +138,11 @@ impl Named {
 }
 
 /// Selects the [`CommandKey`]s of overdue commands of actions with this owner, earliest first. Those of other owners are
-/// passed over; they are few, since each owner gives its own up within seconds.
-pub(in crate::store) fn overdue(owner: &str, now: Timestamp, limit: usize) -> Sql {
+/// passed over; they are few, since each owner gives its own up within seconds. `index` says which one to use, where the
+/// database has to be told.
+pub(in crate::store) fn overdue(index: &str, owner: &str, now: Timestamp, limit: usize) -> Sql {
     sql(format!(
-        "SELECT action_no, agent_no FROM open_commands o WHERE state = {} AND due_at <= ? \
+        "SELECT action_no, agent_no FROM open_commands o {index} WHERE state = {} AND state <> 0 AND due_at <= ? \
          AND EXISTS (SELECT 1 FROM actions a WHERE a.no = o.action_no AND a.owner = ?) ORDER BY due_at LIMIT ?",
         OpenState::Sent as i16
     ))

@@ -152,16 +152,17 @@ pub(in crate::store) fn any_admin() -> Sql {
     sql("SELECT CAST(1 AS BIGINT) AS key FROM tokens WHERE role = ? LIMIT 1").bind(Role::Admin.as_str())
 }
 
-/// Deletes tokens that were revoked before a time.
+/// Deletes tokens that were revoked before a time, but for those of admins.
 pub(in crate::store) fn purge_revoked(before: Timestamp, limit: usize) -> Sql {
-    sql("DELETE FROM tokens WHERE id IN (SELECT id FROM tokens WHERE revoked_at < ? ORDER BY revoked_at LIMIT ?)")
+    sql("DELETE FROM tokens WHERE id IN (SELECT id FROM tokens WHERE revoked_at < ? AND role <> 'admin' ORDER BY revoked_at LIMIT ?)")
         .bind(before.0)
         .bind(sql_limit(limit))
 }
 
-/// Deletes tokens that expired before a time.
+/// Deletes tokens that expired before a time. Those of admins stay: that there was one is what keeps a server from making
+/// another.
 pub(in crate::store) fn purge_expired(before: Timestamp, limit: usize) -> Sql {
-    sql("DELETE FROM tokens WHERE id IN (SELECT id FROM tokens WHERE expires_at < ? ORDER BY expires_at LIMIT ?)")
+    sql("DELETE FROM tokens WHERE id IN (SELECT id FROM tokens WHERE expires_at < ? AND role <> 'admin' ORDER BY expires_at LIMIT ?)")
         .bind(before.0)
         .bind(sql_limit(limit))
 }

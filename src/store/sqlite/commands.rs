@@ -151,7 +151,7 @@ fn unfinished(
 fn unfinished_of(conn: &mut SqliteConnection, agent_no: i64, limit: usize) -> QueryResult<Vec<i64>> {
     let rows = sql_query(format!(
         "SELECT action_no AS key FROM open_commands INDEXED BY open_commands_agent WHERE agent_no = ?1 \
-         UNION SELECT c.action_no FROM actions a CROSS JOIN commands c ON c.action_no = a.no AND c.agent_no = ?1 \
+         UNION SELECT c.action_no FROM actions a INDEXED BY actions_dispatching CROSS JOIN commands c ON c.action_no = a.no AND c.agent_no = ?1 \
          WHERE a.ended_at IS NULL AND a.dispatched_through < a.resolved_through AND a.dispatched_through < ?1 \
          AND a.resolved_through >= ?1 AND {UNTOUCHED} \
          ORDER BY 1 LIMIT ?2"

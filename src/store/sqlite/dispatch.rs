@@ -4,9 +4,11 @@ use super::commands::UNTOUCHED;
 use super::store::{SqliteStore, json};
 use crate::domain::command::OpenState;
 use crate::domain::time::Timestamp;
-use crate::store::sql::dispatch::{self as statements, CommandKey, DueRow, Named, OpenRow, UntouchedRow, due_page};
+use crate::store::sql::dispatch::{
+    self as statements, CommandKey, DueRow, Named, OpenRow, StrayRow, UntouchedRow, due_page, stray_page,
+};
 use crate::store::sql::{Key, Transports, sql_limit};
-use crate::store::{Dispatch, Due, DueCursor, DuePage, Store, StoreResult, UndispatchedPage};
+use crate::store::{Dispatch, Due, DueCursor, DuePage, Store, StoreResult, StrayPage, UndispatchedPage};
 use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel::sql_query;
@@ -34,6 +36,11 @@ impl Dispatch for SqliteStore {
     async fn agent_with_due(&self, agent_nos: &[i64], horizon: Timestamp) -> StoreResult<Vec<i64>> {
         let agent_nos = agent_nos.to_vec();
         self.read("agent_with_due", move |conn| with_due(conn, &agent_nos, horizon)).await
+    }
+
+    async fn command_stray(&self, after: &(String, i64), limit: usize) -> StoreResult<StrayPage> {
+        let after = after.clone();
+        self.read("command_stray", move |conn| stray(conn, &after, limit)).await
     }
 
     async fn command_unserved(&self, limit: usize) -> StoreResult<Vec<(String, i64)>> {
@@ -83,7 +90,7 @@ fn backlog(
          WHERE p.agent_no = ?1 AND p.state IN ({waiting}, {retry}, {queued}) AND p.due_at <= ?2 AND {alive} \
          UNION ALL \
          SELECT c.action_no, c.agent_no, 1, 0, coalesce(c.due_at, a.valid_from), a.priority, FALSE \
-         FROM actions a CROSS JOIN commands c ON c.action_no = a.no AND c.agent_no = ?1 \
+         FROM actions a INDEXED BY actions_dispatching CROSS JOIN commands c ON c.action_no = a.no AND c.agent_no = ?1 \
          WHERE a.dispatched_through < a.resolved_through AND a.dispatched_through < ?1 AND a.resolved_through >= ?1 AND {alive} \
          AND coalesce(c.due_at, a.valid_from) <= ?2 AND {UNTOUCHED}) \
          ORDER BY CASE WHEN due_at > ?3 THEN due_at ELSE 0 END, priority DESC, due_at, action_no LIMIT ?4",
@@ -112,7 +119,7 @@ fn due(
          AND NOT g.disabled AND ((g.transport <> 'stream' AND {SERVED}) OR EXISTS \
          (SELECT 1 FROM agent_sessions s WHERE s.agent_no = g.no AND s.incarnation = ?3)) THEN g.transport END AS transport \
          FROM (SELECT action_no, agent_no, run, attempts, due_at FROM open_commands \
-         WHERE state = {} AND state <> 0 AND (due_at, action_no, agent_no) > (?1, ?5, ?6) AND due_at <= ?2 \
+         INDEXED BY open_commands_due WHERE state = {} AND state <> 0 AND (due_at, action_no, agent_no) > (?1, ?5, ?6) AND due_at <= ?2 \
          ORDER BY due_at, action_no, agent_no LIMIT ?4) p \
          LEFT JOIN actions a ON a.no = p.action_no LEFT JOIN agents g ON g.no = p.agent_no \
          ORDER BY p.due_at, p.action_no, p.agent_no",
@@ -142,6 +149,22 @@ fn with_due(conn: &mut SqliteConnection, agent_nos: &[i64], horizon: Timestamp) 
     Ok(rows.into_iter().map(|row| row.key).collect())
 }
 
+fn stray(conn: &mut SqliteConnection, after: &(String, i64), limit: usize) -> QueryResult<StrayPage> {
+    let rows = sql_query(format!(
+        "SELECT g.transport, g.no AS agent_no, p.action_no, p.run FROM (SELECT transport, no FROM agents \
+         INDEXED BY agents_by_transport WHERE transport <> 'stream' AND (transport, no) > (?1, ?2) \
+         ORDER BY transport, no LIMIT ?3) g \
+         LEFT JOIN open_commands p INDEXED BY open_commands_agent ON p.agent_no = g.no AND p.state = {} \
+         ORDER BY g.transport, g.no",
+        OpenState::Waiting as i16
+    ))
+    .bind::<Text, _>(after.0.as_str())
+    .bind::<BigInt, _>(after.1)
+    .bind::<BigInt, _>(sql_limit(limit))
+    .load::<StrayRow>(conn)?;
+    Ok(stray_page(rows, limit))
+}
+
 fn unserved(conn: &mut SqliteConnection, now: Timestamp, limit: usize) -> QueryResult<Vec<(String, i64)>> {
     let rows = sql_query(format!(
         "SELECT transport AS name, count(*) AS number FROM (SELECT g.transport FROM agents g \
@@ -159,6 +182,6 @@ fn unserved(conn: &mut SqliteConnection, now: Timestamp, limit: usize) -> QueryR
 }
 
 fn overdue(conn: &mut SqliteConnection, here: &str, now: Timestamp, limit: usize) -> QueryResult<Vec<(i64, i64)>> {
-    let rows: Vec<CommandKey> = statements::overdue(here, now, limit).load(conn)?;
+    let rows: Vec<CommandKey> = statements::overdue("INDEXED BY open_commands_due", here, now, limit).load(conn)?;
     Ok(rows.into_iter().map(|row| (row.action_no, row.agent_no)).collect())
 }
