@@ -58,7 +58,8 @@ impl ActionCache {
         Ok(Some(action))
     }
 
-    /// The actions with these public ids. Those that don't exist are left out: whoever names many of them costs one read.
+    /// The actions with these public ids. Those that don't exist are left out, and cost one read
+    /// together.
     pub async fn get_by_ids(&self, ids: impl IntoIterator<Item = Uuid>) -> StoreResult<HashMap<Uuid, Arc<Action>>> {
         let ids: HashSet<Uuid> = ids.into_iter().collect();
         if ids.is_empty() {

@@ -323,7 +323,8 @@ impl Actor for DelayScheduler {
 
 impl Supervised for DelayScheduler {
     fn restarting(&mut self, _: &mut Self::Context) {
-        // Commands that were in memory are in the store: those from backlogs are told of again. Nothing is left to drain.
+        // Commands that were in memory are in the store, and sessions read those of their backlogs again. Nothing is left
+        // to drain.
         self.node.signals.look_at_backlogs();
         self.draining.take().map(|drained| drained.send(()));
         let fresh = Self::new(self.node.clone(), self.router.clone(), self.recorder.clone());

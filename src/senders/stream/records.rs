@@ -14,7 +14,7 @@ use crate::senders::due_command::DueCommand;
 use crate::senders::due_command::report_of;
 use crate::signals::ActionCache;
 use crate::store::{Report, StoreError};
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 use uuid::Uuid;
@@ -148,6 +148,25 @@ async fn look_up(actions: &ActionCache, ids: &[Uuid]) -> Option<HashMap<Uuid, Ar
     None
 }
 
+/// The actions of runs that an agent has, and the ids of those that don't exist. One that can't be read doesn't hide the
+/// others.
+pub(super) async fn actions_of(actions: &ActionCache, runs: HashSet<RunRef>) -> (Vec<(Arc<Action>, i32)>, Vec<Uuid>) {
+    let (mut found, mut unknown) = (Vec::new(), Vec::new());
+    let known = actions.get_by_ids(runs.iter().map(|run| run.action)).await;
+    for RunRef { action: id, run } in runs {
+        let action = match &known {
+            Ok(known) => Ok(known.get(&id).cloned()),
+            Err(_) => actions.get_by_ids([id]).await.map(|mut known| known.remove(&id)),
+        };
+        match action {
+            Ok(Some(action)) => found.push((action, run)),
+            Ok(None) => unknown.push(id),
+            Err(error) => log::warn!(error:% = error.chain(); "a run that an agent has cannot be looked up now"),
+        }
+    }
+    (found, unknown)
+}
+
 /// Records reports, with retries while the outcomes actor restarts.
 pub(crate) async fn record(context: &SenderContext, reports: Vec<Report>) -> Option<Vec<Verdict<Answer>>> {
     for attempt in 0..RECORD_TRIES {
@@ -222,6 +241,19 @@ mod tests {
         read(6).await;
         let rescheduled = node.heard().await;
         assert!(rescheduled.len() == 1 && rescheduled[0].matches("(").count() == 2, "{rescheduled:?}");
+    }
+
+    #[actix_rt::test]
+    async fn an_action_that_cannot_be_read_hides_no_other() {
+        let node = TestNode::new().await;
+        let [good, bad] = [node.submit(json!({})).await, node.submit(json!({})).await];
+        let cache = ActionCache::new(node.store.clone());
+        node.sql(&format!("UPDATE actions SET operations = '[' WHERE no = {}", bad.no));
+        let gone = Uuid::from_u128(7);
+        let runs = [good.id, bad.id, gone].map(|action| RunRef { action, run: 2 });
+        let (found, unknown) = actions_of(&cache, HashSet::from(runs)).await;
+        assert_eq!(found.iter().map(|(action, run)| (action.no, *run)).collect::<Vec<_>>(), [(good.no, 2)]);
+        assert_eq!(unknown, [gone]);
     }
 
     #[actix_rt::test]

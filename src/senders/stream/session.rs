@@ -14,7 +14,7 @@ use super::greeting::End;
 use super::in_flight::{InFlight, MAX_CAPACITY, Offered, QUEUE};
 use super::messages::{Connect, Connected, NotConnected, ToSession};
 use super::outbox::Outbox;
-use super::records::{Backlog, backlog, record, store_results};
+use super::records::{Backlog, actions_of, backlog, record, store_results};
 use super::reports::{Reports, report};
 use crate::domain::agent::AgentRef;
 use crate::domain::command::{Answer, Event};
@@ -346,21 +346,7 @@ impl Session {
         // An agent can't run more than its capacity. Looking up more would be wasted.
         let runs: HashSet<RunRef> = runs.into_iter().take(2 * MAX_CAPACITY).collect();
         self.working.push(Box::pin(async move {
-            let (mut adopted, mut unknown) = (Vec::new(), Vec::new());
-            let known = actions.get_by_ids(runs.iter().map(|run| run.action)).await;
-            for RunRef { action: id, run } in runs {
-                // One that can't be read doesn't hide the others.
-                let found = match &known {
-                    Ok(known) => Ok(known.get(&id).cloned()),
-                    Err(_) => actions.get_by_ids([id]).await.map(|mut found| found.remove(&id)),
-                };
-                match found {
-                    Ok(Some(action)) => adopted.push((action, run)),
-                    Ok(None) => unknown.push(id),
-                    Err(error) => log::warn!(error:% = error.chain();
-                        "a run that an agent has cannot be looked up now"),
-                }
-            }
+            let (adopted, unknown) = actions_of(&actions, runs).await;
             Done::Adopted(adopted, unknown)
         }));
     }
