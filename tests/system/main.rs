@@ -49,6 +49,7 @@ mod sqlite_faults;
 mod startup;
 mod store_faults;
 mod support;
+mod terminal;
 mod tour;
 #[cfg(feature = "webhook")]
 mod webhook;
