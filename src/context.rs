@@ -9,6 +9,7 @@ use crate::signals::{ActionCache, Presence, ReportPace, Signals};
 use crate::store::Store;
 use crate::zone_data::ZoneData;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 
 /// The handle to the actor of metadata: takes agents' reports and answers after the commit.
 pub type Reporter = Writer<AgentReport, Vec<RefusedKey>>;
@@ -29,6 +30,8 @@ pub struct Node {
     pub pace: ReportPace,
     /// The metrics.
     pub metrics: Metrics,
+    /// The right to search the fleet for a person, one at a time.
+    pub questions: Semaphore,
     /// The time zones.
     pub zones: ZoneData,
     /// The settings.

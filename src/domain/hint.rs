@@ -19,7 +19,7 @@ pub enum Hint {
     Action(i64),
     /// An agent was disabled or removed.
     Agent(i64),
-    /// There are new open rows that are due.
+    /// There are new open rows that are due, of agents that don't connect.
     Open,
     /// There are new open rows of agents that no node has a connection with. One of them may be
     /// waiting in a check-in.
@@ -32,8 +32,8 @@ pub enum Hint {
         /// The epoch of the newer connection.
         epoch: i64,
     },
-    /// An agent's older connection has put its commands back into the store. The node with the
-    /// newer connection reads the backlog.
+    /// The store has commands for an agent that its connection may not know of: its older connection has put them back, or
+    /// it has joined a live action.
     Backlog(i64),
     /// Values of metadata of these agents were written, or of many. The keys are in ascending order.
     Metadata(Option<Arc<[i64]>>),

@@ -16,6 +16,7 @@ pub mod metadata;
 pub mod problem;
 pub mod protocol;
 pub mod schedule;
+pub mod stride;
 pub mod target;
 pub mod text;
 pub mod time;

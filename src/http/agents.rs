@@ -3,10 +3,10 @@
 use super::api::Api;
 use super::error::ApiResult;
 use super::extract::{Admin, JsonBody, Viewer};
-use super::pages::{Page, limit, name};
+use super::pages::{limit, name};
 use super::query::Query;
 use crate::domain::problem::Problem;
-use crate::service::{agents, targets};
+use crate::service::{agents, fleet, targets};
 use crate::store::{AgentPatch, AgentView, Among, MetadataView};
 use actix_web::{HttpResponse, web};
 use serde::{Deserialize, Deserializer, Serialize};
@@ -50,6 +50,8 @@ pub(super) struct AgentPage {
 }
 
 /// Agents by name: all, or those that match a target, or those that are disabled.
+/// In a large fleet a page may have fewer agents than its limit, or none, and a `next`: after five seconds it is
+/// answered with what was found.
 #[utoipa::path(get, path = "/v1/agents", tag = "agents", params(AgentsQuery),
     responses((status = 200, body = AgentPage, description = "A page of agents"),
         (status = 422, body = Problem, content_type = "application/problem+json",
@@ -58,15 +60,14 @@ pub(super) struct AgentPage {
 pub(super) async fn list(_: Viewer, query: Query<AgentsQuery>, api: web::Data<Api>) -> ApiResult<HttpResponse> {
     let limit = limit(query.limit)?;
     let among = Among { target: query.target.as_deref().map(targets::parse).transpose()?, disabled: query.disabled };
-    let agents = api.node.store.agent_list(&among, name("after", query.after.as_deref())?, limit).await?;
-    let Page { items, next } = Page::new(agents, limit, |agent| agent.name.clone());
-    let mut metadata = agents::metadata_of(&api.node, &items, query.metadata.as_deref()).await?;
+    let found = fleet::list(&api.node, &among, name("after", query.after.as_deref())?, limit).await?;
+    let mut metadata = agents::metadata_of(&api.node, &found.agents, query.metadata.as_deref()).await?;
     let with = |agent: AgentView| {
         let metadata = metadata.as_mut().map(|of| of.remove(&agent.name).unwrap_or_default());
         ListedAgent { agent, metadata }
     };
-    let agents = items.into_iter().map(with).collect();
-    Ok(HttpResponse::Ok().json(AgentPage { agents, next }))
+    let agents = found.agents.into_iter().map(with).collect();
+    Ok(HttpResponse::Ok().json(AgentPage { agents, next: found.through }))
 }
 
 /// An agent that doesn't connect to the server.

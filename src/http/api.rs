@@ -2,6 +2,7 @@
 
 use super::body_room::BodyRooms;
 use super::connections::Connections;
+use super::known_tokens::KnownTokens;
 use super::limits::Limits;
 use super::unserved::Unserved;
 use crate::context::Node;
@@ -18,6 +19,8 @@ pub struct Api {
     pub node: Arc<Node>,
     /// The limits per caller.
     pub limits: Limits,
+    /// Which tokens were valid and unknown a while ago.
+    pub(super) known_tokens: KnownTokens,
     /// Room for bodies in memory.
     pub(super) bodies: BodyRooms,
     /// The count and the limit of connections.
@@ -43,7 +46,8 @@ impl Api {
         let bodies = BodyRooms::new(http.max_body.as_usize().max(MAX_FRAME));
         let connections = Connections::new(connections, node.metrics.clone());
         let (feeds, unserved) = (Feeds::default(), Arc::default());
-        Self { node, limits, bodies, connections, sessions, feeds, serves_stream, unserved, supervision }
+        let known_tokens = KnownTokens::default();
+        Self { node, limits, known_tokens, bodies, connections, sessions, feeds, serves_stream, unserved, supervision }
     }
 
     /// The largest body in bytes.

@@ -2,7 +2,7 @@
 
 use super::api::Api;
 use super::error::{ApiError, ApiResult};
-use crate::domain::agent::{Role, Token};
+use crate::domain::agent::{Role, Token, hash_of};
 use crate::domain::problem::ProblemKind;
 use crate::service::tokens;
 use actix_web::http::header::AUTHORIZATION;
@@ -24,7 +24,14 @@ pub(super) async fn caller(api: &Api, request: &HttpRequest) -> ApiResult<Token>
         .filter(|token| !token.is_empty() && token.len() <= MAX_TOKEN)
         .ok_or_else(|| unauthorized("the Authorization header is not «Bearer TOKEN»"))?;
     let unknown = || unauthorized("the token is unknown, expired or revoked");
-    let token = tokens::find(&api.node, token).await?.ok_or_else(unknown)?;
+    let (hash, address) = (hash_of(token), request.peer_addr().map(|address| address.ip().to_canonical()));
+    let lookup = api.known_tokens.look_up(&hash, address).await?.ok_or_else(unknown)?;
+    let Some(token) = api.node.store.token_find(&hash).await? else {
+        api.known_tokens.is_unknown(hash, address);
+        return Err(unknown());
+    };
+    drop(lookup);
+    api.known_tokens.is_valid(hash);
     api.limits.request(token.id)?;
     request.extensions_mut().insert(CallerId(token.id));
     if tokens::note_use(&api.node, &token).await? { Ok(token) } else { Err(unknown()) }

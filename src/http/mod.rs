@@ -16,6 +16,7 @@ mod events;
 mod extract;
 mod health;
 mod hooks;
+mod known_tokens;
 mod limits;
 mod lines;
 mod metadata;

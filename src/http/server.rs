@@ -11,11 +11,12 @@ use actix_web::body::EitherBody;
 use actix_web::dev::{Server, Service, ServiceRequest, ServiceResponse};
 use actix_web::{App, Error, HttpServer, web};
 use std::net::{SocketAddr, TcpListener};
+use std::num::NonZeroUsize;
 use std::time::{Duration, Instant};
 use utoipa::OpenApi;
 
-/// Threads that serve HTTP and the agents' connections.
-const WORKERS: usize = 2;
+/// Threads that serve HTTP and the agents' connections: one for each core, within these bounds.
+const WORKERS: std::ops::RangeInclusive<usize> = 2..=32;
 /// How long a client may take to send a request's head.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -54,6 +55,8 @@ impl Listening {
 /// If the operating system refuses the listener.
 pub fn serve(api: Api, listening: Listening, connections: usize, refusals: usize) -> std::io::Result<Server> {
     let Listening { listener, certificates, .. } = listening;
+    let cores = std::thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let workers = cores.clamp(*WORKERS.start(), *WORKERS.end());
     let accepted = api.connections.clone();
     let document = web::Data::new(OpenApiJson(Document::openapi().to_json().map_err(std::io::Error::other)?));
     let server = HttpServer::new(move || {
@@ -65,9 +68,9 @@ pub fn serve(api: Api, listening: Listening, connections: usize, refusals: usize
             .configure(routes)
             .default_service(web::to(|| async { ApiError::not_found("no such path") }))
     })
-    .workers(WORKERS)
+    .workers(workers)
     .backlog(4096)
-    .max_connections((connections + refusals).div_ceil(WORKERS))
+    .max_connections((connections + refusals).div_ceil(workers))
     .on_connect(move |_, data| accepted.accepted(data))
     .client_request_timeout(HEAD_TIMEOUT)
     .keep_alive(Duration::from_secs(30))

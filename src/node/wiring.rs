@@ -48,6 +48,7 @@ use crate::store::Store;
 use crate::zone_data::ZoneData;
 use actix::prelude::*;
 use std::sync::Arc;
+use tokio::sync::Semaphore;
 
 /// The addresses of all actors before they are started.
 #[derive(Default)]
@@ -86,6 +87,7 @@ impl Addresses {
             complete: reconcilers.complete.address().recipient(),
             backlogs: reconcilers.backlogs.address().recipient(),
             live_join: reconcilers.live_join.address().recipient(),
+            live_sweep: reconcilers.live_sweep.address().recipient(),
             hooks: reconcilers.hooks.address().recipient(),
             recur: reconcilers.recur.address().recipient(),
             watching: reconcilers.watching.address().recipient(),
@@ -148,7 +150,9 @@ impl Wiring {
         let (presence, metrics) = (Presence::default(), metrics::Metrics::default());
         let zones = ZoneData::load();
         let (reporter, pace) = (Writer::new(addresses.metadata.address()), ReportPace::default());
-        let node = Arc::new(Node { store, actions, presence, signals, reporter, pace, metrics, zones, config });
+        let questions = Semaphore::new(1);
+        let node =
+            Arc::new(Node { store, actions, presence, signals, reporter, pace, metrics, questions, zones, config });
         Self { node, addresses, extensions, serves_stream }
     }
 

@@ -54,9 +54,11 @@ impl Sink for CommandSink {
         crate::fault_point!("command_store.written");
         let mut written = Vec::new();
         for (NewPage { action, page, commands }, answer) in pages.into_iter().zip(answers) {
-            if matches!(answer, Ok(Inserted::Written)) && !commands.is_empty() {
-                written.push((action.no, page.after));
-                self.node.metrics.commands_written(commands.len() as u64);
+            if matches!(answer, Ok(Inserted::Written)) && page.through > page.after {
+                if !commands.is_empty() {
+                    written.push((action.no, page.after));
+                    self.node.metrics.commands_written(commands.len() as u64);
+                }
                 let committed = Committed { action, after: page.after, through: page.through, commands };
                 // Awaited so that pages don't pile up in the scheduler's mailbox. After a crash the
                 // scheduler reads the store.

@@ -24,7 +24,7 @@ use crate::runtime::{Batcher, Sink};
 use crate::signals::MetadataWritten;
 use crate::store::{NewValues, Seen, StoreResult};
 use std::collections::btree_map::Entry;
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
@@ -229,9 +229,8 @@ impl Sink for MetadataSink {
         for (agent_no, values) in &values {
             number += values.len();
             written.agents.push(*agent_no);
-            if values.keys().any(|key| keys.contains(key)) {
-                written.live.push(*agent_no);
-            }
+            let actions: BTreeSet<i64> = values.keys().filter_map(|key| keys.get(key)).flatten().copied().collect();
+            written.live.extend(actions.into_iter().map(|action_no| (action_no, *agent_no)));
         }
         let values: Vec<_> = values.into_iter().map(|(agent_no, values)| NewValues { agent_no, values }).collect();
         let prepared = began.elapsed();

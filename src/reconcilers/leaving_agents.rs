@@ -6,8 +6,9 @@ use crate::domain::command::Event;
 use crate::runtime::{Pace, Reconcile, RoundFailed};
 use crate::senders::{Recorder, report_of};
 use crate::store::StoreResult;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How often it polls.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
@@ -15,16 +16,21 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// writing one.
 const LEAVING: Duration = Duration::from_secs(60);
 
+/// How often the commands of one agent are looked for in this time.
+const LOOK_INTERVAL: Duration = Duration::from_secs(15);
+
 /// See the module.
 pub struct LeavingAgents {
     node: Arc<Node>,
     recorder: Recorder,
+    /// When the commands of each leaving agent were looked for last.
+    looked: BTreeMap<i64, Instant>,
 }
 
 impl LeavingAgents {
     /// A reconciler for this node, which reports to `recorder`.
     pub fn new(node: Arc<Node>, recorder: Recorder) -> Self {
-        Self { node, recorder }
+        Self { node, recorder, looked: BTreeMap::new() }
     }
 
     /// Closes all commands of one agent. False if the store accepts none of the reports.
@@ -55,10 +61,25 @@ impl Reconcile for LeavingAgents {
     }
 
     async fn run_once(&mut self) -> Result<Pace, RoundFailed> {
-        let store = &self.node.store;
-        for agent_no in store.agent_list_leaving(PAGE).await? {
+        let (mut leaving, mut after) = (BTreeSet::new(), 0);
+        loop {
+            let page = self.node.store.agent_list_leaving(after, PAGE).await?;
+            let is_last = page.len() < PAGE;
+            after = page.last().copied().unwrap_or(after);
+            leaving.extend(page);
+            if is_last {
+                break;
+            }
+        }
+        self.looked.retain(|agent_no, _| leaving.contains(agent_no));
+        for agent_no in leaving {
+            if self.looked.get(&agent_no).is_some_and(|looked| looked.elapsed() < LOOK_INTERVAL) {
+                continue;
+            }
             if self.close(agent_no).await? {
+                let store = &self.node.store;
                 store.agent_left(agent_no, store.now().minus(LEAVING)).await?;
+                self.looked.insert(agent_no, Instant::now());
             }
         }
         Ok(Pace::Wait)
@@ -101,10 +122,10 @@ mod tests {
         node.commands(&action, 0, &agents, true).await;
         run(&node).await;
         assert_eq!(node.states(&action).await, [Undeliverable]);
-        assert_eq!(node.store.agent_list_leaving(10).await.unwrap(), agents, "more may be on its way");
+        assert_eq!(node.store.agent_list_leaving(0, 10).await.unwrap(), agents, "more may be on its way");
         node.pass(LEAVING + Duration::from_secs(1));
         run(&node).await;
-        assert!(node.store.agent_list_leaving(10).await.unwrap().is_empty());
+        assert!(node.store.agent_list_leaving(0, 10).await.unwrap().is_empty());
     }
 
     #[actix_rt::test]
@@ -116,10 +137,10 @@ mod tests {
         node.pass(LEAVING + Duration::from_secs(1));
         node.break_inserts("outcomes", "TRUE", REFUSED);
         run(&node).await;
-        assert_eq!(node.store.agent_list_leaving(10).await.unwrap(), agents);
+        assert_eq!(node.store.agent_list_leaving(0, 10).await.unwrap(), agents);
         node.mend_inserts("outcomes");
         run(&node).await;
         assert_eq!(node.states(&action).await, [Undeliverable]);
-        assert!(node.store.agent_list_leaving(10).await.unwrap().is_empty());
+        assert!(node.store.agent_list_leaving(0, 10).await.unwrap().is_empty());
     }
 }

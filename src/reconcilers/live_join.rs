@@ -1,132 +1,112 @@
 //! Lets agents join live actions that were resolved before the agents matched.
 //!
 //! When an agent enrolls or its labels or facts change, this reconciler asks the store which live
-//! actions match it. A slow sweep over the whole fleet finds missed agents, for the live actions
-//! that this node owns. Each matching agent without a command gets one, due at once or when the
+//! actions match it. Each matching agent without a command gets one, due at once or when the
 //! action becomes valid. The command gets an open row, because the action's own cursors have passed
-//! its place.
+//! its place. Agents of whose changes nobody heard are found by [`live_sweep`](super::live_sweep).
 //!
-//! Metadata changes all day, so an action is matched with the agents that report only if its target mentions
-//! a key that they report. Until it expires, a live action stays open and its `counts.resolved` is false.
+//! Metadata changes all day, so an action is matched only with agents that report a key that its target mentions. Until
+//! it expires, a live action stays open and its `counts.resolved` is false.
+//!
+//! An action that fails keeps its agents, and is tried again after a pause of its own.
 
+use super::support::{join, target_of};
 use crate::context::Node;
 use crate::domain::target::Target;
-use crate::runtime::isolation::for_each_action;
-use crate::runtime::{Pace, Reconcile, RoundFailed};
-use crate::signals::Dirty;
-use crate::store::StoreResult;
-use std::collections::HashSet;
+use crate::error_chain::ErrorChain;
+use crate::runtime::isolation::MISSES;
+use crate::runtime::{Backoffs, Pace, Reconcile, RoundFailed};
+use crate::signals::{Dirty, LiveKeys};
+use crate::store::{Part, StoreResult};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How often it looks for live actions in any case.
 const POLL_INTERVAL: Duration = Duration::from_secs(10);
-/// How often the whole fleet is swept.
-const SWEEP_INTERVAL: Duration = Duration::from_secs(60);
 /// Maximum number of agents per read and transaction.
 const PAGE: usize = 1_000;
+/// Agents that an action remembers while it fails. With more, the whole fleet is looked through.
+const REMEMBERED: usize = 10_000;
 
 /// See the module.
 pub struct LiveJoin {
     node: Arc<Node>,
-    swept: Option<Instant>,
-    /// Actions whose targets mention metadata, and whose keys are followed.
-    followed: HashSet<i64>,
+    /// The targets of the live actions.
+    targets: HashMap<i64, Arc<Target>>,
+    /// Agents that may join, by action.
+    owed: BTreeMap<i64, Dirty>,
+    backoffs: Backoffs,
 }
 
 impl LiveJoin {
     /// A reconciler for this node.
     pub fn new(node: Arc<Node>) -> Self {
-        Self { node, swept: None, followed: HashSet::new() }
+        Self { node, targets: HashMap::new(), owed: BTreeMap::new(), backoffs: Backoffs::default() }
     }
 
-    /// The actions whose targets mention metadata; their keys are what reports are compared with from now on.
-    async fn follow_keys(&self, live: &[i64]) -> StoreResult<Vec<i64>> {
-        let (mut keys, mut actions) = (HashSet::new(), Vec::new());
+    /// Brings the targets up to date. The keys that they mention are what reports are compared with from now on.
+    async fn read_targets(&mut self, live: &[i64]) -> StoreResult<()> {
+        let is_live: HashSet<i64> = live.iter().copied().collect();
+        let before = self.targets.len();
+        self.targets.retain(|no, _| is_live.contains(no));
+        self.owed.retain(|no, _| is_live.contains(no));
+        self.backoffs.retain(|no| is_live.contains(&no));
+        let mut new = Vec::new();
         for no in live {
-            let Some(action) = self.node.actions.get(*no).await? else { continue };
-            let Ok(target) = Target::parse(&action.target) else { continue };
-            let mentioned = target.metadata_keys();
-            if !mentioned.is_empty() {
-                actions.push(*no);
+            if !self.targets.contains_key(no)
+                && let Some(target) = target_of(&self.node, *no).await?
+            {
+                new.push((*no, !target.metadata_keys().is_empty()));
+                self.targets.insert(*no, target);
             }
-            keys.extend(mentioned.into_iter().map(str::to_owned));
         }
-        self.node.signals.metadata_watch().set_live_keys(keys);
-        Ok(actions)
-    }
-
-    /// Lets agents join that have reported keys which targets mention.
-    async fn join_reported(&mut self, live: &[i64]) -> StoreResult<()> {
-        let actions = self.follow_keys(live).await?;
+        if !new.is_empty() || self.targets.len() != before {
+            let mut keys = LiveKeys::new();
+            for (no, target) in &self.targets {
+                for key in target.metadata_keys() {
+                    keys.entry(key.to_owned()).or_default().insert(*no);
+                }
+            }
+            self.node.signals.metadata_watch().set_live_keys(keys);
+        }
         // What was reported before the keys were followed is in the store.
-        let new: Vec<i64> = actions.iter().copied().filter(|no| !self.followed.contains(no)).collect();
-        self.join_all(&new, None).await?;
-        self.followed = actions.iter().copied().collect();
-        let reported = self.node.signals.reported_agents();
-        match reported.take() {
-            Dirty::Everything => self.join_all(&actions, None).await,
-            Dirty::Keys(agents) if agents.is_empty() => Ok(()),
-            Dirty::Keys(agents) => {
-                let agents: Vec<i64> = agents.into_iter().collect();
-                self.join_all(&actions, Some(&agents)).await.inspect_err(|_| reported.add(agents))
-            }
+        let followed: Vec<i64> = new.into_iter().filter_map(|(no, follows)| follows.then_some(no)).collect();
+        if !followed.is_empty() {
+            self.node.signals.sweep_live(followed);
         }
-    }
-
-    async fn join_all(&self, nos: &[i64], among: Option<&[i64]>) -> StoreResult<()> {
-        for_each_action(nos, |no| self.node.actions.shown(*no), async |no| self.join(*no, among).await).await
-    }
-
-    /// Lets changed agents join. On failure, they are put back for the next round.
-    async fn join_changed(&self, live: &[i64]) -> StoreResult<()> {
-        let changed = self.node.signals.changed_agents();
-        match changed.take() {
-            Dirty::Everything => self.join_all(live, None).await,
-            Dirty::Keys(agents) if agents.is_empty() => Ok(()),
-            Dirty::Keys(agents) => {
-                let agents: Vec<i64> = agents.into_iter().collect();
-                self.join_all(live, Some(&agents)).await.inspect_err(|_| changed.add(agents))
-            }
-        }
-    }
-
-    /// Now and then, lets all agents join the actions that this node owns.
-    async fn sweep(&mut self, live: Vec<i64>) -> StoreResult<()> {
-        if self.swept.is_some_and(|last| last.elapsed() < SWEEP_INTERVAL) {
-            return Ok(());
-        }
-        let open = self.node.signals.open_actions().last();
-        let others = open.actions.iter().filter(|action| !action.owned).map(|action| action.no);
-        let others: HashSet<i64> = others.collect();
-        let own: Vec<i64> = live.into_iter().filter(|no| !others.contains(no)).collect();
-        self.join_all(&own, None).await?;
-        self.swept = Some(Instant::now());
         Ok(())
     }
 
-    async fn join(&self, no: i64, among: Option<&[i64]>) -> StoreResult<()> {
-        let store = &self.node.store;
-        let Some(action) = self.node.actions.get(no).await? else { return Ok(()) };
-        // The target was parsed when the action was accepted.
-        let Ok(target) = Target::parse(&action.target) else { return Ok(()) };
-        let mut after = 0;
-        loop {
-            let agents = store.agent_match_joining(no, &target, among, after, PAGE).await?;
-            let Some((last, _)) = agents.last() else { return Ok(()) };
-            after = *last;
-            let is_full = agents.len() >= PAGE;
-            let agents: Vec<i64> = agents.into_iter().map(|(agent, _)| agent).collect();
-            let due = store.command_insert_joining(no, &agents).await?;
-            if !due.is_empty() {
-                log::info!(action:% = action.id, agents = due.len(); "agents join a live action");
-                self.node.metrics.commands_written(due.len() as u64);
-                self.node.signals.commands_joined(due);
-            }
-            if !is_full {
-                return Ok(());
-            }
+    fn owe(&mut self, no: i64, agents: Dirty) {
+        if self.targets.contains_key(&no) && agents != Dirty::Keys([].into()) {
+            let owed = self.owed.entry(no).or_insert_with(|| Dirty::Keys([].into()));
+            owed.add(agents, REMEMBERED);
         }
+    }
+
+    /// Takes the agents that have changed or reported.
+    fn take_changes(&mut self) {
+        let changed = self.node.signals.changed_agents().take();
+        let live: Vec<i64> = self.targets.keys().copied().collect();
+        live.into_iter().for_each(|no| self.owe(no, changed.clone()));
+        let reports = self.node.signals.reports().take();
+        reports.into_iter().for_each(|(no, agents)| self.owe(no, agents));
+    }
+
+    /// Lets the agents of one action join that may.
+    async fn join(&self, no: i64, agents: &Dirty) -> StoreResult<()> {
+        let Some(target) = self.targets.get(&no) else { return Ok(()) };
+        let Dirty::Keys(agents) = agents else {
+            self.node.signals.sweep_live([no]);
+            return Ok(());
+        };
+        let agents: Vec<i64> = agents.iter().copied().collect();
+        for agents in agents.chunks(PAGE) {
+            let part = Part { after: 0, limit: PAGE, searched: PAGE };
+            join(&self.node, no, target, Some(agents), part).await?;
+        }
+        Ok(())
     }
 }
 
@@ -135,15 +115,39 @@ impl Reconcile for LiveJoin {
     const DEBOUNCE: Duration = Duration::from_millis(20);
 
     fn period(&self) -> Duration {
-        POLL_INTERVAL
+        if self.owed.is_empty() { POLL_INTERVAL } else { Duration::from_secs(1) }
     }
 
     async fn run_once(&mut self) -> Result<Pace, RoundFailed> {
         let live = self.node.store.action_list_live().await?;
-        self.join_changed(&live).await?;
-        self.join_reported(&live).await?;
-        self.sweep(live).await?;
+        self.read_targets(&live).await?;
+        self.take_changes();
+        let due: Vec<i64> = self.owed.keys().copied().filter(|no| self.backoffs.is_due(*no, Instant::now())).collect();
+        let mut misses = 0;
+        for no in due {
+            let Some(agents) = self.owed.get(&no) else { continue };
+            match self.join(no, agents).await {
+                Ok(()) => {
+                    self.owed.remove(&no);
+                    self.backoffs.done(no);
+                    misses = 0;
+                }
+                Err(error) => {
+                    let (action, text) = (self.node.actions.shown(no), error.chain().to_string());
+                    let pause = self.backoffs.failed(no, &text, Instant::now());
+                    log::warn!(action, error = text, pause_ms = pause.as_millis(); "agents wait to join a live action");
+                    misses += usize::from(error.is_transient());
+                    if misses >= MISSES {
+                        return Err(error.into());
+                    }
+                }
+            }
+        }
         Ok(Pace::Wait)
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.backoffs.oldest().map(|(no, error)| format!("action {}: {error}", self.node.actions.shown(no)))
     }
 }
 
@@ -161,11 +165,6 @@ mod tests {
         node.resolved(document, &agents).await
     }
 
-    /// One that has just swept.
-    fn swept(node: &TestNode) -> LiveJoin {
-        LiveJoin { node: node.node.clone(), swept: Some(Instant::now()), followed: HashSet::new() }
-    }
-
     async fn joined(node: &TestNode, action: &Action) -> usize {
         node.states(action).await.len()
     }
@@ -175,13 +174,13 @@ mod tests {
         let node = TestNode::new().await;
         let action = live(&node).await;
         let agents = node.agents(2).await;
-        let mut join = swept(&node);
+        let mut join = LiveJoin::new(node.node.clone());
         agents.iter().for_each(|agent_no| node.node.signals.agent_changed(*agent_no));
         node.heard().await;
         join.run_once().await.unwrap();
         assert_eq!(joined(&node, &action).await, 2, "agent-00002 does not match");
         let due = format!("scheduler: rescheduled [({}, {}, 1)]", action.no, agents[0]);
-        assert_eq!(node.heard().await, [due, "peers: [Open]".to_owned()]);
+        assert_eq!(node.heard().await, [due, format!("peers: [Backlog({}), Open]", agents[0])]);
         assert_eq!(node.node.signals.changed_agents().take(), Dirty::Keys([].into()), "they are taken");
         node.node.signals.agent_changed(agents[0]);
         node.heard().await;
@@ -191,78 +190,13 @@ mod tests {
     }
 
     #[actix_rt::test]
-    async fn an_agent_that_nobody_told_of_joins_by_the_sweep_which_is_due_once_a_minute() {
-        let node = TestNode::new().await;
-        let action = live(&node).await;
-        let mut join = LiveJoin::new(node.node.clone());
-        node.agents(1).await;
-        join.run_once().await.unwrap();
-        assert_eq!(joined(&node, &action).await, 2);
-        // The third one does not match.
-        node.agents(2).await;
-        join.run_once().await.unwrap();
-        assert_eq!(joined(&node, &action).await, 2, "it has swept just now");
-        join.swept = Instant::now().checked_sub(SWEEP_INTERVAL);
-        join.run_once().await.unwrap();
-        assert_eq!(joined(&node, &action).await, 3);
-    }
-
-    #[actix_rt::test]
-    async fn a_sweep_goes_beyond_the_first_page() {
-        let node = TestNode::new().await;
-        let action = live(&node).await;
-        node.agents(PAGE + 2).await;
-        LiveJoin::new(node.node.clone()).run_once().await.unwrap();
-        assert_eq!(joined(&node, &action).await, PAGE + 2);
-    }
-
-    #[actix_rt::test]
-    async fn a_sweep_leaves_another_nodes_action_alone() {
-        let node = TestNode::new().await;
-        let action = live(&node).await;
-        let agents = node.agents(1).await;
-        node.read_open_actions().await;
-        node.pretend(action.no, |open| open.owned = false);
-        let mut join = LiveJoin::new(node.node.clone());
-        join.run_once().await.unwrap();
-        assert_eq!(joined(&node, &action).await, 1);
-        node.node.signals.agent_changed(agents[0]);
-        join.run_once().await.unwrap();
-        assert_eq!(joined(&node, &action).await, 2, "the node that heard of the change lets it join");
-    }
-
-    #[actix_rt::test]
-    async fn more_changes_than_are_remembered_cause_a_look_at_the_whole_fleet() {
-        let node = TestNode::new().await;
-        let action = live(&node).await;
-        node.agents(1).await;
-        node.node.signals.changed_agents().add_everything();
-        swept(&node).run_once().await.unwrap();
-        assert_eq!(joined(&node, &action).await, 2);
-    }
-
-    #[actix_rt::test]
-    async fn changed_agents_are_remembered_while_the_store_is_away() {
-        let node = TestNode::new().await;
-        let action = live(&node).await;
-        let agents = node.agents(1).await;
-        let mut join = swept(&node);
-        node.node.signals.agent_changed(agents[0]);
-        node.break_inserts("commands", "TRUE", AWAY);
-        assert!(join.run_once().await.is_err());
-        node.mend_inserts("commands");
-        join.run_once().await.unwrap();
-        assert_eq!(joined(&node, &action).await, 2);
-    }
-
-    #[actix_rt::test]
     async fn an_agent_joins_when_it_reports_what_a_target_mentions() {
         let node = TestNode::new().await;
         let document = json!({"membership": "live", "target": "metadata.battery < 20", "expires_after": "1h"});
         let action = node.resolved(document, &[]).await;
         let other = live(&node).await;
         let agents = node.agents(2).await;
-        let mut join = swept(&node);
+        let mut join = LiveJoin::new(node.node.clone());
         join.run_once().await.unwrap();
         let report = async |agent_no, key: &str, value: &str| {
             let value = crate::domain::metadata::Value {
@@ -289,25 +223,49 @@ mod tests {
     }
 
     #[actix_rt::test]
-    async fn a_sweep_that_failed_is_due_again() {
+    async fn more_changes_than_are_remembered_cause_a_sweep() {
         let node = TestNode::new().await;
         let action = live(&node).await;
-        node.agents(1).await;
-        let mut join = LiveJoin::new(node.node.clone());
-        node.break_inserts("commands", "TRUE", AWAY);
-        assert!(join.run_once().await.is_err());
-        node.mend_inserts("commands");
-        join.run_once().await.unwrap();
-        assert_eq!(joined(&node, &action).await, 2);
+        node.node.signals.changed_agents().add_everything();
+        LiveJoin::new(node.node.clone()).run_once().await.unwrap();
+        assert_eq!(node.node.signals.live_sweeps().take(), Dirty::Keys([action.no].into()));
+        assert!(node.has_heard("live_sweep: wake").await);
     }
 
     #[actix_rt::test]
-    async fn nobody_joins_an_action_that_has_expired() {
+    async fn an_action_that_fails_keeps_its_agents_and_is_in_no_others_way() {
         let node = TestNode::new().await;
-        let action = live(&node).await;
-        node.agents(1).await;
-        node.pass(Duration::from_secs(3_601));
-        LiveJoin::new(node.node.clone()).run_once().await.unwrap();
-        assert_eq!(joined(&node, &action).await, 1);
+        let (bad, good) = (live(&node).await, live(&node).await);
+        let agents = node.agents(2).await;
+        let mut join = LiveJoin::new(node.node.clone());
+        node.node.signals.agent_changed(agents[1]);
+        node.break_inserts("commands", &format!("NEW.action_no = {}", bad.no), AWAY);
+        join.run_once().await.unwrap();
+        assert_eq!((joined(&node, &bad).await, joined(&node, &good).await), (1, 2));
+        assert!(join.trouble().is_some_and(|text| text.starts_with(&format!("action {}: ", bad.id))));
+        node.mend_inserts("commands");
+        join.run_once().await.unwrap();
+        assert_eq!(joined(&node, &bad).await, 1, "it pauses");
+        join.backoffs = Backoffs::default();
+        join.run_once().await.unwrap();
+        assert_eq!(joined(&node, &bad).await, 2);
+        assert!(join.owed.is_empty() && join.trouble().is_none());
+    }
+
+    #[actix_rt::test]
+    async fn changed_agents_are_remembered_while_the_store_is_away() {
+        let node = TestNode::new().await;
+        let actions = [live(&node).await, live(&node).await, live(&node).await];
+        let agents = node.agents(1).await;
+        let mut join = LiveJoin::new(node.node.clone());
+        node.node.signals.agent_changed(agents[0]);
+        node.break_inserts("commands", "TRUE", AWAY);
+        assert!(join.run_once().await.is_err());
+        node.mend_inserts("commands");
+        join.backoffs = Backoffs::default();
+        join.run_once().await.unwrap();
+        for action in &actions {
+            assert_eq!(joined(&node, action).await, 2);
+        }
     }
 }

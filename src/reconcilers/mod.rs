@@ -11,7 +11,9 @@
 //! | [`expire`] | closes the commands of cancelled and of expired actions |
 //! | [`overdue`] | gives up overdue results |
 //! | [`leaving_agents`] | closes the commands of removed agents |
-//! | [`live_join`] | lets agents join live actions |
+//! | [`live_join`] | lets agents that have changed join live actions |
+//! | [`live_sweep`] | looks through the fleet for others that may join |
+//! | [`fleet_counts`] | counts the agents, for the metrics |
 //! | [`recur`] | makes the occurrences of schedules, of all nodes' together |
 //! | [`hooks`] | sends events to hooks |
 //! | [`watching`] | tells other nodes whether somebody watches metadata at this one |
@@ -21,9 +23,11 @@ pub mod advance;
 pub mod backlogs;
 pub mod complete;
 pub mod expire;
+pub mod fleet_counts;
 pub mod hooks;
 pub mod leaving_agents;
 pub mod live_join;
+pub mod live_sweep;
 pub mod open_actions;
 pub mod overdue;
 pub mod recur;

@@ -5,53 +5,25 @@
 
 use super::support::PAGE;
 use crate::context::Node;
-use crate::domain::target::{Column, CompareOp, Target, Value as TargetValue};
 use crate::runtime::isolation::for_each_action;
 use crate::runtime::{Pace, Reconcile, RoundFailed};
 use crate::signals::Snapshot;
-use crate::store::{Among, OpenAction, StoreResult};
+use crate::store::{OpenAction, StoreResult};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How often it polls.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// How often agents are counted, for the metrics. That reads them all.
-const COUNT_INTERVAL: Duration = Duration::from_secs(60);
 
 /// See the module.
 pub struct ReadOpenActions {
     node: Arc<Node>,
-    counted: Option<Instant>,
 }
 
 impl ReadOpenActions {
     /// A reconciler for this node.
     pub fn new(node: Arc<Node>) -> Self {
-        Self { node, counted: None }
-    }
-
-    /// Counts the agents for the metrics, now and then.
-    async fn count_agents(&mut self) -> StoreResult<()> {
-        if self.counted.is_some_and(|counted| counted.elapsed() < COUNT_INTERVAL) {
-            return Ok(());
-        }
-        let store = &self.node.store;
-        let status = Target::Compare {
-            column: Column::Status,
-            op: CompareOp::Equal,
-            value: TargetValue::Text("online".to_owned()),
-        };
-        let online = Among { target: Some(status), disabled: None };
-        let [enabled, disabled] = [false, true].map(|disabled| Among { target: None, disabled: Some(disabled) });
-        let (online, enabled) = (store.agent_count(&online).await?, store.agent_count(&enabled).await?);
-        let disabled = store.agent_count(&disabled).await?;
-        self.node.metrics.agents_known([
-            ("online", online),
-            ("offline", (enabled - online).max(0)),
-            ("disabled", disabled),
-        ]);
-        self.counted = Some(Instant::now());
-        Ok(())
+        Self { node }
     }
 
     /// Marks the action in memory as cancelled, paused or resumed, as the store says.
@@ -107,7 +79,6 @@ impl Reconcile for ReadOpenActions {
         .await;
         self.node.signals.open_actions_read(Snapshot { reading, actions });
         marked?;
-        self.count_agents().await?;
         Ok(Pace::Wait)
     }
 }

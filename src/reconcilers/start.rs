@@ -4,9 +4,11 @@ use super::advance::Advance;
 use super::backlogs::Backlogs;
 use super::complete::Complete;
 use super::expire::Expire;
+use super::fleet_counts::FleetCounts;
 use super::hooks::Hooks;
 use super::leaving_agents::LeavingAgents;
 use super::live_join::LiveJoin;
+use super::live_sweep::LiveSweep;
 use super::open_actions::ReadOpenActions;
 use super::overdue::Overdue;
 use super::recur::Recur;
@@ -37,6 +39,10 @@ pub struct Reconcilers {
     pub leaving_agents: Unstarted<Reconciler<LeavingAgents>>,
     /// See [`super::live_join`].
     pub live_join: Unstarted<Reconciler<LiveJoin>>,
+    /// See [`super::live_sweep`].
+    pub live_sweep: Unstarted<Reconciler<LiveSweep>>,
+    /// See [`super::fleet_counts`].
+    pub fleet_counts: Unstarted<Reconciler<FleetCounts>>,
     /// See [`super::recur`].
     pub recur: Unstarted<Reconciler<Recur>>,
     /// See [`super::hooks`].
@@ -66,6 +72,8 @@ impl Reconcilers {
             overdue,
             leaving_agents,
             live_join,
+            live_sweep,
+            fleet_counts,
             recur,
             hooks,
             watching,
@@ -81,6 +89,8 @@ impl Reconcilers {
             start(overdue, n, s, with(r, Overdue::new)),
             start(leaving_agents, n, s, with(r, LeavingAgents::new)),
             start(live_join, n, s, LiveJoin::new),
+            start(live_sweep, n, s, LiveSweep::new),
+            start(fleet_counts, n, s, FleetCounts::new),
             start(recur, n, s, Recur::new),
             start(hooks, n, s, move |node| Hooks::new(node, hook_set.clone())),
             start(watching, n, s, Watching::new),
@@ -128,6 +138,8 @@ mod tests {
             "overdue",
             "leaving_agents",
             "live_join",
+            "live_sweep",
+            "fleet_counts",
             "recur",
             "hooks",
             "watching",

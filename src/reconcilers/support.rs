@@ -2,9 +2,10 @@
 
 use crate::context::Node;
 use crate::domain::action::Action;
+use crate::domain::target::Target;
 use crate::error_chain::ErrorChain;
 use crate::senders::Recorder;
-use crate::store::{Report, StoreError, StoreResult};
+use crate::store::{Part, Report, StoreError, StoreResult};
 use std::sync::Arc;
 
 /// Maximum number of rows per read.
@@ -19,6 +20,35 @@ pub(super) async fn readable(node: &Node, no: i64) -> StoreResult<Option<Arc<Act
         }
         action => action,
     }
+}
+
+/// Lets agents of a part of the fleet join a live action, or those among some. Returns the key up to which was searched;
+/// `None` at the end.
+pub(super) async fn join(
+    node: &Node,
+    no: i64,
+    target: &Target,
+    among: Option<&[i64]>,
+    part: Part,
+) -> StoreResult<Option<i64>> {
+    let found = node.store.agent_match_joining(no, target, among, part).await?;
+    if !found.agents.is_empty() {
+        let agents: Vec<i64> = found.agents.into_iter().map(|(agent, _)| agent).collect();
+        let due = node.store.command_insert_joining(no, &agents).await?;
+        if !due.is_empty() {
+            log::info!(action = node.actions.shown(no), agents = due.len(); "agents join a live action");
+            node.metrics.commands_written(due.len() as u64);
+            node.signals.commands_joined(due);
+        }
+    }
+    Ok(found.through)
+}
+
+/// The target of an action. `None` if the action is gone or can't be read.
+pub(super) async fn target_of(node: &Node, no: i64) -> StoreResult<Option<Arc<Target>>> {
+    let Some(action) = readable(node, no).await? else { return Ok(None) };
+    // The target was parsed when the action was accepted.
+    Ok(Target::parse(&action.target).ok().map(Arc::new))
 }
 
 /// Records reports and returns how many of them the store has accepted.

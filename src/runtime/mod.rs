@@ -5,6 +5,7 @@
 //! - [`Reconciler`] reads what is missing from the store and does it, over a [`Reconcile`];
 //! - [`Pool`] runs jobs through chained stages of bounded workers; it needs tokio and no actor.
 
+mod backoffs;
 pub mod batcher;
 mod health;
 pub mod isolation;
@@ -14,6 +15,7 @@ pub mod pool;
 pub mod reconciler;
 pub mod supervise;
 
+pub use backoffs::Backoffs;
 pub use batcher::{Answers, Batcher, Interrupted, ItemRejected, Put, Sink, Writer};
 pub use health::{ActorHealth, ActorReport, Supervision};
 pub use lifecycle::{Drain, Wake, Waker};

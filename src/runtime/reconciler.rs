@@ -30,6 +30,8 @@ pub enum Pace {
     Again,
     /// After this time at the earliest, woken or not.
     Rest(Duration),
+    /// After this time, and not sooner, though nothing wakes it.
+    After(Duration),
 }
 
 /// What happens to a round in progress when the process stops.
@@ -70,6 +72,12 @@ pub trait Reconcile: 'static {
     /// The reason why the round could not do all of its work. It is logged and shown in `/readyz`.
     /// The next round begins after half a period at the earliest, woken or not.
     fn run_once(&mut self) -> impl Future<Output = Result<Pace, RoundFailed>>;
+
+    /// What keeps failing and is tried again, each piece of work after its own pause, although the round could do the
+    /// rest. It is shown in `/readyz`.
+    fn trouble(&self) -> Option<String> {
+        None
+    }
 
     /// Resolves when some of the work that rounds left in flight is done, and another round may
     /// find more. Dropping the future loses nothing.
@@ -125,7 +133,10 @@ async fn run<R: Reconcile>(mut reconcile: R, progress: Progress, shared: Shared)
         crate::fault_point!(R::NAME);
         let pace = match reconcile.run_once().await {
             Ok(pace) => {
-                progress.works(R::NAME);
+                match reconcile.trouble() {
+                    Some(text) => progress.fails(R::NAME, &text),
+                    None => progress.works(R::NAME),
+                }
                 warned = None;
                 pace
             }
@@ -150,10 +161,11 @@ async fn run<R: Reconcile>(mut reconcile: R, progress: Progress, shared: Shared)
 /// Waits until the next round is due, or the process stops.
 async fn wait<R: Reconcile>(reconcile: &mut R, pace: Pace, shared: &Shared) {
     let (now, period) = (Instant::now(), reconcile.period());
-    let not_before = match pace {
+    let (not_before, period) = match pace {
         Pace::Again => return,
-        Pace::Wait => now,
-        Pace::Rest(rest) => now + rest,
+        Pace::Wait => (now, period),
+        Pace::Rest(rest) => (now + rest, period),
+        Pace::After(rest) => (now + rest, rest),
     };
     tokio::select! {
         () = shared.stop.notified() => return,

@@ -7,6 +7,7 @@ pub mod actions;
 pub mod agents;
 pub mod check_in;
 mod error;
+pub mod fleet;
 pub mod metadata;
 pub mod schedules;
 pub mod targets;

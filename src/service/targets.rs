@@ -1,6 +1,7 @@
 //! Previews of targets.
 
 use super::error::{ServiceError, ServiceResult};
+use super::fleet;
 use crate::context::Node;
 use crate::domain::target::Target;
 use crate::store::Among;
@@ -28,11 +29,20 @@ pub fn parse(target: &str) -> ServiceResult<Target> {
 /// The number of agents that a target matches now, and the first of their names.
 ///
 /// # Errors
-/// If the expression can't be parsed.
+/// If the expression can't be parsed, or looking through the fleet takes too long.
 pub async fn preview(node: &Node, target: &str) -> ServiceResult<Preview> {
     let target = parse(target)?;
     let among = Among { target: Some(target), disabled: None };
-    let count = node.store.agent_count(&among).await?;
-    let sample = node.store.agent_list(&among, None, SAMPLE).await?;
-    Ok(Preview { count, sample: sample.into_iter().map(|agent| agent.name).collect() })
+    let count = fleet::count(node, &among).await?;
+    let mut sample = Vec::new();
+    let (expected, mut after) = (SAMPLE.min(usize::try_from(count).unwrap_or(0)), None);
+    while sample.len() < expected {
+        let found = fleet::list(node, &among, after.as_deref(), expected - sample.len()).await?;
+        sample.extend(found.agents.into_iter().map(|agent| agent.name));
+        after = found.through;
+        if after.is_none() {
+            break;
+        }
+    }
+    Ok(Preview { count, sample })
 }

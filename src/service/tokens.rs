@@ -1,8 +1,8 @@
-//! Create, find and revoke tokens.
+//! Create and revoke tokens.
 
 use super::error::{ServiceError, ServiceResult};
 use crate::context::Node;
-use crate::domain::agent::{Role, Secret, Token, hash_of};
+use crate::domain::agent::{Role, Secret, Token};
 use crate::domain::audit::Author;
 use crate::domain::text::has_nul;
 use crate::domain::time::Span;
@@ -54,14 +54,6 @@ pub async fn make(
     node.store.token_insert(&token, secret.hash(), by).await?;
     log::info!(id:% = token.id, role = token.role.as_str(); "a token was made");
     Ok(MadeToken { token, secret })
-}
-
-/// The token with this secret, if it is valid now.
-///
-/// # Errors
-/// If the store is away.
-pub async fn find(node: &Node, text: &str) -> ServiceResult<Option<Token>> {
-    Ok(node.store.token_find(&hash_of(text)).await?)
 }
 
 /// Records the first use of a token, after which its enrolling can't be repeated. False if it was

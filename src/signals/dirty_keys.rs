@@ -1,6 +1,6 @@
 //! Keys of changed rows until a reconciler takes them: bounded and without duplicates.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// See the module. Clones share the keys.
@@ -52,9 +52,62 @@ impl DirtyKeys {
     }
 }
 
+impl Dirty {
+    /// Adds what else has changed. More than `limit` keys become everything.
+    pub fn add(&mut self, more: Self, limit: usize) {
+        match (&mut *self, more) {
+            (Self::Keys(keys), Self::Keys(more)) => {
+                keys.extend(more);
+                if keys.len() > limit {
+                    *self = Self::Everything;
+                }
+            }
+            _ => *self = Self::Everything,
+        }
+    }
+}
+
+/// Changed agents for each action that they concern. Clones share them.
+#[derive(Clone, Debug)]
+pub struct DirtyByAction {
+    limit: usize,
+    actions: Arc<Mutex<BTreeMap<i64, Dirty>>>,
+}
+
+impl DirtyByAction {
+    /// Up to `limit` agents for each action. How many actions there are is up to those who add them.
+    pub fn new(limit: usize) -> Self {
+        Self { limit, actions: Arc::default() }
+    }
+
+    /// Adds (action, agent).
+    pub fn add(&self, changed: impl IntoIterator<Item = (i64, i64)>) {
+        // The map is consistent after every step.
+        let mut actions = self.actions.lock().unwrap_or_else(PoisonError::into_inner);
+        for (action_no, agent_no) in changed {
+            let dirty = actions.entry(action_no).or_insert_with(|| Dirty::Keys(BTreeSet::new()));
+            dirty.add(Dirty::Keys([agent_no].into()), self.limit);
+        }
+    }
+
+    /// Takes the changes since the last call.
+    pub fn take(&self) -> BTreeMap<i64, Dirty> {
+        std::mem::take(&mut *self.actions.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_agents_of_each_action_are_taken_once_and_too_many_become_everything() {
+        let dirty = DirtyByAction::new(2);
+        dirty.add([(1, 10), (2, 10), (1, 11), (1, 10), (3, 10), (3, 11), (3, 12), (3, 13)]);
+        let expected = [(1, Dirty::Keys([10, 11].into())), (2, Dirty::Keys([10].into())), (3, Dirty::Everything)];
+        assert_eq!(dirty.take(), BTreeMap::from(expected));
+        assert!(dirty.take().is_empty());
+    }
 
     #[test]
     fn keys_are_taken_once_and_too_many_become_everything() {

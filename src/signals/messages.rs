@@ -82,8 +82,8 @@ pub struct RecordedOutcome {
 pub struct MetadataWritten {
     /// The agents with new values.
     pub agents: Vec<i64>,
-    /// Those of them with a key that a live action's target mentions.
-    pub live: Vec<i64>,
+    /// (action, agent): those of them with a key that the target of a live action mentions.
+    pub live: Vec<(i64, i64)>,
     /// Somebody watches at another node.
     pub is_watched_elsewhere: bool,
 }

@@ -5,7 +5,7 @@
 //! Nothing is kept while nobody watches.
 
 use super::messages::MetadataWritten;
-use std::collections::{BTreeSet, HashSet, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use tokio::sync::watch;
@@ -14,6 +14,9 @@ use tokio::sync::watch;
 const LISTS: usize = 64;
 /// Agents that a watcher is told of individually.
 pub const MANY: usize = 20_000;
+
+/// For each key, the live actions whose targets mention it.
+pub type LiveKeys = HashMap<String, BTreeSet<i64>>;
 
 /// Agents whose values were written.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -67,7 +70,7 @@ struct Shared {
     watchers: AtomicUsize,
     /// Whether the other nodes know that somebody watches here.
     told: watch::Sender<bool>,
-    live_keys: RwLock<Arc<HashSet<String>>>,
+    live_keys: RwLock<Arc<LiveKeys>>,
 }
 
 impl Default for MetadataWatch {
@@ -112,12 +115,12 @@ impl MetadataWatch {
     }
 
     /// The keys that targets of live actions mention.
-    pub fn live_keys(&self) -> Arc<HashSet<String>> {
+    pub fn live_keys(&self) -> Arc<LiveKeys> {
         self.0.live_keys.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Sets [`live_keys`](Self::live_keys).
-    pub fn set_live_keys(&self, keys: HashSet<String>) {
+    pub fn set_live_keys(&self, keys: LiveKeys) {
         *self.0.live_keys.write().unwrap_or_else(PoisonError::into_inner) = Arc::new(keys);
     }
 

@@ -23,13 +23,13 @@ mod report_pace;
 
 pub use action_cache::ActionCache;
 pub use board::{Board, SchedulerInbox, Signals, StreamInbox};
-pub use dirty_keys::{Dirty, DirtyKeys};
+pub use dirty_keys::{Dirty, DirtyByAction, DirtyKeys};
 pub use long_polls::{LongPoll, LongPollers};
 pub use messages::{
     AgentDisabled, BacklogChanged, Cancelled, MetadataWritten, OpenActionsRead, OutcomesRecorded, PeerNews, Publish,
     RecordedOutcome, Rescheduled, Resumed, SessionSuperseded,
 };
-pub use metadata_watch::{MANY, MetadataNews, MetadataWatch, Reported};
+pub use metadata_watch::{LiveKeys, MANY, MetadataNews, MetadataWatch, Reported};
 pub use open_actions::{OpenActions, Snapshot};
 pub use peers::PeerNotifier;
 pub use presence::Presence;

@@ -133,12 +133,12 @@ impl PeerNotifier {
 /// Passes on received hints. If a look-up fails, polling finds the change.
 async fn pass_on(store: &dyn Store, signals: &Signals, hints: Vec<Hint>) {
     let mut news = PeerNews::default();
-    let mut moved = Vec::new();
+    let (mut moved, mut backlogs) = (Vec::new(), Vec::new());
     let mut waiting = false;
     for hint in hints {
         match hint {
             Hint::Moved { agent_no, epoch } => moved.push((agent_no, epoch)),
-            Hint::Backlog(agent_no) => signals.backlogs_found(vec![agent_no]),
+            Hint::Backlog(agent_no) => backlogs.push(agent_no),
             Hint::Waiting => waiting = true,
             Hint::Commands { action_no, after } => news.commands.push((action_no, after)),
             Hint::Open => (news.open, waiting) = (true, true),
@@ -159,6 +159,7 @@ async fn pass_on(store: &dyn Store, signals: &Signals, hints: Vec<Hint>) {
         }
     }
     signals.heard_moved(moved);
+    signals.heard_backlogs(backlogs);
     signals.heard_news(news);
     let waiting = if waiting { signals.long_pollers().agents() } else { Vec::new() };
     if !waiting.is_empty() {
@@ -297,9 +298,8 @@ mod tests {
             [commands(1, 5), Hint::Open, commands(2, 0), Hint::Backlog(3), Hint::Moved { agent_no: 4, epoch: 6 }];
         let expected = [
             "scheduler: PeerNews { commands: [(1, 5), (2, 0)], open: true, everything: false }",
-            "stream: backlog [3]",
             "stream: superseded [(4, 6)]",
-            "backlogs: wake",
+            "stream: backlog [3]",
         ];
         assert_eq!(heard(&node, &hints).await, expected);
         let expected = [

@@ -4,7 +4,6 @@ use super::error::StoreResult;
 use crate::domain::action::{Action, ActionState, NewAction};
 use crate::domain::audit::Author;
 use crate::domain::counts::Counts;
-use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use async_trait::async_trait;
 use serde_json::value::RawValue;
@@ -67,8 +66,8 @@ pub struct Resolution {
     pub through: i64,
     /// Number of commands written so far.
     pub written: i64,
-    /// Number of agents that matched when resolving began. A spread is laid out over these.
-    pub expected: i64,
+    /// Number of agents that matched when they were counted. A spread is laid out over these.
+    pub expected: Option<i64>,
     /// Whether all commands are written.
     pub done: bool,
 }
@@ -139,15 +138,20 @@ pub trait Actions: Sync {
     /// Lists actions that have not ended, in key order after the key `after`.
     async fn action_list_open(&self, after: i64, limit: usize) -> StoreResult<Vec<OpenAction>>;
 
-    /// Lists the keys of unresolved actions that this node owns and that are valid at `horizon`,
-    /// oldest first.
-    async fn action_list_unresolved(&self, horizon: Timestamp, limit: usize) -> StoreResult<Vec<i64>>;
+    /// Lists unresolved actions that this node owns and that are valid at `horizon`, as (valid from, key) in this order,
+    /// after the last one of the page before.
+    async fn action_list_unresolved(
+        &self,
+        horizon: Timestamp,
+        after: (Timestamp, i64),
+        limit: usize,
+    ) -> StoreResult<Vec<(Timestamp, i64)>>;
 
-    /// How far each of these actions is resolved, in the given order.
-    ///
-    /// The first call for an action counts the agents that match its target and stores the number
-    /// as `expected`. Later calls return the stored number.
-    async fn action_resolution(&self, actions: Vec<(i64, Target)>) -> StoreResult<Vec<Resolution>>;
+    /// How far an action is resolved.
+    async fn action_resolution(&self, no: i64) -> StoreResult<Resolution>;
+
+    /// Stores the number of agents that match an action's target, unless one is stored. Returns the stored one.
+    async fn action_expect(&self, no: i64, agents: i64) -> StoreResult<i64>;
 
     /// Cancels an action unless it has ended, and returns it. `None` if there is no action with
     /// this id.

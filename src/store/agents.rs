@@ -5,7 +5,7 @@ use super::error::StoreResult;
 use crate::domain::agent::{AgentContact, AgentRef, Enrollment, STREAM};
 use crate::domain::audit::Author;
 use crate::domain::json::JsonObject;
-use crate::domain::target::Target;
+use crate::domain::target::{Target, Within};
 use crate::domain::time::Timestamp;
 use async_trait::async_trait;
 use serde::Serialize;
@@ -14,6 +14,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 use utoipa::ToSchema;
+
+/// Agents that one statement looks at, where nobody waits.
+const SEARCHED: usize = 20_000;
 
 /// How long after a check-in over HTTP an agent counts as online.
 pub(super) const CHECK_IN_COUNTS: Duration = Duration::from_secs(120);
@@ -64,6 +67,37 @@ pub struct Among {
     /// Those that are disabled, or those that are not. By default all, but with a target those that are not.
     pub disabled: Option<bool>,
 }
+
+impl Among {
+    /// Where in the fleet they can be.
+    pub(super) fn within(&self) -> Within {
+        self.target.as_ref().map_or(Within::Fleet, Target::within)
+    }
+}
+
+/// A part of the fleet to search, in the order of keys. How long that takes depends on how many agents are looked at,
+/// and not on how many match.
+#[derive(Clone, Copy, Debug)]
+pub struct Part {
+    /// The key after which it begins.
+    pub after: i64,
+    /// Maximum number of agents to find.
+    pub limit: usize,
+    /// Maximum number of agents to look at.
+    pub searched: usize,
+}
+
+/// What was found in a part of the fleet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Found<T, K = i64> {
+    /// The agents, or how many there are.
+    pub agents: T,
+    /// The key up to which the fleet is searched; `None` at its end.
+    pub through: Option<K>,
+}
+
+/// Keys of agents, in order, with their transports.
+pub type Matching = Vec<(i64, Arc<str>)>;
 
 /// Changes to an agent. `None` leaves a field as it is.
 #[derive(Clone, Debug, Default)]
@@ -252,15 +286,35 @@ pub trait Agents: Send + Sync {
     /// How to reach these agents, in key order. Leaves out those that are disabled or removed.
     async fn agent_contacts(&self, agent_nos: &[i64]) -> StoreResult<Vec<AgentContact>>;
 
-    /// Agents that match a target, with their transports, in key order after the key `after`.
-    /// Agents that are disabled or removed never match.
-    async fn agent_match(&self, target: &Target, after: i64, limit: usize) -> StoreResult<Vec<(i64, Arc<str>)>>;
+    /// Searches a part of the fleet for agents that match a target. Agents that are disabled or removed never match.
+    async fn agent_search(&self, target: &Target, part: Part) -> StoreResult<Found<Matching>>;
 
-    /// The number of these agents.
-    async fn agent_count(&self, among: &Among) -> StoreResult<i64>;
+    /// Agents that match a target, in key order after the key `after`, by as many searches as it takes.
+    async fn agent_match(&self, target: &Target, after: i64, limit: usize) -> StoreResult<Matching> {
+        let (mut agents, mut after) = (Vec::new(), after);
+        loop {
+            let part = Part { after, limit: limit - agents.len(), searched: SEARCHED };
+            let found = self.agent_search(target, part).await?;
+            agents.extend(found.agents);
+            match found.through {
+                Some(through) if agents.len() < limit => after = through,
+                _ => return Ok(agents),
+            }
+        }
+    }
 
-    /// Lists agents as users see them, in the order of their names after `after`.
-    async fn agent_list(&self, among: &Among, after: Option<&str>, limit: usize) -> StoreResult<Vec<AgentView>>;
+    /// Counts these agents in a part of the fleet: the `searched` ones after the key `after`.
+    async fn agent_count(&self, among: &Among, after: i64, searched: usize) -> StoreResult<Found<i64>>;
+
+    /// Lists up to `limit` of these agents as users see them, in the order of their names after `after`, among the
+    /// `searched` next ones.
+    async fn agent_list(
+        &self,
+        among: &Among,
+        after: Option<&str>,
+        limit: usize,
+        searched: usize,
+    ) -> StoreResult<Found<Vec<AgentView>, String>>;
 
     /// The agent with this name, as users see it, unless it is removed.
     async fn agent_view(&self, name: &str) -> StoreResult<Option<AgentView>>;
@@ -275,10 +329,10 @@ pub trait Agents: Send + Sync {
     /// Its commands are closed later, see [`Agents::agent_list_leaving`].
     async fn agent_remove(&self, name: &str, by: &Author) -> StoreResult<Option<i64>>;
 
-    /// Lists the keys of removed agents whose commands are not closed yet.
+    /// Lists the keys of removed agents whose commands are not closed yet, in key order after the key `after`.
     ///
     /// Nobody owns an agent, so the oldest node alone gets them.
-    async fn agent_list_leaving(&self, limit: usize) -> StoreResult<Vec<i64>>;
+    async fn agent_list_leaving(&self, after: i64, limit: usize) -> StoreResult<Vec<i64>>;
 
     /// Records that the commands of a removed agent are closed: it is no longer listed as leaving.
     ///

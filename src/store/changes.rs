@@ -7,7 +7,7 @@ use crate::domain::counts::Counts;
 use crate::domain::text::replace_nul;
 use crate::domain::time::Timestamp;
 use rand::RngExt;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
 
 /// (action, agent)
@@ -32,17 +32,6 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    /// Of reports about commands that exist and have neither outcome nor open row.
-    pub(super) fn of_undispatched(reports: &[Report], now: Timestamp) -> Self {
-        let mut changes = Self::default();
-        for report in reports {
-            let known = Known { exists: true, ..Known::default() };
-            let change = decide(&known, report.event.clone(), &report.policy, now, 0.0);
-            changes.apply((report.action_no, report.agent_no), known, change);
-        }
-        changes
-    }
-
     /// Of reports about commands of which this is stored.
     pub(super) fn of(reports: &[Report], mut known: HashMap<Key, Known>, now: Timestamp) -> Self {
         let mut changes = Self::default();
@@ -96,13 +85,53 @@ fn without_nul(error: &str) -> Arc<str> {
     text.into()
 }
 
-/// The keys of the commands that the reports are about, in the reports' order.
-pub(super) fn keys(reports: &[Report]) -> Vec<Key> {
-    reports.iter().map(|report| (report.action_no, report.agent_no)).collect()
+/// Which commands of a batch are read before their reports are recorded. Of the others, reporters hold the first run, and
+/// nothing is stored but the command itself: the outcome's key guards them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Reading {
+    /// Commands to read.
+    pub(super) read: BTreeSet<Key>,
+    /// The others.
+    pub(super) skipped: BTreeSet<Key>,
+}
+
+impl Reading {
+    /// As the reporters say.
+    pub(super) fn of(reports: &[Report]) -> Self {
+        let (mut read, mut skipped) = (BTreeSet::new(), BTreeSet::new());
+        for report in reports {
+            let key = (report.action_no, report.agent_no);
+            // After the first one, something is stored.
+            if !ends_first_run(report) || !skipped.insert(key) {
+                read.insert(key);
+            }
+        }
+        skipped.retain(|key| !read.contains(key));
+        Self { read, skipped }
+    }
+
+    /// The reporters were wrong about these.
+    pub(super) fn read_too(&mut self, keys: impl IntoIterator<Item = Key>) {
+        for key in keys {
+            self.skipped.remove(&key);
+            self.read.insert(key);
+        }
+    }
+
+    /// The reporters may be wrong about any of them.
+    pub(super) fn read_all(&mut self) {
+        self.read.append(&mut self.skipped);
+    }
+
+    /// What is known of all commands, with what was read.
+    pub(super) fn known(&self, mut read: HashMap<Key, Known>) -> HashMap<Key, Known> {
+        read.extend(self.skipped.iter().map(|key| (*key, Known { exists: true, ..Known::default() })));
+        read
+    }
 }
 
 /// Whether the report is fresh and ends the command with its first run.
-pub(super) fn ends_first_run(report: &Report) -> bool {
+fn ends_first_run(report: &Report) -> bool {
     // What a `cancelled` one counts as depends on the action.
     let last_run = |end: &RunEnd| match end.status {
         CommandState::Succeeded => true,
@@ -110,4 +139,41 @@ pub(super) fn ends_first_run(report: &Report) -> bool {
         _ => report.policy.max_runs == 1,
     };
     report.skip_lookup && matches!(&report.event, Event::Result(end) if end.run == 1 && last_run(end))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::domain::action::Policy;
+    use crate::testing::end;
+    use std::time::Duration;
+
+    fn report(agent_no: i64, status: CommandState, skip_lookup: bool) -> Report {
+        let policy = Policy { max_runs: 2, max_deliveries: None, timeout: Duration::from_secs(1) };
+        let event = Event::Result(Box::new(end(1, status, Timestamp(1))));
+        Report { action_no: 1, agent_no, policy, event, skip_lookup }
+    }
+
+    #[test]
+    fn only_commands_are_read_of_which_something_may_be_stored() {
+        use CommandState::{Cancelled, Failed, Succeeded};
+        let reports = [
+            report(1, Succeeded, true),
+            report(2, Failed, true),
+            report(3, Cancelled, true),
+            report(4, Succeeded, false),
+            report(5, Succeeded, true),
+            report(5, Succeeded, true),
+            report(6, Succeeded, true),
+        ];
+        let mut reading = Reading::of(&reports);
+        let keys = |agents: &[i64]| agents.iter().map(|agent| (1, *agent)).collect::<BTreeSet<Key>>();
+        assert_eq!(reading, Reading { read: keys(&[2, 3, 4, 5]), skipped: keys(&[1, 6]) });
+        reading.read_too([(1, 6)]);
+        assert_eq!(reading, Reading { read: keys(&[2, 3, 4, 5, 6]), skipped: keys(&[1]) });
+        let known = reading.known(HashMap::new());
+        assert!(known.len() == 1 && known[&(1, 1)].exists);
+        reading.read_all();
+        assert_eq!(reading, Reading { read: keys(&[1, 2, 3, 4, 5, 6]), skipped: keys(&[]) });
+    }
 }

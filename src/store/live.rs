@@ -1,10 +1,10 @@
 //! Live membership: agents that join an action after it was resolved.
 
+use super::agents::{Found, Matching, Part};
 use super::dispatch::Due;
 use super::error::StoreResult;
 use crate::domain::target::Target;
 use async_trait::async_trait;
-use std::sync::Arc;
 
 /// Joining live actions. The same on both databases.
 #[async_trait]
@@ -13,17 +13,15 @@ pub trait Live {
     /// cancelled, expired nor ended.
     async fn action_list_live(&self) -> StoreResult<Vec<i64>>;
 
-    /// Agents that match a live action's target and have no command of it yet, with their
-    /// transports, in key order after the key `after`. Considers only the agents in `among`, if
-    /// given.
+    /// Searches a part of the fleet for agents that match a live action's target and have no command of it yet.
+    /// Considers only the agents in `among`, if given; then their number is what bounds the search.
     async fn agent_match_joining(
         &self,
         action_no: i64,
         target: &Target,
         among: Option<&[i64]>,
-        after: i64,
-        limit: usize,
-    ) -> StoreResult<Vec<(i64, Arc<str>)>>;
+        part: Part,
+    ) -> StoreResult<Found<Matching>>;
 
     /// Inserts a command of a live action, with an open row, for each of these agents that has
     /// none. Returns the new commands; none if the action can no longer be joined.

@@ -40,7 +40,7 @@ pub mod sqlite;
 mod tokens;
 
 pub use actions::{Accepted, ActionView, Actions, OpenAction, Resolution};
-pub use agents::{AgentPatch, AgentView, Agents, Among, Enrolled, NewAgent, Said};
+pub use agents::{AgentPatch, AgentView, Agents, Among, Enrolled, Found, Matching, NewAgent, Part, Said};
 pub use audit::Audit;
 pub use commands::{AgentNames, CommandPage, CommandView, Commands, Inserted, Unfinished};
 pub use contract::Store;

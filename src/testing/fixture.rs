@@ -166,6 +166,7 @@ impl Listeners {
             complete: self.add("complete").recipient(),
             backlogs: self.add("backlogs").recipient(),
             live_join: self.add("live_join").recipient(),
+            live_sweep: self.add("live_sweep").recipient(),
             hooks: self.add("hooks").recipient(),
             recur: self.add("recur").recipient(),
             watching: self.add("watching").recipient(),
@@ -208,8 +209,19 @@ impl TestNode {
         let metadata = Unstarted::default();
         let (reporter, pace) = (Writer::new(metadata.address()), ReportPace::default());
         let store_of = store.clone();
-        let node =
-            Arc::new(Node { store: store_of, actions, presence, signals, reporter, pace, metrics, zones, config });
+        let questions = tokio::sync::Semaphore::new(1);
+        let node = Arc::new(Node {
+            store: store_of,
+            actions,
+            presence,
+            signals,
+            reporter,
+            pace,
+            metrics,
+            questions,
+            zones,
+            config,
+        });
         metadata.start(MetadataSink::NAME, Batcher::new(MetadataSink::new(node.clone()), at_once()), &supervision());
         let recorder = Writer::new(batcher(OutcomeSink { node: node.clone() }));
         Self { node, store, sqlite, recorder, listeners, offset: Cell::new(0), dir }

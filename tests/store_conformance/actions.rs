@@ -1,10 +1,9 @@
 //! Actions: accepting, resolving, cancelling, expiring, completing, listing.
 
 use crate::Backend;
-use crate::support::{accept, action, agents, in_secs, me, page, resolved};
+use crate::support::{BEGIN, accept, action, agents, in_secs, me, page, resolved, unresolved};
 use odoshi::domain::action::ActionState;
 use odoshi::domain::command::CommandState;
-use odoshi::domain::target::Target;
 use odoshi::store::{Accepted, CommandPage, Inserted, Resolution};
 use serde_json::json;
 use uuid::Uuid;
@@ -125,8 +124,8 @@ pub async fn nothing_is_resolved_after_a_cancel(backend: &mut impl Backend) {
         assert_eq!(store.command_insert(vec![late]).await.unwrap(), [Inserted::StalePage]);
     }
     assert!(store.action_get(taken.no).await.unwrap().unwrap().is_cancelled());
-    assert!(store.action_list_unresolved(in_secs(store, 60), 10).await.unwrap().is_empty());
-    assert!(store.action_resolution(vec![(taken.no, Target::All)]).await.unwrap().remove(0).done);
+    assert!(unresolved(store, in_secs(store, 60), 10).await.is_empty());
+    assert!(store.action_resolution(taken.no).await.unwrap().done);
     assert!(!store.action_expire(taken.no).await.unwrap());
     assert!(store.action_cancel(Uuid::now_v7(), &me()).await.unwrap().is_none());
 }
@@ -164,42 +163,52 @@ pub async fn expected_agents_are_counted_once(backend: &mut impl Backend) {
     let store = backend.store();
     let fleet = agents(store, 3).await;
     let taken = accept(store, json!({})).await;
-    let begun = store.action_resolution(vec![(taken.no, Target::All)]).await.unwrap().remove(0);
-    assert_eq!(begun, Resolution { through: 0, written: 0, expected: 3, done: false });
+    let begun = store.action_resolution(taken.no).await.unwrap();
+    assert_eq!(begun, Resolution { through: 0, written: 0, expected: None, done: false });
+    assert_eq!(store.action_view(taken.id).await.unwrap().unwrap().status, ActionState::Scheduled);
+    assert_eq!(store.action_expect(taken.no, 3).await.unwrap(), 3);
+    assert_eq!(store.action_expect(taken.no, 4).await.unwrap(), 3, "another was faster");
     assert_eq!(store.action_view(taken.id).await.unwrap().unwrap().status, ActionState::Resolving);
-    store.agent_insert(vec![crate::support::named("newcomer", "stream")]).await.unwrap();
     store.command_insert(vec![page(taken.no, 0, &fleet[..2], false)]).await.unwrap();
-    let later = store.action_resolution(vec![(taken.no, Target::All)]).await.unwrap().remove(0);
-    assert_eq!(later, Resolution { through: fleet[1], written: 2, expected: 3, done: false });
+    let later = store.action_resolution(taken.no).await.unwrap();
+    assert_eq!(later, Resolution { through: fleet[1], written: 2, expected: Some(3), done: false });
+    // Without a spread nothing is counted: the first page says that it has begun.
+    let uncounted = accept(store, json!({})).await;
+    store.command_insert(vec![page(uncounted.no, 0, &fleet[..2], false)]).await.unwrap();
+    assert_eq!(store.action_view(uncounted.id).await.unwrap().unwrap().status, ActionState::Resolving);
 }
 
 pub async fn resolving_goes_on_after_a_restart(backend: &mut impl Backend) {
     backend.store().node_start("again", &[]).await.unwrap();
     let fleet = agents(backend.store(), 4).await;
     let taken = accept(backend.store(), json!({})).await;
-    backend.store().action_resolution(vec![(taken.no, Target::All)]).await.unwrap().remove(0);
     backend.store().command_insert(vec![page(taken.no, 0, &fleet[..3], false)]).await.unwrap();
     backend.reopen().await;
     let store = backend.store();
     store.node_start("again", &[]).await.unwrap();
-    assert_eq!(store.action_list_unresolved(store.now(), 10).await.unwrap(), [taken.no]);
-    let found = store.action_resolution(vec![(taken.no, Target::All)]).await.unwrap().remove(0);
-    assert_eq!(found, Resolution { through: fleet[2], written: 3, expected: 4, done: false });
-    let rest: Vec<i64> =
-        store.agent_match(&Target::All, found.through, 10).await.unwrap().into_iter().map(|(no, _)| no).collect();
+    assert_eq!(unresolved(store, store.now(), 10).await, [taken.no]);
+    let found = store.action_resolution(taken.no).await.unwrap();
+    assert_eq!(found, Resolution { through: fleet[2], written: 3, expected: None, done: false });
+    let rest: Vec<i64> = store
+        .agent_match(&odoshi::domain::target::Target::All, found.through, 10)
+        .await
+        .unwrap()
+        .into_iter()
+        .map(|(no, _)| no)
+        .collect();
     assert_eq!(rest, fleet[3..]);
     let last = page(taken.no, found.through, &rest, true);
     assert_eq!(store.command_insert(vec![last]).await.unwrap(), [Inserted::Written]);
     // Written by two lanes, one of each process.
     let view = store.action_view(taken.id).await.unwrap().unwrap();
     assert_eq!((view.counts.total, view.counts.resolved, view.status), (4, true, ActionState::Running));
-    assert!(store.action_resolution(vec![(taken.no, Target::All)]).await.unwrap().remove(0).done);
+    assert!(store.action_resolution(taken.no).await.unwrap().done);
 }
 
 pub async fn an_action_without_agents_completes(backend: &mut impl Backend) {
     let store = backend.store();
     let taken = accept(store, json!({})).await;
-    assert_eq!(store.action_resolution(vec![(taken.no, Target::All)]).await.unwrap().remove(0).expected, 0);
+    assert_eq!(store.action_expect(taken.no, 0).await.unwrap(), 0);
     assert!(store.action_complete(vec![taken.no]).await.unwrap().is_empty(), "not resolved yet");
     store.command_insert(vec![page(taken.no, 0, &[], true)]).await.unwrap();
     assert_eq!(store.action_complete(vec![taken.no]).await.unwrap(), [taken.no]);
@@ -281,9 +290,15 @@ pub async fn unresolved_actions_are_listed_when_their_time_is_near(backend: &mut
     resolved(store, json!({}), &[]).await;
     let expired = accept(store, json!({})).await;
     store.action_expire(expired.no).await.unwrap();
-    assert_eq!(store.action_list_unresolved(in_secs(store, 60), 10).await.unwrap(), [near.no]);
-    assert_eq!(store.action_list_unresolved(in_secs(store, 601), 10).await.unwrap(), [near.no, far.no]);
-    assert_eq!(store.action_list_unresolved(in_secs(store, 601), 1).await.unwrap(), [near.no]);
+    assert_eq!(unresolved(store, in_secs(store, 60), 10).await, [near.no]);
+    assert_eq!(unresolved(store, in_secs(store, 601), 10).await, [near.no, far.no]);
+    assert_eq!(unresolved(store, in_secs(store, 601), 1).await, [near.no]);
+    // Actions of one moment are told apart by their keys.
+    let next = accept(store, json!({})).await;
+    let list = store.action_list_unresolved(in_secs(store, 601), BEGIN, 2).await.unwrap();
+    assert_eq!(list.iter().map(|(_, no)| *no).collect::<Vec<_>>(), [near.no, next.no]);
+    let rest = store.action_list_unresolved(in_secs(store, 601), list[1], 2).await.unwrap();
+    assert_eq!(rest.iter().map(|(_, no)| *no).collect::<Vec<_>>(), [far.no]);
 }
 
 pub async fn lists_show_every_state_newest_first(backend: &mut impl Backend) {
@@ -293,7 +308,7 @@ pub async fn lists_show_every_state_newest_first(backend: &mut impl Backend) {
     for _ in 0..2 {
         expected.push((accept(store, json!({})).await.no, ActionState::Scheduled));
         let resolving = accept(store, json!({})).await;
-        store.action_resolution(vec![(resolving.no, Target::All)]).await.unwrap().remove(0);
+        store.action_expect(resolving.no, 1).await.unwrap();
         expected.push((resolving.no, ActionState::Resolving));
         expected.push((resolved(store, json!({}), &fleet).await.no, ActionState::Running));
         let completed = resolved(store, json!({}), &[]).await;

@@ -145,8 +145,9 @@ pub async fn disabled_agents_are_listed_when_they_are_asked_for(backend: &mut im
     store.agent_remove("c", &me()).await.unwrap();
     let listed = async |text: Option<&str>, disabled| {
         let among = Among { target: text.map(target), disabled };
-        let list = store.agent_list(&among, None, 10).await.unwrap();
-        list.into_iter().map(|agent| agent.name).collect::<Vec<_>>()
+        let list = store.agent_list(&among, None, 10, 10).await.unwrap();
+        assert_eq!(list.through, None);
+        list.agents.into_iter().map(|agent| agent.name).collect::<Vec<_>>()
     };
     assert_eq!(listed(None, None).await, ["a", "b"]);
     assert_eq!(listed(None, Some(false)).await, ["a"]);
@@ -375,13 +376,13 @@ pub async fn an_agent_is_changed_and_removed(backend: &mut impl Backend) {
     assert_eq!(store.token_find(&secret.hash()).await.unwrap(), None);
     assert!(store.agent_view("web").await.unwrap().is_none() && store.agent_get(no).await.unwrap().is_none());
     assert!(online(store).await.is_empty());
-    assert_eq!(store.agent_list_leaving(10).await.unwrap(), [no]);
+    assert_eq!(store.agent_list_leaving(0, 10).await.unwrap(), [no]);
     assert_eq!(store.command_unfinished_of(no, 10).await.unwrap(), [taken.no, held.no]);
     assert_eq!(store.command_unfinished_of(no, 1).await.unwrap(), [taken.no]);
     store.agent_left(no, in_secs(store, -60)).await.unwrap();
-    assert_eq!(store.agent_list_leaving(10).await.unwrap(), [no], "it left only just now");
+    assert_eq!(store.agent_list_leaving(0, 10).await.unwrap(), [no], "it left only just now");
     store.agent_left(no, in_secs(store, 5)).await.unwrap();
-    assert!(store.agent_list_leaving(10).await.unwrap().is_empty());
+    assert!(store.agent_list_leaving(0, 10).await.unwrap().is_empty());
     let again = enrolled(store, &described("web"), &Secret::random()).await;
     assert_ne!(again, no);
     assert_eq!(taken.list(store).await[0].agent, "web", "what was is still shown");

@@ -5,13 +5,15 @@ use crate::support::{accept, agents, in_secs, me, named, page, resolved};
 use odoshi::domain::action::ActionState;
 use odoshi::domain::command::CommandState;
 use odoshi::domain::target::Target;
-use odoshi::store::{Inserted, Store};
+use odoshi::store::{Inserted, Part, Store};
 use serde_json::json;
 
 /// Agents that may join now.
 async fn joining(store: &dyn Store, no: i64, among: Option<&[i64]>) -> Vec<i64> {
-    let agents = store.agent_match_joining(no, &Target::All, among, 0, usize::MAX).await.unwrap();
-    agents.into_iter().map(|(agent, _)| agent).collect()
+    let part = Part { after: 0, limit: usize::MAX, searched: usize::MAX };
+    let found = store.agent_match_joining(no, &Target::All, among, part).await.unwrap();
+    assert_eq!(found.through, None);
+    found.agents.into_iter().map(|(agent, _)| agent).collect()
 }
 
 pub async fn agents_join_a_live_action_once_and_are_found_by_their_open_row(backend: &mut impl Backend) {
@@ -28,8 +30,12 @@ pub async fn agents_join_a_live_action_once_and_are_found_by_their_open_row(back
     let late = joining(store, taken.no, None).await;
     assert_eq!(late.len(), 2);
     assert_eq!(joining(store, taken.no, Some(&[first[0], late[1]])).await, [late[1]]);
-    let page = store.agent_match_joining(taken.no, &Target::All, None, late[0], 1).await.unwrap();
-    assert_eq!(page.into_iter().map(|(agent, _)| agent).collect::<Vec<_>>(), [late[1]]);
+    for (after, found, through) in [(0, None, Some(first[1])), (first[1], Some(late[0]), Some(late[0]))] {
+        let part = Part { after, limit: 1, searched: 2 };
+        let page = store.agent_match_joining(taken.no, &Target::All, None, part).await.unwrap();
+        assert_eq!(page.agents.first().map(|(agent, _)| *agent), found);
+        assert_eq!(page.through, through);
+    }
 
     let due = store.command_insert_joining(taken.no, &[first[0], late[0]]).await.unwrap();
     assert_eq!(due.len(), 1, "one has a command already");

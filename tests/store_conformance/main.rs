@@ -149,6 +149,7 @@ macro_rules! cases {
                 failed_hand_overs_make_a_command_undeliverable_at_the_limit
                 attempts_never_decrease_whoever_reports
                 a_report_that_was_wrongly_fresh_is_looked_at
+                fresh_reports_and_others_are_recorded_together
                 the_reason_of_a_failed_attempt_shows_until_the_command_is_delivered
                 one_batch_may_tell_the_whole_life_of_a_command
                 one_batch_may_be_about_thousands_of_actions
@@ -249,6 +250,9 @@ macro_rules! cases {
                 long_lists_and_deep_conditions_are_answered
                 a_pattern_takes_no_exponential_time
                 agents_are_found_by_the_state_of_an_earlier_command
+                a_fleet_is_searched_and_counted_part_by_part
+                a_search_looks_only_where_agents_can_be
+                a_list_goes_on_where_a_part_ended
                 a_target_means_the_same_in_the_store_and_in_memory
             }
             tokens {

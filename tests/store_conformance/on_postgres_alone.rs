@@ -7,7 +7,7 @@ use crate::support::{accept, action, agents, connect, matching, named, page, res
 use odoshi::domain::command::CommandState;
 use odoshi::domain::target::Target;
 use odoshi::domain::time::Timestamp;
-use odoshi::store::{Actions, Inserted, Nodes, Store};
+use odoshi::store::{Inserted, Nodes, Store};
 use serde_json::json;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -160,7 +160,7 @@ fn who_takes_over_waits_for_a_writer_in_flight_and_later_ones_write_nothing() {
         assert!(late.is_transient() && late.to_string().contains("taken over"), "{late}");
         assert!(store.session_close(&[(fleet[0], 9)]).await.is_err());
         tokio::time::timeout(Duration::from_secs(240), store.node_lost()).await.expect("it learns of it");
-        assert_eq!(second.action_list_unresolved(second.now(), 10).await.unwrap(), [taken.no]);
+        assert_eq!(crate::support::unresolved(&second, second.now(), 10).await, [taken.no]);
         assert_eq!(backend.number("SELECT count(*) FROM actions").await, 1);
     });
 }
@@ -172,7 +172,7 @@ fn what_a_node_leaves_behind_is_anothers_at_once_or_the_next_ones() {
         let first = backend.store();
         first.node_start("first", &[]).await.unwrap();
         let taken = accept(first, json!({})).await;
-        let unresolved = async |store: &dyn Store| store.action_list_unresolved(store.now(), 10).await.unwrap();
+        let unresolved = async |store: &dyn Store| crate::support::unresolved(store, store.now(), 10).await;
         let second = open(&backend.url()).await;
         second.node_start("second", &[]).await.unwrap();
         assert_eq!((unresolved(first).await, unresolved(&second).await), (vec![taken.no], vec![]), "one of them");

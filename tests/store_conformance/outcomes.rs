@@ -230,6 +230,38 @@ pub async fn a_report_that_was_wrongly_fresh_is_looked_at(backend: &mut impl Bac
     assert_eq!(backend.late_runs(taken.no, fleet[3]).await, [1]);
 }
 
+pub async fn fresh_reports_and_others_are_recorded_together(backend: &mut impl Backend) {
+    let store = backend.store();
+    let fleet = agents(store, 8).await;
+    let taken = resolved(store, json!({}), &fleet).await;
+    taken.hold(store, fleet[0]).await;
+    taken.ends(store, fleet[1], 1, Failed).await;
+    let result = |agent: i64, skip_lookup| {
+        let end = RunEnd { sent_at: None, ..end(1, Succeeded, store.now()) };
+        Report { skip_lookup, ..taken.report(agent, Event::Result(Box::new(end))) }
+    };
+    let at = store.now();
+    // Of the first two their reporters are wrong. The key of the second one is a duplicate.
+    let batch = [
+        result(fleet[0], true),
+        result(fleet[1], true),
+        result(fleet[2], true),
+        taken.report(fleet[3], Event::Sent { run: 1, attempts: 1, at }),
+        result(fleet[4], false),
+        result(fleet[5], true),
+        taken.report(fleet[5], Event::Cancelled),
+        result(fleet[6], true),
+        result(fleet[7] + 1_000, true),
+    ];
+    let answers = store.outcome_record(&batch).await.unwrap();
+    assert_eq!(answers[..8].iter().filter(|answer| **answer == Answer::Stored).count(), 7, "{answers:?}");
+    assert_eq!(answers[6], Answer::Decided);
+    assert!(matches!(answers[8], Answer::Rejected(_)), "{:?}", answers[8]);
+    let counts = counts(backend, taken.id).await;
+    assert_eq!((counts.succeeded, counts.failed, counts.sent, counts.pending), (5, 1, 1, 1));
+    assert_eq!(backend.open_rows(taken.no).await, [fleet[3]]);
+}
+
 pub async fn the_reason_of_a_failed_attempt_shows_until_the_command_is_delivered(backend: &mut impl Backend) {
     let store = backend.store();
     let fleet = agents(store, 4).await;

@@ -40,6 +40,15 @@ pub async fn matching(store: &dyn Store, target: &Target) -> Vec<i64> {
     store.agent_match(target, 0, usize::MAX).await.unwrap().into_iter().map(|(no, _)| no).collect()
 }
 
+/// Before the first unresolved action.
+pub const BEGIN: (Timestamp, i64) = (Timestamp(i64::MIN), 0);
+
+/// The first unresolved actions.
+pub async fn unresolved(store: &dyn Store, horizon: Timestamp, limit: usize) -> Vec<i64> {
+    let list = store.action_list_unresolved(horizon, BEGIN, limit).await.unwrap();
+    list.into_iter().map(|(_, no)| no).collect()
+}
+
 /// Puts so many stream agents in, `agent-000` and on, and answers their keys.
 pub async fn agents(store: &dyn Store, number: usize) -> Vec<i64> {
     let agents = (0..number).map(|n| named(&format!("agent-{n:03}"), "stream")).collect();

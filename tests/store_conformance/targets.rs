@@ -1,13 +1,13 @@
 //! Targets: the store's answer is held to the meaning that a target has in memory.
 
 use crate::Backend;
-use crate::support::{Taken, accept, agents, connect, matching, page, property};
+use crate::support::{Taken, accept, agents, connect, matching, me, named, page, property, resolved};
 use odoshi::domain::agent::Enrollment;
 use odoshi::domain::command::{CommandState, Event};
 use odoshi::domain::json::JsonObject;
 use odoshi::domain::target::{AgentRecord, Column, CompareOp, Moment, Number, Target, Value};
 use odoshi::domain::time::Timestamp;
-use odoshi::store::{NewAgent, Store};
+use odoshi::store::{AgentPatch, Among, Found, NewAgent, Part, Store};
 use proptest::prelude::*;
 use serde_json::{Value as Json, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,6 +69,88 @@ async fn bring(store: &dyn Store, taken: Taken, agent_no: i64, state: CommandSta
         }
     };
     taken.tell(store, agent_no, event).await;
+}
+
+/// What a search finds: keys, and where it ended.
+async fn search(store: &dyn Store, text: &str, after: i64, limit: usize, searched: usize) -> (Vec<i64>, Option<i64>) {
+    let target = Target::parse(text).unwrap();
+    let found = store.agent_search(&target, Part { after, limit, searched }).await.unwrap();
+    (found.agents.into_iter().map(|(no, _)| no).collect(), found.through)
+}
+
+pub async fn a_fleet_is_searched_and_counted_part_by_part(backend: &mut impl Backend) {
+    let store = backend.store();
+    let fleet = agents(store, 10).await;
+    // Two parts without a match, a page that is full, and the end.
+    let last = "name LIKE '%8' OR name LIKE '%9'";
+    assert_eq!(search(store, last, 0, 5, 4).await, (vec![], Some(fleet[3])));
+    assert_eq!(search(store, last, fleet[3], 5, 4).await, (vec![], Some(fleet[7])));
+    assert_eq!(search(store, last, fleet[7], 1, 4).await, (vec![fleet[8]], Some(fleet[8])));
+    assert_eq!(search(store, last, fleet[7], 5, 4).await, (fleet[8..].to_vec(), None));
+    assert_eq!(search(store, "TRUE", 0, 3, 5).await, (fleet[..3].to_vec(), Some(fleet[2])));
+    assert_eq!(search(store, "TRUE", fleet[9], 3, 5).await, (vec![], None));
+    // Those that are disabled or removed are looked at, and never found.
+    let disabled = AgentPatch { disabled: Some(true), ..AgentPatch::default() };
+    store.agent_update("agent-000", &disabled, &me()).await.unwrap();
+    store.agent_remove("agent-001", &me()).await.unwrap();
+    assert_eq!(search(store, "TRUE", 0, 5, 4).await, (fleet[2..4].to_vec(), Some(fleet[3])));
+    let among = |text: &str| Among { target: Some(Target::parse(text).unwrap()), disabled: None };
+    let count = async |among: &Among, after, searched| {
+        let counted = store.agent_count(among, after, searched).await.unwrap();
+        (counted.agents, counted.through)
+    };
+    assert_eq!(count(&among(last), 0, 9).await, (1, Some(fleet[8])));
+    assert_eq!(count(&among(last), fleet[8], 9).await, (1, None));
+    assert_eq!(count(&Among::default(), 0, 100).await, (9, None));
+    assert_eq!(count(&Among { target: None, disabled: Some(true) }, 0, 100).await, (1, None));
+}
+
+pub async fn a_search_looks_only_where_agents_can_be(backend: &mut impl Backend) {
+    let store = backend.store();
+    let fleet = agents(store, 10).await;
+    store.agent_insert(["x", "y", "z"].map(|name| named(name, "nats")).into()).await.unwrap();
+    let nats = matching(store, &Target::parse("transport = 'nats'").unwrap()).await;
+    assert_eq!(nats.len(), 3);
+    let taken = resolved(store, json!({}), &[fleet[1], fleet[5], nats[1]]).await;
+    taken.ends(store, fleet[1], 1, CommandState::Failed).await;
+    // With so few to look at, each would need the whole fleet in more than one part.
+    let names = "name IN ('agent-002', 'z') OR name = 'agent-009'";
+    assert_eq!(search(store, names, 0, 5, 1).await, (vec![fleet[2], fleet[9], nats[2]], None));
+    assert_eq!(search(store, names, fleet[2], 1, 1).await, (vec![fleet[9]], Some(fleet[9])));
+    assert_eq!(search(store, "transport = 'nats' AND name <> 'x'", 0, 5, 2).await, (vec![nats[1]], Some(nats[1])));
+    assert_eq!(search(store, "transport = 'nats'", nats[1], 5, 2).await, (vec![nats[2]], None));
+    let states = format!("action('{0}') = 'failed' OR action('{0}') = 'pending'", taken.id);
+    assert_eq!(search(store, &states, 0, 5, 2).await, (vec![fleet[1], fleet[5]], Some(fleet[5])));
+    assert_eq!(search(store, &states, fleet[5], 5, 2).await, (vec![nats[1]], None));
+    let failed = format!("action('{}') = 'failed'", taken.id);
+    let failed = Among { target: Some(Target::parse(&failed).unwrap()), disabled: None };
+    assert_eq!(store.agent_count(&failed, 0, 9).await.unwrap(), Found { agents: 1, through: None });
+    let unknown = format!("action('{}') = 'failed'", Uuid::from_u128(1));
+    assert_eq!(search(store, &unknown, 0, 5, 2).await, (vec![], None));
+}
+
+pub async fn a_list_goes_on_where_a_part_ended(backend: &mut impl Backend) {
+    let store = backend.store();
+    agents(store, 10).await;
+    store.agent_remove("agent-001", &me()).await.unwrap();
+    let list = async |among: &Among, after: Option<&str>, limit, searched| {
+        let found = store.agent_list(among, after, limit, searched).await.unwrap();
+        (found.agents.into_iter().map(|agent| agent.name).collect::<Vec<_>>(), found.through)
+    };
+    let through = |name: &str| Some(name.to_owned());
+    let last = Among { target: Some(Target::parse("name LIKE '%8' OR name LIKE '%9'").unwrap()), disabled: None };
+    assert_eq!(list(&last, None, 5, 4).await, (vec![], through("agent-004")));
+    assert_eq!(list(&last, Some("agent-004"), 5, 4).await, (vec!["agent-008".to_owned()], through("agent-008")));
+    assert_eq!(list(&last, Some("agent-008"), 5, 4).await, (vec!["agent-009".to_owned()], None));
+    assert_eq!(list(&last, Some("agent-004"), 1, 9).await, (vec!["agent-008".to_owned()], through("agent-008")));
+    let disabled = Among { target: None, disabled: Some(true) };
+    assert_eq!(list(&disabled, None, 5, 4).await, (vec![], through("agent-004")));
+    // All, and a few names, are read at once.
+    assert_eq!(list(&Among::default(), None, 20, 1).await.0.len(), 9);
+    let two = Among { target: Some(Target::parse("name IN ('agent-009', 'agent-002')").unwrap()), disabled: None };
+    assert_eq!(list(&two, None, 5, 1).await, (vec!["agent-002".to_owned(), "agent-009".to_owned()], None));
+    assert_eq!(list(&two, None, 1, 1).await, (vec!["agent-002".to_owned()], through("agent-002")));
+    assert_eq!(list(&two, Some("agent-002"), 5, 1).await, (vec!["agent-009".to_owned()], None));
 }
 
 pub async fn agents_are_found_by_the_state_of_an_earlier_command(backend: &mut impl Backend) {

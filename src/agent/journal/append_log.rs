@@ -1,17 +1,17 @@
 //! The journal's file and index: records are appended, looked up and read back.
 
-use super::entry::{Entry, KeySlot, State};
+use super::entry::{KeySlot, State};
 use super::error::JournalError;
 use super::files::io_error;
+use super::index::Index;
 use super::record::Record;
 use crate::agent::processes::Tree;
 use crate::domain::protocol::{RunRef, RunResult};
 use crate::domain::time::Timestamp;
-use std::collections::BTreeMap;
 use std::fs::File;
-use std::ops::Bound;
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
+use std::sync::{Arc, PoisonError, RwLock, RwLockReadGuard, RwLockWriteGuard};
 use std::time::Duration;
 
 /// Smaller files are not rewritten while the agent runs.
@@ -27,17 +27,19 @@ pub struct Journal {
     /// Held for as long as the journal is open.
     pub(super) _lock: File,
     /// Length of the written lines. Except for `stored` lines, they are on disk.
-    pub(in crate::agent) len: u64,
-    /// Number of bytes that a compaction would keep.
-    pub(super) live: u64,
-    pub(super) index: BTreeMap<RunRef, Entry>,
+    pub(super) len: u64,
+    pub(super) index: Arc<RwLock<Index>>,
+    /// A compaction pays.
+    pub(super) pays: bool,
+    /// How often the file was replaced.
+    pub(super) replaced: u64,
     /// A write failed: the tail of the file is unknown, and the next commit continues in a new
     /// file.
     pub(super) suspect: bool,
     pub(super) purged_at: Timestamp,
     /// The length of the file at which the disk is full, which leaves no room for another file either.
     #[cfg(test)]
-    pub(in crate::agent) room: Option<u64>,
+    pub(super) room: Option<u64>,
 }
 
 impl Journal {
@@ -45,33 +47,41 @@ impl Journal {
     #[cfg(test)]
     pub(in crate::agent) fn spoil(&mut self) -> Result<(), JournalError> {
         self.file = File::open(&self.path).map_err(io_error("open", &self.path))?;
+        // A copy that is being made would mend it.
+        self.replaced += 1;
         Ok(())
     }
 
-    /// The state of a run; `None` if it is unknown.
+    /// The disk has room for so many bytes more.
+    #[cfg(test)]
+    pub(in crate::agent) fn fill(&mut self, room: u64) {
+        self.room = Some(self.len + room);
+        self.replaced += 1;
+    }
+
+    /// What it knows of each run.
+    pub(super) fn index(&self) -> RwLockReadGuard<'_, Index> {
+        // Each change of the index is whole.
+        self.index.read().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(super) fn index_mut(&self) -> RwLockWriteGuard<'_, Index> {
+        self.index.write().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// See [`Index::state`].
     pub fn state(&self, run: RunRef) -> Option<State> {
-        self.index.get(&run).map(|entry| entry.state)
+        self.index().state(run)
     }
 
-    /// The highest known run of an action.
-    pub fn newest_run(&self, action: uuid::Uuid) -> Option<i32> {
-        let range =
-            (Bound::Included(RunRef { action, run: i32::MIN }), Bound::Included(RunRef { action, run: i32::MAX }));
-        self.index.range(range).next_back().map(|(run, _)| run.run)
-    }
-
-    /// All runs whose results are not stored yet: waiting, running, ended.
+    /// See [`Index::unfinished`].
     pub fn unfinished(&self) -> Vec<RunRef> {
-        self.with_state(|state| matches!(state, State::Received | State::Started | State::Done))
+        self.index().unfinished()
     }
 
-    /// All runs with a result that is not stored yet.
+    /// See [`Index::unstored`].
     pub fn unstored(&self) -> Vec<RunRef> {
-        self.with_state(|state| state == State::Done)
-    }
-
-    fn with_state(&self, wanted: impl Fn(State) -> bool) -> Vec<RunRef> {
-        self.index.iter().filter(|(_, entry)| wanted(entry.state)).map(|(run, _)| *run).collect()
+        self.index().unstored()
     }
 
     /// Writes records. After `Ok` all of them are on disk (a group of only `stored` and `spawned`
@@ -101,9 +111,11 @@ impl Journal {
             return Err(io_error("write", &self.path)(error));
         }
         self.len += text.len() as u64;
+        let mut index = self.index_mut();
         for (record, place) in records.iter().zip(places) {
-            self.apply(record, place);
+            index.apply(record, place);
         }
+        drop(index);
         self.tidy(now);
         Ok(())
     }
@@ -125,26 +137,20 @@ impl Journal {
         self.commit(&[Record::Spawned { run, tree }], self.purged_at)
     }
 
-    /// Drops expired entries, and compacts if it pays. A failure here costs only space.
+    /// Drops expired entries, and notes whether a compaction pays.
     fn tidy(&mut self, now: Timestamp) {
         let is_first = self.purged_at == Timestamp::default();
         if now.since(self.purged_at) >= PURGE_EVERY {
-            self.purge(now);
+            self.index_mut().purge(now);
+            self.purged_at = now;
         }
+        self.index_mut().limit();
+        let live = self.index().live;
         // The first call also removes what earlier processes left in the file.
-        let pays = match is_first && self.purged_at != Timestamp::default() {
-            true => self.live < self.len,
-            false => self.len > COMPACT_ABOVE && self.live < self.len / 2,
+        self.pays |= match is_first && self.purged_at != Timestamp::default() {
+            true => live < self.len,
+            false => self.len > COMPACT_ABOVE && live < self.len / 2,
         };
-        if pays && let Err(error) = self.compact() {
-            log::warn!(error:%; "the journal could not be compacted");
-        }
-    }
-
-    fn purge(&mut self, now: Timestamp) {
-        self.index.retain(|_, entry| !entry.is_over(now));
-        self.live = self.index.values().map(Entry::live).sum();
-        self.purged_at = now;
     }
 
     /// Reads the results of some runs, in order, up to `max_bytes`. Also returns how many of `runs`
@@ -152,7 +158,7 @@ impl Journal {
     pub fn results(&self, runs: &[RunRef], max_bytes: u64) -> Result<(Vec<RunResult>, usize), JournalError> {
         let (mut results, mut bytes) = (Vec::new(), 0);
         for (at, run) in runs.iter().enumerate() {
-            let Some(entry) = self.index.get(run) else { continue };
+            let Some(entry) = self.index().entries.get(run).cloned() else { continue };
             if !matches!(entry.state, State::Done | State::Stored) {
                 continue;
             }
@@ -177,50 +183,5 @@ impl Journal {
         let mut line = vec![0; len];
         self.file.read_exact_at(&mut line, place.offset).map_err(io_error("read", &self.path))?;
         Ok(line)
-    }
-
-    /// Applies a record that is in the file to the index.
-    pub(super) fn apply(&mut self, record: &Record, place: KeySlot) {
-        let run = record.run_ref();
-        let before = self.index.get(&run).map_or(0, Entry::live);
-        match record {
-            Record::Received { command, .. } => {
-                // Never backwards: a duplicated line must not make a run startable again.
-                self.index.entry(run).or_insert(Entry {
-                    state: State::Received,
-                    expires_at: command.expires_at,
-                    lines: [Some(place), None],
-                });
-            }
-            Record::Started { expires_at, .. } => {
-                let lines = [Some(place), None];
-                let entry = Entry { state: State::Started, expires_at: *expires_at, lines };
-                let entry = self.index.entry(run).or_insert(entry);
-                if entry.state == State::Received {
-                    // The `received` line is no longer needed: a run that started isn't run again.
-                    (entry.state, entry.lines) = (State::Started, lines);
-                }
-            }
-            Record::Spawned { .. } => {
-                if let Some(entry) = self.index.get_mut(&run).filter(|entry| entry.state == State::Started) {
-                    entry.lines[1] = Some(place);
-                }
-            }
-            Record::Result { expires_at, .. } => {
-                let entry = Entry { state: State::Done, expires_at: *expires_at, lines: [None, Some(place)] };
-                self.index.insert(run, entry);
-            }
-            Record::Forgotten { expires_at, .. } => {
-                let entry = Entry { state: State::Forgotten, expires_at: *expires_at, lines: [None, Some(place)] };
-                self.index.insert(run, entry);
-            }
-            Record::Stored { .. } => {
-                if let Some(entry) = self.index.get_mut(&run).filter(|entry| entry.state == State::Done) {
-                    entry.state = State::Stored;
-                }
-            }
-        }
-        let after = self.index.get(&run).map_or(0, Entry::live);
-        self.live = self.live - before + after;
     }
 }

@@ -7,6 +7,8 @@ use std::time::Duration;
 pub(super) const KEEP: Duration = Duration::from_secs(86_400);
 /// Approximate length of a `stored` line, in bytes.
 const STORED_LINE: u64 = 80;
+/// Approximate length of a `forgotten` line, in bytes.
+const FORGOTTEN_LINE: u64 = 140;
 
 /// The state of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -23,6 +25,13 @@ pub enum State {
     Forgotten,
 }
 
+impl State {
+    /// Whether nothing becomes of the run any more.
+    pub(super) fn is_over(self) -> bool {
+        matches!(self, Self::Stored | Self::Forgotten)
+    }
+}
+
 /// A line's place in the file, including its newline.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct KeySlot {
@@ -31,24 +40,28 @@ pub(super) struct KeySlot {
 }
 
 /// The index entry of a run.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub(super) state: State,
     pub(super) expires_at: Timestamp,
     /// The lines that a compaction copies: `received`; or `started` and the last `spawned`; or only `result`; or only
-    /// `forgotten`.
+    /// `forgotten`, which it writes anew if there is none.
     pub(super) lines: [Option<KeySlot>; 2],
 }
 
 impl Entry {
     /// Number of bytes that a compaction keeps.
     pub(super) fn live(&self) -> u64 {
-        let stored = if self.state == State::Stored { STORED_LINE } else { 0 };
-        self.lines.iter().flatten().map(|place| place.len).sum::<u64>() + stored
+        let written = match self.state {
+            State::Stored => STORED_LINE,
+            State::Forgotten if self.lines == [None, None] => FORGOTTEN_LINE,
+            _ => 0,
+        };
+        self.lines.iter().flatten().map(|place| place.len).sum::<u64>() + written
     }
 
     /// Whether the entry can be dropped.
     pub(super) fn is_over(&self, now: Timestamp) -> bool {
-        matches!(self.state, State::Stored | State::Forgotten) && self.expires_at.plus(KEEP) < now
+        self.state.is_over() && self.expires_at.plus(KEEP) < now
     }
 }

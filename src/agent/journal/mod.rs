@@ -13,13 +13,15 @@
 //! be written, and the next `fsync` succeeds). So the tail is not retried: the next commit first copies all committed
 //! lines into a new file, as a compaction does, and continues there.
 //!
-//! An entry stays until a day after its command's `expires_at`, and until its result is stored.
+//! An entry stays until a day after its command's `expires_at`, and until its result is stored. Of what is stored, the
+//! results are kept up to a limit, and so is the number of runs.
 
 mod append_log;
 mod compaction;
 mod entry;
 mod error;
 mod files;
+mod index;
 mod record;
 mod recovery;
 mod salvage;
@@ -31,6 +33,8 @@ pub use append_log::Journal;
 pub use entry::State;
 pub use error::JournalError;
 pub(super) use files::sync_dir;
+#[cfg(test)]
+pub(super) use index::Index;
 pub use record::Record;
 pub use recovery::{Recovered, Waiting};
 pub(super) use salvage::Kept;

@@ -13,6 +13,7 @@ use std::fs;
 use std::io::{BufRead, BufReader};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 /// How long the processes of interrupted runs may take to die.
@@ -53,8 +54,9 @@ impl Journal {
             file,
             _lock: lock,
             len: 0,
-            live: 0,
-            index: BTreeMap::new(),
+            index: Arc::default(),
+            pays: false,
+            replaced: 0,
             suspect: false,
             purged_at: Timestamp(0),
             #[cfg(test)]
@@ -91,7 +93,7 @@ impl Journal {
                 }
             };
             let run = record.run_ref();
-            self.apply(&record, place);
+            self.index_mut().apply(&record, place);
             match record {
                 Record::Received { command, at, clock_ms } => {
                     if self.state(run) == Some(State::Received) {
@@ -128,7 +130,8 @@ impl Journal {
         recovered.interrupted = results.len();
         trees.retain(|run, _| self.state(*run) == Some(State::Started));
         kill_remains(&trees.into_values().collect::<Vec<_>>());
-        if self.live < self.len {
+        let live = self.index().live;
+        if live < self.len {
             self.compact()?;
         }
         // Nothing is dropped before the server has sent its time.
@@ -137,7 +140,7 @@ impl Journal {
     }
 
     fn interrupted(&self, run: RunRef, module: String, started_at: Timestamp, now: Timestamp) -> Record {
-        let expires_at = self.index.get(&run).map_or(now, |entry| entry.expires_at);
+        let expires_at = self.index().entries.get(&run).map_or(now, |entry| entry.expires_at);
         let result = RunResult {
             action: run.action,
             run: run.run,

@@ -1,21 +1,26 @@
 //! The journal for async callers.
 
 use super::append_log::Journal;
+use super::compaction::Compaction;
 use super::error::JournalError;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use super::index::Index;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 
 /// The journal, shared by async callers. Its calls block.
 #[derive(Clone, Debug)]
-pub(in crate::agent) struct SharedJournal(Arc<Mutex<Journal>>);
+pub(in crate::agent) struct SharedJournal {
+    journal: Arc<Mutex<Journal>>,
+    index: Arc<RwLock<Index>>,
+}
 
 impl SharedJournal {
     pub(in crate::agent) fn new(journal: Journal) -> Self {
-        Self(Arc::new(Mutex::new(journal)))
+        Self { index: journal.index.clone(), journal: Arc::new(Mutex::new(journal)) }
     }
 
-    /// Reads the index. Does not touch the file, but waits while another caller does.
-    pub(in crate::agent) fn peek<T>(&self, look: impl FnOnce(&Journal) -> T) -> T {
-        look(&self.lock())
+    /// Reads the index. Does not wait for the disk.
+    pub(in crate::agent) fn peek<T>(&self, look: impl FnOnce(&Index) -> T) -> T {
+        look(&self.index.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Works with the file, on a thread that may block.
@@ -23,12 +28,32 @@ impl SharedJournal {
         &self,
         act: impl FnOnce(&mut Journal) -> Result<T, JournalError> + Send + 'static,
     ) -> Result<T, JournalError> {
-        let journal = self.clone();
-        tokio::task::spawn_blocking(move || act(&mut journal.lock())).await.unwrap_or(Err(JournalError::ShuttingDown))
+        let shared = self.clone();
+        let done = tokio::task::spawn_blocking(move || {
+            let mut journal = shared.lock();
+            let done = act(&mut journal);
+            (done, journal.begin_compaction())
+        });
+        let (done, compaction) = done.await.map_err(|_| JournalError::ShuttingDown)?;
+        if let Some(compaction) = compaction {
+            let shared = self.clone();
+            // Nobody waits for it. If the agent ends before, the next one compacts.
+            drop(tokio::task::spawn_blocking(move || shared.compact(compaction)));
+        }
+        done
     }
 
-    fn lock(&self) -> MutexGuard<'_, Journal> {
+    /// A failure costs only space.
+    fn compact(&self, compaction: Compaction) {
+        let compacted = compaction.copy().and_then(|copy| self.lock().finish_compaction(copy));
+        if let Err(error) = compacted {
+            log::warn!(error:%; "the journal could not be compacted");
+        }
+    }
+
+    /// The journal itself; waits while another caller works with the file.
+    pub(in crate::agent) fn lock(&self) -> MutexGuard<'_, Journal> {
         // The journal counts a record only after it is written, so a panic leaves a consistent state.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.journal.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -73,6 +73,13 @@ fn commit(journal: &mut Journal, records: &[Record]) {
     journal.commit(records, NOW).expect("written");
 }
 
+/// As the agent does after each turn.
+fn compact_if_it_pays(journal: &mut Journal) {
+    if let Some(compaction) = journal.begin_compaction() {
+        journal.finish_compaction(compaction.copy().expect("copied")).expect("compacted");
+    }
+}
+
 fn error_of(journal: &Journal, n: u128) -> Option<String> {
     let (results, _) = journal.results(&[run(n)], u64::MAX).expect("readable");
     results.first().and_then(|result| result.results[0].error.clone())
@@ -234,6 +241,7 @@ fn what_is_over_is_dropped_once_the_time_is_known_and_the_rest_is_kept() {
         let (mut journal, recovered) = Journal::open(dir.path(), wrong).expect("open");
         assert!(journal.state(run(1)).is_some() && journal.state(run(4)).is_some());
         journal.commit(&[received(5), forgotten(5)], now).expect("written");
+        compact_if_it_pays(&mut journal);
         assert_eq!(journal.state(run(1)).is_some(), known);
         assert_eq!(journal.state(run(4)).is_some(), known);
         assert_eq!(error_of(&journal, 2).as_deref(), Some("unsent"), "a result that is not stored stays");
@@ -251,6 +259,7 @@ fn a_large_file_that_is_mostly_dead_is_compacted_while_the_agent_runs() {
     for n in 100..120 {
         commit(&mut journal, &[received(n), started(n), result(n, &long)]);
         journal.commit(&[stored(n)], NOW.plus(HOUR + KEEP + PURGE_EVERY * (n as u32 - 99))).expect("written");
+        compact_if_it_pays(&mut journal);
     }
     assert!(journal.len < COMPACT_ABOVE, "{}", journal.len);
     commit(&mut journal, &[received(3), started(3)]);
@@ -258,6 +267,95 @@ fn a_large_file_that_is_mostly_dead_is_compacted_while_the_agent_runs() {
     drop(journal);
     let (_, recovered) = open(dir.path());
     assert_eq!((waiting(&recovered), recovered.interrupted), (vec![1], 1));
+}
+
+#[test]
+fn what_is_written_during_a_compaction_is_in_the_new_file() {
+    let dir = folder();
+    let (mut journal, _) = open(dir.path());
+    commit(
+        &mut journal,
+        &[received(1), received(2), started(2), received(3), started(3), result(3, "three"), received(4)],
+    );
+    journal.pays = true;
+    let copy = journal.begin_compaction().expect("it pays").copy().expect("copied");
+    assert!(journal.begin_compaction().is_none(), "once");
+    commit(&mut journal, &[result(2, "two"), stored(3), received(5), started(1), forgotten(4)]);
+    journal.finish_compaction(copy).expect("compacted");
+    let check = |journal: &Journal| {
+        let states = [1, 2, 3, 4, 5].map(|n| journal.state(run(n)).expect("known"));
+        use State::{Done, Forgotten, Received, Started, Stored};
+        assert!(matches!(states, [Started | Done, Done, Stored, Forgotten, Received]), "{states:?}");
+        assert_eq!(error_of(journal, 2).as_deref(), Some("two"));
+        assert_eq!(error_of(journal, 3).as_deref(), Some("three"));
+    };
+    check(&journal);
+    commit(&mut journal, &[received(6), started(6), result(6, "six")]);
+    assert_eq!(error_of(&journal, 6).as_deref(), Some("six"));
+    drop(journal);
+    let (journal, recovered) = open(dir.path());
+    check(&journal);
+    assert_eq!((waiting(&recovered), recovered.interrupted), (vec![5], 1));
+}
+
+#[test]
+fn a_copy_is_dropped_if_the_journal_was_replaced_meanwhile() {
+    let dir = folder();
+    let (mut journal, _) = open(dir.path());
+    commit(&mut journal, &[received(1), started(1), result(1, "one")]);
+    journal.pays = true;
+    let copy = journal.begin_compaction().expect("it pays").copy().expect("copied");
+    journal.compact().expect("compacted");
+    commit(&mut journal, &[received(2)]);
+    journal.finish_compaction(copy).expect("dropped");
+    assert_eq!((error_of(&journal, 1).as_deref(), journal.state(run(2))), (Some("one"), Some(State::Received)));
+    let files = std::fs::read_dir(dir.path()).expect("a folder").map(|file| file.expect("a file").file_name());
+    let mut files: Vec<_> = files.collect();
+    files.sort();
+    assert_eq!(files, ["journal.jsonl", "lock"]);
+}
+
+#[test]
+fn results_that_the_server_has_are_forgotten_when_they_take_too_much_room() {
+    let dir = folder();
+    let (mut journal, _) = open(dir.path());
+    let long = "x".repeat(1024 * 1024);
+    commit(
+        &mut journal,
+        &[received(1), started(1), result(1, "kept"), stored(1), received(2), started(2), result(2, "unsent")],
+    );
+    for n in 100..120 {
+        commit(&mut journal, &[received(n), started(n), result(n, &long), stored(n)]);
+        compact_if_it_pays(&mut journal);
+    }
+    assert!(journal.len <= 2 * COMPACT_ABOVE, "{}", journal.len);
+    // The oldest first; none of them starts again.
+    assert_eq!(journal.state(run(100)), Some(State::Forgotten));
+    assert_eq!(journal.state(run(119)), Some(State::Stored));
+    assert_eq!(error_of(&journal, 2).as_deref(), Some("unsent"));
+    journal.compact().expect("compacted");
+    drop(journal);
+    let (journal, _) = open(dir.path());
+    assert_eq!((journal.state(run(100)), error_of(&journal, 100)), (Some(State::Forgotten), None));
+    assert_eq!(error_of(&journal, 119).as_deref(), Some(long.as_str()));
+    assert!(journal.index().live <= super::index::LIVE_MAX);
+}
+
+#[test]
+fn only_so_many_runs_that_are_over_are_remembered() {
+    let mut index = Index::default();
+    let most = super::index::OVER_MAX as u128;
+    for n in 0..=most {
+        let place = super::entry::KeySlot { offset: 0, len: 1 };
+        let expires_at = NOW.plus(Duration::from_millis(n as u64));
+        index.apply(&Record::Forgotten { run: run(n), expires_at }, place);
+    }
+    index.apply(&received(u128::MAX), super::entry::KeySlot { offset: 0, len: 1 });
+    index.limit();
+    assert_eq!(index.state(run(0)), None, "it expires first");
+    assert_eq!(index.state(run(most)), Some(State::Forgotten));
+    assert_eq!(index.state(run(u128::MAX)), Some(State::Received));
+    assert_eq!(index.entries.len() as u128, most / 2 + 1);
 }
 
 #[test]
@@ -349,7 +447,7 @@ proptest! {
             let before = path.metadata().expect("the journal").len();
             let (journal, recovered) = open(dir.path());
             let after = journal.len;
-            let states: BTreeMap<_, _> = journal.index.iter().map(|(run, entry)| (*run, entry.state)).collect();
+            let states: BTreeMap<_, _> = journal.index().entries.iter().map(|(run, entry)| (*run, entry.state)).collect();
             prop_assert_eq!(&states, &expected);
             let mut startable: Vec<_> = recovered.waiting.iter().map(|waiting| waiting.command.run_ref()).collect();
             startable.sort();

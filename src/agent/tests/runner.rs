@@ -1,6 +1,6 @@
 use super::*;
 use crate::agent::config::AgentConfig;
-use crate::agent::journal::{Journal, SharedJournal, State};
+use crate::agent::journal::{Index, Journal, SharedJournal, State};
 use crate::agent::modules::Modules;
 use crate::agent::outbox::{Fault, Outbox};
 use crate::agent::runner::{Input, Runner};
@@ -82,7 +82,7 @@ impl Rig {
             }
         })
         .await;
-        self.journal.peek(|journal| journal.results(&[run], u64::MAX)).expect("readable").0.remove(0)
+        self.journal.lock().results(&[run], u64::MAX).expect("readable").0.remove(0)
     }
 
     /// Waits until this run was reported as expired on arrival.
@@ -408,17 +408,13 @@ async fn a_stop_on_a_full_disk_keeps_what_fits_of_a_result() {
         rig.send([with_operations(1, &ping)]).await;
         rig.received(run_ref(1)).await;
         let gate = rig.next_at_gate().await;
-        let full = move |journal: &mut Journal| {
-            journal.room = Some(journal.len + room);
-            Ok(())
-        };
-        rig.journal.with(full).await.expect("it is full");
+        rig.journal.lock().fill(room);
         gate.end(true);
         assert!(matches!(rig.fault().await, Fault::Journal(_)));
         rig.stop().await;
         let rig = Rig::start(dir.path(), 1);
-        assert_eq!(rig.journal.peek(Journal::unstored), [run_ref(1)]);
-        let results = rig.journal.peek(|journal| journal.results(&[run_ref(1)], u64::MAX)).expect("readable").0;
+        assert_eq!(rig.journal.peek(Index::unstored), [run_ref(1)]);
+        let results = rig.journal.lock().results(&[run_ref(1)], u64::MAX).expect("readable").0;
         if kept == "part" {
             assert_eq!((results[0].status, results[0].results.len()), (RunStatus::Succeeded, 2));
             assert!(results[0].results[0].truncated && !results[0].results[1].truncated);
@@ -437,8 +433,8 @@ async fn a_stop_interrupts_what_runs_and_keeps_what_waits() {
     rig.stop().await;
     let mut rig = Rig::start(dir.path(), 1);
     assert_eq!(rig.next_at_gate().await.name, "2");
-    assert_eq!(rig.journal.peek(Journal::unstored), [run_ref(1)]);
-    let results = rig.journal.peek(|journal| journal.results(&[run_ref(1)], u64::MAX)).expect("readable").0;
+    assert_eq!(rig.journal.peek(Index::unstored), [run_ref(1)]);
+    let results = rig.journal.lock().results(&[run_ref(1)], u64::MAX).expect("readable").0;
     assert_eq!(error(&results[0]), "interrupted");
 }
 

@@ -17,9 +17,11 @@ mod parse;
 mod sql_tree;
 #[cfg(test)]
 mod tests;
+mod within;
 
 pub use error::TargetError;
 pub use eval::{AgentRecord, like};
 pub use expression::{Column, CompareOp, Moment, Target, Value};
 pub use number::{MAX_NUMBER, NUMBER_PATTERN, Number};
 pub use parse::MAX_TEXT;
+pub use within::Within;

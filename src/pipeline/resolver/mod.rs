@@ -1,9 +1,12 @@
 //! Finds the agents of each action, page by page, in key order.
 //!
-//! A reconciler: it reads from the store which actions are to be resolved, and how far each is. A
-//! few actions are resolved at a time, each with a few pages in flight to the command store, which
-//! answers after the commit. These credits bound memory. A page that the store refuses
-//! ([`Inserted::StalePage`]) ends the work on that action, and the next round reads how far it is.
+//! A reconciler: it reads from the store which actions are to be resolved. A few actions are resolved at a time, each by
+//! a task with a few pages in flight to the command store, which answers after the commit. These credits bound memory. A
+//! page that the store refuses ([`Inserted::StalePage`]) ends the work on that action, and the next round reads how far
+//! it is.
+//!
+//! Each statement searches a part of the fleet ([`search`]), and actions take turns with them: a target that takes long
+//! holds up no other. An action that fails is tried again after a pause of its own, and named in `/readyz`.
 //!
 //! Crash: unfinished actions are unresolved in the store, and the restart continues at their last
 //! commit.
@@ -13,19 +16,23 @@ use super::messages::NewPage;
 use crate::context::Node;
 use crate::domain::action::Action;
 use crate::domain::target::Target;
+use crate::domain::time::Timestamp;
 use crate::error_chain::ErrorChain;
-use crate::runtime::isolation::{MISSES, one_by_one};
-use crate::runtime::{Interrupted, OnDrain, Pace, Reconcile, RoundFailed};
-use crate::store::{CommandPage, Inserted, Resolution, StoreError, StoreResult};
+use crate::runtime::isolation::MISSES;
+use crate::runtime::{Backoffs, Interrupted, ItemRejected, OnDrain, Pace, Reconcile, RoundFailed};
+use crate::store::{CommandPage, Inserted, StoreError, StoreResult};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
+use search::{Agents, Search};
+use shared::Resolving;
 use std::collections::HashSet;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::Duration;
-use tokio::sync::Semaphore;
+use std::sync::atomic::Ordering;
+use std::time::{Duration, Instant};
 use tokio::task::{JoinError, JoinSet};
 
+mod search;
+mod shared;
 #[cfg(test)]
 mod tests;
 
@@ -33,37 +40,22 @@ mod tests;
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Maximum number of actions resolved at a time.
 const ACTIONS_AT_A_TIME: usize = 64;
-/// Number of actions whose agents are counted in one call.
-const COUNTED_AT_A_TIME: usize = 8;
-/// Candidates fetched per round, oldest first. Larger than [`ACTIONS_AT_A_TIME`], because the list
-/// includes active actions and unreadable ones.
+/// Candidates per read, oldest first. The list includes active actions and those that pause.
 const CANDIDATES: usize = 1_000;
 /// Maximum number of pages of one action in flight to the store.
 const PAGES_AT_A_TIME: usize = 3;
-/// Maximum number of pages of all actions in flight to the store.
-const PAGES_IN_MEMORY: usize = 16;
 
-/// What the resolving tasks share.
-#[derive(Clone)]
-pub struct Resolving {
-    node: Arc<Node>,
-    /// Receives the pages.
-    pages: PageWriter,
-    /// One permit per page in memory.
-    credits: Arc<Semaphore>,
-    /// Set when the process drains.
-    stopping: Arc<AtomicBool>,
-}
-
-impl Resolving {
-    /// With no pages in memory.
-    pub fn new(node: Arc<Node>, pages: PageWriter) -> Self {
-        Self { node, pages, credits: Arc::new(Semaphore::new(PAGES_IN_MEMORY)), stopping: Arc::default() }
-    }
+/// Why an action can't be resolved now.
+#[derive(Debug, thiserror::Error)]
+enum ResolveError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Rejected(#[from] ItemRejected),
 }
 
 /// The result of a resolving task: the action's key, and whether the action is resolved.
-type Resolved = (i64, StoreResult<bool>);
+type Resolved = (i64, Result<bool, ResolveError>);
 
 /// See the module.
 pub struct Resolver {
@@ -72,16 +64,19 @@ pub struct Resolver {
     active: HashSet<i64>,
     /// One task per active action.
     tasks: JoinSet<Resolved>,
+    /// Actions that failed.
+    backoffs: Backoffs,
 }
 
 impl Resolver {
     /// With no active actions.
     pub fn new(node: Arc<Node>, pages: PageWriter) -> Self {
-        Self { work: Resolving::new(node, pages), active: HashSet::new(), tasks: JoinSet::new() }
+        let work = Resolving::new(node, pages);
+        Self { work, active: HashSet::new(), tasks: JoinSet::new(), backoffs: Backoffs::default() }
     }
 
     /// Handles a task that has ended. True if its action is resolved, which makes room for another
-    /// one. After a refused page or a store failure, the action waits for the next poll.
+    /// one. After a refused page, the action waits for the next poll.
     fn ended(&mut self, ended: Result<Resolved, JoinError>) -> bool {
         let (no, resolved) = match ended {
             Ok(ended) => ended,
@@ -90,10 +85,50 @@ impl Resolver {
             Err(_) => return false,
         };
         self.active.remove(&no);
-        resolved.unwrap_or_else(|error| {
-            log::warn!(action = self.work.node.actions.shown(no), error:% = error.chain(); "an action waits to be resolved");
-            false
-        })
+        match resolved {
+            Ok(resolved) => {
+                self.backoffs.done(no);
+                resolved
+            }
+            Err(error) => {
+                let (action, error) = (self.work.node.actions.shown(no), error.chain().to_string());
+                let pause = self.backoffs.failed(no, &error, Instant::now());
+                log::warn!(action, error, pause_ms = pause.as_millis(); "an action waits to be resolved");
+                false
+            }
+        }
+    }
+
+    /// Begins with these actions, as far as there is room. Those are passed over that are active, or failed a moment ago.
+    /// Returns false after several failures in a row: the store is away.
+    async fn begin(&mut self, nos: &[i64]) -> bool {
+        let mut misses = 0;
+        for no in nos {
+            let is_due = !self.active.contains(no) && self.backoffs.is_due(*no, Instant::now());
+            if !is_due || self.active.len() >= ACTIONS_AT_A_TIME {
+                continue;
+            }
+            match readable(&self.work.node, *no).await {
+                Ok(Readable::Action(action, target)) => {
+                    let (no, work) = (*no, self.work.clone());
+                    self.active.insert(no);
+                    self.tasks.spawn_local(async move { (no, resolve(&work, action, target).await) });
+                    misses = 0;
+                }
+                Ok(Readable::Gone) => self.backoffs.done(*no),
+                Ok(Readable::No(error)) => _ = self.backoffs.failed(*no, &error, Instant::now()),
+                Err(error) => {
+                    let error = error.chain().to_string();
+                    log::warn!(action = self.work.node.actions.shown(*no), error; "an action waits to be resolved");
+                    self.backoffs.failed(*no, &error, Instant::now());
+                    misses += 1;
+                    if misses >= MISSES {
+                        return false;
+                    }
+                }
+            }
+        }
+        true
     }
 }
 
@@ -109,17 +144,28 @@ impl Reconcile for Resolver {
         while let Some(ended) = self.tasks.try_join_next() {
             self.ended(ended);
         }
-        if self.active.len() >= ACTIONS_AT_A_TIME {
-            return Ok(Pace::Wait);
+        let horizon = self.work.node.store.now().plus(self.work.node.config.delay.horizon.0);
+        let (mut after, mut unresolved) = ((Timestamp(i64::MIN), 0), HashSet::new());
+        while self.active.len() < ACTIONS_AT_A_TIME {
+            let list = self.work.node.store.action_list_unresolved(horizon, after, CANDIDATES).await?;
+            after = list.last().copied().unwrap_or(after);
+            let is_last = list.len() < CANDIDATES;
+            let nos: Vec<i64> = list.into_iter().map(|(_, no)| no).collect();
+            if !self.begin(&nos).await {
+                break;
+            }
+            unresolved.extend(nos);
+            if is_last {
+                // Of what was cancelled or has expired, nothing fails any more.
+                self.backoffs.retain(|no| unresolved.contains(&no));
+                break;
+            }
         }
-        let (begun, waits) = begin(&self.work, &self.active).await?;
-        for begun in begun {
-            let no = begun.action.no;
-            let work = self.work.clone();
-            self.active.insert(no);
-            self.tasks.spawn_local(async move { (no, resolve(&work, begun).await) });
-        }
-        waits.map_or(Ok(Pace::Wait), |error| Err(error.into()))
+        Ok(Pace::Wait)
+    }
+
+    fn trouble(&self) -> Option<String> {
+        self.backoffs.oldest().map(|(no, error)| format!("action {}: {error}", self.work.node.actions.shown(no)))
     }
 
     async fn in_flight(&mut self) {
@@ -142,100 +188,70 @@ impl Reconcile for Resolver {
     }
 }
 
-/// An action to resolve, and how far it is.
-struct Begun {
-    action: Arc<Action>,
-    target: Target,
-    resolution: Resolution,
+/// What a candidate turns out to be.
+enum Readable {
+    /// An action to resolve, with its target.
+    Action(Arc<Action>, Target),
+    /// It is gone or has expired.
+    Gone,
+    /// This version can't read it, for this reason.
+    No(String),
 }
 
-/// Finds the actions to resolve besides the `active` ones, and how far each is, in one transaction
-/// for several actions. An action that fails doesn't stop the others. The last error that may be
-/// transient is returned beside the result.
-async fn begin(work: &Resolving, active: &HashSet<i64>) -> StoreResult<(Vec<Begun>, Option<StoreError>)> {
-    let store = &work.node.store;
-    let horizon = store.now().plus(work.node.config.delay.horizon.0);
-    let list = store.action_list_unresolved(horizon, CANDIDATES).await?;
-    let mut actions = Vec::new();
-    let (mut misses, mut waits) = (0, None);
-    for no in list.into_iter().filter(|no| !active.contains(no)) {
-        if active.len() + actions.len() >= ACTIONS_AT_A_TIME || misses >= MISSES {
-            break;
-        }
-        misses = match readable(&work.node, no).await {
-            Ok(action) => {
-                actions.extend(action);
-                0
-            }
-            Err(error) if error.is_transient() => {
-                waits = Some(error);
-                misses + 1
-            }
-            Err(error) => {
-                log::error!(action = work.node.actions.shown(no), error:% = error.chain(); "an action is passed over");
-                0
-            }
-        };
-    }
-    let mut begun = Vec::with_capacity(actions.len());
-    // Counting the agents of a large fleet takes a while. In small groups, finished counts are
-    // kept.
-    for some in actions.chunks(COUNTED_AT_A_TIME) {
-        let ask = |some: &[(Arc<Action>, Target)]| {
-            let asked = some.iter().map(|(action, target)| (action.no, target.clone())).collect();
-            store.action_resolution(asked)
-        };
-        let resolutions = match ask(some).await {
-            Ok(resolutions) => resolutions.into_iter().map(|resolution| Some(Ok(vec![resolution]))).collect(),
-            Err(error) if some.len() <= 1 => vec![Some(Err(error))],
-            Err(_) => one_by_one(some, async |one| ask(std::slice::from_ref(one)).await).await,
-        };
-        for ((action, target), resolution) in some.iter().zip(resolutions) {
-            match resolution.transpose() {
-                Ok(resolutions) => begun.extend(
-                    resolutions.into_iter().flatten().filter(|found| !found.done).map(|resolution| Begun {
-                        action: action.clone(),
-                        target: target.clone(),
-                        resolution,
-                    }),
-                ),
-                Err(error) => {
-                    log::warn!(action:% = action.id, error:% = error.chain(); "an action waits to be resolved");
-                    waits = Some(error);
-                }
-            }
-        }
-    }
-    Ok((begun, waits))
-}
-
-/// An action to resolve, with its target. `None` if it is gone, has expired, or can't be read by
-/// this version.
-async fn readable(node: &Node, no: i64) -> StoreResult<Option<(Arc<Action>, Target)>> {
+/// Reads an action to resolve.
+///
+/// # Errors
+/// If the store is away.
+async fn readable(node: &Node, no: i64) -> StoreResult<Readable> {
     let store = &node.store;
-    let Some(action) = node.actions.get(no).await? else { return Ok(None) };
+    let action = match node.actions.get(no).await {
+        Ok(Some(action)) => action,
+        Ok(None) => return Ok(Readable::Gone),
+        Err(error) if error.is_transient() => return Err(error),
+        Err(error) => {
+            let error = error.chain().to_string();
+            log::error!(action = node.actions.shown(no), error; "an action is passed over");
+            return Ok(Readable::No(error));
+        }
+    };
     if store.now() >= action.expires_at {
         store.action_expire(no).await?;
         log::info!(action:% = action.id; "an action expired before it was resolved");
-        return Ok(None);
+        return Ok(Readable::Gone);
     }
     // The target was parsed when the action was accepted.
     match Target::parse(&action.target) {
-        Ok(target) => Ok(Some((action, target))),
+        Ok(target) => Ok(Readable::Action(action, target)),
         Err(error) => {
-            log::error!(action:% = action.id, error:% = error.chain();
+            let error = error.chain().to_string();
+            log::error!(action:% = action.id, error;
                 "an action's target cannot be read by this version; it stays unresolved until it expires");
-            Ok(None)
+            Ok(Readable::No(error))
         }
     }
 }
 
 /// Resolves one action as far as possible. True if it is resolved now.
-async fn resolve(work: &Resolving, begun: Begun) -> StoreResult<bool> {
-    let Begun { action, target, resolution } = begun;
+async fn resolve(work: &Resolving, action: Arc<Action>, target: Target) -> Result<bool, ResolveError> {
     let (no, page_size) = (action.no, work.node.config.resolver.page);
-    log::debug!(action:% = action.id, expected = resolution.expected, through = resolution.through; "resolving an action");
+    let store = &work.node.store;
+    let resolution = store.action_resolution(no).await?;
+    if resolution.done {
+        return Ok(false);
+    }
+    let mut search = Search::new(work.clone(), action.clone(), target);
+    // Only a spread is laid out over the number of agents.
+    let expected = match resolution.expected {
+        Some(expected) => expected,
+        None if action.spread.is_zero() => 0,
+        None => match search.count().await? {
+            Some(count) => store.action_expect(no, count).await?,
+            None => return Ok(false),
+        },
+    };
+    log::debug!(action:% = action.id, expected, through = resolution.through; "resolving an action");
     crate::fault_point!("resolver.page");
+    search.begin_after(resolution.through);
     let (mut after, mut position) = (resolution.through, resolution.written);
     let mut under_way = FuturesOrdered::new();
     let mut last = false;
@@ -251,10 +267,10 @@ async fn resolve(work: &Resolving, begun: Begun) -> StoreResult<bool> {
                 },
             };
             log::trace!(action = no, after; "reading a page of agents");
-            let agents = work.node.store.agent_match(&target, after, page_size).await?;
-            log::trace!(action = no, after, agents = agents.len(); "page of agents read");
-            last = agents.len() < page_size;
-            let page = new_page(&action, agents, after, position, resolution.expected, last);
+            let found = search.next(page_size).await?;
+            log::trace!(action = no, after, agents = found.agents.len(); "page of agents read");
+            last = found.last;
+            let page = new_page(&action, found, after, position, expected);
             after = page.page.through;
             position += i64::try_from(page.commands.len()).unwrap_or(0);
             let answer = work.pages.put(vec![page]);
@@ -277,7 +293,7 @@ async fn resolve(work: &Resolving, begun: Begun) -> StoreResult<bool> {
             Ok(Some(Ok(Inserted::StalePage)) | None) | Err(Interrupted) => return Ok(false),
             Ok(Some(Err(error))) => {
                 log::error!(action:% = action.id, error:% = error.chain(); "a page of commands was refused");
-                return Ok(false);
+                return Err(error.into());
             }
         }
     }
@@ -290,21 +306,14 @@ async fn resolve(work: &Resolving, begun: Begun) -> StoreResult<bool> {
 }
 
 /// Lays out one page of commands. `position` of the `expected` commands come before it.
-fn new_page(
-    action: &Arc<Action>,
-    agents: Vec<(i64, Arc<str>)>,
-    after: i64,
-    position: i64,
-    expected: i64,
-    last: bool,
-) -> NewPage {
+fn new_page(action: &Arc<Action>, found: Agents, after: i64, position: i64, expected: i64) -> NewPage {
+    let Agents { agents, through, last } = found;
     let spread = !action.spread.is_zero();
     let commands: Vec<_> = agents
         .into_iter()
         .zip(position..)
         .map(|((agent, transport), position)| (agent, transport, action.due_at(position, expected)))
         .collect();
-    let through = commands.last().map_or(after, |(agent, ..)| *agent);
     let rows = commands.iter().map(|(agent, _, due)| (*agent, spread.then_some(*due))).collect();
     let page = CommandPage { action_no: action.no, after, through, commands: rows, last };
     NewPage { action: action.clone(), page, commands }

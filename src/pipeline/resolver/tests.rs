@@ -1,3 +1,4 @@
+use super::shared::{PAGES_IN_MEMORY, SEARCHES};
 use super::*;
 use crate::config::Config;
 use crate::metrics::Metrics;
@@ -201,7 +202,7 @@ async fn a_page_that_is_lost_in_a_crash_is_written_by_the_next_round() {
 }
 
 #[actix_rt::test]
-async fn a_page_that_the_store_refuses_waits_for_the_poll_and_stops_no_other_action() {
+async fn a_page_that_the_store_refuses_is_tried_again_and_stops_no_other_action() {
     let mut fixture = fixture(None, 0).await;
     fixture.node.agents(2).await;
     let (bad, good) = (fixture.node.submit(json!({})).await, fixture.node.submit(json!({})).await);
@@ -212,6 +213,7 @@ async fn a_page_that_the_store_refuses_waits_for_the_poll_and_stops_no_other_act
     assert_eq!(ends, [false, true]);
     assert!(fixture.is_resolved(&good).await && !fixture.is_resolved(&bad).await);
     fixture.node.mend_inserts("commands");
+    fixture.resolver.backoffs = Backoffs::default();
     fixture.begin().await;
     assert_eq!(fixture.ends().await, [true]);
 }
@@ -304,4 +306,44 @@ async fn a_stop_finishes_what_is_under_way_and_leaves_the_rest_to_the_next_start
     assert_eq!(fixture.ends().await, [true]);
     open.abort();
     assert_eq!(fixture.node.states(&action).await.len(), 20);
+}
+
+#[actix_rt::test]
+async fn an_action_that_fails_pauses_and_is_named_while_others_are_resolved() {
+    let mut fixture = fixture(None, 0).await;
+    fixture.node.agents(2).await;
+    let (bad, good) = (fixture.node.submit(json!({})).await, fixture.node.submit(json!({})).await);
+    fixture.node.break_inserts("commands", &format!("NEW.action_no = {}", bad.no), REFUSED);
+    fixture.begin().await;
+    fixture.ends().await;
+    assert!(fixture.is_resolved(&good).await && !fixture.is_resolved(&bad).await);
+    let trouble = fixture.resolver.trouble().expect("it is named");
+    assert!(trouble.starts_with(&format!("action {}: ", bad.id)) && trouble.contains(REFUSED), "{trouble}");
+    fixture.begin().await;
+    assert!(fixture.resolver.is_idle(), "it pauses");
+    fixture.node.store.action_cancel(bad.id, &me()).await.unwrap();
+    fixture.begin().await;
+    assert_eq!(fixture.resolver.trouble(), None, "nothing is left to be done for it");
+}
+
+#[actix_rt::test]
+async fn a_target_that_finds_few_keeps_its_place_and_takes_turns_with_others() {
+    let mut fixture = fixture(None, 0).await;
+    let agents = fixture.node.agents(20_000).await;
+    let few = fixture.node.submit(json!({"target": "name = 'agent-00007' OR facts.x = 1"})).await;
+    let retried = fixture.node.resolved(json!({}), &agents[..10]).await;
+    fixture.node.succeed(&retried, agents[3]).await;
+    let retry = format!("action('{}') = 'succeeded'", retried.id);
+    let retry = fixture.node.submit(json!({"target": retry, "spread": "10s"})).await;
+    fixture.begin().await;
+    assert_eq!(fixture.ends().await, [true, true]);
+    let mut seen = fixture.seen();
+    seen.sort_unstable();
+    assert_eq!(seen[..], [(few.no, 0, 1, true), (retry.no, 0, 1, true)]);
+    assert_eq!(fixture.resolver.work.searches.available_permits(), SEARCHES);
+    // A search that is over before its end writes what it has, and where it was.
+    let mut search = Search::new(fixture.resolver.work.clone(), few.clone(), Target::parse("facts.x = 1").unwrap());
+    few.set_cancelled();
+    let found = search.next(10).await.unwrap();
+    assert!(found.agents.is_empty() && !found.last && found.through > 0 && found.through < agents[19_999]);
 }

@@ -1,7 +1,7 @@
 //! See [`signals`](super).
 
 use super::action_cache::ActionCache;
-use super::dirty_keys::DirtyKeys;
+use super::dirty_keys::{DirtyByAction, DirtyKeys};
 use super::long_polls::LongPollers;
 use super::messages::{
     AgentDisabled, BacklogChanged, Cancelled, MetadataWritten, OpenActionsRead, OutcomesRecorded, PeerNews, Publish,
@@ -101,6 +101,8 @@ pub struct Board {
     pub backlogs: Recipient<Wake>,
     /// Lets agents join live actions.
     pub live_join: Recipient<Wake>,
+    /// Looks through the fleet for agents that may join live actions.
+    pub live_sweep: Recipient<Wake>,
     /// Sends events to hooks.
     pub hooks: Recipient<Wake>,
     /// Makes the occurrences of schedules.
@@ -125,7 +127,8 @@ struct Inner {
     open_actions: OpenActions,
     changed_actions: DirtyKeys,
     changed_agents: DirtyKeys,
-    reported_agents: DirtyKeys,
+    reports: DirtyByAction,
+    live_sweeps: DirtyKeys,
     metadata_watch: MetadataWatch,
 }
 
@@ -151,7 +154,8 @@ impl Signals {
             open_actions: OpenActions::default(),
             changed_actions: DirtyKeys::new(REMEMBERED),
             changed_agents: DirtyKeys::new(REMEMBERED),
-            reported_agents: DirtyKeys::new(REMEMBERED),
+            reports: DirtyByAction::new(REMEMBERED),
+            live_sweeps: DirtyKeys::new(REMEMBERED),
             metadata_watch: MetadataWatch::default(),
         }))
     }
@@ -181,9 +185,14 @@ impl Signals {
         &self.0.changed_agents
     }
 
-    /// Agents with new values of keys that targets of live actions mention. A reconciler takes them from here.
-    pub fn reported_agents(&self) -> &DirtyKeys {
-        &self.0.reported_agents
+    /// For each live action, agents with new values of keys that its target mentions. A reconciler takes them from here.
+    pub fn reports(&self) -> &DirtyByAction {
+        &self.0.reports
+    }
+
+    /// Live actions for which the whole fleet is to be looked through. A reconciler takes them from here.
+    pub fn live_sweeps(&self) -> &DirtyKeys {
+        &self.0.live_sweeps
     }
 
     /// Those who watch metadata.
@@ -219,8 +228,10 @@ impl Signals {
     pub fn commands_joined(&self, due: Vec<Due>) {
         self.0.long_pollers.wake(due.iter().map(|due| due.agent_no));
         self.0.progress.changed(due.iter().map(|due| due.action_no));
+        let agents = due.iter().map(|due| Hint::Backlog(due.agent_no));
+        let hints = agents.chain([Hint::Open]).collect();
         self.due_soon(due);
-        self.publish(vec![Hint::Open]);
+        self.publish(hints);
     }
 
     /// These commands with an open row fall due soon at this node.
@@ -409,7 +420,7 @@ impl Signals {
     pub fn metadata_written(&self, written: MetadataWritten) {
         self.0.metadata_watch.wrote(&written);
         if !written.live.is_empty() {
-            self.0.reported_agents.add(written.live);
+            self.0.reports.add(written.live);
             hint(&self.0.board.live_join, Wake);
         }
         if written.is_watched_elsewhere && !written.agents.is_empty() {
@@ -443,6 +454,12 @@ impl Signals {
         self.backlogs_found(vec![agent_no]);
         self.publish(vec![Hint::Backlog(agent_no)]);
     }
+
+    /// Agents may join these live actions, wherever in the fleet they are.
+    pub fn sweep_live(&self, nos: impl IntoIterator<Item = i64>) {
+        self.0.live_sweeps.add(nos);
+        hint(&self.0.board.live_sweep, Wake);
+    }
 }
 
 /// Signals from other nodes, after [`PeerNotifier`](super::PeerNotifier) has looked up their
@@ -469,7 +486,7 @@ impl Signals {
             self.0.progress.all_changed();
         }
         self.0.progress.changed(news.commands.iter().map(|(action_no, _)| *action_no));
-        if news.everything || news.open {
+        if news.everything {
             self.look_at_backlogs();
         }
         if news != PeerNews::default() {
@@ -479,6 +496,11 @@ impl Signals {
 
     pub(super) fn heard_metadata(&self, agents: Option<Arc<[i64]>>) {
         self.0.metadata_watch.heard(agents);
+    }
+
+    pub(super) fn heard_backlogs(&self, agents: Vec<i64>) {
+        self.0.long_pollers.wake(agents.iter().copied());
+        self.backlogs_found(agents);
     }
 
     pub(super) fn heard_waiting(&self, agents: Vec<i64>) {

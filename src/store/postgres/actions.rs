@@ -8,10 +8,9 @@ use super::transaction::body;
 use crate::domain::action::{Action, ActionState, NewAction};
 use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::hook::{HookEvent, Listener};
-use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::sql::actions::{
-    self as statements, ActionRow, ActionViewRow, OpenActionRow, Stored, Sums, WITHOUT_DOCUMENT, ids, in_state,
+    self as statements, ActionRow, ActionViewRow, FromKey, OpenActionRow, Stored, Sums, WITHOUT_DOCUMENT, ids, in_state,
 };
 use crate::store::sql::dispatch::Named;
 use crate::store::sql::hooks::{actions_ended, is_heard};
@@ -67,27 +66,23 @@ impl Actions for PostgresStore {
             .await
     }
 
-    async fn action_list_unresolved(&self, horizon: Timestamp, limit: usize) -> StoreResult<Vec<i64>> {
+    async fn action_list_unresolved(
+        &self,
+        horizon: Timestamp,
+        after: (Timestamp, i64),
+        limit: usize,
+    ) -> StoreResult<Vec<(Timestamp, i64)>> {
         let here = self.inner.incarnation.clone();
-        let list = body!([here] conn => list_unresolved(conn, &here, horizon, limit));
+        let list = body!([here] conn => list_unresolved(conn, &here, horizon, after, limit));
         self.read(Caller::Pipeline, "action_list_unresolved", list).await
     }
 
-    async fn action_resolution(&self, actions: Vec<(i64, Target)>) -> StoreResult<Vec<Resolution>> {
-        let (actions, now) = (Arc::new(actions), self.now());
-        // Counting a million agents takes a while: not in a transaction that writes.
-        let look = body!([actions] conn => resolutions(conn, &actions, now));
-        let (known, counted) = self.read(Caller::Pipeline, "action_resolution", look).await?;
-        if counted.is_empty() {
-            return Ok(known);
-        }
-        let counted = Arc::new(counted);
-        self.write(Caller::Pipeline, "action_resolution", body!([counted] conn => expect(conn, &counted))).await?;
-        // Another node may have counted too, and been faster.
-        Ok(self
-            .read(Caller::Pipeline, "action_resolution", body!([actions] conn => resolutions(conn, &actions, now)))
-            .await?
-            .0)
+    async fn action_resolution(&self, no: i64) -> StoreResult<Resolution> {
+        self.read(Caller::Pipeline, "action_resolution", body!([] conn => resolution(conn, no))).await
+    }
+
+    async fn action_expect(&self, no: i64, agents: i64) -> StoreResult<i64> {
+        self.write(Caller::Pipeline, "action_expect", body!([] conn => expect(conn, no, agents))).await
     }
 
     async fn action_cancel(&self, id: Uuid, by: &Author) -> StoreResult<Option<ActionView>> {
@@ -224,39 +219,14 @@ async fn list_unresolved(
     conn: &mut AsyncPgConnection,
     here: &str,
     horizon: Timestamp,
+    after: (Timestamp, i64),
     limit: usize,
-) -> QueryResult<Vec<i64>> {
-    let rows: Vec<Key> =
-        sql("SELECT no AS key FROM actions WHERE ended_at IS NULL AND NOT resolved AND owner = ? AND valid_from <= ? \
-         ORDER BY no LIMIT ?")
-        .bind(here)
-        .bind(horizon.0)
-        .bind(sql_limit(limit))
-        .load(conn)
-        .await?;
-    Ok(rows.into_iter().map(|row| row.key).collect())
+) -> QueryResult<Vec<(Timestamp, i64)>> {
+    let rows: Vec<FromKey> = statements::list_unresolved(Some(here), horizon, after, limit).load(conn).await?;
+    Ok(rows.into_iter().map(FromKey::place).collect())
 }
 
-/// How far actions are resolved, and (key, number of matching agents) of those whose agents were
-/// not counted yet.
-async fn resolutions(
-    conn: &mut AsyncPgConnection,
-    actions: &[(i64, Target)],
-    now: Timestamp,
-) -> QueryResult<(Vec<Resolution>, Vec<(i64, i64)>)> {
-    let (mut resolutions, mut counted) = (Vec::with_capacity(actions.len()), Vec::new());
-    for (no, target) in actions {
-        let (resolution, expected) = resolution(conn, *no).await?;
-        if !expected {
-            counted.push((*no, super::agents::count(conn, target, now).await?));
-        }
-        resolutions.push(resolution);
-    }
-    Ok((resolutions, counted))
-}
-
-/// How far an action is resolved, and whether its agents are counted.
-async fn resolution(conn: &mut AsyncPgConnection, no: i64) -> QueryResult<(Resolution, bool)> {
+async fn resolution(conn: &mut AsyncPgConnection, no: i64) -> QueryResult<Resolution> {
     #[derive(QueryableByName)]
     struct Row {
         #[diesel(sql_type = BigInt)]
@@ -272,26 +242,16 @@ async fn resolution(conn: &mut AsyncPgConnection, no: i64) -> QueryResult<(Resol
     .bind(no)
     .get_result::<(Row, Sums)>(conn)
     .await?;
-    let resolution = Resolution {
+    Ok(Resolution {
         through: row.resolved_through,
         written: sums.counts(row.resolved).total,
-        expected: row.expected_total.unwrap_or_default(),
+        expected: row.expected_total,
         done: row.resolved,
-    };
-    Ok((resolution, row.expected_total.is_some()))
+    })
 }
 
-/// Stores the number of agents of each action, unless another node has.
-async fn expect(conn: &mut AsyncPgConnection, expected: &[(i64, i64)]) -> QueryResult<()> {
-    let (nos, totals): (Vec<i64>, Vec<i64>) = expected.iter().copied().unzip();
-    sql("UPDATE actions a SET expected_total = e.total FROM UNNEST(?, ?) AS e (no, total) \
-         WHERE a.no = ANY(?) AND a.no = e.no AND a.expected_total IS NULL")
-    .bind(nos.clone())
-    .bind(totals)
-    .bind(nos)
-    .execute(conn)
-    .await
-    .map(|_| ())
+async fn expect(conn: &mut AsyncPgConnection, no: i64, agents: i64) -> QueryResult<i64> {
+    Ok(statements::expect(no, agents).get_result::<Key>(conn).await?.key)
 }
 
 async fn cancel(

@@ -6,17 +6,20 @@ use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::agent::{AgentContact, AgentRef, Enrollment};
 use crate::domain::audit::{AuditEvent, Author};
-use crate::domain::target::Target;
+use crate::domain::target::{Target, Within};
 use crate::domain::time::Timestamp;
 use crate::store::agents::{Known, Labels};
 use crate::store::sql::agents::{
-    self as statements, AgentViewRow, ContactRow, KnownRow, agent_view, read_labels, written_labels,
+    self as statements, AgentViewRow, ContactRow, KnownRow, agent_view, found, listed, read_labels, written_labels,
 };
 use crate::store::sql::metadata;
 use crate::store::sql::schema::agents;
+use crate::store::sql::search::{self, Database, Name, Select};
 use crate::store::sql::tokens::{self, TokenRow};
-use crate::store::sql::{Key, Transports, filter, sql, sql_limit};
-use crate::store::{AgentPatch, AgentView, Agents, Among, Enrolled, NewAgent, Said, Store, StoreResult};
+use crate::store::sql::{Key, filter, sql, sql_limit};
+use crate::store::{
+    AgentPatch, AgentView, Agents, Among, Enrolled, Found, Matching, NewAgent, Part, Said, Store, StoreResult,
+};
 use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Nullable, Text};
@@ -66,20 +69,26 @@ impl Agents for PostgresStore {
         self.read(Caller::Pipeline, "agent_get_many", body!([agent_nos] conn => get_many(conn, &agent_nos))).await
     }
 
-    async fn agent_match(&self, target: &Target, after: i64, limit: usize) -> StoreResult<Vec<(i64, Arc<str>)>> {
+    async fn agent_search(&self, target: &Target, part: Part) -> StoreResult<Found<Matching>> {
         let (target, now) = (Arc::new(target.clone()), self.now());
-        self.read(Caller::Pipeline, "agent_match", body!([target] conn => matching(conn, &target, now, after, limit)))
-            .await
+        self.read(Caller::Pipeline, "agent_search", body!([target] conn => matching(conn, &target, now, part))).await
     }
 
-    async fn agent_count(&self, among: &Among) -> StoreResult<i64> {
+    async fn agent_count(&self, among: &Among, after: i64, searched: usize) -> StoreResult<Found<i64>> {
         let (among, now) = (Arc::new(among.clone()), self.now());
-        self.read(Caller::People, "agent_count", body!([among] conn => count_among(conn, &among, now))).await
+        let part = Part { after, limit: searched, searched };
+        self.read(Caller::People, "agent_count", body!([among] conn => count(conn, &among, now, part))).await
     }
 
-    async fn agent_list(&self, among: &Among, after: Option<&str>, limit: usize) -> StoreResult<Vec<AgentView>> {
+    async fn agent_list(
+        &self,
+        among: &Among,
+        after: Option<&str>,
+        limit: usize,
+        searched: usize,
+    ) -> StoreResult<Found<Vec<AgentView>, String>> {
         let (among, after, now) = (Arc::new(among.clone()), after.unwrap_or_default().to_owned(), self.now());
-        let list = body!([among, after] conn => list(conn, &among, &after, now, limit));
+        let list = body!([among, after] conn => list(conn, &among, &after, now, (limit, searched)));
         self.read(Caller::People, "agent_list", list).await
     }
 
@@ -99,9 +108,10 @@ impl Agents for PostgresStore {
         self.write(Caller::Pipeline, "agent_remove", body!([name, by] conn => remove(conn, &name, &by, now))).await
     }
 
-    async fn agent_list_leaving(&self, limit: usize) -> StoreResult<Vec<i64>> {
+    async fn agent_list_leaving(&self, after: i64, limit: usize) -> StoreResult<Vec<i64>> {
         let here = self.inner.incarnation.clone();
-        self.read(Caller::Pipeline, "agent_list_leaving", body!([here] conn => list_leaving(conn, &here, limit))).await
+        self.read(Caller::Pipeline, "agent_list_leaving", body!([here] conn => list_leaving(conn, &here, after, limit)))
+            .await
     }
 
     async fn agent_left(&self, agent_no: i64, before: Timestamp) -> StoreResult<()> {
@@ -247,32 +257,34 @@ async fn contacts(conn: &mut AsyncPgConnection, nos: &[i64]) -> QueryResult<Vec<
     Ok(rows.into_iter().map(ContactRow::contact).collect())
 }
 
-async fn count_among(conn: &mut AsyncPgConnection, among: &Among, now: Timestamp) -> QueryResult<i64> {
-    agents::table.filter(filter::listed(among, now)).select(diesel::dsl::count(agents::no)).first(conn).await
+/// The key of the last agent of a part; `None` if the fleet ends in it.
+pub(super) async fn end(conn: &mut AsyncPgConnection, within: &Within, part: Part) -> QueryResult<Option<i64>> {
+    let Some(end) = search::end(within, part) else { return Ok(None) };
+    Ok(end.get_result::<Key>(conn).await.optional()?.map(|row| row.key))
 }
 
-/// How many agents match.
-pub(super) async fn count(conn: &mut AsyncPgConnection, target: &Target, now: Timestamp) -> QueryResult<i64> {
-    agents::table.filter(filter::members(target, now)).select(diesel::dsl::count(agents::no)).first(conn).await
+async fn count(conn: &mut AsyncPgConnection, among: &Among, now: Timestamp, part: Part) -> QueryResult<Found<i64>> {
+    let within = among.within();
+    let through = end(conn, &within, part).await?;
+    let (condition, keys) = (filter::listed(among, now), (part.after, through.unwrap_or(i64::MAX)));
+    let count = search::search(&within, condition, Select::Count, keys, Database::Postgres);
+    let (agents, _) = count.get_result::<(i64, String)>(conn).await?;
+    Ok(Found { agents, through })
 }
 
 async fn matching(
     conn: &mut AsyncPgConnection,
     target: &Target,
     now: Timestamp,
-    after: i64,
-    limit: usize,
-) -> QueryResult<Vec<(i64, Arc<str>)>> {
-    let rows = agents::table
-        .filter(filter::members(target, now))
-        .filter(agents::no.gt(after))
-        .order(agents::no)
-        .limit(sql_limit(limit))
-        .select((agents::no, agents::transport))
-        .load::<(i64, String)>(conn)
-        .await?;
-    let mut transports = Transports::default();
-    Ok(rows.into_iter().map(|(no, transport)| (no, transports.share(transport))).collect())
+    part: Part,
+) -> QueryResult<Found<Matching>> {
+    let within = target.within();
+    let through = end(conn, &within, part).await?;
+    let (condition, keys) = (filter::members(target, now), (part.after, through.unwrap_or(i64::MAX)));
+    let select = Select::Matching(sql_limit(part.limit));
+    let matching = search::search(&within, condition, select, keys, Database::Postgres);
+    let rows = matching.load::<(i64, String)>(conn).await?;
+    Ok(found(rows, through, part.limit))
 }
 
 /// The columns of an [`AgentViewRow`].
@@ -300,18 +312,27 @@ async fn list(
     among: &Among,
     after: &str,
     now: Timestamp,
-    limit: usize,
-) -> QueryResult<Vec<AgentView>> {
-    let rows: Vec<AgentViewRow> = agents::table
+    (limit, searched): (usize, usize),
+) -> QueryResult<Found<Vec<AgentView>, String>> {
+    let through = match search::last_name(among, after, searched) {
+        Some(last) => last.get_result::<Name>(conn).await.optional()?.map(|row| row.name),
+        None => None,
+    };
+    let mut query = agents::table
         .filter(filter::listed(among, now))
         // Every name is greater than no name.
         .filter(agents::name.gt(after))
-        .order(agents::name)
-        .limit(sql_limit(limit))
         .select(seen_by_users!(now))
-        .load(conn)
-        .await?;
-    rows.into_iter().map(agent_view).collect()
+        .into_boxed();
+    // A few names are looked up, and put in order here.
+    if !matches!(among.within(), Within::Names(_)) {
+        query = query.order(agents::name).limit(sql_limit(limit));
+    }
+    if let Some(through) = &through {
+        query = query.filter(agents::name.le(through));
+    }
+    let rows: Vec<AgentViewRow> = query.load(conn).await?;
+    listed(rows, through, limit)
 }
 
 async fn view(conn: &mut AsyncPgConnection, name: &str, now: Timestamp) -> QueryResult<Option<AgentView>> {
@@ -385,8 +406,8 @@ async fn remove(conn: &mut AsyncPgConnection, name: &str, by: &Author, now: Time
     Ok(Some(no))
 }
 
-async fn list_leaving(conn: &mut AsyncPgConnection, here: &str, limit: usize) -> QueryResult<Vec<i64>> {
-    let rows: Vec<Key> = statements::list_leaving(here, limit).load(conn).await?;
+async fn list_leaving(conn: &mut AsyncPgConnection, here: &str, after: i64, limit: usize) -> QueryResult<Vec<i64>> {
+    let rows: Vec<Key> = statements::list_leaving(here, after, limit).load(conn).await?;
     Ok(rows.into_iter().map(|row| row.key).collect())
 }
 

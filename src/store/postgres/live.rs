@@ -1,17 +1,19 @@
 //! Live membership: agents that join an action after it was resolved.
 
+use super::agents::end;
 use super::counts::count;
 use super::pools::Caller;
 use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::command::OpenState;
-use crate::domain::target::Target;
+use crate::domain::target::{Target, Within};
 use crate::domain::time::Timestamp;
 use crate::store::changes::Deltas;
+use crate::store::sql::agents::found;
 use crate::store::sql::live::{self as statements, Joinable};
 use crate::store::sql::schema::agents;
-use crate::store::sql::{Key, Transports, filter, sql, sql_limit};
-use crate::store::{Due, Live, Store, StoreResult};
+use crate::store::sql::{Key, filter, sql, sql_limit};
+use crate::store::{Due, Found, Live, Matching, Part, Store, StoreResult};
 use async_trait::async_trait;
 use diesel::dsl::sql as expression;
 use diesel::prelude::*;
@@ -31,12 +33,11 @@ impl Live for PostgresStore {
         action_no: i64,
         target: &Target,
         among: Option<&[i64]>,
-        after: i64,
-        limit: usize,
-    ) -> StoreResult<Vec<(i64, Arc<str>)>> {
+        part: Part,
+    ) -> StoreResult<Found<Matching>> {
         let (target, among, now) = (Arc::new(target.clone()), Arc::new(among.map(<[i64]>::to_vec)), self.now());
         let look = body!([target, among] conn =>
-            matching(conn, action_no, &target, among.as_deref(), now, after, limit));
+            matching(conn, action_no, &target, among.as_deref(), now, part));
         self.read(Caller::Pipeline, "agent_match_joining", look).await
     }
 
@@ -58,9 +59,13 @@ async fn matching(
     target: &Target,
     among: Option<&[i64]>,
     now: Timestamp,
-    after: i64,
-    limit: usize,
-) -> QueryResult<Vec<(i64, Arc<str>)>> {
+    part: Part,
+) -> QueryResult<Found<Matching>> {
+    let within = if matches!(target.within(), Within::Names(_)) { target.within() } else { Within::Fleet };
+    let through = match among {
+        Some(_) => None,
+        None => end(conn, &within, part).await?,
+    };
     let has_none =
         expression::<Bool>("NOT EXISTS (SELECT 1 FROM commands c WHERE c.agent_no = agents.no AND c.action_no = ")
             .bind::<BigInt, _>(action_no)
@@ -68,17 +73,17 @@ async fn matching(
     let mut query = agents::table
         .filter(filter::members(target, now))
         .filter(has_none)
-        .filter(agents::no.gt(after))
+        .filter(agents::no.gt(part.after))
+        .filter(agents::no.le(through.unwrap_or(i64::MAX)))
         .order(agents::no)
-        .limit(sql_limit(limit))
+        .limit(sql_limit(part.limit))
         .select((agents::no, agents::transport))
         .into_boxed();
     if let Some(among) = among {
         query = query.filter(agents::no.eq_any(among));
     }
-    let mut transports = Transports::default();
     let rows: Vec<(i64, String)> = query.load(conn).await?;
-    Ok(rows.into_iter().map(|(no, transport)| (no, transports.share(transport))).collect())
+    Ok(found(rows, through, part.limit))
 }
 
 async fn insert(

@@ -2,10 +2,9 @@
 //! transaction per batch.
 //!
 //! The decision about a command depends on what is stored of it, which must not change meanwhile.
-//! An advisory lock per action ensures that. A batch that reads its commands first takes it
-//! exclusively. Batches of *fresh* reports, each of which ends a command that has neither outcome
-//! nor open row, share it: the outcome's key alone guards them. If the key exists, the batch fails
-//! and is done again with reading.
+//! An advisory lock per action ensures that. It is taken exclusively where commands are read first. Where all reports
+//! are *fresh*, each of which ends a command that has neither outcome nor open row, it is shared: the outcome's key alone
+//! guards those. If reporters are wrong about some commands, the batch is done again, and those are read.
 
 use super::counts::count;
 use super::error::is_duplicate;
@@ -14,71 +13,71 @@ use super::store::PostgresStore;
 use super::transaction::body;
 use crate::domain::command::{Answer, Known, Outcome};
 use crate::domain::time::Timestamp;
-use crate::store::changes::{Changes, Key, ends_first_run, keys};
+use crate::store::changes::{Changes, Key, Reading};
+use crate::store::sql::dispatch::CommandKey;
 use crate::store::sql::outcomes::KnownRow;
-use crate::store::sql::{Key as KeyRow, sql};
+use crate::store::sql::sql;
 use crate::store::{Outcomes, Report, Store, StoreResult};
 use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+
+/// So often is a batch tried whose reporters turn out to be wrong. Then all of its commands are read.
+const TRIES: usize = 3;
 
 #[async_trait]
 impl Outcomes for PostgresStore {
     async fn outcome_record(&self, reports: &[Report]) -> StoreResult<Vec<Answer>> {
         let (reports, lane, now) = (Arc::new(reports.to_vec()), self.inner.lane("outcomes"), self.now());
-        let fresh = body!([reports, lane] conn => record_fresh(conn, &reports, &lane, now));
-        match self.write(Caller::Pipeline, "outcome_record", fresh).await {
-            Ok(Some(answers)) => return Ok(answers),
-            Ok(None) => {}
-            Err(error) if is_duplicate(&error) => {}
-            Err(error) => return Err(error),
+        let (mut reading, mut is_duplicate_key) = (Arc::new(Reading::of(&reports)), false);
+        for tried in 0.. {
+            if tried == TRIES {
+                Arc::make_mut(&mut reading).read_all();
+            }
+            let record =
+                body!([reports, reading, lane] conn => record(conn, &reports, &reading, is_duplicate_key, &lane, now));
+            match self.write(Caller::Pipeline, "outcome_record", record).await {
+                Ok(Recorded::Answers(answers)) => return Ok(answers),
+                Ok(Recorded::Touched(keys)) => Arc::make_mut(&mut reading).read_too(keys),
+                Err(error) if is_duplicate(&error) && tried < TRIES => is_duplicate_key = true,
+                Err(error) => return Err(error),
+            }
         }
-        self.write(
-            Caller::Pipeline,
-            "outcome_record",
-            body!([reports, lane] conn => record(conn, &reports, &lane, now)),
-        )
-        .await
+        Ok(Vec::new())
     }
 }
 
-/// Records reports without reading their commands, if all are fresh. `None` if they need
-/// [`record`].
-async fn record_fresh(
-    conn: &mut AsyncPgConnection,
-    reports: &[Report],
-    lane: &str,
-    now: Timestamp,
-) -> QueryResult<Option<Vec<Answer>>> {
-    if !reports.iter().all(ends_first_run) {
-        return Ok(None);
-    }
-    lock(conn, reports, "pg_advisory_xact_lock_shared").await?;
-    if !are_untouched(conn, reports).await? {
-        return Ok(None);
-    }
-    let changes = Changes::of_undispatched(reports, now);
-    insert_outcomes(conn, changes.outcomes).await?;
-    count(conn, &changes.deltas, lane).await?;
-    Ok(Some(changes.answers))
+/// What became of a batch.
+enum Recorded {
+    /// It is recorded.
+    Answers(Vec<Answer>),
+    /// Nothing is recorded: of these commands something is stored, or they don't exist.
+    Touched(Vec<Key>),
 }
 
-/// Reads the commands and records the reports.
+/// Records the reports, if nothing is stored of the commands that aren't read.
 async fn record(
     conn: &mut AsyncPgConnection,
     reports: &[Report],
+    reading: &Reading,
+    is_duplicate_key: bool,
     lane: &str,
     now: Timestamp,
-) -> QueryResult<Vec<Answer>> {
-    lock(conn, reports, "pg_advisory_xact_lock").await?;
-    let mut changes = Changes::of(reports, load(conn, reports).await?, now);
+) -> QueryResult<Recorded> {
+    lock(conn, reading).await?;
+    let touched = touched(conn, reading, is_duplicate_key).await?;
+    if !touched.is_empty() {
+        return Ok(Recorded::Touched(touched));
+    }
+    let known = reading.known(load(conn, reading).await?);
+    let mut changes = Changes::of(reports, known, now);
     insert_outcomes(conn, std::mem::take(&mut changes.outcomes)).await?;
     write_open(conn, &changes).await?;
     insert_late(conn, &changes).await?;
     count(conn, &changes.deltas, lane).await?;
-    Ok(changes.answers)
+    Ok(Recorded::Answers(changes.answers))
 }
 
 /// Advisory locks with two numbers don't collide with nodes' locks, which have one.
@@ -88,29 +87,48 @@ const LOCKS: i32 = 0x6f64;
 /// more often than they need to.
 const SLOTS: i64 = 128;
 
-/// Locks the actions of the reports, always in the same order, which excludes deadlocks.
-async fn lock(conn: &mut AsyncPgConnection, reports: &[Report], how: &'static str) -> QueryResult<()> {
-    let locks: BTreeSet<i32> = reports.iter().map(|report| (report.action_no % SLOTS) as i32).collect();
-    sql(format!("SELECT count({how}(?, l.l)) FROM (SELECT UNNEST(?) AS l ORDER BY 1) l"))
-        .bind(LOCKS)
-        .bind(locks.into_iter().collect::<Vec<i32>>())
-        .execute(conn)
-        .await
-        .map(|_| ())
+/// Locks the actions of the reports, always in the same order, which excludes deadlocks: those of commands that are read
+/// for this batch alone.
+async fn lock(conn: &mut AsyncPgConnection, reading: &Reading) -> QueryResult<()> {
+    let mut locks: BTreeMap<i32, bool> = BTreeMap::new();
+    let slot = |(action_no, _): &Key| (action_no % SLOTS) as i32;
+    locks.extend(reading.skipped.iter().map(|key| (slot(key), false)));
+    locks.extend(reading.read.iter().map(|key| (slot(key), true)));
+    let (slots, alone): (Vec<i32>, Vec<bool>) = locks.into_iter().unzip();
+    sql("SELECT count(CASE WHEN l.alone THEN pg_advisory_xact_lock(?, l.slot) \
+         ELSE pg_advisory_xact_lock_shared(?, l.slot) END) FROM (SELECT * FROM UNNEST(?, ?) AS l (slot, alone) ORDER BY 1) l")
+    .bind(LOCKS)
+    .bind(LOCKS)
+    .bind(slots)
+    .bind(alone)
+    .execute(conn)
+    .await
+    .map(|_| ())
 }
 
-/// Whether all commands exist and none has an open row. The outcome's key does not guard against
+/// The commands that should be untouched and don't exist or have an open row. The outcome's key does not guard against
 /// these, and a reporter may be wrong about them (an agent's session may take a command while the
-/// owner records that its agent is away).
-async fn are_untouched(conn: &mut AsyncPgConnection, reports: &[Report]) -> QueryResult<bool> {
-    let (actions, agents): (Vec<i64>, Vec<i64>) = keys(reports).into_iter().unzip();
-    let touched = sql(
-        "SELECT 1::bigint AS key FROM UNNEST(?, ?) AS k (action_no, agent_no) WHERE NOT EXISTS (SELECT 1 FROM commands c \
-         WHERE c.action_no = k.action_no AND c.agent_no = k.agent_no OFFSET 0) OR EXISTS (SELECT 1 \
-         FROM open_commands p WHERE p.action_no = k.action_no AND p.agent_no = k.agent_no OFFSET 0) LIMIT 1",
-    );
-    let touched = touched.bind(actions).bind(agents).get_result::<KeyRow>(conn).await.optional()?;
-    Ok(touched.is_none())
+/// owner records that its agent is away). After a duplicate key, those with an outcome as well.
+async fn touched(conn: &mut AsyncPgConnection, reading: &Reading, is_duplicate_key: bool) -> QueryResult<Vec<Key>> {
+    if reading.skipped.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (actions, agents): (Vec<i64>, Vec<i64>) = reading.skipped.iter().copied().unzip();
+    let or_outcome = if is_duplicate_key {
+        " OR EXISTS (SELECT 1 FROM outcomes o WHERE o.action_no = k.action_no AND o.agent_no = k.agent_no OFFSET 0)"
+    } else {
+        ""
+    };
+    let touched: Vec<CommandKey> = sql(format!(
+        "SELECT k.action_no, k.agent_no FROM UNNEST(?, ?) AS k (action_no, agent_no) WHERE NOT EXISTS (SELECT 1 \
+         FROM commands c WHERE c.action_no = k.action_no AND c.agent_no = k.agent_no OFFSET 0) OR EXISTS (SELECT 1 \
+         FROM open_commands p WHERE p.action_no = k.action_no AND p.agent_no = k.agent_no OFFSET 0){or_outcome}"
+    ))
+    .bind(actions)
+    .bind(agents)
+    .load(conn)
+    .await?;
+    Ok(touched.into_iter().map(|row| (row.action_no, row.agent_no)).collect())
 }
 
 async fn insert_outcomes(conn: &mut AsyncPgConnection, mut outcomes: Vec<(Key, Outcome)>) -> QueryResult<()> {
@@ -209,9 +227,12 @@ async fn insert_late(conn: &mut AsyncPgConnection, changes: &Changes) -> QueryRe
     .map(|_| ())
 }
 
-/// Reads what is stored of the commands that the reports are about.
-async fn load(conn: &mut AsyncPgConnection, reports: &[Report]) -> QueryResult<HashMap<Key, Known>> {
-    let (actions, agents): (Vec<i64>, Vec<i64>) = keys(reports).into_iter().unzip();
+/// Reads what is stored of commands.
+async fn load(conn: &mut AsyncPgConnection, reading: &Reading) -> QueryResult<HashMap<Key, Known>> {
+    if reading.read.is_empty() {
+        return Ok(HashMap::new());
+    }
+    let (actions, agents): (Vec<i64>, Vec<i64>) = reading.read.iter().copied().unzip();
     let rows: Vec<KnownRow> =
         sql("SELECT c.action_no, c.agent_no, a.cancelled, o.run AS last_run, o.status AS last_status, o.is_final AS last_final, \
          p.state AS open_state, p.run AS open_run, p.attempts AS open_attempts, p.due_at AS open_due_at, \

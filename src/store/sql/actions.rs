@@ -2,7 +2,7 @@
 
 use super::schema::actions;
 use super::statement::{Sql, sql};
-use super::values::corrupt;
+use super::values::{corrupt, sql_limit};
 use crate::domain::action::{Action, ActionState, Membership, NewAction};
 use crate::domain::audit::Author;
 use crate::domain::counts::Counts;
@@ -28,6 +28,7 @@ pub(in crate::store) struct ActionViewRow {
     cancelled: bool,
     expired: bool,
     expected_total: Option<i64>,
+    resolved_through: i64,
     live: bool,
     ended_at: Option<i64>,
     created_by: Option<String>,
@@ -66,8 +67,8 @@ impl ActionViewRow {
             Self { ended_at: Some(_), .. } => ActionState::Completed,
             Self { paused: true, .. } => ActionState::Paused,
             Self { resolved: true, .. } => ActionState::Running,
-            Self { expected_total: Some(_), .. } => ActionState::Resolving,
-            _ => ActionState::Scheduled,
+            Self { expected_total: None, resolved_through: 0, .. } => ActionState::Scheduled,
+            _ => ActionState::Resolving,
         }
     }
 }
@@ -82,12 +83,52 @@ pub(in crate::store) fn in_state(state: ActionState) -> &'static str {
         ActionState::Running => "ended_at IS NULL AND NOT cancelled AND NOT expired AND NOT paused AND resolved",
         ActionState::Resolving => {
             "ended_at IS NULL AND NOT cancelled AND NOT expired AND NOT paused AND NOT resolved \
-             AND expected_total IS NOT NULL"
+             AND (expected_total IS NOT NULL OR resolved_through <> 0)"
         }
         ActionState::Scheduled => {
-            "ended_at IS NULL AND NOT cancelled AND NOT expired AND NOT paused AND NOT resolved AND expected_total IS NULL"
+            "ended_at IS NULL AND NOT cancelled AND NOT expired AND NOT paused AND NOT resolved \
+             AND expected_total IS NULL AND resolved_through = 0"
         }
     }
+}
+
+/// Selects unresolved actions, of this owner or of all, as [`FromKey`]s.
+pub(in crate::store) fn list_unresolved(
+    owner: Option<&str>,
+    horizon: Timestamp,
+    after: (Timestamp, i64),
+    limit: usize,
+) -> Sql {
+    let list = "SELECT valid_from, no FROM actions WHERE ended_at IS NULL AND NOT resolved AND (valid_from, no) > (?, ?) \
+                AND valid_from <= ?";
+    let list = sql(list).bind(after.0.0).bind(after.1).bind(horizon.0);
+    let list = match owner {
+        Some(owner) => list.and(" AND owner = ?").bind(owner),
+        None => list,
+    };
+    list.and(" ORDER BY valid_from, no LIMIT ?").bind(sql_limit(limit))
+}
+
+/// When an action is valid, and its key.
+#[derive(QueryableByName)]
+pub(in crate::store) struct FromKey {
+    #[diesel(sql_type = BigInt)]
+    valid_from: i64,
+    #[diesel(sql_type = BigInt)]
+    no: i64,
+}
+
+impl FromKey {
+    pub(in crate::store) fn place(self) -> (Timestamp, i64) {
+        (Timestamp(self.valid_from), self.no)
+    }
+}
+
+/// Stores the number of agents of an action, unless one is stored, and returns the stored one.
+pub(in crate::store) fn expect(no: i64, agents: i64) -> Sql {
+    sql("UPDATE actions SET expected_total = coalesce(expected_total, ?) WHERE no = ? RETURNING expected_total AS key")
+        .bind(agents)
+        .bind(no)
 }
 
 /// The ids, as texts, that begin so: the first that there may be, and one after the last.
@@ -99,7 +140,7 @@ pub(in crate::store) fn ids(beginning: &str) -> (String, String) {
 /// The columns of an [`ActionViewRow`] of an action `a` whose document isn't needed. Thousands of
 /// actions may end at a time, and documents are large.
 pub(in crate::store) const WITHOUT_DOCUMENT: &str = "a.no, a.id, a.name, 'null' AS document, a.created_at, a.resolved, \
-     a.paused, a.cancelled, a.expired, a.expected_total, a.live, a.ended_at, a.created_by, \
+     a.paused, a.cancelled, a.expired, a.expected_total, a.resolved_through, a.live, a.ended_at, a.created_by, \
      a.scheduled_for, a.retry_of";
 
 /// An action's counters, summed over the lanes.

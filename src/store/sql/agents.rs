@@ -1,11 +1,11 @@
 //! Agents: their rows, and statements that are the same for both databases.
 
 use super::statement::{Sql, sql};
-use super::values::{corrupt, sql_limit};
+use super::values::{Transports, corrupt, sql_limit};
 use crate::domain::agent::{AgentContact, SigningSecret};
 use crate::domain::time::Timestamp;
-use crate::store::AgentView;
 use crate::store::agents::{Known, Labels};
+use crate::store::{AgentView, Found, Matching};
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Nullable, Text};
 use serde_json::value::RawValue;
@@ -45,6 +45,27 @@ pub(in crate::store) fn agent_view(row: AgentViewRow) -> QueryResult<AgentView> 
         disabled,
         duplicate_at: duplicate_at.map(Timestamp),
     })
+}
+
+/// What a search found: agents as (key, transport). A full page ends with its last agent.
+pub(in crate::store) fn found(rows: Vec<(i64, String)>, end: Option<i64>, limit: usize) -> Found<Matching> {
+    let through = if rows.len() >= limit { rows.last().map(|(no, _)| *no) } else { end };
+    let mut transports = Transports::default();
+    let agents = rows.into_iter().map(|(no, transport)| (no, transports.share(transport))).collect();
+    Found { agents, through }
+}
+
+/// A page of agents as users see them, whatever order their rows have.
+pub(in crate::store) fn listed(
+    mut rows: Vec<AgentViewRow>,
+    end: Option<String>,
+    limit: usize,
+) -> QueryResult<Found<Vec<AgentView>, String>> {
+    rows.sort_unstable_by(|one, other| one.0.cmp(&other.0));
+    rows.truncate(limit);
+    let agents = rows.into_iter().map(agent_view).collect::<QueryResult<Vec<_>>>()?;
+    let through = if agents.len() >= limit { agents.last().map(|agent| agent.name.clone()) } else { end };
+    Ok(Found { agents, through })
 }
 
 /// Of what an agent has said, what is stored.
@@ -139,12 +160,13 @@ pub(in crate::store) fn leaves(no: i64) -> Sql {
 }
 
 /// Selects the keys of leaving agents.
-pub(in crate::store) fn list_leaving(here: &str, limit: usize) -> Sql {
+pub(in crate::store) fn list_leaving(here: &str, after: i64, limit: usize) -> Sql {
     // Nobody owns an agent: the oldest node does it.
     sql("SELECT agent_no AS key FROM departures WHERE coalesce((SELECT min(incarnation) FROM nodes), ?) = ? \
-         ORDER BY agent_no LIMIT ?")
+         AND agent_no > ? ORDER BY agent_no LIMIT ?")
     .bind(here.to_owned())
     .bind(here.to_owned())
+    .bind(after)
     .bind(sql_limit(limit))
 }
 

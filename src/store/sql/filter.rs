@@ -6,6 +6,7 @@
 //! are registered with each connection (`sqlite::functions`), on PostgreSQL the migration makes
 //! them. The conformance suite holds both to [`Target::evaluate`].
 
+use crate::domain::command::CommandState;
 use crate::domain::target::{Column, CompareOp, Target, Value};
 use crate::domain::time::Timestamp;
 use crate::store::agents::{Among, CHECK_IN_COUNTS};
@@ -15,6 +16,10 @@ use diesel::prelude::*;
 use diesel::query_builder::{AstPass, QueryFragment, QueryId};
 use diesel::sql_types::{BigInt, Bool, Nullable, Text};
 use diesel::sqlite::Sqlite;
+use uuid::Uuid;
+
+/// An action's key, by its id, which is to be bound.
+pub(super) const ACTION_NO: &str = "(SELECT x.no FROM actions x WHERE x.id = ";
 
 /// Condition over `agents`: the agent is neither removed nor disabled, and the target is true.
 pub(in crate::store) fn members(target: &Target, now: Timestamp) -> Condition {
@@ -116,19 +121,27 @@ impl Condition {
                 self.column(column);
                 self.sql(if *negated { ") IS NOT NULL)" } else { ") IS NULL)" });
             }
-            Target::ActionState { action, state } => {
-                self.sql(
-                    "coalesce((SELECT CASE WHEN o.is_final THEN o.status WHEN p.state = 2 THEN 1 ELSE 0 END \
-                     FROM actions x JOIN commands c ON c.action_no = x.no AND c.agent_no = agents.no \
-                     LEFT JOIN outcomes o ON o.action_no = x.no AND o.agent_no = agents.no AND o.is_final \
-                     LEFT JOIN open_commands p ON p.action_no = x.no AND p.agent_no = agents.no WHERE x.id = ",
-                );
-                self.pieces.push(Piece::Text(action.to_string()));
-                self.sql(") = ");
-                self.pieces.push(Piece::Int(i64::from(*state as i16)));
-                self.sql(", FALSE)");
-            }
+            Target::ActionState { action, state } => self.action_state(*action, *state),
         }
+    }
+
+    /// The agent's command of an action is in a state. The action's key is looked up once, and not for each agent.
+    fn action_state(&mut self, action: Uuid, state: CommandState) {
+        let is_final = state.is_final();
+        self.sql(if is_final {
+            "EXISTS (SELECT 1 FROM outcomes o WHERE o.agent_no = agents.no AND o.is_final AND o.action_no = "
+        } else {
+            "coalesce((SELECT CASE WHEN o.is_final THEN -1 WHEN p.state = 2 THEN 1 ELSE 0 END FROM commands c \
+             LEFT JOIN outcomes o ON o.action_no = c.action_no AND o.agent_no = c.agent_no AND o.is_final \
+             LEFT JOIN open_commands p ON p.action_no = c.action_no AND p.agent_no = c.agent_no \
+             WHERE c.agent_no = agents.no AND c.action_no = "
+        });
+        self.sql(ACTION_NO);
+        self.pieces.push(Piece::Text(action.to_string()));
+        self.sql(if is_final { ") AND o.status = " } else { ")) = " });
+        self.pieces.push(Piece::Int(i64::from(state as i16)));
+        // The offset keeps PostgreSQL from reading all outcomes of the action instead of the agent's.
+        self.sql(if is_final { " LIMIT 1 OFFSET 0)" } else { ", FALSE)" });
     }
 
     /// As a balanced tree: SQLite takes expressions that are up to 1,000 deep, and a chain is as

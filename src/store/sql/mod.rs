@@ -15,6 +15,7 @@ pub(super) mod nodes;
 pub(super) mod outcomes;
 pub(super) mod schedules;
 pub(super) mod schema;
+pub(super) mod search;
 pub(super) mod sessions;
 mod statement;
 pub(super) mod tokens;

@@ -6,10 +6,9 @@ use super::store::{SqliteStore, json};
 use crate::domain::action::{Action, ActionState, NewAction};
 use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::hook::{HookEvent, Listener};
-use crate::domain::target::Target;
 use crate::domain::time::Timestamp;
 use crate::store::sql::actions::{
-    self as statements, ActionRow, ActionViewRow, OpenActionRow, Stored, WITHOUT_DOCUMENT, ids, in_state,
+    self as statements, ActionRow, ActionViewRow, FromKey, OpenActionRow, Stored, WITHOUT_DOCUMENT, ids, in_state,
 };
 use crate::store::sql::dispatch::Named;
 use crate::store::sql::hooks::{actions_ended, is_heard};
@@ -57,16 +56,21 @@ impl Actions for SqliteStore {
         self.read("action_list_open", move |conn| list_open(conn, after, limit)).await
     }
 
-    async fn action_list_unresolved(&self, horizon: Timestamp, limit: usize) -> StoreResult<Vec<i64>> {
-        self.read("action_list_unresolved", move |conn| list_unresolved(conn, horizon, limit)).await
+    async fn action_list_unresolved(
+        &self,
+        horizon: Timestamp,
+        after: (Timestamp, i64),
+        limit: usize,
+    ) -> StoreResult<Vec<(Timestamp, i64)>> {
+        self.read("action_list_unresolved", move |conn| list_unresolved(conn, horizon, after, limit)).await
     }
 
-    async fn action_resolution(&self, actions: Vec<(i64, Target)>) -> StoreResult<Vec<Resolution>> {
-        let (owner, now) = (self.incarnation.clone(), self.now());
-        self.write("action_resolution", move |conn| {
-            actions.iter().map(|(no, target)| resolution(conn, *no, target, &owner, now)).collect()
-        })
-        .await
+    async fn action_resolution(&self, no: i64) -> StoreResult<Resolution> {
+        self.read("action_resolution", move |conn| resolution(conn, no)).await
+    }
+
+    async fn action_expect(&self, no: i64, agents: i64) -> StoreResult<i64> {
+        self.write("action_expect", move |conn| expect(conn, no, agents)).await
     }
 
     async fn action_cancel(&self, id: Uuid, by: &Author) -> StoreResult<Option<ActionView>> {
@@ -197,38 +201,25 @@ fn list_open(conn: &mut SqliteConnection, after: i64, limit: usize) -> QueryResu
     Ok(rows.into_iter().map(OpenAction::from).collect())
 }
 
-fn list_unresolved(conn: &mut SqliteConnection, horizon: Timestamp, limit: usize) -> QueryResult<Vec<i64>> {
-    actions::table
-        .filter(actions::ended_at.is_null())
-        .filter(actions::resolved.eq(false))
-        .filter(actions::valid_from.le(horizon.0))
-        .order(actions::no)
-        .limit(sql_limit(limit))
-        .select(actions::no)
-        .load(conn)
+fn list_unresolved(
+    conn: &mut SqliteConnection,
+    horizon: Timestamp,
+    after: (Timestamp, i64),
+    limit: usize,
+) -> QueryResult<Vec<(Timestamp, i64)>> {
+    let rows: Vec<FromKey> = statements::list_unresolved(None, horizon, after, limit).load(conn)?;
+    Ok(rows.into_iter().map(FromKey::place).collect())
 }
 
-fn resolution(
-    conn: &mut SqliteConnection,
-    no: i64,
-    target: &Target,
-    owner: &str,
-    now: Timestamp,
-) -> QueryResult<Resolution> {
+fn expect(conn: &mut SqliteConnection, no: i64, agents: i64) -> QueryResult<i64> {
+    Ok(statements::expect(no, agents).get_result::<Key>(conn)?.key)
+}
+
+fn resolution(conn: &mut SqliteConnection, no: i64) -> QueryResult<Resolution> {
     let (through, expected, resolved) = actions::table
         .find(no)
         .select((actions::resolved_through, actions::expected_total, actions::resolved))
         .first::<(i64, Option<i64>, bool)>(conn)?;
-    let expected = match expected {
-        Some(expected) => expected,
-        None => {
-            let expected = super::agents::count(conn, target, now)?;
-            diesel::update(actions::table.find(no))
-                .set((actions::expected_total.eq(expected), actions::owner.eq(owner)))
-                .execute(conn)?;
-            expected
-        }
-    };
     let written = sums(conn, no)?.counts(resolved).total;
     Ok(Resolution { through, written, expected, done: resolved })
 }

@@ -4,22 +4,24 @@ use super::audit;
 use super::store::{SqliteStore, json};
 use crate::domain::agent::{AgentContact, AgentRef, Enrollment};
 use crate::domain::audit::{AuditEvent, Author};
-use crate::domain::target::Target;
+use crate::domain::target::{Target, Within};
 use crate::domain::time::Timestamp;
 use crate::store::agents::{Known, Labels};
 use crate::store::sql::agents::{
-    self as statements, AgentViewRow, ContactRow, KnownRow, agent_view, read_labels, written_labels,
+    self as statements, AgentViewRow, ContactRow, KnownRow, agent_view, found, listed, read_labels, written_labels,
 };
 use crate::store::sql::metadata;
 use crate::store::sql::schema::agents;
+use crate::store::sql::search::{self, Database, Name, Select};
 use crate::store::sql::tokens::{self, TokenRow};
-use crate::store::sql::{Key, Transports, filter, sql_limit};
-use crate::store::{AgentPatch, AgentView, Agents, Among, Enrolled, NewAgent, Said, Store, StoreResult};
+use crate::store::sql::{Key, filter, sql_limit};
+use crate::store::{
+    AgentPatch, AgentView, Agents, Among, Enrolled, Found, Matching, NewAgent, Part, Said, Store, StoreResult,
+};
 use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Text};
-use std::sync::Arc;
 
 #[async_trait]
 impl Agents for SqliteStore {
@@ -62,19 +64,26 @@ impl Agents for SqliteStore {
         self.read("agent_get_many", move |conn| get_many(conn, &agent_nos)).await
     }
 
-    async fn agent_match(&self, target: &Target, after: i64, limit: usize) -> StoreResult<Vec<(i64, Arc<str>)>> {
+    async fn agent_search(&self, target: &Target, part: Part) -> StoreResult<Found<Matching>> {
         let (target, now) = (target.clone(), self.now());
-        self.read("agent_match", move |conn| matching(conn, &target, now, after, limit)).await
+        self.read("agent_search", move |conn| matching(conn, &target, now, part)).await
     }
 
-    async fn agent_count(&self, among: &Among) -> StoreResult<i64> {
+    async fn agent_count(&self, among: &Among, after: i64, searched: usize) -> StoreResult<Found<i64>> {
         let (among, now) = (among.clone(), self.now());
-        self.read("agent_count", move |conn| count_among(conn, &among, now)).await
+        let part = Part { after, limit: searched, searched };
+        self.read("agent_count", move |conn| count(conn, &among, now, part)).await
     }
 
-    async fn agent_list(&self, among: &Among, after: Option<&str>, limit: usize) -> StoreResult<Vec<AgentView>> {
+    async fn agent_list(
+        &self,
+        among: &Among,
+        after: Option<&str>,
+        limit: usize,
+        searched: usize,
+    ) -> StoreResult<Found<Vec<AgentView>, String>> {
         let (among, after, now) = (among.clone(), after.unwrap_or_default().to_owned(), self.now());
-        self.read("agent_list", move |conn| list(conn, &among, &after, now, limit)).await
+        self.read("agent_list", move |conn| list(conn, &among, &after, now, (limit, searched))).await
     }
 
     async fn agent_view(&self, name: &str) -> StoreResult<Option<AgentView>> {
@@ -92,9 +101,9 @@ impl Agents for SqliteStore {
         self.write("agent_remove", move |conn| remove(conn, &name, &by, now)).await
     }
 
-    async fn agent_list_leaving(&self, limit: usize) -> StoreResult<Vec<i64>> {
+    async fn agent_list_leaving(&self, after: i64, limit: usize) -> StoreResult<Vec<i64>> {
         let here = self.incarnation.clone();
-        self.read("agent_list_leaving", move |conn| list_leaving(conn, &here, limit)).await
+        self.read("agent_list_leaving", move |conn| list_leaving(conn, &here, after, limit)).await
     }
 
     async fn agent_left(&self, agent_no: i64, before: Timestamp) -> StoreResult<()> {
@@ -232,31 +241,29 @@ fn contacts(conn: &mut SqliteConnection, nos: &[i64]) -> QueryResult<Vec<AgentCo
     Ok(rows.into_iter().map(ContactRow::contact).collect())
 }
 
-fn count_among(conn: &mut SqliteConnection, among: &Among, now: Timestamp) -> QueryResult<i64> {
-    agents::table.filter(filter::listed(among, now)).select(diesel::dsl::count(agents::no)).first(conn)
+/// The key of the last agent of a part; `None` if the fleet ends in it.
+pub(super) fn end(conn: &mut SqliteConnection, within: &Within, part: Part) -> QueryResult<Option<i64>> {
+    let Some(end) = search::end(within, part) else { return Ok(None) };
+    Ok(end.get_result::<Key>(conn).optional()?.map(|row| row.key))
 }
 
-/// How many agents match.
-pub(super) fn count(conn: &mut SqliteConnection, target: &Target, now: Timestamp) -> QueryResult<i64> {
-    agents::table.filter(filter::members(target, now)).select(diesel::dsl::count(agents::no)).first(conn)
+fn count(conn: &mut SqliteConnection, among: &Among, now: Timestamp, part: Part) -> QueryResult<Found<i64>> {
+    let within = among.within();
+    let through = end(conn, &within, part)?;
+    let (condition, keys) = (filter::listed(among, now), (part.after, through.unwrap_or(i64::MAX)));
+    let count = search::search(&within, condition, Select::Count, keys, Database::Sqlite);
+    let (agents, _) = count.get_result::<(i64, String)>(conn)?;
+    Ok(Found { agents, through })
 }
 
-fn matching(
-    conn: &mut SqliteConnection,
-    target: &Target,
-    now: Timestamp,
-    after: i64,
-    limit: usize,
-) -> QueryResult<Vec<(i64, Arc<str>)>> {
-    let rows = agents::table
-        .filter(filter::members(target, now))
-        .filter(agents::no.gt(after))
-        .order(agents::no)
-        .limit(sql_limit(limit))
-        .select((agents::no, agents::transport))
-        .load::<(i64, String)>(conn)?;
-    let mut transports = Transports::default();
-    Ok(rows.into_iter().map(|(no, transport)| (no, transports.share(transport))).collect())
+fn matching(conn: &mut SqliteConnection, target: &Target, now: Timestamp, part: Part) -> QueryResult<Found<Matching>> {
+    let within = target.within();
+    let through = end(conn, &within, part)?;
+    let (condition, keys) = (filter::members(target, now), (part.after, through.unwrap_or(i64::MAX)));
+    let select = Select::Matching(sql_limit(part.limit));
+    let matching = search::search(&within, condition, select, keys, Database::Sqlite);
+    let rows = matching.load::<(i64, String)>(conn)?;
+    Ok(found(rows, through, part.limit))
 }
 
 /// The columns of an [`AgentViewRow`].
@@ -284,17 +291,27 @@ fn list(
     among: &Among,
     after: &str,
     now: Timestamp,
-    limit: usize,
-) -> QueryResult<Vec<AgentView>> {
-    let rows: Vec<AgentViewRow> = agents::table
+    (limit, searched): (usize, usize),
+) -> QueryResult<Found<Vec<AgentView>, String>> {
+    let through = match search::last_name(among, after, searched) {
+        Some(last) => last.get_result::<Name>(conn).optional()?.map(|row| row.name),
+        None => None,
+    };
+    let mut query = agents::table
         .filter(filter::listed(among, now))
         // Every name is greater than no name.
         .filter(agents::name.gt(after))
-        .order(agents::name)
-        .limit(sql_limit(limit))
         .select(seen_by_users!(now))
-        .load(conn)?;
-    rows.into_iter().map(agent_view).collect()
+        .into_boxed();
+    // A few names are looked up, and put in order here.
+    if !matches!(among.within(), Within::Names(_)) {
+        query = query.order(agents::name).limit(sql_limit(limit));
+    }
+    if let Some(through) = &through {
+        query = query.filter(agents::name.le(through));
+    }
+    let rows: Vec<AgentViewRow> = query.load(conn)?;
+    listed(rows, through, limit)
 }
 
 fn view(conn: &mut SqliteConnection, name: &str, now: Timestamp) -> QueryResult<Option<AgentView>> {
@@ -351,8 +368,8 @@ fn remove(conn: &mut SqliteConnection, name: &str, by: &Author, now: Timestamp) 
     Ok(Some(no))
 }
 
-fn list_leaving(conn: &mut SqliteConnection, here: &str, limit: usize) -> QueryResult<Vec<i64>> {
-    let rows: Vec<Key> = statements::list_leaving(here, limit).load(conn)?;
+fn list_leaving(conn: &mut SqliteConnection, here: &str, after: i64, limit: usize) -> QueryResult<Vec<i64>> {
+    let rows: Vec<Key> = statements::list_leaving(here, after, limit).load(conn)?;
     Ok(rows.into_iter().map(|row| row.key).collect())
 }
 

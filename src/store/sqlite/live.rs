@@ -1,20 +1,21 @@
 //! Live membership: agents that join an action after it was resolved.
 
+use super::agents::end;
 use super::store::{SqliteStore, json};
 use crate::domain::command::OpenState;
-use crate::domain::target::Target;
+use crate::domain::target::{Target, Within};
 use crate::domain::time::Timestamp;
 use crate::store::changes::Deltas;
+use crate::store::sql::agents::found;
 use crate::store::sql::live::{self as statements, Joinable};
 use crate::store::sql::schema::agents;
-use crate::store::sql::{Key, Transports, filter, sql_limit};
-use crate::store::{Due, Live, Store, StoreResult};
+use crate::store::sql::{Key, filter, sql_limit};
+use crate::store::{Due, Found, Live, Matching, Part, Store, StoreResult};
 use async_trait::async_trait;
 use diesel::dsl::sql;
 use diesel::prelude::*;
 use diesel::sql_query;
 use diesel::sql_types::{BigInt, Bool, SmallInt, Text};
-use std::sync::Arc;
 
 #[async_trait]
 impl Live for SqliteStore {
@@ -28,14 +29,11 @@ impl Live for SqliteStore {
         action_no: i64,
         target: &Target,
         among: Option<&[i64]>,
-        after: i64,
-        limit: usize,
-    ) -> StoreResult<Vec<(i64, Arc<str>)>> {
+        part: Part,
+    ) -> StoreResult<Found<Matching>> {
         let (target, among, now) = (target.clone(), among.map(<[i64]>::to_vec), self.now());
-        self.read("agent_match_joining", move |conn| {
-            matching(conn, action_no, &target, among.as_deref(), now, after, limit)
-        })
-        .await
+        self.read("agent_match_joining", move |conn| matching(conn, action_no, &target, among.as_deref(), now, part))
+            .await
     }
 
     async fn command_insert_joining(&self, action_no: i64, agents: &[i64]) -> StoreResult<Vec<Due>> {
@@ -55,27 +53,31 @@ fn matching(
     target: &Target,
     among: Option<&[i64]>,
     now: Timestamp,
-    after: i64,
-    limit: usize,
-) -> QueryResult<Vec<(i64, Arc<str>)>> {
+    part: Part,
+) -> QueryResult<Found<Matching>> {
+    let within = if matches!(target.within(), Within::Names(_)) { target.within() } else { Within::Fleet };
+    let through = match among {
+        Some(_) => None,
+        None => end(conn, &within, part)?,
+    };
     let has_none = sql::<Bool>("NOT EXISTS (SELECT 1 FROM commands c WHERE c.agent_no = agents.no AND c.action_no = ")
         .bind::<BigInt, _>(action_no)
         .sql(")");
     let mut query = agents::table
         .filter(filter::members(target, now))
         .filter(has_none)
-        .filter(agents::no.gt(after))
+        .filter(agents::no.gt(part.after))
+        .filter(agents::no.le(through.unwrap_or(i64::MAX)))
         .order(agents::no)
-        .limit(sql_limit(limit))
+        .limit(sql_limit(part.limit))
         .select((agents::no, agents::transport))
         .into_boxed();
     if let Some(among) = among {
         let listed = sql::<Bool>("agents.no IN (SELECT value FROM json_each(").bind::<Text, _>(json(among)?).sql("))");
         query = query.filter(listed);
     }
-    let mut transports = Transports::default();
     let rows = query.load::<(i64, String)>(conn)?;
-    Ok(rows.into_iter().map(|(no, transport)| (no, transports.share(transport))).collect())
+    Ok(found(rows, through, part.limit))
 }
 
 fn insert(

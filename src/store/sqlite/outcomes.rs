@@ -4,8 +4,8 @@
 use super::store::{SqliteStore, json};
 use crate::domain::command::{Answer, Known, Outcome};
 use crate::domain::time::Timestamp;
-use crate::store::changes::{Changes, Key, ends_first_run, keys};
-use crate::store::sql::Key as KeyRow;
+use crate::store::changes::{Changes, Key, Reading};
+use crate::store::sql::dispatch::CommandKey;
 use crate::store::sql::outcomes::KnownRow;
 use crate::store::{Outcomes, Report, Store, StoreResult};
 use async_trait::async_trait;
@@ -24,40 +24,55 @@ impl Outcomes for SqliteStore {
 }
 
 fn record(conn: &mut SqliteConnection, reports: &[Report], lane: &str, now: Timestamp) -> QueryResult<Vec<Answer>> {
-    if reports.iter().all(ends_first_run) && are_untouched(conn, reports)? {
-        // Each of these is the end of a command of which nothing was written: insert without
-        // looking. A key that is there already fails it, and then the batch is looked at closely.
-        let changes = Changes::of_undispatched(reports, now);
-        // In a savepoint: what was inserted before the row that is there already must go again.
-        match conn.transaction(|conn| insert_outcomes(conn, &changes)) {
-            Ok(()) => {
-                super::counts::count(conn, changes.deltas, lane)?;
-                return Ok(changes.answers);
-            }
-            Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) => {}
-            Err(error) => return Err(error),
+    let mut reading = Reading::of(reports);
+    let wrong = touched(conn, &reading, false)?;
+    reading.read_too(wrong);
+    let mut changes = changes(conn, reports, &reading, now)?;
+    // In a savepoint, unless all were read: what was inserted before a row that is there already must go again.
+    let inserted = match reading.skipped.is_empty() {
+        true => insert_outcomes(conn, &changes),
+        false => conn.transaction(|conn| insert_outcomes(conn, &changes)),
+    };
+    match inserted {
+        Ok(()) => {}
+        Err(Error::DatabaseError(DatabaseErrorKind::UniqueViolation, _)) if !reading.skipped.is_empty() => {
+            let wrong = touched(conn, &reading, true)?;
+            reading.read_too(wrong);
+            changes = self::changes(conn, reports, &reading, now)?;
+            insert_outcomes(conn, &changes)?;
         }
+        Err(error) => return Err(error),
     }
-    let changes = Changes::of(reports, load(conn, reports)?, now);
-    insert_outcomes(conn, &changes)?;
     write_open(conn, &changes)?;
     insert_late(conn, &changes)?;
     super::counts::count(conn, changes.deltas, lane)?;
     Ok(changes.answers)
 }
 
-/// Whether all commands exist and none has an open row. The outcome's key does not guard against
+fn changes(conn: &mut SqliteConnection, reports: &[Report], reading: &Reading, now: Timestamp) -> QueryResult<Changes> {
+    Ok(Changes::of(reports, reading.known(load(conn, reading)?), now))
+}
+
+/// The commands that should be untouched and don't exist or have an open row. The outcome's key does not guard against
 /// these, and a reporter may be wrong about them (an agent's session may take a command while the
-/// owner records that its agent is away).
-fn are_untouched(conn: &mut SqliteConnection, reports: &[Report]) -> QueryResult<bool> {
-    let touched = sql_query(
-        "SELECT 1 AS key FROM json_each(?) j WHERE NOT EXISTS (SELECT 1 FROM commands c \
-         WHERE c.action_no = j.value ->> 0 AND c.agent_no = j.value ->> 1) OR EXISTS (SELECT 1 FROM open_commands p \
-         WHERE p.action_no = j.value ->> 0 AND p.agent_no = j.value ->> 1) LIMIT 1",
-    )
-    .bind::<Text, _>(json(&keys(reports))?)
-    .load::<KeyRow>(conn)?;
-    Ok(touched.is_empty())
+/// owner records that its agent is away). After a duplicate key, those with an outcome as well.
+fn touched(conn: &mut SqliteConnection, reading: &Reading, is_duplicate_key: bool) -> QueryResult<Vec<Key>> {
+    if reading.skipped.is_empty() {
+        return Ok(Vec::new());
+    }
+    let or_outcome = if is_duplicate_key {
+        " OR EXISTS (SELECT 1 FROM outcomes o WHERE o.action_no = j.value ->> 0 AND o.agent_no = j.value ->> 1)"
+    } else {
+        ""
+    };
+    let touched = sql_query(format!(
+        "SELECT j.value ->> 0 AS action_no, j.value ->> 1 AS agent_no FROM json_each(?) j WHERE NOT EXISTS (SELECT 1 \
+         FROM commands c WHERE c.action_no = j.value ->> 0 AND c.agent_no = j.value ->> 1) OR EXISTS (SELECT 1 \
+         FROM open_commands p WHERE p.action_no = j.value ->> 0 AND p.agent_no = j.value ->> 1){or_outcome}"
+    ))
+    .bind::<Text, _>(json(&reading.skipped)?)
+    .load::<CommandKey>(conn)?;
+    Ok(touched.into_iter().map(|row| (row.action_no, row.agent_no)).collect())
 }
 
 /// Row by row through one prepared statement: SQLite would parse a row of a JSON array again for
@@ -142,7 +157,10 @@ fn insert_late(conn: &mut SqliteConnection, changes: &Changes) -> QueryResult<()
 }
 
 /// Reads what is stored of the commands that the reports are about.
-fn load(conn: &mut SqliteConnection, reports: &[Report]) -> QueryResult<HashMap<Key, Known>> {
+fn load(conn: &mut SqliteConnection, reading: &Reading) -> QueryResult<HashMap<Key, Known>> {
+    if reading.read.is_empty() {
+        return Ok(HashMap::new());
+    }
     let rows = sql_query(
         "SELECT c.action_no, c.agent_no, a.cancelled, o.run AS last_run, o.status AS last_status, o.is_final AS last_final, \
          p.state AS open_state, p.run AS open_run, p.attempts AS open_attempts, p.due_at AS open_due_at, \
@@ -153,7 +171,7 @@ fn load(conn: &mut SqliteConnection, reports: &[Report]) -> QueryResult<HashMap<
            (SELECT max(run) FROM outcomes x WHERE x.action_no = c.action_no AND x.agent_no = c.agent_no) \
          LEFT JOIN open_commands p ON p.action_no = c.action_no AND p.agent_no = c.agent_no",
     )
-    .bind::<Text, _>(json(&keys(reports))?)
+    .bind::<Text, _>(json(&reading.read)?)
     .load::<KnownRow>(conn)?;
     rows.into_iter().map(|row| Ok(((row.action_no, row.agent_no), row.known()?))).collect()
 }
@@ -162,7 +180,6 @@ fn load(conn: &mut SqliteConnection, reports: &[Report]) -> QueryResult<HashMap<
 mod tests {
     use crate::domain::action::{NewAction, Policy};
     use crate::domain::command::{Answer, CommandState, Event, RunEnd};
-    use crate::domain::target::Target;
     use crate::domain::time::Timestamp;
     use crate::store::sqlite::SqliteStore;
     use crate::store::{CommandPage, NewAgent, Report, Store};
@@ -181,7 +198,6 @@ mod tests {
         let document = br#"{"name":"n","target":"TRUE","operations":[{"module":"ping"}]}"#;
         let action = NewAction::from_json(document, Uuid::nil(), store.now()).expect("valid");
         store.action_insert(vec![action]).await.expect("an action");
-        store.action_resolution(vec![(1, Target::All)]).await.expect("a resolution");
         let page = CommandPage { action_no: 1, after: 0, through: 1, commands: vec![(1, None)], last: true };
         store.command_insert(vec![page]).await.expect("a command");
 

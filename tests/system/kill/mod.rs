@@ -38,7 +38,7 @@ fn options(on: On) -> ServerOptions {
         .with("RUST_LOG", "odoshi=trace")
         .with("ODOSHI__RESOLVER__PAGE", "4")
         .with("ODOSHI__STORE__BATCH__MAX_ITEMS", "32")
-        .with("FAILPOINTS", "agent_match=sleep(4);command_insert=sleep(4);outcome_record=sleep(4)")
+        .with("FAILPOINTS", "agent_search=sleep(4);command_insert=sleep(4);outcome_record=sleep(4)")
 }
 
 /// Drops actions for as long as it is wanted, by file and by HTTP, whether or not a server is there.

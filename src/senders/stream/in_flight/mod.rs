@@ -8,7 +8,7 @@
 
 use crate::domain::action::{Action, GRACE};
 use crate::domain::command::{Event, RunEnd};
-use crate::domain::protocol::{Command, MAX_FRAME, RunRef, RunResult, RunStatus};
+use crate::domain::protocol::{Command, RunRef, RunResult, RunStatus};
 use crate::domain::time::Timestamp;
 use crate::senders::due_command::{DueCommand, hold_report, report_of};
 use crate::store::Report;
@@ -33,10 +33,9 @@ const STALE: Duration = Duration::from_secs(5);
 const RECHECK_INTERVAL: Duration = Duration::from_secs(30);
 /// Maximum number of unfinished commands at an agent, whatever capacity it announces.
 pub const MAX_CAPACITY: usize = 1_000;
-/// Maximum bytes of operations in transit to an agent. If the agent doesn't read, they are in this
-/// process's memory. As large as the largest frame: an agent that reads says `received` long before
-/// this is a bottleneck.
-const IN_TRANSIT: usize = MAX_FRAME;
+/// Bytes of commands that may be on their way to an agent without [room](InFlight::set_room) for them. If the agent doesn't
+/// read, they are in this process's memory. One that reads says `received` long before this is a bottleneck.
+pub const FREE: usize = 32 * 1024;
 
 /// (−priority, due, action): the order of delivery.
 type Turn = (Reverse<i32>, Timestamp, i64);
@@ -67,9 +66,9 @@ struct Flying {
 }
 
 impl Flying {
-    /// Bytes in transit to the agent.
+    /// Bytes on their way to the agent.
     fn in_transit(&self) -> usize {
-        if self.received_at.is_some() || self.ended { 0 } else { self.action.operations.get().len() }
+        if self.received_at.is_some() || self.ended { 0 } else { size_of(&self.action) }
     }
 
     fn wait_from(&mut self, clock: Instant) {
@@ -77,6 +76,11 @@ impl Flying {
         // first.
         self.until.get_or_insert(clock + self.action.policy.timeout + GRACE + Duration::from_secs(1));
     }
+}
+
+/// About as many bytes a command of this action has in a frame.
+pub fn size_of(action: &Action) -> usize {
+    action.operations.get().len() + action.name.len() + 256
 }
 
 /// The result of offering a command.
@@ -108,6 +112,8 @@ pub struct InFlight {
     put_back: Vec<Report>,
     /// When the first of the early commands is due.
     early_until: Option<Instant>,
+    /// Bytes that may be on their way to the agent beside [`FREE`].
+    room: usize,
 }
 
 impl InFlight {
@@ -124,7 +130,34 @@ impl InFlight {
             over_since: None,
             put_back: Vec::new(),
             early_until: None,
+            room: 0,
         }
+    }
+
+    /// Sets how many bytes may be on their way to the agent, beside a few.
+    pub fn set_room(&mut self, bytes: usize) {
+        self.room = bytes;
+    }
+
+    /// Bytes on their way to the agent.
+    pub fn in_transit(&self) -> usize {
+        self.flying.values().map(Flying::in_transit).sum()
+    }
+
+    /// The size of the next command, if it is too large for the room that there is, and nothing else is on its way.
+    pub fn wants_room(&self) -> Option<usize> {
+        let (_, queued) = self.queue.first_key_value()?;
+        let size = size_of(&queued.delivery.action);
+        let waits = self.flying.len() < self.capacity && size > FREE + self.room && self.in_transit() == 0;
+        waits.then_some(size)
+    }
+
+    /// Whether the agent has not received what was sent to it, and there is much of that.
+    pub fn is_unread(&self, clock: Instant) -> bool {
+        let is_late = |flying: &Flying| {
+            flying.in_transit() > 0 && clock.saturating_duration_since(flying.delivered_at) >= RECEIVED_TIMEOUT
+        };
+        self.in_transit() > FREE && self.flying.values().any(is_late)
     }
 
     /// Number of commands that wait for room.
@@ -187,9 +220,14 @@ impl InFlight {
         if self.queue.is_empty() {
             return commands;
         }
-        let mut in_transit: usize = self.flying.values().map(Flying::in_transit).sum();
-        while self.flying.len() < self.capacity && in_transit < IN_TRANSIT {
-            let Some((_, Queued { delivery, .. })) = self.queue.pop_first() else { break };
+        let mut in_transit = self.in_transit();
+        while self.flying.len() < self.capacity {
+            let Some(next) = self.queue.first_entry() else { break };
+            let action = &next.get().delivery.action;
+            if in_transit + size_of(action) > FREE + self.room && !action.is_paused() && !action.is_cancelled() {
+                break;
+            }
+            let Queued { delivery, .. } = next.remove();
             if delivery.action.is_paused() && !delivery.action.is_cancelled() {
                 self.runs.remove(&delivery.action.no);
                 self.put_back.extend((!delivery.due.open).then(|| hold_report(&delivery)));

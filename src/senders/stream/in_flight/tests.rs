@@ -130,15 +130,28 @@ fn bytes_that_the_agent_has_not_received_are_bounded() {
     let (mut in_flight, clock) = (InFlight::new(1, 8), Instant::now());
     for no in 1..=4 {
         let mut large = delivery(no, 0);
-        let operations = format!(r#"[{{"module":"x","parameters":"{}"}}]"#, "y".repeat(IN_TRANSIT / 2));
+        let operations = format!(r#"[{{"module":"x","parameters":"{}"}}]"#, "y".repeat(FREE));
         let action = Arc::get_mut(&mut large.action).expect("nobody else has it");
         action.operations = crate::domain::protocol::Operations::from_json(operations).expect("JSON");
         in_flight.offer(large, false, clock);
     }
+    assert!(in_flight.deliver(Timestamp(1_000), clock).is_empty());
+    let wanted = in_flight.wants_room().expect("it needs some");
+    assert!((FREE..FREE + 1_000).contains(&wanted), "{wanted}");
+    in_flight.set_room(wanted);
     let commands = in_flight.deliver(Timestamp(1_000), clock);
-    assert_eq!(commands.len(), 2);
-    assert!(in_flight.received(commands[0].run_ref(), Timestamp(1_000), clock));
-    assert_eq!(in_flight.deliver(Timestamp(1_000), clock).len(), 1);
+    assert_eq!((commands.len(), in_flight.in_transit(), in_flight.wants_room()), (1, wanted, None));
+    assert!(!in_flight.is_unread(clock) && in_flight.is_unread(clock + RECEIVED_TIMEOUT));
+    in_flight.offer(delivery(5, 9), false, clock);
+    let small = in_flight.deliver(Timestamp(1_000), clock);
+    assert_eq!(small.iter().map(|command| command.priority).collect::<Vec<_>>(), [9], "there is always room for this");
+    for run in [&commands[0], &small[0]] {
+        assert!(in_flight.received(run.run_ref(), Timestamp(1_000), clock));
+    }
+    assert_eq!(in_flight.in_transit(), 0);
+    in_flight.set_room(0);
+    assert!(in_flight.deliver(Timestamp(1_000), clock).is_empty());
+    assert_eq!(in_flight.wants_room(), Some(wanted));
 }
 
 #[test]

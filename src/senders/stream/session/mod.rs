@@ -11,21 +11,21 @@
 use super::deps::SessionDeps;
 use super::done::Done;
 use super::greeting::End;
-use super::in_flight::{InFlight, MAX_CAPACITY, Offered, QUEUE};
+use super::in_flight::{InFlight, MAX_CAPACITY, QUEUE};
 use super::messages::{Connect, Connected, NotConnected, ToSession};
 use super::outbox::Outbox;
-use super::records::{Backlog, actions_of, backlog, record, store_results};
+use super::records::Backlog;
+use super::records::{actions_of, record, store_results};
 use super::reports::{Reports, report};
 use crate::domain::agent::AgentRef;
 use crate::domain::command::{Answer, Event};
 use crate::domain::metadata::AgentClock;
 use crate::domain::protocol::{
-    AgentFrame, Command, ErrorFrame, Hello, MAX_FRAME, PING_EVERY, RunRef, RunResult, SILENCE, ServerFrame, Welcome,
-    close,
+    AgentFrame, ErrorFrame, Hello, PING_EVERY, RunRef, RunResult, SILENCE, ServerFrame, Welcome, close,
 };
 use crate::domain::time::Span;
 use crate::error_chain::ErrorChain;
-use crate::senders::due_command::{DueCommand, hold_report, report_of};
+use crate::senders::due_command::{hold_report, report_of};
 use crate::store::Report;
 use actix_ws::{AggregatedMessage, AggregatedMessageStream, ProtocolError};
 use futures_util::StreamExt;
@@ -39,8 +39,8 @@ use uuid::Uuid;
 
 /// Maximum number of records in flight. At this number the agent isn't read.
 const RECORDS: usize = 16;
-/// Size in bytes at which a frame of commands is closed.
-const FULL_FRAME: usize = MAX_FRAME / 2;
+
+mod delivery;
 
 /// One connected agent.
 pub(super) struct Session {
@@ -51,6 +51,9 @@ pub(super) struct Session {
     connected: Connected,
     in_flight: InFlight,
     outbox: Outbox,
+    /// Room for what is on its way to the agent.
+    room: Option<OwnedSemaphorePermit>,
+    asks_for_room: bool,
     working: FuturesUnordered<LocalBoxFuture<'static, Done>>,
     /// Results that wait for room in the memory budget.
     parked: Option<(Vec<RunResult>, u32)>,
@@ -77,6 +80,8 @@ impl Session {
             token,
             connected,
             outbox: Outbox::default(),
+            room: None,
+            asks_for_room: false,
             working: FuturesUnordered::new(),
             parked: None,
             reports,
@@ -145,35 +150,6 @@ impl Session {
         self.outbox.push(frame, Instant::now());
     }
 
-    fn deliver(&mut self) {
-        // The next commands are chosen after the socket has taken the earlier ones: priorities may
-        // have changed.
-        if !self.outbox.is_empty() {
-            return;
-        }
-        let commands = self.in_flight.deliver(self.deps.node.store.now(), Instant::now());
-        let put_back = self.in_flight.take_put_back();
-        self.record_reports(put_back.into_iter().map(|report| (None, report)).collect());
-
-        if commands.is_empty() {
-            return;
-        }
-        crate::fault_point!("session");
-        log::trace!(agent = self.agent.no, commands = commands.len(); "delivering commands");
-        let size = |command: &Command| command.operations.get().len() + command.name.len() + 256;
-        let mut frame: Vec<Command> = Vec::new();
-        let mut weight = 0;
-        for command in commands {
-            if !frame.is_empty() && weight + size(&command) > FULL_FRAME {
-                self.push(&ServerFrame::Commands { commands: std::mem::take(&mut frame) });
-                weight = 0;
-            }
-            weight += size(&command);
-            frame.push(command);
-        }
-        self.push(&ServerFrame::Commands { commands: frame });
-    }
-
     fn deadline(&self) -> Instant {
         let fixed = (self.last_ping + PING_EVERY).min(self.last_heard + SILENCE);
         // After this time, a backlog that could not be read is read again.
@@ -198,9 +174,10 @@ impl Session {
         if self.in_flight.take_early(now) || self.backlog_again.take_if(|at| *at <= now).is_some() {
             self.connected.more.store(true, Ordering::Release);
         }
+        let is_unread = self.in_flight.is_unread(now);
         let reports = self.in_flight.look_at_clock(now);
         self.record_reports(reports);
-        None
+        is_unread.then(|| End::error(close::TOO_SLOW, "too-slow", "the agent does not read"))
     }
 
     async fn heard(
@@ -308,39 +285,6 @@ impl Session {
         }
     }
 
-    /// Offers commands to the agent's desk. Those without room get an open row and are read from
-    /// the store later.
-    fn offer(&mut self, deliveries: Vec<DueCommand>, from_backlog: bool) {
-        let now = Instant::now();
-        let mut held = Vec::new();
-        for delivery in deliveries {
-            // The backlog comes in order. A command from the scheduler may be less urgent than
-            // those still to be read.
-            let store_has_more = !from_backlog && self.connected.more.load(Ordering::Acquire);
-            if let Offered::Back(back) = self.in_flight.offer(delivery, store_has_more, now) {
-                self.connected.more.store(true, Ordering::Release);
-                if !back.due.open {
-                    held.push((None, hold_report(&back)));
-                }
-            }
-        }
-        self.record_reports(held);
-    }
-
-    fn read_backlog(&mut self) {
-        if self.reading_backlog || Instant::now() < self.backlog_after {
-            return;
-        }
-        self.reading_backlog = true;
-        self.connected.more.store(false, Ordering::Release);
-        let deps = self.deps.clone();
-        let agent_no = self.agent.no;
-        // The page contains the commands that are here already, so the limit is raised by their
-        // number.
-        let limit = QUEUE + self.in_flight.queued() + self.in_flight.flying();
-        self.working.push(Box::pin(async move { Done::Backlog(backlog(&deps, agent_no, limit).await) }));
-    }
-
     fn adopt(&mut self, runs: Vec<RunRef>) {
         let actions = self.deps.node.actions.clone();
         // An agent can't run more than its capacity. Looking up more would be wasted.
@@ -423,6 +367,7 @@ impl Session {
                     self.push(&ServerFrame::Cancel { actions: over });
                 }
             }
+            Done::Room(room) => self.take_room(room),
             Done::Metadata(reported) => {
                 for stored in self.reports.stored(reported, self.deps.node.pace.interval()) {
                     self.push(&ServerFrame::MetadataStored(stored));
