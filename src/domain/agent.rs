@@ -113,6 +113,8 @@ pub struct AgentRef {
     pub address: Option<String>,
     /// A disabled agent gets no commands.
     pub disabled: bool,
+    /// The version of its program, as it said last.
+    pub version: String,
 }
 
 /// What a sender needs to reach an agent that doesn't connect to the server.

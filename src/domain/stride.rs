@@ -19,7 +19,7 @@ pub struct Stride(usize);
 
 impl Default for Stride {
     fn default() -> Self {
-        Self(4_000)
+        Self(2_000)
     }
 }
 

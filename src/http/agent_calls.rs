@@ -11,6 +11,7 @@ use crate::domain::problem::{Problem, ProblemKind};
 use crate::domain::protocol::MAX_FRAME;
 use crate::senders::stream::connection;
 use crate::service::agents;
+use crate::store::Holder;
 use actix_web::{HttpRequest, HttpResponse, web};
 use serde::Serialize;
 use utoipa::ToSchema;
@@ -35,7 +36,7 @@ pub(super) struct EnrolledAgent {
         (status = 409, body = Problem, content_type = "application/problem+json", description = "The name is taken")),
     security(("token" = ["enroll"])))]
 pub(super) async fn enroll(request: HttpRequest, body: Body, api: web::Data<Api>) -> ApiResult<HttpResponse> {
-    let token = auth::caller(&api, &request).await?;
+    let Holder { token, agent } = auth::caller(&api, &request).await?;
     if token.role != Role::Agent && !token.role.allows(Role::Enroll) {
         let detail = format!("this needs the role enroll; the token has {}", token.role.as_str());
         return Err(ApiError::new(ProblemKind::Forbidden, detail));
@@ -43,7 +44,7 @@ pub(super) async fn enroll(request: HttpRequest, body: Body, api: web::Data<Api>
     let enrollment = Enrollment::from_json(&body.read().await?)?;
     if token.role == Role::Agent {
         let removed = || ApiError::new(ProblemKind::Unauthorized, "the token's agent was removed");
-        let agent = agents::of_token(&api.node, &token).await?.ok_or_else(removed)?;
+        let agent = agent.ok_or_else(removed)?;
         agents::refresh(&api.node, &agent, &enrollment).await?;
         return Ok(HttpResponse::Ok().json(EnrolledAgent { agent: agent.name, token: None }));
     }

@@ -2,9 +2,10 @@
 
 use super::api::Api;
 use super::error::{ApiError, ApiResult};
-use crate::domain::agent::{Role, Token, hash_of};
+use crate::domain::agent::{Role, hash_of};
 use crate::domain::problem::ProblemKind;
 use crate::service::tokens;
+use crate::store::Holder;
 use actix_web::http::header::AUTHORIZATION;
 use actix_web::{HttpMessage, HttpRequest};
 use uuid::Uuid;
@@ -12,8 +13,8 @@ use uuid::Uuid;
 /// Longer tokens are not looked up.
 const MAX_TOKEN: usize = 256;
 
-/// The caller's token, whatever its role.
-pub(super) async fn caller(api: &Api, request: &HttpRequest) -> ApiResult<Token> {
+/// The caller's token, whatever its role, and the agent that it belongs to.
+pub(super) async fn caller(api: &Api, request: &HttpRequest) -> ApiResult<Holder> {
     let unauthorized = |detail: &str| ApiError::new(ProblemKind::Unauthorized, detail);
     let header = request.headers().get(AUTHORIZATION).ok_or_else(|| unauthorized("no Authorization header"))?;
     let text = header.to_str().map_err(|_| unauthorized("the Authorization header is not text"))?;
@@ -26,15 +27,16 @@ pub(super) async fn caller(api: &Api, request: &HttpRequest) -> ApiResult<Token>
     let unknown = || unauthorized("the token is unknown, expired or revoked");
     let (hash, address) = (hash_of(token), request.peer_addr().map(|address| address.ip().to_canonical()));
     let lookup = api.known_tokens.look_up(&hash, address).await?.ok_or_else(unknown)?;
-    let Some(token) = api.node.store.token_find(&hash).await? else {
+    let Some(holder) = api.node.store.token_find(&hash).await? else {
         api.known_tokens.is_unknown(hash, address);
         return Err(unknown());
     };
     drop(lookup);
     api.known_tokens.is_valid(hash);
+    let token = &holder.token;
     api.limits.request(token.id)?;
     request.extensions_mut().insert(CallerId(token.id));
-    if tokens::note_use(&api.node, &token).await? { Ok(token) } else { Err(unknown()) }
+    if tokens::note_use(&api.node, token).await? { Ok(holder) } else { Err(unknown()) }
 }
 
 /// The id of the token of a call whose token was found.
@@ -45,11 +47,12 @@ pub(super) fn caller_id(request: &HttpRequest) -> Uuid {
     request.extensions().get::<CallerId>().map_or(Uuid::nil(), |CallerId(id)| *id)
 }
 
-/// The caller's token, if its role allows calls that need `role`.
-pub(super) async fn needs(api: &Api, request: &HttpRequest, role: Role) -> ApiResult<Token> {
-    let token = caller(api, request).await?;
+/// The same, if the token's role allows calls that need `role`.
+pub(super) async fn needs(api: &Api, request: &HttpRequest, role: Role) -> ApiResult<Holder> {
+    let holder = caller(api, request).await?;
+    let token = &holder.token;
     if token.role.allows(role) {
-        Ok(token)
+        Ok(holder)
     } else {
         let detail = format!("this needs the role {}; the token has {}", role.as_str(), token.role.as_str());
         Err(ApiError::new(ProblemKind::Forbidden, detail))

@@ -9,7 +9,7 @@ use crate::domain::agent::{AgentRef, Role, Token};
 use crate::domain::audit::Author;
 use crate::domain::json::from_object;
 use crate::domain::problem::ProblemKind;
-use crate::service::agents;
+use crate::store::Holder;
 use actix_web::dev::Payload;
 use actix_web::{FromRequest, HttpRequest, web};
 use futures_util::future::LocalBoxFuture;
@@ -80,7 +80,7 @@ impl<R: Needs> FromRequest for Caller<R> {
     fn from_request(request: &HttpRequest, _: &mut Payload) -> Self::Future {
         let request = request.clone();
         Box::pin(async move {
-            let token = auth::needs(api(&request)?, &request, R::ROLE).await?;
+            let token = auth::needs(api(&request)?, &request, R::ROLE).await?.token;
             Ok(Self { token, address: address(&request), role: PhantomData })
         })
     }
@@ -101,8 +101,7 @@ impl FromRequest for CallingAgent {
         let request = request.clone();
         Box::pin(async move {
             let api = api(&request)?;
-            let token = auth::needs(api, &request, Role::Agent).await?;
-            let agent = agents::of_token(&api.node, &token).await?;
+            let Holder { token, agent } = auth::needs(api, &request, Role::Agent).await?;
             let removed = || ApiError::new(ProblemKind::Unauthorized, "the token's agent was removed");
             Ok(Self { agent: agent.ok_or_else(removed)?, token: token.id })
         })

@@ -230,7 +230,9 @@ impl Sink for MetadataSink {
             number += values.len();
             written.agents.push(*agent_no);
             let actions: BTreeSet<i64> = values.keys().filter_map(|key| keys.get(key)).flatten().copied().collect();
-            written.live.extend(actions.into_iter().map(|action_no| (action_no, *agent_no)));
+            for action_no in actions {
+                written.live.entry(action_no).or_default().push(*agent_no);
+            }
         }
         let values: Vec<_> = values.into_iter().map(|(agent_no, values)| NewValues { agent_no, values }).collect();
         let prepared = began.elapsed();

@@ -17,8 +17,8 @@ use crate::error_chain::ErrorChain;
 use crate::runtime::isolation::MISSES;
 use crate::runtime::{Backoffs, Pace, Reconcile, RoundFailed};
 use crate::signals::{Dirty, LiveKeys};
-use crate::store::{Part, StoreResult};
-use std::collections::{BTreeMap, HashMap, HashSet};
+use crate::store::{Part, StoreError, StoreResult};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -27,14 +27,18 @@ const POLL_INTERVAL: Duration = Duration::from_secs(10);
 /// Maximum number of agents per read and transaction.
 const PAGE: usize = 1_000;
 /// Agents that an action remembers while it fails. With more, the whole fleet is looked through.
-const REMEMBERED: usize = 10_000;
+const REMEMBERED: usize = 1_000;
 
 /// See the module.
 pub struct LiveJoin {
     node: Arc<Node>,
     /// The targets of the live actions.
     targets: HashMap<i64, Arc<Target>>,
-    /// Agents that may join, by action.
+    /// Whether the keys that they mention are what reports are compared with.
+    are_keys_published: bool,
+    /// Actions that follow keys and were not looked through since.
+    unswept: BTreeSet<i64>,
+    /// Agents that could not join, by action.
     owed: BTreeMap<i64, Dirty>,
     backoffs: Backoffs,
 }
@@ -42,7 +46,14 @@ pub struct LiveJoin {
 impl LiveJoin {
     /// A reconciler for this node.
     pub fn new(node: Arc<Node>) -> Self {
-        Self { node, targets: HashMap::new(), owed: BTreeMap::new(), backoffs: Backoffs::default() }
+        Self {
+            node,
+            targets: HashMap::new(),
+            are_keys_published: false,
+            unswept: BTreeSet::new(),
+            owed: BTreeMap::new(),
+            backoffs: Backoffs::default(),
+        }
     }
 
     /// Brings the targets up to date. The keys that they mention are what reports are compared with from now on.
@@ -50,18 +61,22 @@ impl LiveJoin {
         let is_live: HashSet<i64> = live.iter().copied().collect();
         let before = self.targets.len();
         self.targets.retain(|no, _| is_live.contains(no));
+        self.are_keys_published &= self.targets.len() == before;
+        self.unswept.retain(|no| is_live.contains(no));
         self.owed.retain(|no, _| is_live.contains(no));
         self.backoffs.retain(|no| is_live.contains(&no));
-        let mut new = Vec::new();
         for no in live {
             if !self.targets.contains_key(no)
                 && let Some(target) = target_of(&self.node, *no).await?
             {
-                new.push((*no, !target.metadata_keys().is_empty()));
+                if !target.metadata_keys().is_empty() {
+                    self.unswept.insert(*no);
+                }
+                self.are_keys_published = false;
                 self.targets.insert(*no, target);
             }
         }
-        if !new.is_empty() || self.targets.len() != before {
+        if !self.are_keys_published {
             let mut keys = LiveKeys::new();
             for (no, target) in &self.targets {
                 for key in target.metadata_keys() {
@@ -69,44 +84,48 @@ impl LiveJoin {
                 }
             }
             self.node.signals.metadata_watch().set_live_keys(keys);
+            self.are_keys_published = true;
         }
         // What was reported before the keys were followed is in the store.
-        let followed: Vec<i64> = new.into_iter().filter_map(|(no, follows)| follows.then_some(no)).collect();
-        if !followed.is_empty() {
-            self.node.signals.sweep_live(followed);
+        if !self.unswept.is_empty() {
+            self.node.signals.sweep_live(std::mem::take(&mut self.unswept));
         }
         Ok(())
     }
 
-    fn owe(&mut self, no: i64, agents: Dirty) {
-        if self.targets.contains_key(&no) && agents != Dirty::Keys([].into()) {
-            let owed = self.owed.entry(no).or_insert_with(|| Dirty::Keys([].into()));
-            owed.add(agents, REMEMBERED);
-        }
-    }
-
-    /// Takes the agents that have changed or reported.
-    fn take_changes(&mut self) {
-        let changed = self.node.signals.changed_agents().take();
-        let live: Vec<i64> = self.targets.keys().copied().collect();
-        live.into_iter().for_each(|no| self.owe(no, changed.clone()));
-        let reports = self.node.signals.reports().take();
-        reports.into_iter().for_each(|(no, agents)| self.owe(no, agents));
-    }
-
-    /// Lets the agents of one action join that may.
-    async fn join(&self, no: i64, agents: &Dirty) -> StoreResult<()> {
+    /// Lets agents join one action. Those of many changes are left to the sweep.
+    async fn join(&self, no: i64, agents: [&Dirty; 3]) -> StoreResult<()> {
         let Some(target) = self.targets.get(&no) else { return Ok(()) };
-        let Dirty::Keys(agents) = agents else {
-            self.node.signals.sweep_live([no]);
-            return Ok(());
-        };
-        let agents: Vec<i64> = agents.iter().copied().collect();
-        for agents in agents.chunks(PAGE) {
+        let mut among = BTreeSet::new();
+        for agents in agents {
+            match agents {
+                Dirty::Keys(agents) => among.extend(agents.iter().copied()),
+                Dirty::Everything => {
+                    self.node.signals.sweep_live([no]);
+                    return Ok(());
+                }
+            }
+        }
+        let among: Vec<i64> = among.into_iter().collect();
+        for agents in among.chunks(PAGE) {
             let part = Part { after: 0, limit: PAGE, searched: PAGE };
             join(&self.node, no, target, Some(agents), part).await?;
         }
         Ok(())
+    }
+
+    /// An action could not be joined by these agents.
+    fn failed(&mut self, no: i64, agents: [&Dirty; 3], error: &StoreError) {
+        let (action, text) = (self.node.actions.shown(no), error.chain().to_string());
+        let pause = self.backoffs.failed(no, &text, Instant::now());
+        log::warn!(action, error = text, pause_ms = pause.as_millis(); "agents wait to join a live action");
+        self.owe(no, agents);
+    }
+
+    fn owe(&mut self, no: i64, agents: [&Dirty; 3]) {
+        let mut owed = Dirty::Keys(BTreeSet::new());
+        agents.into_iter().for_each(|agents| owed.add(agents.clone(), REMEMBERED));
+        self.owed.insert(no, owed);
     }
 }
 
@@ -121,29 +140,36 @@ impl Reconcile for LiveJoin {
     async fn run_once(&mut self) -> Result<Pace, RoundFailed> {
         let live = self.node.store.action_list_live().await?;
         self.read_targets(&live).await?;
-        self.take_changes();
-        let due: Vec<i64> = self.owed.keys().copied().filter(|no| self.backoffs.is_due(*no, Instant::now())).collect();
+        let (changed, mut reports) = (self.node.signals.changed_agents().take(), self.node.signals.reports().take());
+        let nothing = Dirty::Keys(BTreeSet::new());
+        let mut away: Option<StoreError> = None;
         let mut misses = 0;
-        for no in due {
-            let Some(agents) = self.owed.get(&no) else { continue };
+        for no in live.iter().filter(|no| self.targets.contains_key(no)).copied().collect::<Vec<_>>() {
+            let (owed, reported) = (self.owed.remove(&no), reports.remove(&no));
+            let agents = [&changed, owed.as_ref().unwrap_or(&nothing), reported.as_ref().unwrap_or(&nothing)];
+            if agents.iter().all(|agents| **agents == nothing) {
+                continue;
+            }
+            if away.is_some() || !self.backoffs.is_due(no, Instant::now()) {
+                self.owe(no, agents);
+                continue;
+            }
             match self.join(no, agents).await {
                 Ok(()) => {
-                    self.owed.remove(&no);
                     self.backoffs.done(no);
                     misses = 0;
                 }
                 Err(error) => {
-                    let (action, text) = (self.node.actions.shown(no), error.chain().to_string());
-                    let pause = self.backoffs.failed(no, &text, Instant::now());
-                    log::warn!(action, error = text, pause_ms = pause.as_millis(); "agents wait to join a live action");
+                    self.failed(no, agents, &error);
                     misses += usize::from(error.is_transient());
-                    if misses >= MISSES {
-                        return Err(error.into());
-                    }
+                    away = (misses >= MISSES).then_some(error);
                 }
             }
         }
-        Ok(Pace::Wait)
+        match away {
+            Some(error) => Err(error.into()),
+            None => Ok(Pace::Wait),
+        }
     }
 
     fn trouble(&self) -> Option<String> {

@@ -12,7 +12,7 @@ use crate::runtime::isolation::MISSES;
 use crate::runtime::{Backoffs, Pace, Reconcile, RoundFailed};
 use crate::signals::Dirty;
 use crate::store::{Part, StoreResult};
-use std::collections::{HashSet, VecDeque};
+use std::collections::{HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -33,6 +33,8 @@ struct Place {
     /// The agent key up to which the fleet was looked through.
     after: i64,
     stride: Stride,
+    /// Something changed behind the place: the fleet is looked through once more.
+    again: bool,
 }
 
 /// See the module.
@@ -40,37 +42,46 @@ pub struct LiveSweep {
     node: Arc<Node>,
     /// The actions to sweep, the next one first.
     places: VecDeque<Place>,
-    /// When the last sweep of all began.
-    swept: Option<Instant>,
+    /// When the last sweep of each action began.
+    swept: HashMap<i64, Instant>,
     backoffs: Backoffs,
 }
 
 impl LiveSweep {
     /// A reconciler for this node.
     pub fn new(node: Arc<Node>) -> Self {
-        Self { node, places: VecDeque::new(), swept: None, backoffs: Backoffs::default() }
+        Self { node, places: VecDeque::new(), swept: HashMap::new(), backoffs: Backoffs::default() }
     }
 
-    /// Decides what is swept.
-    fn plan(&mut self, live: &[i64]) {
+    /// Decides what is swept: what was asked for, and each own action once a minute, whatever becomes of others.
+    fn plan(&mut self, live: &[i64], asked: Dirty) {
         let is_live: HashSet<i64> = live.iter().copied().collect();
         self.places.retain(|place| is_live.contains(&place.no));
+        self.swept.retain(|no, _| is_live.contains(no));
         self.backoffs.retain(|no| is_live.contains(&no));
-        let mut wanted = match self.node.signals.live_sweeps().take() {
+        let asked: Vec<i64> = match asked {
             Dirty::Keys(nos) => nos.into_iter().filter(|no| is_live.contains(no)).collect(),
             Dirty::Everything => live.to_vec(),
         };
-        // From the beginning: the change may be behind the place.
-        let again: HashSet<i64> = wanted.iter().copied().collect();
-        self.places.retain(|place| !again.contains(&place.no));
-        if self.places.is_empty() && self.swept.is_none_or(|swept| swept.elapsed() >= SWEEP_INTERVAL) {
-            let open = self.node.signals.open_actions().last();
-            let others = open.actions.iter().filter(|action| !action.owned).map(|action| action.no);
-            let passed_over: HashSet<i64> = others.chain(again).collect();
-            wanted.extend(live.iter().filter(|no| !passed_over.contains(no)));
-            self.swept = Some(Instant::now());
+        for no in asked {
+            match self.places.iter_mut().find(|place| place.no == no) {
+                Some(place) => place.again = true,
+                None => self.begin(no),
+            }
         }
-        self.places.extend(wanted.into_iter().map(|no| Place { no, after: 0, stride: Stride::default() }));
+        let open = self.node.signals.open_actions().last();
+        let others: HashSet<i64> = open.actions.iter().filter(|action| !action.owned).map(|action| action.no).collect();
+        let under_way: HashSet<i64> = self.places.iter().map(|place| place.no).collect();
+        for no in live.iter().filter(|no| !others.contains(no) && !under_way.contains(no)) {
+            if self.swept.get(no).is_none_or(|swept| swept.elapsed() >= SWEEP_INTERVAL) {
+                self.begin(*no);
+            }
+        }
+    }
+
+    fn begin(&mut self, no: i64) {
+        self.swept.insert(no, Instant::now());
+        self.places.push_back(Place { no, after: 0, stride: Stride::default(), again: false });
     }
 
     /// Lets the agents of the next stride join. False if there are no more.
@@ -80,8 +91,9 @@ impl LiveSweep {
         let began = Instant::now();
         let through = join(&self.node, place.no, &target, None, part).await?;
         place.stride.took(began.elapsed());
-        place.after = through.unwrap_or(place.after);
-        Ok(through.is_some())
+        place.after = through.unwrap_or_default();
+        // At the end, perhaps from the beginning.
+        Ok(through.is_some() || std::mem::take(&mut place.again))
     }
 }
 
@@ -94,8 +106,19 @@ impl Reconcile for LiveSweep {
     }
 
     async fn run_once(&mut self) -> Result<Pace, RoundFailed> {
-        let live = self.node.store.action_list_live().await?;
-        self.plan(&live);
+        // Asked for before the list is read: what was asked for is in it.
+        let asked = self.node.signals.live_sweeps().take();
+        let live = match self.node.store.action_list_live().await {
+            Ok(live) => live,
+            Err(error) => {
+                match asked {
+                    Dirty::Keys(nos) => self.node.signals.live_sweeps().add(nos),
+                    Dirty::Everything => self.node.signals.live_sweeps().add_everything(),
+                }
+                return Err(error.into());
+            }
+        };
+        self.plan(&live, asked);
         let (began, mut misses) = (Instant::now(), 0);
         // Each place once around, at most: those that pause stay where they are.
         let mut passed_over = 0;
@@ -125,8 +148,12 @@ impl Reconcile for LiveSweep {
                 }
             }
         }
-        let rest = (began.elapsed() * REST).max(Duration::from_millis(100));
-        Ok(if self.places.is_empty() { Pace::Wait } else { Pace::After(rest) })
+        if self.places.is_empty() {
+            return Ok(Pace::Wait);
+        }
+        let all_pause = passed_over >= self.places.len();
+        let least = if all_pause { Duration::from_secs(1) } else { Duration::from_millis(100) };
+        Ok(Pace::After((began.elapsed() * REST).max(least)))
     }
 
     fn trouble(&self) -> Option<String> {
@@ -173,7 +200,7 @@ mod tests {
         run(&mut sweep).await;
         assert_eq!(joined(&node, &action).await, 3, "unless it is asked for");
         node.agents(1).await;
-        sweep.swept = Instant::now().checked_sub(SWEEP_INTERVAL);
+        sweep.swept.clear();
         run(&mut sweep).await;
         assert_eq!(joined(&node, &action).await, 4);
     }
@@ -218,6 +245,22 @@ mod tests {
         run(&mut sweep).await;
         assert_eq!(joined(&node, &bad).await, 2);
         assert!(sweep.trouble().is_none());
+    }
+
+    #[actix_rt::test]
+    async fn what_is_asked_for_during_a_sweep_is_swept_once_more() {
+        let node = TestNode::new().await;
+        let action = live(&node).await;
+        let mut sweep = LiveSweep::new(node.node.clone());
+        sweep.plan(&[action.no], Dirty::Keys([action.no].into()));
+        sweep.plan(&[action.no], Dirty::Everything);
+        let mut place = sweep.places.pop_front().expect("it is to be swept");
+        assert!(place.again && sweep.places.is_empty());
+        assert!(sweep.join(&mut place).await.unwrap() && place.after == 0, "from the beginning");
+        assert!(!sweep.join(&mut place).await.unwrap(), "and then no more");
+        assert!(!sweep.swept.is_empty());
+        sweep.plan(&[], Dirty::Keys([action.no].into()));
+        assert!(sweep.places.is_empty() && sweep.swept.is_empty(), "it has ended");
     }
 
     #[actix_rt::test]

@@ -2,7 +2,7 @@
 
 use super::error::{ServiceError, ServiceResult};
 use crate::context::Node;
-use crate::domain::agent::{AgentRef, Enrollment, MAX_DESCRIPTION, STREAM, Secret, SigningSecret, Token, hash_of};
+use crate::domain::agent::{AgentRef, Enrollment, MAX_DESCRIPTION, STREAM, Secret, SigningSecret, hash_of};
 use crate::domain::audit::Author;
 use crate::domain::broker::{MAX_QUEUE_NAME, commands_to};
 use crate::domain::text::{has_nul, is_mail_address};
@@ -153,17 +153,6 @@ pub async fn refresh(node: &Node, agent: &AgentRef, said: &Enrollment) -> Servic
         node.signals.agent_changed(agent.no);
     }
     Ok(())
-}
-
-/// The agent that a token belongs to; `None` if it was removed.
-///
-/// # Errors
-/// If the store is away.
-pub async fn of_token(node: &Node, token: &Token) -> ServiceResult<Option<AgentRef>> {
-    match token.agent_no {
-        Some(no) => Ok(node.store.agent_get(no).await?),
-        None => Ok(None),
-    }
 }
 
 /// An agent as users see it.

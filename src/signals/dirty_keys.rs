@@ -80,13 +80,17 @@ impl DirtyByAction {
         Self { limit, actions: Arc::default() }
     }
 
-    /// Adds (action, agent).
-    pub fn add(&self, changed: impl IntoIterator<Item = (i64, i64)>) {
+    /// Adds the agents that concern each action.
+    pub fn add(&self, changed: BTreeMap<i64, Vec<i64>>) {
         // The map is consistent after every step.
         let mut actions = self.actions.lock().unwrap_or_else(PoisonError::into_inner);
-        for (action_no, agent_no) in changed {
+        for (action_no, agents) in changed {
             let dirty = actions.entry(action_no).or_insert_with(|| Dirty::Keys(BTreeSet::new()));
-            dirty.add(Dirty::Keys([agent_no].into()), self.limit);
+            match dirty {
+                Dirty::Everything => {}
+                Dirty::Keys(keys) if keys.len() + agents.len() > self.limit => *dirty = Dirty::Everything,
+                Dirty::Keys(keys) => keys.extend(agents),
+            }
         }
     }
 
@@ -103,7 +107,9 @@ mod tests {
     #[test]
     fn the_agents_of_each_action_are_taken_once_and_too_many_become_everything() {
         let dirty = DirtyByAction::new(2);
-        dirty.add([(1, 10), (2, 10), (1, 11), (1, 10), (3, 10), (3, 11), (3, 12), (3, 13)]);
+        dirty.add([(1, vec![10]), (2, vec![10]), (3, vec![10, 11])].into());
+        dirty.add([(1, vec![11]), (3, vec![12])].into());
+        dirty.add([(3, vec![13])].into());
         let expected = [(1, Dirty::Keys([10, 11].into())), (2, Dirty::Keys([10].into())), (3, Dirty::Everything)];
         assert_eq!(dirty.take(), BTreeMap::from(expected));
         assert!(dirty.take().is_empty());

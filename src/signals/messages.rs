@@ -5,6 +5,7 @@ use crate::domain::command::RunEnd;
 use crate::domain::hint::Hint;
 use crate::store::Due;
 use actix::prelude::*;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use uuid::Uuid;
 
@@ -82,8 +83,8 @@ pub struct RecordedOutcome {
 pub struct MetadataWritten {
     /// The agents with new values.
     pub agents: Vec<i64>,
-    /// (action, agent): those of them with a key that the target of a live action mentions.
-    pub live: Vec<(i64, i64)>,
+    /// For each live action, those of them with a key that its target mentions.
+    pub live: BTreeMap<i64, Vec<i64>>,
     /// Somebody watches at another node.
     pub is_watched_elsewhere: bool,
 }

@@ -56,8 +56,10 @@ impl Changes {
                 self.open.insert(key, Some(open));
             }
             OpenChange::Delete => {
-                after.open = None;
-                self.open.insert(key, None);
+                // What is known is what is stored, or was put before in this batch.
+                if after.open.take().is_some() {
+                    self.open.insert(key, None);
+                }
             }
         }
         if let Some(mut outcome) = change.outcome {

@@ -59,4 +59,4 @@ pub use schedules::{
     ScheduleView, Schedules, Triggered,
 };
 pub use sessions::{Opened, SessionHeld, SessionOpening, SessionState, Sessions};
-pub use tokens::{Revoked, Tokens};
+pub use tokens::{Holder, Revoked, Tokens};

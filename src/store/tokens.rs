@@ -1,7 +1,7 @@
 //! Tokens: only their hashes are stored.
 
 use super::error::StoreResult;
-use crate::domain::agent::Token;
+use crate::domain::agent::{AgentRef, Token};
 use crate::domain::audit::Author;
 use async_trait::async_trait;
 use uuid::Uuid;
@@ -17,6 +17,15 @@ pub enum Revoked {
     LastAdmin,
 }
 
+/// A valid token, with the agent that it belongs to, unless that is removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Holder {
+    /// The token.
+    pub token: Token,
+    /// The agent, of an agent's token.
+    pub agent: Option<AgentRef>,
+}
+
 /// Tokens. The same on both databases.
 #[async_trait]
 pub trait Tokens {
@@ -24,7 +33,7 @@ pub trait Tokens {
     async fn token_insert(&self, token: &Token, hash: Vec<u8>, by: &Author) -> StoreResult<()>;
 
     /// The token with this hash, if it is neither revoked nor expired.
-    async fn token_find(&self, hash: &[u8]) -> StoreResult<Option<Token>>;
+    async fn token_find(&self, hash: &[u8]) -> StoreResult<Option<Holder>>;
 
     /// Marks an [unused](Token::is_unused) token as used, which ends the repeating of its
     /// enrollment. False if it was revoked meanwhile.

@@ -1,12 +1,13 @@
 //! Agents and their sessions.
 
 use crate::Backend;
-use crate::support::{agents, connect, in_secs, matching, me, named, resolved};
+use crate::support::{agents, connect, found, in_secs, matching, me, named, resolved};
 use odoshi::domain::agent::{Enrollment, Role, Secret, SigningSecret};
 use odoshi::domain::json::JsonObject;
 use odoshi::domain::target::Target;
 use odoshi::store::{
-    AgentPatch, Among, Enrolled, NewAgent, Opened, Revoked, Said, SessionHeld, SessionOpening, SessionState, Store,
+    AgentPatch, Among, Enrolled, Holder, NewAgent, Opened, Revoked, Said, SessionHeld, SessionOpening, SessionState,
+    Store,
 };
 use serde_json::json;
 use uuid::Uuid;
@@ -33,7 +34,7 @@ pub async fn a_name_is_enrolled_once(backend: &mut impl Backend) {
     let [first, second] = [Secret::random(), Secret::random()];
     let no = enrolled(store, &described("web"), &first).await;
     assert_eq!(store.agent_enroll(&named("web", "stream"), second.hash(), &me()).await.unwrap(), Enrolled::Taken);
-    assert_eq!(store.token_find(&second.hash()).await.unwrap(), None, "nothing of it was written");
+    assert_eq!(found(store, &second.hash()).await, None, "nothing of it was written");
     let agent = store.agent_get(no).await.unwrap().unwrap();
     assert_eq!((agent.name.as_str(), agent.transport.as_str(), agent.disabled), ("web", "webhook", false));
     assert_eq!(agent.address.as_deref(), Some("https://example.com/hook"));
@@ -48,10 +49,12 @@ pub async fn an_enrolled_agent_shows_its_token(backend: &mut impl Backend) {
     let store = backend.store();
     let secret = Secret::random();
     let no = enrolled(store, &described("web"), &secret).await;
-    let token = store.token_find(&secret.hash()).await.unwrap().unwrap();
+    let Holder { token, agent } = store.token_find(&secret.hash()).await.unwrap().unwrap();
+    assert_eq!(agent, store.agent_get(no).await.unwrap());
+    assert!(agent.is_some_and(|agent| agent.name == "web" && agent.version == "1.2"));
     assert_eq!((token.role, token.agent_no, token.name.as_str()), (Role::Agent, Some(no), "web"));
     assert_eq!(store.token_revoke(token.id, &me()).await.unwrap(), Revoked::Done);
-    assert_eq!(store.token_find(&secret.hash()).await.unwrap(), None);
+    assert_eq!(found(store, &secret.hash()).await, None);
 }
 
 /// Enrolls a described agent of this name under a nonce: its token, if the name isn't taken.
@@ -70,21 +73,21 @@ pub async fn enrolling_is_repeated_under_its_nonce_until_the_token_is_used(backe
     assert_eq!(store.agent_enroll(&named("web", "stream"), vec![1], &me()).await.unwrap(), Enrolled::Taken);
     let (same, second) = under_nonce(store, "web", "n").await.unwrap();
     assert_eq!(same, no);
-    assert_eq!(store.token_find(&first.hash()).await.unwrap(), None, "revoked");
+    assert_eq!(found(store, &first.hash()).await, None, "revoked");
     // It is remembered over a restart, and also that it was used.
     backend.reopen().await;
     let (_, third) = under_nonce(backend.store(), "web", "n").await.unwrap();
-    assert_eq!(backend.store().token_find(&second.hash()).await.unwrap(), None);
-    let token = backend.store().token_find(&third.hash()).await.unwrap().unwrap();
+    assert_eq!(found(backend.store(), &second.hash()).await, None);
+    let token = found(backend.store(), &third.hash()).await.unwrap();
     assert!(token.is_unused && backend.store().token_use(token.id).await.unwrap());
     backend.reopen().await;
     let store = backend.store();
     assert!(under_nonce(store, "web", "n").await.is_none(), "its token was used");
-    let token = store.token_find(&third.hash()).await.unwrap().unwrap();
+    let token = found(store, &third.hash()).await.unwrap();
     assert!(!token.is_unused && store.token_use(token.id).await.unwrap());
     // One that was revoked can't be used, and a removed agent's nonce is worth nothing.
     let (other, fourth) = under_nonce(store, "other", "n").await.unwrap();
-    let unused = store.token_find(&fourth.hash()).await.unwrap().unwrap();
+    let unused = found(store, &fourth.hash()).await.unwrap();
     store.agent_remove("other", &me()).await.unwrap();
     assert!(!store.token_use(unused.id).await.unwrap());
     assert_ne!(under_nonce(store, "other", "n").await.unwrap().0, other);
@@ -309,7 +312,7 @@ pub async fn who_is_not_allowed_opens_no_connection(backend: &mut impl Backend) 
     for name in ["good", "disabled", "removed", "revoked"] {
         let secret = Secret::random();
         let no = enrolled(store, &named(name, "stream"), &secret).await;
-        cases.push((no, store.token_find(&secret.hash()).await.unwrap().unwrap().id));
+        cases.push((no, found(store, &secret.hash()).await.unwrap().id));
     }
     let opening =
         |n: usize| SessionOpening { agent_no: cases[n].0, token: Some(cases[n].1), after: None, instance: None };
@@ -343,7 +346,7 @@ pub async fn agents_survive_a_restart(backend: &mut impl Backend) {
     backend.reopen().await;
     let store = backend.store();
     assert_eq!(store.agent_get(no).await.unwrap(), before);
-    assert_eq!(store.token_find(&secret.hash()).await.unwrap().unwrap().agent_no, Some(no));
+    assert_eq!(found(store, &secret.hash()).await.unwrap().agent_no, Some(no));
     assert_eq!(matching(store, &target("labels.role = 'web' AND facts.n = 5 AND version = '1.2'")).await, [no]);
     assert_eq!(store.agent_enroll(&described("web"), Secret::random().hash(), &me()).await.unwrap(), Enrolled::Taken);
 }
@@ -373,7 +376,7 @@ pub async fn an_agent_is_changed_and_removed(backend: &mut impl Backend) {
     over.ends(store, no, 1, odoshi::domain::command::CommandState::Succeeded).await;
     assert_eq!(store.agent_remove("web", &me()).await.unwrap(), Some(no));
     assert_eq!(store.agent_remove("web", &me()).await.unwrap(), None);
-    assert_eq!(store.token_find(&secret.hash()).await.unwrap(), None);
+    assert_eq!(found(store, &secret.hash()).await, None);
     assert!(store.agent_view("web").await.unwrap().is_none() && store.agent_get(no).await.unwrap().is_none());
     assert!(online(store).await.is_empty());
     assert_eq!(store.agent_list_leaving(0, 10).await.unwrap(), [no]);

@@ -1,7 +1,7 @@
 //! What the cases are made of: agents, actions, reports.
 
 use odoshi::domain::action::{NewAction, Policy};
-use odoshi::domain::agent::Enrollment;
+use odoshi::domain::agent::{Enrollment, Token};
 use odoshi::domain::audit::Author;
 use odoshi::domain::command::{Answer, CommandState, Event, RunEnd};
 use odoshi::domain::target::Target;
@@ -38,6 +38,11 @@ pub fn me() -> Author {
 /// All agents that match, in key order.
 pub async fn matching(store: &dyn Store, target: &Target) -> Vec<i64> {
     store.agent_match(target, 0, usize::MAX).await.unwrap().into_iter().map(|(no, _)| no).collect()
+}
+
+/// The valid token with this hash.
+pub async fn found(store: &dyn Store, hash: &[u8]) -> Option<Token> {
+    store.token_find(hash).await.unwrap().map(|holder| holder.token)
 }
 
 /// Before the first unresolved action.

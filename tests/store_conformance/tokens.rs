@@ -1,7 +1,7 @@
 //! Tokens: valid, expired, revoked, and kept as hashes alone.
 
 use crate::Backend;
-use crate::support::{in_secs, me, named};
+use crate::support::{found, in_secs, me, named};
 use odoshi::domain::agent::{Role, Secret, Token};
 use odoshi::domain::time::Timestamp;
 use odoshi::store::{Enrolled, Revoked, Store};
@@ -31,13 +31,13 @@ pub async fn a_token_is_found_by_its_hash_while_it_is_valid(backend: &mut impl B
         store.token_insert(&token(store, Role::Admin, None), short.hash(), &me()).await.is_err(),
         "one secret, one token"
     );
-    assert_eq!(store.token_find(&forever.hash()).await.unwrap(), Some(one.clone()));
-    assert_eq!(store.token_find(&short.hash()).await.unwrap(), Some(two));
-    assert_eq!(store.token_find(&other.hash()).await.unwrap(), None);
-    assert_eq!(store.token_find(forever.reveal().as_bytes()).await.unwrap(), None);
+    assert_eq!(found(store, &forever.hash()).await, Some(one.clone()));
+    assert_eq!(found(store, &short.hash()).await, Some(two));
+    assert_eq!(found(store, &other.hash()).await, None);
+    assert_eq!(found(store, forever.reveal().as_bytes()).await, None);
     backend.set_offset(60_001);
-    assert_eq!(backend.store().token_find(&short.hash()).await.unwrap(), None);
-    assert_eq!(backend.store().token_find(&forever.hash()).await.unwrap(), Some(one));
+    assert_eq!(found(backend.store(), &short.hash()).await, None);
+    assert_eq!(found(backend.store(), &forever.hash()).await, Some(one));
 }
 
 pub async fn a_revoked_token_is_not_found(backend: &mut impl Backend) {
@@ -46,9 +46,9 @@ pub async fn a_revoked_token_is_not_found(backend: &mut impl Backend) {
     let token = token(store, Role::Operator, None);
     store.token_insert(&token, secret.hash(), &me()).await.unwrap();
     assert_eq!(store.token_revoke(Uuid::now_v7(), &me()).await.unwrap(), Revoked::Unknown);
-    assert!(store.token_find(&secret.hash()).await.unwrap().is_some());
+    assert!(found(store, &secret.hash()).await.is_some());
     assert_eq!(store.token_revoke(token.id, &me()).await.unwrap(), Revoked::Done);
-    assert_eq!(store.token_find(&secret.hash()).await.unwrap(), None);
+    assert_eq!(found(store, &secret.hash()).await, None);
     let revoked_at = store.token_list(None, 10).await.unwrap()[0].revoked_at;
     assert!(revoked_at.is_some());
     backend.set_offset(5_000);
@@ -129,6 +129,6 @@ pub async fn tokens_survive_a_restart(backend: &mut impl Backend) {
     store.token_revoke(two.id, &me()).await.unwrap();
     backend.reopen().await;
     let store = backend.store();
-    assert_eq!(store.token_find(&kept.hash()).await.unwrap(), Some(one));
-    assert_eq!(store.token_find(&revoked.hash()).await.unwrap(), None);
+    assert_eq!(found(store, &kept.hash()).await, Some(one));
+    assert_eq!(found(store, &revoked.hash()).await, None);
 }

@@ -1,6 +1,7 @@
 //! What callers may do that they shouldn't: wrong tokens, roles and methods, bodies that are none, crowds.
 
-use crate::support::{On, PATIENCE, Server, eventually, mostly_waits};
+use crate::support::{On, PATIENCE, Server, WireAgent, eventually, mostly_waits};
+use futures_util::StreamExt;
 use serde_json::{Value, json};
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -248,4 +249,60 @@ async fn half_sent_bodies_of_one_token_take_bounded_memory_and_hold_up_no_other(
         (call().bearer_auth(&loud).send().await.unwrap().status() == 200).then_some(())
     })
     .await;
+}
+
+/// Agents that don't read what is sent to them take no more memory than there is for that, and small commands go on.
+#[actix_rt::test]
+async fn agents_that_do_not_read_large_commands_take_bounded_memory() {
+    const MOST_KB: u64 = 450_000;
+    let server = Server::start(crate::support::ServerOptions::default()).await;
+    let mut deaf = Vec::new();
+    for number in 0..60 {
+        let token = server.enroll(&format!("deaf-{number}"), json!({})).await;
+        deaf.push(WireAgent::hello(&server.url, &token, 16).await);
+    }
+    let token = server.enroll("quiet", json!({})).await;
+    let mut quiet = WireAgent::hello(&server.url, &token, 16).await;
+    let large = json!([{ "module": "ping", "parameters": "x".repeat(3_000_000) }]);
+    for _ in 0..2 {
+        server.submit(json!({ "name": "n", "target": "name LIKE 'deaf-%'", "operations": large })).await;
+    }
+    // What can be sent is sent long before this: several actions later.
+    for _ in 0..20 {
+        let small = json!({ "name": "n", "target": "name = 'quiet'", "operations": [{ "module": "ping" }] });
+        let id = server.submit(small).await;
+        let command = quiet.commands().await.remove(0);
+        quiet.succeed(&command).await;
+        server.until_status(&id, "completed").await;
+    }
+    let used = server.memory("VmHWM");
+    assert!(used < MOST_KB, "{used} KB for {} agents", deaf.len());
+    println!("{} agents that don't read two commands of 3 MB: {used} KB", deaf.len());
+}
+
+/// Unknown tokens in any number are refused, and keep nobody else from the server: neither those whose tokens are known,
+/// nor new ones from the same address.
+#[actix_rt::test]
+async fn many_unknown_tokens_keep_nobody_from_the_server() {
+    let server = Server::start(crate::support::ServerOptions::default()).await;
+    let known = server.enroll("known", json!({})).await;
+    let client = reqwest::Client::new();
+    let call = |token: String| {
+        let call = client.get(format!("{}/v1/agent/commands", server.url)).bearer_auth(token);
+        async move { call.send().await.unwrap().status().as_u16() }
+    };
+    assert_eq!(call(known.clone()).await, 200);
+    let unknown = futures_util::stream::iter(0..2_000).map(|number| call(format!("unknown-{number}")));
+    let mut unknown = unknown.buffer_unordered(64);
+    let mut refused = 0;
+    while let Some(status) = unknown.next().await {
+        assert_eq!(status, 401);
+        refused += 1;
+        if refused % 200 == 0 {
+            assert_eq!(call(known.clone()).await, 200);
+        }
+    }
+    assert_eq!(call("unknown-7".into()).await, 401, "a second time");
+    let new = server.enroll("new", json!({})).await;
+    assert_eq!(call(new).await, 200);
 }

@@ -303,7 +303,7 @@ pub async fn an_agent_that_is_disabled_or_removed_is_cut_off_though_nothing_says
     let token = server.enroll("Revoked", json!({})).await;
     let mut revoked = WireAgent::hello(&server.url, &token, 16).await;
     let token = store.token_find(&hash_of(&token)).await.unwrap().unwrap();
-    assert_eq!(store.token_revoke(token.id, &by).await.unwrap(), Revoked::Done);
+    assert_eq!(store.token_revoke(token.token.id, &by).await.unwrap(), Revoked::Done);
     store.node_stop().await.unwrap();
     let again = server.enroll("Replaced", json!({})).await;
     let mut again = WireAgent::hello(&server.url, &again, 16).await;

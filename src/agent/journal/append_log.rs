@@ -31,6 +31,10 @@ pub struct Journal {
     pub(super) index: Arc<RwLock<Index>>,
     /// A compaction pays.
     pub(super) pays: bool,
+    /// A copy is being made, or was made and is not the journal yet.
+    pub(super) is_copying: bool,
+    /// After a compaction that failed, the file must be longer than this.
+    pub(super) pays_above: u64,
     /// How often the file was replaced.
     pub(super) replaced: u64,
     /// A write failed: the tail of the file is unknown, and the next commit continues in a new
@@ -149,7 +153,7 @@ impl Journal {
         // The first call also removes what earlier processes left in the file.
         self.pays |= match is_first && self.purged_at != Timestamp::default() {
             true => live < self.len,
-            false => self.len > COMPACT_ABOVE && live < self.len / 2,
+            false => self.len > COMPACT_ABOVE.max(self.pays_above) && live < self.len / 2,
         };
     }
 

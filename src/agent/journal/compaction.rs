@@ -3,7 +3,7 @@
 //! While the agent runs, the copy is made without the journal's lock, and what is written meanwhile is added under it. So
 //! nobody waits for a large copy.
 
-use super::append_log::Journal;
+use super::append_log::{COMPACT_ABOVE, Journal};
 use super::entry::State;
 use super::error::JournalError;
 use super::files::{io_error, options, sync_dir};
@@ -80,14 +80,28 @@ impl Compaction {
 }
 
 impl Journal {
-    /// Begins a compaction, if one pays.
+    /// Begins a compaction, if one pays, and no other is under way.
     pub(super) fn begin_compaction(&mut self) -> Option<Compaction> {
-        if !std::mem::take(&mut self.pays) || self.suspect {
+        if self.is_copying || self.suspect || !std::mem::take(&mut self.pays) {
             return None;
         }
-        self.compaction("jsonl.copy")
-            .inspect_err(|error| log::warn!(error:%; "the journal could not be compacted"))
-            .ok()
+        match self.compaction("jsonl.copy") {
+            Ok(begun) => {
+                self.is_copying = true;
+                Some(begun)
+            }
+            Err(error) => {
+                self.compaction_failed(&error);
+                None
+            }
+        }
+    }
+
+    /// A failure costs only space, and is tried again when the file has grown.
+    fn compaction_failed(&mut self, error: &JournalError) {
+        log::warn!(error:%; "the journal could not be compacted");
+        self.pays = false;
+        self.pays_above = self.len + COMPACT_ABOVE / 4;
     }
 
     fn compaction(&self, extension: &str) -> Result<Compaction, JournalError> {
@@ -114,11 +128,17 @@ impl Journal {
 
     /// Adds to a copy what was written since it was begun, and replaces the journal by it. Drops it if the journal was
     /// replaced meanwhile, or what the file holds is not known.
-    pub(super) fn finish_compaction(&mut self, copy: Copy) -> Result<(), JournalError> {
-        if copy.replaced != self.replaced || self.suspect {
-            return fs::remove_file(&copy.path).map_err(io_error("remove", &copy.path));
+    pub(super) fn finish_compaction(&mut self, copy: Result<Copy, JournalError>) {
+        self.is_copying = false;
+        let finished = copy.and_then(|copy| {
+            if copy.replaced != self.replaced || self.suspect {
+                return fs::remove_file(&copy.path).map_err(io_error("remove", &copy.path));
+            }
+            self.replace(copy)
+        });
+        if let Err(error) = finished {
+            self.compaction_failed(&error);
         }
-        self.replace(copy)
     }
 
     fn replace(&mut self, copy: Copy) -> Result<(), JournalError> {

@@ -8,8 +8,8 @@ use crate::domain::time::Timestamp;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Bound;
 
-/// Above this number of bytes that a compaction would keep, results that the server has are forgotten, the oldest first.
-pub(super) const LIVE_MAX: u64 = 16 * 1024 * 1024;
+/// Maximum number of bytes of results that the server has. Beyond it, the oldest are forgotten.
+pub(super) const STORED_MAX: u64 = 16 * 1024 * 1024;
 /// Runs that are over and are remembered at most. Of more, those are forgotten that expire first.
 pub(super) const OVER_MAX: usize = 200_000;
 
@@ -19,6 +19,8 @@ pub struct Index {
     pub(super) entries: BTreeMap<RunRef, Entry>,
     /// Number of bytes that a compaction would keep.
     pub(super) live: u64,
+    /// Number of bytes of stored runs.
+    stored: u64,
     /// Number of runs that are over.
     over: usize,
 }
@@ -53,7 +55,9 @@ impl Index {
     fn put(&mut self, run: RunRef, entry: Entry) {
         let before = self.entries.get(&run);
         let (live, over) = (before.map_or(0, Entry::live), before.is_some_and(|entry| entry.state.is_over()));
+        let stored = before.map_or(0, stored);
         self.live = self.live - live + entry.live();
+        self.stored = self.stored - stored + self::stored(&entry);
         self.over = self.over + usize::from(entry.state.is_over()) - usize::from(over);
         self.entries.insert(run, entry);
     }
@@ -61,6 +65,7 @@ impl Index {
     /// Counts anew what the entries hold.
     pub(super) fn recount(&mut self) {
         self.live = self.entries.values().map(Entry::live).sum();
+        self.stored = self.entries.values().map(stored).sum();
         self.over = self.entries.values().filter(|entry| entry.state.is_over()).count();
     }
 
@@ -109,12 +114,12 @@ impl Index {
     /// Keeps within the limits. What an agent holds is bounded by how many commands it has, but for what is over: of
     /// that, results are forgotten that the server has, and then whole runs.
     pub(super) fn limit(&mut self) {
-        if self.live > LIVE_MAX {
+        if self.stored > STORED_MAX {
             let mut stored: Vec<_> =
                 self.entries.iter().filter(|(_, entry)| entry.state == State::Stored).map(by_place).collect();
             stored.sort_unstable();
             for (_, run) in stored {
-                if self.live <= LIVE_MAX / 2 {
+                if self.stored <= STORED_MAX / 2 {
                     break;
                 }
                 if let Some(entry) = self.entries.get(&run).cloned() {
@@ -132,6 +137,11 @@ impl Index {
             self.recount();
         }
     }
+}
+
+/// Bytes of an entry that is stored.
+fn stored(entry: &Entry) -> u64 {
+    if entry.state == State::Stored { entry.live() } else { 0 }
 }
 
 fn by_place((run, entry): (&RunRef, &Entry)) -> (u64, RunRef) {

@@ -56,6 +56,8 @@ impl Journal {
             len: 0,
             index: Arc::default(),
             pays: false,
+            is_copying: false,
+            pays_above: 0,
             replaced: 0,
             suspect: false,
             purged_at: Timestamp(0),

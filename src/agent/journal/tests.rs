@@ -76,7 +76,7 @@ fn commit(journal: &mut Journal, records: &[Record]) {
 /// As the agent does after each turn.
 fn compact_if_it_pays(journal: &mut Journal) {
     if let Some(compaction) = journal.begin_compaction() {
-        journal.finish_compaction(compaction.copy().expect("copied")).expect("compacted");
+        journal.finish_compaction(compaction.copy());
     }
 }
 
@@ -278,10 +278,12 @@ fn what_is_written_during_a_compaction_is_in_the_new_file() {
         &[received(1), received(2), started(2), received(3), started(3), result(3, "three"), received(4)],
     );
     journal.pays = true;
-    let copy = journal.begin_compaction().expect("it pays").copy().expect("copied");
-    assert!(journal.begin_compaction().is_none(), "once");
+    let copy = journal.begin_compaction().expect("it pays").copy();
+    journal.pays = true;
+    assert!(journal.begin_compaction().is_none(), "one at a time");
     commit(&mut journal, &[result(2, "two"), stored(3), received(5), started(1), forgotten(4)]);
-    journal.finish_compaction(copy).expect("compacted");
+    journal.finish_compaction(copy);
+    assert!(journal.replaced == 1 && !journal.is_copying);
     let check = |journal: &Journal| {
         let states = [1, 2, 3, 4, 5].map(|n| journal.state(run(n)).expect("known"));
         use State::{Done, Forgotten, Received, Started, Stored};
@@ -304,10 +306,10 @@ fn a_copy_is_dropped_if_the_journal_was_replaced_meanwhile() {
     let (mut journal, _) = open(dir.path());
     commit(&mut journal, &[received(1), started(1), result(1, "one")]);
     journal.pays = true;
-    let copy = journal.begin_compaction().expect("it pays").copy().expect("copied");
+    let copy = journal.begin_compaction().expect("it pays").copy();
     journal.compact().expect("compacted");
     commit(&mut journal, &[received(2)]);
-    journal.finish_compaction(copy).expect("dropped");
+    journal.finish_compaction(copy);
     assert_eq!((error_of(&journal, 1).as_deref(), journal.state(run(2))), (Some("one"), Some(State::Received)));
     let files = std::fs::read_dir(dir.path()).expect("a folder").map(|file| file.expect("a file").file_name());
     let mut files: Vec<_> = files.collect();
@@ -338,7 +340,37 @@ fn results_that_the_server_has_are_forgotten_when_they_take_too_much_room() {
     let (journal, _) = open(dir.path());
     assert_eq!((journal.state(run(100)), error_of(&journal, 100)), (Some(State::Forgotten), None));
     assert_eq!(error_of(&journal, 119).as_deref(), Some(long.as_str()));
-    assert!(journal.index().live <= super::index::LIVE_MAX);
+    assert!(journal.index().live <= super::index::STORED_MAX);
+}
+
+#[tokio::test]
+async fn compactions_beside_the_work_never_meet() {
+    let dir = folder();
+    let (journal, _) = open(dir.path());
+    let shared = SharedJournal::new(journal);
+    let large = "x".repeat(100 * 1024);
+    // Each run is over at once, so that a compaction pays again and again while copies are made.
+    for n in 0..600 {
+        let records = [received(n), started(n), result(n, &large), stored(n)];
+        shared.with(move |journal| journal.commit(&records, NOW)).await.expect("written");
+        let forgets = shared.with(move |journal| {
+            journal.pays = true;
+            journal.commit(&[received(10_000 + n), started(10_000 + n), result(10_000 + n, "kept")], NOW)
+        });
+        forgets.await.expect("written");
+    }
+    // Those that are left make their copies in a moment.
+    while shared.lock().is_copying {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(shared.lock().replaced > 1);
+    for n in 0..600 {
+        assert_eq!(error_of(&shared.lock(), 10_000 + n).as_deref(), Some("kept"));
+    }
+    drop(shared);
+    let (journal, recovered) = open(dir.path());
+    assert_eq!((recovered.waiting.len(), recovered.interrupted), (0, 0));
+    assert!((0..600).all(|n| error_of(&journal, 10_000 + n).as_deref() == Some("kept")));
 }
 
 #[test]

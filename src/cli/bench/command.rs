@@ -1,6 +1,6 @@
 //! The benchmarks.
 
-use super::{delay, latency, metadata, pool, throughput, webhook};
+use super::{connect, delay, latency, metadata, pool, throughput, webhook};
 use crate::cli::outcome::Outcome;
 use std::process::ExitCode;
 
@@ -12,6 +12,11 @@ pub(in crate::cli) enum Command {
     Life(throughput::Args),
     /// An idle server: time from POST /v1/actions until a connected agent has the command
     Latency(latency::Args),
+    /// Many agents' WebSockets: connecting them, an action to all, memory, and all back at once
+    Connect(connect::Args),
+    /// A server that only answers agents' frames, which `bench connect` starts
+    #[command(hide = true)]
+    BareServer(connect::BareArgs),
     /// What agents report all the time, on PostgreSQL: transactions, values a second, and an outage
     Metadata(metadata::Args),
     /// Webhooks to local receivers: throughput, and what a hanging host and a dead transport cost
@@ -31,6 +36,14 @@ pub(in crate::cli) fn run(command: Command) -> Outcome {
         Command::Life(args) => throughput::run(&args, true, folder.path())?,
         Command::Latency(args) => {
             actix_rt::System::new().block_on(latency::run(&args, folder.path()))?;
+            ExitCode::SUCCESS
+        }
+        Command::Connect(args) => {
+            actix_rt::System::new().block_on(connect::run(&args, folder.path()))?;
+            ExitCode::SUCCESS
+        }
+        Command::BareServer(args) => {
+            actix_rt::System::new().block_on(connect::run_bare(&args))?;
             ExitCode::SUCCESS
         }
         Command::Metadata(args) => {

@@ -4,6 +4,7 @@
 //! is the median of the rounds.
 
 mod command;
+mod connect;
 mod delay;
 mod fleet;
 mod latency;

@@ -25,7 +25,7 @@ use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use search::{Agents, Search};
 use shared::Resolving;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
@@ -54,8 +54,19 @@ enum ResolveError {
     Rejected(#[from] ItemRejected),
 }
 
-/// The result of a resolving task: the action's key, and whether the action is resolved.
-type Resolved = (i64, Result<bool, ResolveError>);
+/// How far a task came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Reached {
+    /// The action is resolved.
+    End,
+    /// It has had its turn, and goes on in its next one.
+    Turn,
+    /// It is read again how far it is at the next poll: a page didn't join on, or it has ended otherwise.
+    Nowhere,
+}
+
+/// The result of a resolving task: the action's key, and how far it came.
+type Resolved = (i64, Result<Reached, ResolveError>);
 
 /// See the module.
 pub struct Resolver {
@@ -66,17 +77,21 @@ pub struct Resolver {
     tasks: JoinSet<Resolved>,
     /// Actions that failed.
     backoffs: Backoffs,
+    /// When each unresolved action had its last turn: the number of the round.
+    turns: HashMap<i64, u64>,
+    round: u64,
 }
 
 impl Resolver {
     /// With no active actions.
     pub fn new(node: Arc<Node>, pages: PageWriter) -> Self {
         let work = Resolving::new(node, pages);
-        Self { work, active: HashSet::new(), tasks: JoinSet::new(), backoffs: Backoffs::default() }
+        let (active, tasks, backoffs) = (HashSet::new(), JoinSet::new(), Backoffs::default());
+        Self { work, active, tasks, backoffs, turns: HashMap::new(), round: 0 }
     }
 
-    /// Handles a task that has ended. True if its action is resolved, which makes room for another
-    /// one. After a refused page, the action waits for the next poll.
+    /// Handles a task that has ended. True if there is room for another action now. After a refused page, the action waits
+    /// for the next poll.
     fn ended(&mut self, ended: Result<Resolved, JoinError>) -> bool {
         let (no, resolved) = match ended {
             Ok(ended) => ended,
@@ -86,9 +101,9 @@ impl Resolver {
         };
         self.active.remove(&no);
         match resolved {
-            Ok(resolved) => {
+            Ok(reached) => {
                 self.backoffs.done(no);
-                resolved
+                reached != Reached::Nowhere
             }
             Err(error) => {
                 let (action, error) = (self.work.node.actions.shown(no), error.chain().to_string());
@@ -112,6 +127,7 @@ impl Resolver {
                 Ok(Readable::Action(action, target)) => {
                     let (no, work) = (*no, self.work.clone());
                     self.active.insert(no);
+                    self.turns.insert(no, self.round);
                     self.tasks.spawn_local(async move { (no, resolve(&work, action, target).await) });
                     misses = 0;
                 }
@@ -146,21 +162,35 @@ impl Reconcile for Resolver {
         }
         let horizon = self.work.node.store.now().plus(self.work.node.config.delay.horizon.0);
         let (mut after, mut unresolved) = ((Timestamp(i64::MIN), 0), HashSet::new());
+        let now = Instant::now();
+        self.round += 1;
+        if self.active.len() >= ACTIONS_AT_A_TIME {
+            // Others may have come since there was room.
+            let next = self.work.node.store.action_list_unresolved(horizon, after, ACTIONS_AT_A_TIME + 1).await?;
+            unresolved.extend(next.into_iter().map(|(_, no)| no));
+        }
         while self.active.len() < ACTIONS_AT_A_TIME {
             let list = self.work.node.store.action_list_unresolved(horizon, after, CANDIDATES).await?;
             after = list.last().copied().unwrap_or(after);
             let is_last = list.len() < CANDIDATES;
-            let nos: Vec<i64> = list.into_iter().map(|(_, no)| no).collect();
+            let mut nos: Vec<i64> = list.into_iter().map(|(_, no)| no).collect();
+            unresolved.extend(nos.iter().copied());
+            // First those that had no turn yet, and then those whose turn was earliest.
+            nos.sort_by_key(|no| self.turns.get(no).copied().unwrap_or_default());
             if !self.begin(&nos).await {
                 break;
             }
-            unresolved.extend(nos);
             if is_last {
                 // Of what was cancelled or has expired, nothing fails any more.
-                self.backoffs.retain(|no| unresolved.contains(&no));
+                let is_left = |no: &i64| unresolved.contains(no);
+                self.backoffs.retain(|no| is_left(&no));
+                self.turns.retain(|no, _| is_left(no));
+                self.work.counted().retain(|no, _| is_left(no));
                 break;
             }
         }
+        let others = unresolved.iter().filter(|no| !self.active.contains(no) && self.backoffs.is_due(**no, now));
+        self.work.is_crowded.store(others.count() > 0, Ordering::Relaxed);
         Ok(Pace::Wait)
     }
 
@@ -231,13 +261,13 @@ async fn readable(node: &Node, no: i64) -> StoreResult<Readable> {
     }
 }
 
-/// Resolves one action as far as possible. True if it is resolved now.
-async fn resolve(work: &Resolving, action: Arc<Action>, target: Target) -> Result<bool, ResolveError> {
+/// Resolves one action as far as possible, or for one turn.
+async fn resolve(work: &Resolving, action: Arc<Action>, target: Target) -> Result<Reached, ResolveError> {
     let (no, page_size) = (action.no, work.node.config.resolver.page);
     let store = &work.node.store;
     let resolution = store.action_resolution(no).await?;
     if resolution.done {
-        return Ok(false);
+        return Ok(Reached::Nowhere);
     }
     let mut search = Search::new(work.clone(), action.clone(), target);
     // Only a spread is laid out over the number of agents.
@@ -246,7 +276,8 @@ async fn resolve(work: &Resolving, action: Arc<Action>, target: Target) -> Resul
         None if action.spread.is_zero() => 0,
         None => match search.count().await? {
             Some(count) => store.action_expect(no, count).await?,
-            None => return Ok(false),
+            None if search.has_had_its_turn() => return Ok(Reached::Turn),
+            None => return Ok(Reached::Nowhere),
         },
     };
     log::debug!(action:% = action.id, expected, through = resolution.through; "resolving an action");
@@ -254,22 +285,26 @@ async fn resolve(work: &Resolving, action: Arc<Action>, target: Target) -> Resul
     search.begin_after(resolution.through);
     let (mut after, mut position) = (resolution.through, resolution.written);
     let mut under_way = FuturesOrdered::new();
-    let mut last = false;
+    let (mut found, mut last, mut is_over) = (None, false, false);
     loop {
-        while !last && under_way.len() < PAGES_AT_A_TIME {
+        while !is_over && under_way.len() < PAGES_AT_A_TIME && (found.is_some() || !last) {
+            if found.is_none() {
+                log::trace!(action = no, after; "reading a page of agents");
+                let next = search.next(page_size).await?;
+                log::trace!(action = no, after, agents = next.agents.len(); "page of agents read");
+                last = next.last;
+                found = Some(next);
+            }
             let credit = match work.credits.clone().try_acquire_owned() {
                 Ok(credit) => credit,
                 // Pages in flight return their credits when they are answered.
                 Err(_) if !under_way.is_empty() => break,
                 Err(_) => match work.credits.clone().acquire_owned().await {
                     Ok(credit) => credit,
-                    Err(_) => return Ok(false),
+                    Err(_) => return Ok(Reached::Nowhere),
                 },
             };
-            log::trace!(action = no, after; "reading a page of agents");
-            let found = search.next(page_size).await?;
-            log::trace!(action = no, after, agents = found.agents.len(); "page of agents read");
-            last = found.last;
+            let Some(found) = found.take() else { break };
             let page = new_page(&action, found, after, position, expected);
             after = page.page.through;
             position += i64::try_from(page.commands.len()).unwrap_or(0);
@@ -280,29 +315,29 @@ async fn resolve(work: &Resolving, action: Arc<Action>, target: Target) -> Resul
                 answer
             });
             if action.is_cancelled() {
-                return Ok(true);
+                return Ok(Reached::End);
             }
-            // Finish the pages in flight. The next start resolves the rest.
-            last |= work.stopping.load(Ordering::Relaxed);
+            // Finish the pages in flight. The next start, or the next turn, resolves the rest.
+            is_over = search.is_over() || search.has_had_its_turn();
         }
         let Some(answer) = under_way.next().await else { break };
         match answer.map(|mut answers| answers.pop()) {
             Ok(Some(Ok(Inserted::Written))) => {}
             // Cancelled, or the command store crashed with one of our pages: read again how far the
             // action is.
-            Ok(Some(Ok(Inserted::StalePage)) | None) | Err(Interrupted) => return Ok(false),
+            Ok(Some(Ok(Inserted::StalePage)) | None) | Err(Interrupted) => return Ok(Reached::Nowhere),
             Ok(Some(Err(error))) => {
                 log::error!(action:% = action.id, error:% = error.chain(); "a page of commands was refused");
                 return Err(error.into());
             }
         }
     }
-    if work.stopping.load(Ordering::Relaxed) {
-        return Ok(false);
+    if !last || found.is_some() {
+        return Ok(Reached::Turn);
     }
     log::debug!(action:% = action.id, commands = position; "an action is resolved");
     work.node.signals.action_resolved(no);
-    Ok(true)
+    Ok(Reached::End)
 }
 
 /// Lays out one page of commands. `position` of the `expected` commands come before it.

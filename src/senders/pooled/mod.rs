@@ -42,9 +42,6 @@ use uuid::Uuid;
 /// Maximum number of cancelled actions that wait to be passed to the transport. Cancelling is best
 /// effort: the oldest are dropped.
 const MAX_CANCELS: usize = 1_000;
-/// No delivery is begun while those under way have more bytes of operations, each of which is copied into a request or a
-/// message.
-const BYTES_AT_A_TIME: usize = 16 * 1024 * 1024;
 /// Maximum number of finished deliveries per recording.
 const RECORD_AT_A_TIME: usize = 1_000;
 /// How often the log names hosts that are away or back, and how many at a time. Others are counted.
@@ -87,8 +84,6 @@ pub struct PooledSender<T: Transport> {
     outcomes: Option<Outcomes<Job, Done, Infallible>>,
     /// The commands that wait, are under way, or are being recorded.
     in_hand: HashSet<(i64, i64)>,
-    /// The size of the deliveries under way.
-    bytes: usize,
     finished: Vec<Report>,
     is_recording: bool,
     /// Hosts that went away, with the reason, or came back, since the log last named some.
@@ -127,7 +122,6 @@ impl<T: Transport> PooledSender<T> {
             pool,
             outcomes: Some(outcomes),
             in_hand: HashSet::new(),
-            bytes: 0,
             finished: Vec::new(),
             is_recording: false,
             unsaid: Vec::new(),
@@ -141,7 +135,7 @@ impl<T: Transport> PooledSender<T> {
 
     /// Starts deliveries as far as there is room.
     fn start(&mut self) {
-        while !self.is_stopped && self.finished.len() < RECORD_AT_A_TIME && self.bytes < BYTES_AT_A_TIME {
+        while !self.is_stopped && self.finished.len() < RECORD_AT_A_TIME {
             let Some((group, delivery)) = self.groups.start(Instant::now()) else { break };
             let now = self.context.store.now();
             let action = &delivery.action;
@@ -157,11 +151,9 @@ impl<T: Transport> PooledSender<T> {
                 self.finished.push(postponed);
                 continue;
             }
-            self.bytes += size_of(&delivery);
             // The pool has a worker and a place in its queue for each delivery under way.
             if let Err(refused) = self.pool.try_submit((group, delivery)) {
                 let (group, delivery) = refused.into_job();
-                self.bytes -= size_of(&delivery);
                 self.in_hand.remove(&delivery.key());
                 self.groups.end(&group, None, Instant::now(), 0.0);
             }
@@ -175,7 +167,6 @@ impl<T: Transport> PooledSender<T> {
     }
 
     fn end(&mut self, group: Arc<str>, delivery: Delivery, ended: Ended, ctx: &mut Context<Self>) {
-        self.bytes -= size_of(&delivery);
         let (reach, result) = ended.judged();
         if let Some(result) = result {
             self.context.status().count(result);
@@ -292,11 +283,6 @@ impl<T: Transport> PooledSender<T> {
             sender.pass_cancels(ctx);
         }));
     }
-}
-
-/// About as many bytes a delivery has.
-fn size_of(delivery: &Delivery) -> usize {
-    delivery.action.operations.get().len()
 }
 
 /// The names of hosts, as far as the log has room for them. The one group of a sender without hosts has none.

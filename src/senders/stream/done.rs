@@ -7,7 +7,6 @@ use crate::domain::command::Answer;
 use crate::domain::protocol::{RunRef, Stored};
 use crate::store::StoreError;
 use std::sync::Arc;
-use tokio::sync::OwnedSemaphorePermit;
 use uuid::Uuid;
 
 /// The result of a finished request.
@@ -19,8 +18,6 @@ pub(super) enum Done {
     Reports(Option<Vec<(RunRef, Answer)>>),
     /// A part of the backlog.
     Backlog(Result<Backlog, StoreError>),
-    /// Room for the next command.
-    Room(Option<OwnedSemaphorePermit>),
     /// Metadata: the answer to the agent.
     Metadata(Reported),
     /// Runs that the agent has from earlier connections, and actions that don't exist.

@@ -73,7 +73,8 @@ pub(super) async fn greet(
         End::with(close::GOING_AWAY)
     };
     let said = Said { labels: None, facts: hello.facts.clone(), version: hello.version.clone() };
-    if deps.node.store.agent_refresh(agent.no, said).await.map_err(away)? {
+    let says_more = said.facts.is_some() || said.version != agent.version;
+    if says_more && deps.node.store.agent_refresh(agent.no, said).await.map_err(away)? {
         deps.node.signals.agent_changed(agent.no);
     }
     // The authentication may be seconds old. The store says now whether the agent is still allowed.

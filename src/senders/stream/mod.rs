@@ -13,6 +13,7 @@ mod messages;
 mod outbox;
 pub(crate) mod records;
 pub(crate) mod reports;
+mod room;
 mod sender;
 mod session;
 mod sessions;

@@ -77,7 +77,7 @@ impl Agents for PostgresStore {
     async fn agent_count(&self, among: &Among, after: i64, searched: usize) -> StoreResult<Found<i64>> {
         let (among, now) = (Arc::new(among.clone()), self.now());
         let part = Part { after, limit: searched, searched };
-        self.read(Caller::People, "agent_count", body!([among] conn => count(conn, &among, now, part))).await
+        self.read(Caller::Pipeline, "agent_count", body!([among] conn => count(conn, &among, now, part))).await
     }
 
     async fn agent_list(
@@ -170,7 +170,14 @@ async fn enroll(
     let event = AuditEvent { did, subject: &name, detail: &agent.transport, what: None };
     audit::insert(conn, by, event, now).await?;
     let (transport, address) = (agent.transport.clone(), agent.address.clone());
-    Ok(Enrolled::New(AgentRef { no, name, transport, address, disabled: false }))
+    Ok(Enrolled::New(AgentRef {
+        no,
+        name,
+        transport,
+        address,
+        disabled: false,
+        version: agent.enrollment.version.clone(),
+    }))
 }
 
 /// Revokes the unused token of the agent that enrolled under this nonce. Returns the agent's key.
@@ -236,14 +243,23 @@ async fn get_many(conn: &mut AsyncPgConnection, nos: &[i64]) -> QueryResult<Vec<
         address: Option<String>,
         #[diesel(sql_type = Bool)]
         disabled: bool,
+        #[diesel(sql_type = Text)]
+        version: String,
     }
     let rows: Vec<Row> = sql(
-        "SELECT no, name, transport, address, disabled FROM agents WHERE no = ANY(?) AND removed_at IS NULL ORDER BY no",
+        "SELECT no, name, transport, address, disabled, version FROM agents WHERE no = ANY(?) AND removed_at IS NULL ORDER BY no",
     )
     .bind(nos.to_vec())
     .load(conn)
     .await?;
-    let agent = |Row { no, name, transport, address, disabled }| AgentRef { no, name, transport, address, disabled };
+    let agent = |Row { no, name, transport, address, disabled, version }| AgentRef {
+        no,
+        name,
+        transport,
+        address,
+        disabled,
+        version,
+    };
     Ok(rows.into_iter().map(agent).collect())
 }
 

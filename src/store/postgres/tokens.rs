@@ -9,8 +9,8 @@ use crate::domain::agent::Token;
 use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::time::Timestamp;
 use crate::store::sql::Key;
-use crate::store::sql::tokens::{self as statements, TokenRow};
-use crate::store::{Revoked, Store, StoreResult, Tokens};
+use crate::store::sql::tokens::{self as statements, HolderRow, TokenRow};
+use crate::store::{Holder, Revoked, Store, StoreResult, Tokens};
 use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel_async::{AsyncConnection, AsyncPgConnection, RunQueryDsl};
@@ -25,7 +25,7 @@ impl Tokens for PostgresStore {
             .await
     }
 
-    async fn token_find(&self, hash: &[u8]) -> StoreResult<Option<Token>> {
+    async fn token_find(&self, hash: &[u8]) -> StoreResult<Option<Holder>> {
         let (hash, now) = (hash.to_vec(), self.now());
         self.read(Caller::Sessions, "token_find", body!([hash] conn => find(conn, hash, now))).await
     }
@@ -77,9 +77,9 @@ async fn insert(conn: &mut AsyncPgConnection, token: &Token, hash: Vec<u8>, by: 
     audit::insert(conn, by, event, token.created_at).await
 }
 
-async fn find(conn: &mut AsyncPgConnection, hash: Vec<u8>, now: Timestamp) -> QueryResult<Option<Token>> {
-    let row: Option<TokenRow> = statements::find(hash, now).get_result(conn).await.optional()?;
-    row.map(TokenRow::token).transpose()
+async fn find(conn: &mut AsyncPgConnection, hash: Vec<u8>, now: Timestamp) -> QueryResult<Option<Holder>> {
+    let row: Option<(TokenRow, HolderRow)> = statements::find(hash, now).get_result(conn).await.optional()?;
+    row.map(|(token, holder)| holder.of(token)).transpose()
 }
 
 async fn make_used(conn: &mut AsyncPgConnection, id: Uuid) -> QueryResult<bool> {

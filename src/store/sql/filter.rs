@@ -95,11 +95,12 @@ impl Condition {
             Target::Or(parts) => self.joined(parts, " OR "),
             Target::Compare { column, op, value } => self.compare(column, *op, value),
             Target::In { column, values, negated } => {
-                self.sql(if *negated { "NOT (FALSE" } else { "(FALSE" });
+                self.sql(if *negated { "NOT (" } else { "(" });
                 // Numbers and texts are compared in different ways: a list of each.
                 let numbers = |value: &&Value| matches!(value, Value::Number(_));
-                self.any_of(" OR odoshi_number(", column, values.iter().filter(numbers));
-                self.any_of(" OR (", column, values.iter().filter(|value| !numbers(value)));
+                let has_numbers = self.any_of("odoshi_number(", column, values.iter().filter(numbers));
+                let texts = if has_numbers { " OR (" } else { "(" };
+                self.any_of(texts, column, values.iter().filter(|value| !numbers(value)));
                 self.sql(")");
             }
             Target::Like { column, pattern, ignore_case, negated } => {
@@ -160,8 +161,8 @@ impl Condition {
         self.sql(")");
     }
 
-    /// The column is one of these values, if there are any.
-    fn any_of<'a>(&mut self, or: &'static str, column: &Column, values: impl Iterator<Item = &'a Value>) {
+    /// The column is one of these values. False if there are none.
+    fn any_of<'a>(&mut self, or: &'static str, column: &Column, values: impl Iterator<Item = &'a Value>) -> bool {
         let mut begun = false;
         for value in values {
             if begun {
@@ -177,6 +178,7 @@ impl Condition {
         if begun {
             self.sql(")");
         }
+        begun
     }
 
     fn compare(&mut self, column: &Column, op: CompareOp, value: &Value) {

@@ -3,9 +3,11 @@
 use super::schema::tokens;
 use super::statement::{Sql, sql};
 use super::values::{corrupt, sql_limit};
-use crate::domain::agent::{Role, Token};
+use crate::domain::agent::{AgentRef, Role, Token};
 use crate::domain::time::Timestamp;
+use crate::store::Holder;
 use diesel::prelude::*;
+use diesel::sql_types::{BigInt, Bool, Nullable, Text};
 use uuid::Uuid;
 
 /// A token.
@@ -90,11 +92,42 @@ pub(in crate::store) fn insert(row: TokenRow) -> Sql {
         .bind(row.enroll_nonce)
 }
 
-/// Selects the token with this hash, if it is valid.
+/// The agent of a token, if it has one.
+#[derive(QueryableByName)]
+pub(in crate::store) struct HolderRow {
+    #[diesel(sql_type = Nullable<BigInt>)]
+    holder_no: Option<i64>,
+    #[diesel(sql_type = Nullable<Text>)]
+    holder_name: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    transport: Option<String>,
+    #[diesel(sql_type = Nullable<Text>)]
+    address: Option<String>,
+    #[diesel(sql_type = Nullable<Bool>)]
+    disabled: Option<bool>,
+    #[diesel(sql_type = Nullable<Text>)]
+    version: Option<String>,
+}
+
+impl HolderRow {
+    pub(in crate::store) fn of(self, token: TokenRow) -> QueryResult<Holder> {
+        let agent = self.holder_no.map(|no| AgentRef {
+            no,
+            name: self.holder_name.unwrap_or_default(),
+            transport: self.transport.unwrap_or_default(),
+            address: self.address,
+            disabled: self.disabled.unwrap_or_default(),
+            version: self.version.unwrap_or_default(),
+        });
+        Ok(Holder { token: token.token()?, agent })
+    }
+}
+
+/// Selects the token with this hash, if it is valid, as [`TokenRow`] and [`HolderRow`].
 pub(in crate::store) fn find(hash: Vec<u8>, now: Timestamp) -> Sql {
-    sql(format!(
-        "SELECT {COLUMNS} FROM tokens WHERE hash = ? AND revoked_at IS NULL AND (expires_at IS NULL OR expires_at > ?)"
-    ))
+    sql("SELECT t.*, a.no AS holder_no, a.name AS holder_name, a.transport, a.address, a.disabled, a.version \
+         FROM tokens t LEFT JOIN agents a ON a.no = t.agent_no AND a.removed_at IS NULL \
+         WHERE t.hash = ? AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > ?)")
     .bind(hash)
     .bind(now.0)
 }

@@ -160,6 +160,7 @@ fn enroll(
         transport: agent.transport.clone(),
         address: agent.address.clone(),
         disabled: false,
+        version: agent.enrollment.version.clone(),
     }))
 }
 
@@ -225,9 +226,16 @@ fn get_many(conn: &mut SqliteConnection, nos: &[i64]) -> QueryResult<Vec<AgentRe
         .filter(among)
         .filter(agents::removed_at.is_null())
         .order(agents::no)
-        .select((agents::no, agents::name, agents::transport, agents::address, agents::disabled))
-        .load::<(i64, String, String, Option<String>, bool)>(conn)?;
-    let agent = |(no, name, transport, address, disabled)| AgentRef { no, name, transport, address, disabled };
+        .select((agents::no, agents::name, agents::transport, agents::address, agents::disabled, agents::version))
+        .load::<(i64, String, String, Option<String>, bool, String)>(conn)?;
+    let agent = |(no, name, transport, address, disabled, version)| AgentRef {
+        no,
+        name,
+        transport,
+        address,
+        disabled,
+        version,
+    };
     Ok(rows.into_iter().map(agent).collect())
 }
 

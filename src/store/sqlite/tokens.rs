@@ -6,8 +6,8 @@ use crate::domain::agent::Token;
 use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::time::Timestamp;
 use crate::store::sql::Key;
-use crate::store::sql::tokens::{self as statements, TokenRow};
-use crate::store::{Revoked, Store, StoreResult, Tokens};
+use crate::store::sql::tokens::{self as statements, HolderRow, TokenRow};
+use crate::store::{Holder, Revoked, Store, StoreResult, Tokens};
 use async_trait::async_trait;
 use diesel::prelude::*;
 use uuid::Uuid;
@@ -19,7 +19,7 @@ impl Tokens for SqliteStore {
         self.write("token_insert", move |conn| insert(conn, &token, hash, &by)).await
     }
 
-    async fn token_find(&self, hash: &[u8]) -> StoreResult<Option<Token>> {
+    async fn token_find(&self, hash: &[u8]) -> StoreResult<Option<Holder>> {
         let (hash, now) = (hash.to_vec(), self.now());
         self.read("token_find", move |conn| find(conn, hash, now)).await
     }
@@ -49,9 +49,9 @@ fn insert(conn: &mut SqliteConnection, token: &Token, hash: Vec<u8>, by: &Author
     audit::insert(conn, by, event, token.created_at)
 }
 
-fn find(conn: &mut SqliteConnection, hash: Vec<u8>, now: Timestamp) -> QueryResult<Option<Token>> {
-    let row: Option<TokenRow> = statements::find(hash, now).get_result(conn).optional()?;
-    row.map(TokenRow::token).transpose()
+fn find(conn: &mut SqliteConnection, hash: Vec<u8>, now: Timestamp) -> QueryResult<Option<Holder>> {
+    let row: Option<(TokenRow, HolderRow)> = statements::find(hash, now).get_result(conn).optional()?;
+    row.map(|(token, holder)| holder.of(token)).transpose()
 }
 
 fn make_used(conn: &mut SqliteConnection, id: Uuid) -> QueryResult<bool> {

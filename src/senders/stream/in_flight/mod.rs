@@ -22,8 +22,10 @@ mod tests;
 
 /// How long a command may be in a session without an open row.
 pub const OPEN_ROW_AFTER: Duration = Duration::from_secs(1);
-/// How long after delivery `received` must come.
+/// How long after delivery `received` must come, for a small command.
 pub const RECEIVED_TIMEOUT: Duration = Duration::from_secs(30);
+/// Bytes a second that a slow connection carries: a large command has more time.
+const SLOW: usize = 64 * 1024;
 /// Maximum number of commands that wait for room. More stay in the store.
 pub const QUEUE: usize = 256;
 /// Rows read from the store are offered within this time. A later one may be delivered again, which
@@ -69,6 +71,12 @@ impl Flying {
     /// Bytes on their way to the agent.
     fn in_transit(&self) -> usize {
         if self.received_at.is_some() || self.ended { 0 } else { size_of(&self.action) }
+    }
+
+    /// When `received` must have come.
+    fn received_by(&self) -> Instant {
+        let seconds = u64::try_from(size_of(&self.action) / SLOW).unwrap_or(0);
+        self.delivered_at + RECEIVED_TIMEOUT + Duration::from_secs(seconds)
     }
 
     fn wait_from(&mut self, clock: Instant) {
@@ -152,11 +160,9 @@ impl InFlight {
         waits.then_some(size)
     }
 
-    /// Whether the agent has not received what was sent to it, and there is much of that.
+    /// Whether the agent has not received what was sent to it in time, and there is much of that.
     pub fn is_unread(&self, clock: Instant) -> bool {
-        let is_late = |flying: &Flying| {
-            flying.in_transit() > 0 && clock.saturating_duration_since(flying.delivered_at) >= RECEIVED_TIMEOUT
-        };
+        let is_late = |flying: &Flying| flying.in_transit() > 0 && clock >= flying.received_by();
         self.in_transit() > FREE && self.flying.values().any(is_late)
     }
 
@@ -385,7 +391,7 @@ impl InFlight {
         let flying = self.flying.values().filter(|flying| !flying.ended).filter_map(|flying| {
             match (flying.received_at, flying.recorded) {
                 (Some(_), true) => flying.until,
-                (None, true) => Some(flying.delivered_at + RECEIVED_TIMEOUT),
+                (None, true) => Some(flying.received_by()),
                 (_, false) => Some(flying.delivered_at + OPEN_ROW_AFTER),
             }
         });
@@ -407,7 +413,7 @@ impl InFlight {
             if flying.ended {
                 continue;
             }
-            if flying.received_at.is_none() && age >= RECEIVED_TIMEOUT {
+            if flying.received_at.is_none() && clock >= flying.received_by() {
                 flying.ended = true;
                 flying.given_up = true;
                 let event = Event::AttemptFailed {

@@ -141,7 +141,8 @@ fn bytes_that_the_agent_has_not_received_are_bounded() {
     in_flight.set_room(wanted);
     let commands = in_flight.deliver(Timestamp(1_000), clock);
     assert_eq!((commands.len(), in_flight.in_transit(), in_flight.wants_room()), (1, wanted, None));
-    assert!(!in_flight.is_unread(clock) && in_flight.is_unread(clock + RECEIVED_TIMEOUT));
+    let slow = RECEIVED_TIMEOUT + Duration::from_secs((wanted / SLOW) as u64);
+    assert!(!in_flight.is_unread(clock + slow - Duration::from_millis(1)) && in_flight.is_unread(clock + slow));
     in_flight.offer(delivery(5, 9), false, clock);
     let small = in_flight.deliver(Timestamp(1_000), clock);
     assert_eq!(small.iter().map(|command| command.priority).collect::<Vec<_>>(), [9], "there is always room for this");

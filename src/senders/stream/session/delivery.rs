@@ -23,10 +23,15 @@ impl Session {
         if !self.outbox.is_empty() {
             return;
         }
+        // Small commands don't take the room of a large one that has arrived.
+        if !std::mem::take(&mut self.room_is_new) {
+            self.give_room_back();
+        }
         let commands = self.in_flight.deliver(self.deps.node.store.now(), Instant::now());
+        self.give_room_back();
+        self.ask_for_room();
         let put_back = self.in_flight.take_put_back();
         self.record_reports(put_back.into_iter().map(|report| (None, report)).collect());
-        self.make_room();
         if commands.is_empty() {
             return;
         }
@@ -46,27 +51,32 @@ impl Session {
         self.push(&ServerFrame::Commands { commands: frame });
     }
 
-    /// Gives room back that is not needed any more, and asks for what the next command needs.
-    fn make_room(&mut self) {
-        if self.room.is_some() && self.in_flight.in_transit() <= FREE {
-            self.room = None;
-            self.in_flight.set_room(0);
+    /// Gives back the room for what the agent has received.
+    fn give_room_back(&mut self) {
+        let needed = self.in_flight.in_transit().saturating_sub(FREE);
+        let held = self.room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits);
+        if held > needed {
+            self.room = self.room.take().and_then(|mut room| room.split(needed)).filter(|room| room.num_permits() > 0);
         }
-        if self.asks_for_room {
-            return;
-        }
-        if let Some(bytes) = self.in_flight.wants_room() {
-            self.asks_for_room = true;
-            let bytes = u32::try_from(bytes.min(MAX_FRAME)).unwrap_or(u32::MAX);
+        self.in_flight.set_room(needed.min(held));
+    }
+
+    /// Asks for the room that the next command needs.
+    fn ask_for_room(&mut self) {
+        if self.asking.is_none()
+            && let Some(bytes) = self.in_flight.wants_room()
+        {
+            // A command may be a little larger than a frame's limit for its document.
+            let bytes = u32::try_from(bytes.min(2 * MAX_FRAME)).unwrap_or(u32::MAX);
             let room = self.deps.outgoing.clone().acquire_many_owned(bytes);
-            self.working.push(Box::pin(async move { Done::Room(room.await.ok()) }));
+            self.asking = Some(Box::pin(async move { room.await.ok() }));
         }
     }
 
     pub(super) fn take_room(&mut self, room: Option<OwnedSemaphorePermit>) {
-        self.asks_for_room = false;
-        // A document is never larger than a frame, but a command is a little larger than its document.
-        self.in_flight.set_room(room.as_ref().map_or(0, |room| room.num_permits() + FREE));
+        self.asking = None;
+        self.room_is_new = true;
+        self.in_flight.set_room(room.as_ref().map_or(0, OwnedSemaphorePermit::num_permits));
         self.room = room;
     }
 

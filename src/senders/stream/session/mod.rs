@@ -11,12 +11,13 @@
 use super::deps::SessionDeps;
 use super::done::Done;
 use super::greeting::End;
-use super::in_flight::{InFlight, MAX_CAPACITY, QUEUE};
+use super::in_flight::{InFlight, MAX_CAPACITY, QUEUE, RECEIVED_TIMEOUT};
 use super::messages::{Connect, Connected, NotConnected, ToSession};
 use super::outbox::Outbox;
 use super::records::Backlog;
 use super::records::{actions_of, record, store_results};
 use super::reports::{Reports, report};
+use super::room::{Asking, asked};
 use crate::domain::agent::AgentRef;
 use crate::domain::command::{Answer, Event};
 use crate::domain::metadata::AgentClock;
@@ -53,7 +54,10 @@ pub(super) struct Session {
     outbox: Outbox,
     /// Room for what is on its way to the agent.
     room: Option<OwnedSemaphorePermit>,
-    asks_for_room: bool,
+    /// It was given just now, and nothing was delivered yet.
+    room_is_new: bool,
+    /// Room for the next command, which is being waited for.
+    asking: Asking,
     working: FuturesUnordered<LocalBoxFuture<'static, Done>>,
     /// Results that wait for room in the memory budget.
     parked: Option<(Vec<RunResult>, u32)>,
@@ -64,6 +68,8 @@ pub(super) struct Session {
     /// At this time the backlog has more that is due.
     backlog_again: Option<Instant>,
     last_heard: Instant,
+    /// When the agent was not read last, because too much of what it said is in work.
+    deaf_at: Instant,
     last_ping: Instant,
 }
 
@@ -81,7 +87,8 @@ impl Session {
             connected,
             outbox: Outbox::default(),
             room: None,
-            asks_for_room: false,
+            room_is_new: false,
+            asking: None,
             working: FuturesUnordered::new(),
             parked: None,
             reports,
@@ -89,6 +96,7 @@ impl Session {
             backlog_after: now,
             backlog_again: None,
             last_heard: now,
+            deaf_at: now,
             last_ping: now,
         }
     }
@@ -119,8 +127,9 @@ impl Session {
             let has_room = self.outbox.has_room() && self.working.len() < RECORDS;
             let listening = has_room && self.parked.is_none() && !self.reports.is_full();
             if !listening {
-                // An agent that isn't read can't be called silent.
+                // An agent that isn't read can't be called silent, nor one that doesn't read.
                 self.last_heard = Instant::now();
+                self.deaf_at = self.last_heard;
             }
             let (next_frame, parked) = (self.outbox.next(), self.parked.as_ref().map_or(0, |(_, size)| *size));
             let budget = self.deps.budget.clone();
@@ -132,6 +141,10 @@ impl Session {
                 message = stream.recv(), if listening => self.heard(message, socket).await,
                 input = self.connected.inbox.recv() => self.told(input).await,
                 Some(done) = self.working.next(), if !self.working.is_empty() => self.done(done),
+                room = asked(&mut self.asking), if self.asking.is_some() => {
+                    self.take_room(room);
+                    None
+                }
                 permit = budget.acquire_many_owned(parked), if parked > 0 => {
                     if let (Some((results, _)), Ok(permit)) = (self.parked.take(), permit) {
                         self.record_results(results, permit);
@@ -174,7 +187,8 @@ impl Session {
         if self.in_flight.take_early(now) || self.backlog_again.take_if(|at| *at <= now).is_some() {
             self.connected.more.store(true, Ordering::Release);
         }
-        let is_unread = self.in_flight.is_unread(now);
+        let was_heard = now.saturating_duration_since(self.deaf_at) >= RECEIVED_TIMEOUT;
+        let is_unread = was_heard && self.in_flight.is_unread(now);
         let reports = self.in_flight.look_at_clock(now);
         self.record_reports(reports);
         is_unread.then(|| End::error(close::TOO_SLOW, "too-slow", "the agent does not read"))
@@ -367,7 +381,6 @@ impl Session {
                     self.push(&ServerFrame::Cancel { actions: over });
                 }
             }
-            Done::Room(room) => self.take_room(room),
             Done::Metadata(reported) => {
                 for stored in self.reports.stored(reported, self.deps.node.pace.interval()) {
                     self.push(&ServerFrame::MetadataStored(stored));
@@ -409,6 +422,8 @@ impl Session {
 
     /// Finishes what is in flight and hands all unfinished commands back to the store.
     pub(super) async fn leave(&mut self) {
+        // Others may need it.
+        (self.asking, self.room) = (None, None);
         while let Some(done) = self.working.next().await {
             if let Done::Results(Some(stored)) = done {
                 stored.commands.iter().for_each(|run| self.in_flight.forget(*run));
