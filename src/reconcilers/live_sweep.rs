@@ -89,8 +89,9 @@ impl LiveSweep {
         let Some(target) = target_of(&self.node, place.no).await? else { return Ok(false) };
         let part = Part { after: place.after, limit: PAGE, searched: place.stride.agents() };
         let began = Instant::now();
-        let through = join(&self.node, place.no, &target, None, part).await?;
+        let through = join(&self.node, place.no, &target, None, part).await;
         place.stride.took(began.elapsed());
+        let through = through?;
         place.after = through.unwrap_or_default();
         // At the end, perhaps from the beginning.
         Ok(through.is_some() || std::mem::take(&mut place.again))

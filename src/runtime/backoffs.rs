@@ -48,6 +48,16 @@ impl Backoffs {
         self.0.retain(|key, _| exists(*key));
     }
 
+    /// How many keys fail.
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
+    /// Whether none fails.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+
     /// Whether the pause of a key is over, or it has none.
     pub fn is_due(&self, key: i64, now: Instant) -> bool {
         self.0.get(&key).is_none_or(|failed| failed.until <= now)

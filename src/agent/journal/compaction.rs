@@ -43,8 +43,13 @@ pub(super) struct Copy {
 }
 
 impl Compaction {
-    /// Copies the lines that count.
+    /// Copies the lines that count. Of a copy that fails, nothing is left.
     pub(super) fn copy(self) -> Result<Copy, JournalError> {
+        let path = self.path.clone();
+        self.write().inspect_err(|_| drop(fs::remove_file(path)))
+    }
+
+    fn write(self) -> Result<Copy, JournalError> {
         let fail = |what| io_error(what, &self.path);
         let file = options().read(true).write(true).truncate(true).open(&self.path).map_err(fail("open"))?;
         let mut writer = BufWriter::with_capacity(64 * 1024, &file);
@@ -141,20 +146,27 @@ impl Journal {
         }
     }
 
-    fn replace(&mut self, copy: Copy) -> Result<(), JournalError> {
-        let Copy { file, path, len, through, places, .. } = copy;
-        let fail = |what| io_error(what, &path);
-        let mut tail = vec![0; usize::try_from(self.len - through).unwrap_or(usize::MAX)];
-        self.file.read_exact_at(&mut tail, through).map_err(io_error("read", &self.path))?;
+    /// Adds to the copy what was written since it was begun. Returns how much that is.
+    fn add_tail(&self, copy: &Copy) -> Result<u64, JournalError> {
+        let fail = |what| io_error(what, &copy.path);
+        let mut tail = vec![0; usize::try_from(self.len - copy.through).unwrap_or(usize::MAX)];
+        self.file.read_exact_at(&mut tail, copy.through).map_err(io_error("read", &self.path))?;
         if !tail.is_empty() {
-            file.write_all_at(&tail, len).map_err(fail("write"))?;
-            file.sync_data().map_err(fail("sync"))?;
+            copy.file.write_all_at(&tail, copy.len).map_err(fail("write"))?;
+            copy.file.sync_data().map_err(fail("sync"))?;
         }
-        fs::rename(&path, &self.path).map_err(fail("rename"))?;
+        fs::rename(&copy.path, &self.path).map_err(fail("rename"))?;
+        Ok(tail.len() as u64)
+    }
+
+    fn replace(&mut self, copy: Copy) -> Result<(), JournalError> {
+        let added = self.add_tail(&copy).inspect_err(|_| drop(fs::remove_file(&copy.path)))?;
+        let Copy { file, len, through, places, .. } = copy;
         // From here on the new file is the journal, even if the sync of the folder fails.
         self.file = file;
-        self.len = len + tail.len() as u64;
+        self.len = len + added;
         self.replaced += 1;
+        (self.pays, self.pays_above) = (false, 0);
         let mut index = self.index_mut();
         for place in index.entries.values_mut().flat_map(|entry| entry.lines.iter_mut().flatten()) {
             place.offset = match places.get(&place.offset) {

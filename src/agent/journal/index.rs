@@ -147,3 +147,33 @@ fn stored(entry: &Entry) -> u64 {
 fn by_place((run, entry): (&RunRef, &Entry)) -> (u64, RunRef) {
     (entry.lines.iter().flatten().map(|place| place.offset).min().unwrap_or(0), *run)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::time::Duration;
+
+    #[test]
+    fn only_so_many_runs_that_are_over_are_remembered() {
+        let (mut index, begin) = (Index::default(), Timestamp(1_800_000_000_000));
+        let run = |n: usize| RunRef { action: uuid::Uuid::from_u128(n as u128), run: 1 };
+        for n in 0..=OVER_MAX {
+            let expires_at = begin.plus(Duration::from_millis(n as u64));
+            index.apply(&Record::Forgotten { run: run(n), expires_at }, KeySlot { offset: 0, len: 1 });
+        }
+        let result = crate::domain::protocol::RunResult {
+            action: run(usize::MAX).action,
+            run: 1,
+            status: crate::domain::protocol::RunStatus::Succeeded,
+            results: Vec::new(),
+            started_at: None,
+            finished_at: None,
+        };
+        index.apply(&Record::Result { expires_at: begin, result }, KeySlot { offset: 0, len: 1 });
+        index.limit();
+        assert_eq!(index.state(run(0)), None, "it expires first");
+        assert_eq!(index.state(run(OVER_MAX)), Some(State::Forgotten));
+        assert_eq!(index.state(run(usize::MAX)), Some(State::Done), "it is not over");
+        assert_eq!(index.entries.len(), OVER_MAX / 2 + 1);
+    }
+}

@@ -49,6 +49,10 @@ impl Journal {
         if is_new {
             sync_dir(dir)?;
         }
+        // What a crash has left of a copy.
+        for copy in ["jsonl.new", "jsonl.copy"] {
+            fs::remove_file(path.with_extension(copy)).ok();
+        }
         let mut journal = Self {
             path,
             file,

@@ -32,15 +32,15 @@ impl SharedJournal {
         let done = tokio::task::spawn_blocking(move || {
             let mut journal = shared.lock();
             let done = act(&mut journal);
-            (done, journal.begin_compaction())
+            let compaction = journal.begin_compaction();
+            drop(journal);
+            if let Some(compaction) = compaction {
+                // From here, since the caller may be gone. Nobody waits for it: if the agent ends before, the next one compacts.
+                drop(tokio::task::spawn_blocking(move || shared.compact(compaction)));
+            }
+            done
         });
-        let (done, compaction) = done.await.map_err(|_| JournalError::ShuttingDown)?;
-        if let Some(compaction) = compaction {
-            let shared = self.clone();
-            // Nobody waits for it. If the agent ends before, the next one compacts.
-            drop(tokio::task::spawn_blocking(move || shared.compact(compaction)));
-        }
-        done
+        done.await.unwrap_or(Err(JournalError::ShuttingDown))
     }
 
     fn compact(&self, compaction: Compaction) {

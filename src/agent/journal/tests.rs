@@ -374,23 +374,6 @@ async fn compactions_beside_the_work_never_meet() {
 }
 
 #[test]
-fn only_so_many_runs_that_are_over_are_remembered() {
-    let mut index = Index::default();
-    let most = super::index::OVER_MAX as u128;
-    for n in 0..=most {
-        let place = super::entry::KeySlot { offset: 0, len: 1 };
-        let expires_at = NOW.plus(Duration::from_millis(n as u64));
-        index.apply(&Record::Forgotten { run: run(n), expires_at }, place);
-    }
-    index.apply(&received(u128::MAX), super::entry::KeySlot { offset: 0, len: 1 });
-    index.limit();
-    assert_eq!(index.state(run(0)), None, "it expires first");
-    assert_eq!(index.state(run(most)), Some(State::Forgotten));
-    assert_eq!(index.state(run(u128::MAX)), Some(State::Received));
-    assert_eq!(index.entries.len() as u128, most / 2 + 1);
-}
-
-#[test]
 fn after_a_failed_write_nothing_of_it_counts_and_the_next_goes_into_a_new_file() {
     let dir = folder();
     let (mut journal, _) = open(dir.path());

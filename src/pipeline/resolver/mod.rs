@@ -103,6 +103,10 @@ impl Resolver {
         match resolved {
             Ok(reached) => {
                 self.backoffs.done(no);
+                if reached == Reached::End {
+                    self.turns.remove(&no);
+                    self.work.kept().remove(&no);
+                }
                 reached != Reached::Nowhere
             }
             Err(error) => {
@@ -166,7 +170,8 @@ impl Reconcile for Resolver {
         self.round += 1;
         if self.active.len() >= ACTIONS_AT_A_TIME {
             // Others may have come since there was room.
-            let next = self.work.node.store.action_list_unresolved(horizon, after, ACTIONS_AT_A_TIME + 1).await?;
+            let limit = ACTIONS_AT_A_TIME + 1 + self.backoffs.len();
+            let next = self.work.node.store.action_list_unresolved(horizon, after, limit).await?;
             unresolved.extend(next.into_iter().map(|(_, no)| no));
         }
         while self.active.len() < ACTIONS_AT_A_TIME {
@@ -185,7 +190,7 @@ impl Reconcile for Resolver {
                 let is_left = |no: &i64| unresolved.contains(no);
                 self.backoffs.retain(|no| is_left(&no));
                 self.turns.retain(|no, _| is_left(no));
-                self.work.counted().retain(|no, _| is_left(no));
+                self.work.kept().retain(|no, _| is_left(no));
                 break;
             }
         }

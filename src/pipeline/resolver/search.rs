@@ -40,8 +40,8 @@ pub(super) struct Agents {
 
 impl Search {
     pub(super) fn new(work: Resolving, action: Arc<Action>, target: Target) -> Self {
-        let began = Instant::now();
-        Self { work, action, target, after: 0, stride: Stride::default(), is_dense: true, began }
+        let (began, stride) = (Instant::now(), work.kept().entry(action.no).or_default().stride);
+        Self { work, action, target, after: 0, stride, is_dense: true, began }
     }
 
     /// Begins after this key.
@@ -70,12 +70,13 @@ impl Search {
         let closed = |_| StoreError::Unavailable("the resolver stops".into());
         let _turn = turns.acquire_owned().await.map_err(closed)?;
         let began = Instant::now();
-        let found = search(self, searched).await?;
-        // Of a page that is full at once, nothing is learnt.
+        let found = search(self, searched).await;
+        // Of a page that is full at once, nothing is learnt; of one that took too long, much.
         if searched == self.stride.agents() {
             self.stride.took(began.elapsed());
+            self.work.kept().entry(self.action.no).or_default().stride = self.stride;
         }
-        Ok(found)
+        found
     }
 
     /// The next agents: a `page` of them, or fewer if the fleet ends, or a moment has passed.
@@ -109,7 +110,7 @@ impl Search {
         let among = Among { target: Some(self.target.clone()), disabled: None };
         let no = self.action.no;
         while !self.is_over() && !self.has_had_its_turn() {
-            let (after, count) = self.work.counted().get(&no).copied().unwrap_or_default();
+            let (after, count) = self.work.kept().entry(no).or_default().counted;
             let searched = self.stride.agents();
             let part = self.search(searched, async |search, searched| {
                 search.work.node.store.agent_count(&among, after, searched).await
@@ -117,12 +118,9 @@ impl Search {
             let part = part.await?;
             let count = count + part.agents;
             match part.through {
-                Some(through) => self.work.counted().insert(no, (through, count)),
-                None => {
-                    self.work.counted().remove(&no);
-                    return Ok(Some(count));
-                }
-            };
+                Some(through) => self.work.kept().entry(no).or_default().counted = (through, count),
+                None => return Ok(Some(count)),
+            }
         }
         Ok(None)
     }

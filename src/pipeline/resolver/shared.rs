@@ -1,6 +1,7 @@
 //! What the resolving tasks share. Plain data, so nothing to test.
 
 use crate::context::Node;
+use crate::domain::stride::Stride;
 use crate::pipeline::command_store::PageWriter;
 use std::collections::HashMap;
 use std::sync::atomic::AtomicBool;
@@ -12,6 +13,15 @@ pub(super) const SEARCHES: usize = 2;
 /// Maximum number of pages of all actions in flight to the store.
 pub(super) const PAGES_IN_MEMORY: usize = 16;
 
+/// What is kept of an action between its turns.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Kept {
+    /// How much of the fleet is searched at a time.
+    pub(super) stride: Stride,
+    /// Agents that were counted, up to the key.
+    pub(super) counted: (i64, i64),
+}
+
 /// See the module.
 #[derive(Clone)]
 pub(super) struct Resolving {
@@ -22,8 +32,8 @@ pub(super) struct Resolving {
     pub(super) credits: Arc<Semaphore>,
     /// One permit per running search.
     pub(super) searches: Arc<Semaphore>,
-    /// The agents counted so far, as (up to this key, number), of actions whose count was interrupted.
-    pub(super) counted: Arc<Mutex<HashMap<i64, (i64, i64)>>>,
+    /// What is kept of actions between their turns.
+    kept: Arc<Mutex<HashMap<i64, Kept>>>,
     /// More actions are to be resolved than may be at a time: those that take long take turns.
     pub(super) is_crowded: Arc<AtomicBool>,
     /// Set when the process drains.
@@ -39,15 +49,15 @@ impl Resolving {
             pages,
             credits: credits.into(),
             searches: searches.into(),
-            counted: Arc::default(),
+            kept: Arc::default(),
             is_crowded: Arc::default(),
             stopping: Arc::default(),
         }
     }
 
-    /// The agents counted so far.
-    pub(super) fn counted(&self) -> MutexGuard<'_, HashMap<i64, (i64, i64)>> {
+    /// What is kept of actions between their turns.
+    pub(super) fn kept(&self) -> MutexGuard<'_, HashMap<i64, Kept>> {
         // Each change is whole.
-        self.counted.lock().unwrap_or_else(PoisonError::into_inner)
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

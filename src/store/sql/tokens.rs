@@ -125,7 +125,8 @@ impl HolderRow {
 
 /// Selects the token with this hash, if it is valid, as [`TokenRow`] and [`HolderRow`].
 pub(in crate::store) fn find(hash: Vec<u8>, now: Timestamp) -> Sql {
-    sql("SELECT t.*, a.no AS holder_no, a.name AS holder_name, a.transport, a.address, a.disabled, a.version \
+    // Each column by its name: a statement that is kept must not change with the table.
+    sql("SELECT t.id, t.hash, t.role, t.name, t.agent_no, t.created_at, t.expires_at, t.revoked_at, t.enroll_nonce, a.no AS holder_no, a.name AS holder_name, a.transport, a.address, a.disabled, a.version \
          FROM tokens t LEFT JOIN agents a ON a.no = t.agent_no AND a.removed_at IS NULL \
          WHERE t.hash = ? AND t.revoked_at IS NULL AND (t.expires_at IS NULL OR t.expires_at > ?)")
     .bind(hash)

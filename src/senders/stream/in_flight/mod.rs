@@ -7,8 +7,8 @@
 //! before that, and cost their two inserts and nothing else.
 
 use crate::domain::action::{Action, GRACE};
-use crate::domain::command::{Event, RunEnd};
-use crate::domain::protocol::{Command, RunRef, RunResult, RunStatus};
+use crate::domain::command::Event;
+use crate::domain::protocol::{Command, RunRef, RunResult};
 use crate::domain::time::Timestamp;
 use crate::senders::due_command::{DueCommand, hold_report, report_of};
 use crate::store::Report;
@@ -17,15 +17,18 @@ use std::collections::{BTreeMap, HashMap, HashSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+mod results;
 #[cfg(test)]
 mod tests;
+
+pub use results::result_report;
 
 /// How long a command may be in a session without an open row.
 pub const OPEN_ROW_AFTER: Duration = Duration::from_secs(1);
 /// How long after delivery `received` must come, for a small command.
 pub const RECEIVED_TIMEOUT: Duration = Duration::from_secs(30);
-/// Bytes a second that a slow connection carries: a large command has more time.
-const SLOW: usize = 64 * 1024;
+/// Bytes a second that a slow connection carries: what comes behind a large command has more time.
+const SLOW: usize = 128 * 1024;
 /// Maximum number of commands that wait for room. More stay in the store.
 pub const QUEUE: usize = 256;
 /// Rows read from the store are offered within this time. A later one may be delivered again, which
@@ -58,6 +61,8 @@ struct Flying {
     /// Its open row is written, or being written.
     recorded: bool,
     delivered_at: Instant,
+    /// When `received` must have come.
+    received_by: Instant,
     received_at: Option<Timestamp>,
     /// Its result is being stored.
     ended: bool,
@@ -71,12 +76,6 @@ impl Flying {
     /// Bytes on their way to the agent.
     fn in_transit(&self) -> usize {
         if self.received_at.is_some() || self.ended { 0 } else { size_of(&self.action) }
-    }
-
-    /// When `received` must have come.
-    fn received_by(&self) -> Instant {
-        let seconds = u64::try_from(size_of(&self.action) / SLOW).unwrap_or(0);
-        self.delivered_at + RECEIVED_TIMEOUT + Duration::from_secs(seconds)
     }
 
     fn wait_from(&mut self, clock: Instant) {
@@ -122,6 +121,8 @@ pub struct InFlight {
     early_until: Option<Instant>,
     /// Bytes that may be on their way to the agent beside [`FREE`].
     room: usize,
+    /// Until then, `received` may lie unread in the socket.
+    deaf_until: Option<Instant>,
 }
 
 impl InFlight {
@@ -139,7 +140,18 @@ impl InFlight {
             put_back: Vec::new(),
             early_until: None,
             room: 0,
+            deaf_until: None,
         }
+    }
+
+    /// The agent is not read now: what it says may be that it has received something.
+    pub fn is_not_read(&mut self, clock: Instant) {
+        self.deaf_until = Some(clock + RECEIVED_TIMEOUT);
+    }
+
+    /// When a command without `received` is late.
+    fn late_at(&self, flying: &Flying) -> Instant {
+        self.deaf_until.map_or(flying.received_by, |until| until.max(flying.received_by))
     }
 
     /// Sets how many bytes may be on their way to the agent, beside a few.
@@ -162,7 +174,7 @@ impl InFlight {
 
     /// Whether the agent has not received what was sent to it in time, and there is much of that.
     pub fn is_unread(&self, clock: Instant) -> bool {
-        let is_late = |flying: &Flying| flying.in_transit() > 0 && clock >= flying.received_by();
+        let is_late = |flying: &Flying| flying.in_transit() > 0 && clock >= self.late_at(flying);
         self.in_transit() > FREE && self.flying.values().any(is_late)
     }
 
@@ -254,19 +266,20 @@ impl InFlight {
             commands.push(delivery.command());
             let DueCommand { due, action } = delivery;
 
+            in_transit += size_of(&action);
             let flying = Flying {
                 skip_lookup: due.run == 1 && !due.open,
                 due_at: due.due_at,
                 attempts: due.attempts,
                 recorded: false,
                 delivered_at: clock,
+                received_by: clock + RECEIVED_TIMEOUT + Duration::from_secs((in_transit / SLOW) as u64),
                 received_at: None,
                 ended: false,
                 given_up: false,
                 until: None,
                 action,
             };
-            in_transit += flying.in_transit();
             self.flying.insert(RunRef { action: flying.action.id, run: due.run }, flying);
         }
         commands
@@ -299,6 +312,7 @@ impl InFlight {
             attempts: 0,
             recorded: false,
             delivered_at: clock,
+            received_by: clock,
             received_at: Some(now),
             ended: false,
             given_up: false,
@@ -391,7 +405,7 @@ impl InFlight {
         let flying = self.flying.values().filter(|flying| !flying.ended).filter_map(|flying| {
             match (flying.received_at, flying.recorded) {
                 (Some(_), true) => flying.until,
-                (None, true) => Some(flying.received_by()),
+                (None, true) => Some(self.late_at(flying)),
                 (_, false) => Some(flying.delivered_at + OPEN_ROW_AFTER),
             }
         });
@@ -408,12 +422,16 @@ impl InFlight {
         let over = |flying: &Flying| !flying.ended && flying.until.is_some_and(|until| clock >= until);
         let over: Vec<RunRef> = self.flying.iter().filter(|(_, flying)| over(flying)).map(|(run, _)| *run).collect();
         over.into_iter().for_each(|run| self.forget(run));
+        let deaf_until = self.deaf_until;
         for (run, flying) in &mut self.flying {
             let age = clock.saturating_duration_since(flying.delivered_at);
             if flying.ended {
                 continue;
             }
-            if flying.received_at.is_none() && clock >= flying.received_by() {
+            if flying.received_at.is_none()
+                && clock >= flying.received_by
+                && deaf_until.is_none_or(|until| clock >= until)
+            {
                 flying.ended = true;
                 flying.given_up = true;
                 let event = Event::AttemptFailed {
@@ -471,44 +489,4 @@ impl InFlight {
         self.runs.clear();
         reports
     }
-}
-
-/// When a run that has ended `now` began, by the server's clock: the agent says how long it took, by a clock of its own.
-fn began(result: &RunResult, now: Timestamp) -> Option<Timestamp> {
-    let (start, end) = (result.started_at?, result.finished_at?);
-    Some(now.minus(end.since(start)))
-}
-
-/// The report for a result.
-pub fn result_report(
-    action: &Action,
-    agent_no: i64,
-    result: &RunResult,
-    attempts: i32,
-    sent_at: Option<Timestamp>,
-    skip_lookup: bool,
-    now: Timestamp,
-) -> Report {
-    if result.status == RunStatus::Expired {
-        let event = Event::FoundExpired { run: result.run, expires_at: action.expires_at };
-        return report_of(action, agent_no, event);
-    }
-    let error = result.results.iter().find(|operation| !operation.ok).map(|operation| {
-        let why = operation.error.as_deref().unwrap_or("it failed without saying why");
-        format!("{}: {why}", operation.module)
-    });
-    let end = RunEnd {
-        run: result.run,
-        status: result.status.into(),
-        attempts,
-        sent_at,
-        started_at: began(result, now),
-        finished_at: now,
-        // The results were just read from JSON, so this can't fail. An empty list would still keep
-        // the outcome.
-        results: Some(serde_json::to_string(&result.results).unwrap_or_else(|_| "[]".into())),
-        error,
-    };
-    let event = Event::Result(Box::new(end));
-    Report { skip_lookup, ..report_of(action, agent_no, event) }
 }

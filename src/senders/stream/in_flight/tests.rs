@@ -1,5 +1,6 @@
 use super::*;
 use crate::domain::action::NewAction;
+use crate::domain::protocol::RunStatus;
 use crate::store::Due;
 
 /// A command of action `no`, whose due time follows from its number.
@@ -143,6 +144,15 @@ fn bytes_that_the_agent_has_not_received_are_bounded() {
     assert_eq!((commands.len(), in_flight.in_transit(), in_flight.wants_room()), (1, wanted, None));
     let slow = RECEIVED_TIMEOUT + Duration::from_secs((wanted / SLOW) as u64);
     assert!(!in_flight.is_unread(clock + slow - Duration::from_millis(1)) && in_flight.is_unread(clock + slow));
+    in_flight.is_not_read(clock + slow);
+    assert!(!in_flight.is_unread(clock + slow), "what it says lies in the socket");
+    assert!(
+        in_flight
+            .look_at_clock(clock + slow)
+            .iter()
+            .all(|(_, report)| !matches!(report.event, Event::AttemptFailed { .. }))
+    );
+    assert!(in_flight.next_deadline().is_some_and(|deadline| deadline > clock + slow));
     in_flight.offer(delivery(5, 9), false, clock);
     let small = in_flight.deliver(Timestamp(1_000), clock);
     assert_eq!(small.iter().map(|command| command.priority).collect::<Vec<_>>(), [9], "there is always room for this");

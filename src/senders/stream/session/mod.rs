@@ -11,7 +11,7 @@
 use super::deps::SessionDeps;
 use super::done::Done;
 use super::greeting::End;
-use super::in_flight::{InFlight, MAX_CAPACITY, QUEUE, RECEIVED_TIMEOUT};
+use super::in_flight::{InFlight, MAX_CAPACITY, QUEUE};
 use super::messages::{Connect, Connected, NotConnected, ToSession};
 use super::outbox::Outbox;
 use super::records::Backlog;
@@ -68,8 +68,6 @@ pub(super) struct Session {
     /// At this time the backlog has more that is due.
     backlog_again: Option<Instant>,
     last_heard: Instant,
-    /// When the agent was not read last, because too much of what it said is in work.
-    deaf_at: Instant,
     last_ping: Instant,
 }
 
@@ -96,7 +94,6 @@ impl Session {
             backlog_after: now,
             backlog_again: None,
             last_heard: now,
-            deaf_at: now,
             last_ping: now,
         }
     }
@@ -129,7 +126,7 @@ impl Session {
             if !listening {
                 // An agent that isn't read can't be called silent, nor one that doesn't read.
                 self.last_heard = Instant::now();
-                self.deaf_at = self.last_heard;
+                self.in_flight.is_not_read(self.last_heard);
             }
             let (next_frame, parked) = (self.outbox.next(), self.parked.as_ref().map_or(0, |(_, size)| *size));
             let budget = self.deps.budget.clone();
@@ -187,8 +184,7 @@ impl Session {
         if self.in_flight.take_early(now) || self.backlog_again.take_if(|at| *at <= now).is_some() {
             self.connected.more.store(true, Ordering::Release);
         }
-        let was_heard = now.saturating_duration_since(self.deaf_at) >= RECEIVED_TIMEOUT;
-        let is_unread = was_heard && self.in_flight.is_unread(now);
+        let is_unread = self.in_flight.is_unread(now);
         let reports = self.in_flight.look_at_clock(now);
         self.record_reports(reports);
         is_unread.then(|| End::error(close::TOO_SLOW, "too-slow", "the agent does not read"))
