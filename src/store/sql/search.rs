@@ -51,7 +51,7 @@ pub(in crate::store) struct Name {
 /// What a search selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(in crate::store) enum Select {
-    /// The agents that match, as (key, transport), so many at most.
+    /// The agents that match, as (key, transport), up to this number.
     Matching(i64),
     /// Their number, beside an empty text.
     Count,

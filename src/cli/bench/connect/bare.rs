@@ -1,4 +1,4 @@
-//! A server that does nothing but answer agents' frames: what the web framework costs by itself.
+//! A server that does nothing but answer agents' frames: what the web framework costs alone.
 
 use crate::domain::protocol::{AgentFrame, Command, Operations, RunRef, ServerFrame, Stored, Welcome};
 use crate::domain::time::Timestamp;
