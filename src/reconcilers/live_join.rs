@@ -173,45 +173,33 @@ impl Reconcile for LiveJoin {
     }
 
     fn trouble(&self) -> Option<String> {
-        self.backoffs.oldest().map(|(no, error)| format!("action {}: {error}", self.node.actions.shown(no)))
+        self.backoffs.trouble(|no| self.node.actions.shown(no))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::action::Action;
     use crate::testing::{AWAY, TestNode};
     use serde_json::json;
-
-    /// A live action that was resolved when there was one agent.
-    async fn live(node: &TestNode) -> Arc<Action> {
-        let agents = node.agents(1).await;
-        let document = json!({"membership": "live", "target": "name <> 'agent-00002'", "expires_after": "1h"});
-        node.resolved(document, &agents).await
-    }
-
-    async fn joined(node: &TestNode, action: &Action) -> usize {
-        node.states(action).await.len()
-    }
 
     #[actix_rt::test]
     async fn an_agent_that_has_changed_joins_if_it_matches() {
         let node = TestNode::new().await;
-        let action = live(&node).await;
+        let action = node.live_action().await;
         let agents = node.agents(2).await;
         let mut join = LiveJoin::new(node.node.clone());
         agents.iter().for_each(|agent_no| node.node.signals.agent_changed(*agent_no));
         node.heard().await;
         join.run_once().await.unwrap();
-        assert_eq!(joined(&node, &action).await, 2, "agent-00002 does not match");
+        assert_eq!(node.states(&action).await.len(), 2, "agent-00002 does not match");
         let due = format!("scheduler: rescheduled [({}, {}, 1)]", action.no, agents[0]);
         assert_eq!(node.heard().await, [due, format!("peers: [Backlog({}), Open]", agents[0])]);
         assert_eq!(node.node.signals.changed_agents().take(), Dirty::Keys([].into()), "they are taken");
         node.node.signals.agent_changed(agents[0]);
         node.heard().await;
         join.run_once().await.unwrap();
-        assert_eq!(joined(&node, &action).await, 2, "it has joined before");
+        assert_eq!(node.states(&action).await.len(), 2, "it has joined before");
         assert!(node.heard().await.is_empty());
     }
 
@@ -220,7 +208,7 @@ mod tests {
         let node = TestNode::new().await;
         let document = json!({"membership": "live", "target": "metadata.battery < 20", "expires_after": "1h"});
         let action = node.resolved(document, &[]).await;
-        let other = live(&node).await;
+        let other = node.live_action().await;
         let agents = node.agents(2).await;
         let mut join = LiveJoin::new(node.node.clone());
         join.run_once().await.unwrap();
@@ -238,12 +226,12 @@ mod tests {
         report(agents[0], "battery", "50").await;
         report(agents[0], "load", "1").await;
         join.run_once().await.unwrap();
-        assert_eq!(joined(&node, &action).await, 0);
+        assert_eq!(node.states(&action).await.len(), 0);
         report(agents[1], "battery", "19").await;
         assert!(node.has_heard("live_join: wake").await);
         join.run_once().await.unwrap();
-        assert_eq!(joined(&node, &action).await, 1);
-        assert_eq!(joined(&node, &other).await, 1, "metadata is no reason to look at other live actions");
+        assert_eq!(node.states(&action).await.len(), 1);
+        assert_eq!(node.states(&other).await.len(), 1, "metadata is no reason to look at other live actions");
         report(agents[0], "load", "2").await;
         assert!(!node.has_heard("live_join: wake").await, "no target mentions it");
     }
@@ -251,7 +239,7 @@ mod tests {
     #[actix_rt::test]
     async fn more_changes_than_are_remembered_cause_a_sweep() {
         let node = TestNode::new().await;
-        let action = live(&node).await;
+        let action = node.live_action().await;
         node.node.signals.changed_agents().add_everything();
         LiveJoin::new(node.node.clone()).run_once().await.unwrap();
         assert_eq!(node.node.signals.live_sweeps().take(), Dirty::Keys([action.no].into()));
@@ -261,27 +249,27 @@ mod tests {
     #[actix_rt::test]
     async fn an_action_that_fails_keeps_its_agents_and_is_in_no_others_way() {
         let node = TestNode::new().await;
-        let (bad, good) = (live(&node).await, live(&node).await);
+        let (bad, good) = (node.live_action().await, node.live_action().await);
         let agents = node.agents(2).await;
         let mut join = LiveJoin::new(node.node.clone());
         node.node.signals.agent_changed(agents[1]);
         node.break_inserts("commands", &format!("NEW.action_no = {}", bad.no), AWAY);
         join.run_once().await.unwrap();
-        assert_eq!((joined(&node, &bad).await, joined(&node, &good).await), (1, 2));
+        assert_eq!((node.states(&bad).await.len(), node.states(&good).await.len()), (1, 2));
         assert!(join.trouble().is_some_and(|text| text.starts_with(&format!("action {}: ", bad.id))));
         node.mend_inserts("commands");
         join.run_once().await.unwrap();
-        assert_eq!(joined(&node, &bad).await, 1, "it pauses");
+        assert_eq!(node.states(&bad).await.len(), 1, "it pauses");
         join.backoffs = Backoffs::default();
         join.run_once().await.unwrap();
-        assert_eq!(joined(&node, &bad).await, 2);
+        assert_eq!(node.states(&bad).await.len(), 2);
         assert!(join.owed.is_empty() && join.trouble().is_none());
     }
 
     #[actix_rt::test]
     async fn changed_agents_are_remembered_while_the_store_is_away() {
         let node = TestNode::new().await;
-        let actions = [live(&node).await, live(&node).await, live(&node).await];
+        let actions = [node.live_action().await, node.live_action().await, node.live_action().await];
         let agents = node.agents(1).await;
         let mut join = LiveJoin::new(node.node.clone());
         node.node.signals.agent_changed(agents[0]);
@@ -291,7 +279,7 @@ mod tests {
         join.backoffs = Backoffs::default();
         join.run_once().await.unwrap();
         for action in &actions {
-            assert_eq!(joined(&node, action).await, 2);
+            assert_eq!(node.states(action).await.len(), 2);
         }
     }
 }

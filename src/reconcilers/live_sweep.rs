@@ -158,27 +158,14 @@ impl Reconcile for LiveSweep {
     }
 
     fn trouble(&self) -> Option<String> {
-        self.backoffs.oldest().map(|(no, error)| format!("action {}: {error}", self.node.actions.shown(no)))
+        self.backoffs.trouble(|no| self.node.actions.shown(no))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::domain::action::Action;
     use crate::testing::{AWAY, TestNode};
-    use serde_json::json;
-
-    /// A live action that was resolved when there was one agent.
-    async fn live(node: &TestNode) -> Arc<Action> {
-        let agents = node.agents(1).await;
-        let document = json!({"membership": "live", "target": "name <> 'agent-00002'", "expires_after": "1h"});
-        node.resolved(document, &agents).await
-    }
-
-    async fn joined(node: &TestNode, action: &Action) -> usize {
-        node.states(action).await.len()
-    }
 
     /// Rounds until nothing is left to sweep.
     async fn run(sweep: &mut LiveSweep) {
@@ -188,70 +175,70 @@ mod tests {
     #[actix_rt::test]
     async fn an_agent_of_which_nobody_heard_joins_by_the_sweep_which_is_due_once_a_minute() {
         let node = TestNode::new().await;
-        let action = live(&node).await;
+        let action = node.live_action().await;
         let mut sweep = LiveSweep::new(node.node.clone());
         node.agents(1).await;
         run(&mut sweep).await;
-        assert_eq!(joined(&node, &action).await, 2);
+        assert_eq!(node.states(&action).await.len(), 2);
         // The third one does not match.
         node.agents(2).await;
         run(&mut sweep).await;
-        assert_eq!(joined(&node, &action).await, 2, "it has swept just now");
+        assert_eq!(node.states(&action).await.len(), 2, "it has swept just now");
         node.node.signals.sweep_live([action.no]);
         run(&mut sweep).await;
-        assert_eq!(joined(&node, &action).await, 3, "unless it is asked for");
+        assert_eq!(node.states(&action).await.len(), 3, "unless it is asked for");
         node.agents(1).await;
         sweep.swept.clear();
         run(&mut sweep).await;
-        assert_eq!(joined(&node, &action).await, 4);
+        assert_eq!(node.states(&action).await.len(), 4);
     }
 
     #[actix_rt::test]
     async fn a_sweep_goes_beyond_the_first_stride_and_the_first_page() {
         let node = TestNode::new().await;
-        let action = live(&node).await;
+        let action = node.live_action().await;
         let more = Stride::default().agents() + 2;
         node.agents(more).await;
         run(&mut LiveSweep::new(node.node.clone())).await;
-        assert_eq!(joined(&node, &action).await, more);
+        assert_eq!(node.states(&action).await.len(), more);
     }
 
     #[actix_rt::test]
     async fn another_nodes_action_is_swept_only_if_more_has_changed_here_than_is_remembered() {
         let node = TestNode::new().await;
-        let action = live(&node).await;
+        let action = node.live_action().await;
         node.agents(1).await;
         node.read_open_actions().await;
         node.pretend(action.no, |open| open.owned = false);
         let mut sweep = LiveSweep::new(node.node.clone());
         run(&mut sweep).await;
-        assert_eq!(joined(&node, &action).await, 1);
+        assert_eq!(node.states(&action).await.len(), 1);
         node.node.signals.live_sweeps().add_everything();
         run(&mut sweep).await;
-        assert_eq!(joined(&node, &action).await, 2);
+        assert_eq!(node.states(&action).await.len(), 2);
     }
 
     #[actix_rt::test]
     async fn a_sweep_that_failed_goes_on_where_it_was_and_is_in_no_others_way() {
         let node = TestNode::new().await;
-        let (bad, good) = (live(&node).await, live(&node).await);
+        let (bad, good) = (node.live_action().await, node.live_action().await);
         node.agents(1).await;
         let mut sweep = LiveSweep::new(node.node.clone());
         node.break_inserts("commands", &format!("NEW.action_no = {}", bad.no), AWAY);
         assert!(matches!(sweep.run_once().await.unwrap(), Pace::After(_)));
-        assert_eq!((joined(&node, &bad).await, joined(&node, &good).await), (1, 2));
+        assert_eq!((node.states(&bad).await.len(), node.states(&good).await.len()), (1, 2));
         assert!(sweep.trouble().is_some());
         node.mend_inserts("commands");
         sweep.backoffs = Backoffs::default();
         run(&mut sweep).await;
-        assert_eq!(joined(&node, &bad).await, 2);
+        assert_eq!(node.states(&bad).await.len(), 2);
         assert!(sweep.trouble().is_none());
     }
 
     #[actix_rt::test]
     async fn what_is_asked_for_during_a_sweep_is_swept_once_more() {
         let node = TestNode::new().await;
-        let action = live(&node).await;
+        let action = node.live_action().await;
         let mut sweep = LiveSweep::new(node.node.clone());
         sweep.plan(&[action.no], Dirty::Keys([action.no].into()));
         sweep.plan(&[action.no], Dirty::Everything);
@@ -268,7 +255,7 @@ mod tests {
     async fn while_the_store_is_away_the_round_fails() {
         let node = TestNode::new().await;
         for _ in 0..3 {
-            live(&node).await;
+            node.live_action().await;
         }
         node.agents(1).await;
         let mut sweep = LiveSweep::new(node.node.clone());
@@ -279,10 +266,10 @@ mod tests {
     #[actix_rt::test]
     async fn nobody_joins_an_action_that_has_expired() {
         let node = TestNode::new().await;
-        let action = live(&node).await;
+        let action = node.live_action().await;
         node.agents(1).await;
         node.pass(Duration::from_secs(3_601));
         run(&mut LiveSweep::new(node.node.clone())).await;
-        assert_eq!(joined(&node, &action).await, 1);
+        assert_eq!(node.states(&action).await.len(), 1);
     }
 }

@@ -63,15 +63,20 @@ impl Backoffs {
         self.0.get(&key).is_none_or(|failed| failed.until <= now)
     }
 
-    /// The key whose work fails for the longest time, and its last error.
-    pub fn oldest(&self) -> Option<(i64, &str)> {
-        self.0.iter().min_by_key(|(_, failed)| failed.since).map(|(key, failed)| (*key, failed.error.as_str()))
+    /// The action whose work fails for the longest time, as it is `shown`, and its last error.
+    pub fn trouble(&self, shown: impl Fn(i64) -> String) -> Option<String> {
+        let oldest = self.0.iter().min_by_key(|(_, failed)| failed.since);
+        oldest.map(|(key, failed)| format!("action {}: {}", shown(*key), failed.error))
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn trouble(backoffs: &Backoffs) -> Option<String> {
+        backoffs.trouble(|key| key.to_string())
+    }
 
     #[test]
     fn each_key_has_a_pause_of_its_own_that_doubles() {
@@ -82,11 +87,11 @@ mod tests {
         assert!(!backoffs.is_due(1, now) && backoffs.is_due(2, now));
         assert!(backoffs.is_due(1, now + PAUSE_MAX));
         backoffs.failed(2, "slow", now + PAUSE_MIN);
-        assert_eq!(backoffs.oldest(), Some((1, "away")));
+        assert_eq!(trouble(&backoffs).as_deref(), Some("action 1: away"));
         backoffs.done(1);
-        assert_eq!(backoffs.oldest(), Some((2, "slow")));
+        assert_eq!(trouble(&backoffs).as_deref(), Some("action 2: slow"));
         backoffs.retain(|key| key != 2);
-        assert_eq!(backoffs.oldest(), None);
+        assert_eq!(trouble(&backoffs), None);
     }
 
     #[test]

@@ -294,6 +294,13 @@ impl TestNode {
         self.agents_of(STREAM, number).await
     }
 
+    /// Adds an agent, and a live action for all but `agent-00002`, which was resolved when there was that one.
+    pub async fn live_action(&self) -> Arc<Action> {
+        let agents = self.agents(1).await;
+        let document = json!({"membership": "live", "target": "name <> 'agent-00002'", "expires_after": "1h"});
+        self.resolved(document, &agents).await
+    }
+
     /// Gives an agent a token that is valid.
     pub async fn token(&self, agent_no: i64) -> Uuid {
         let token = Token {

@@ -200,7 +200,7 @@ impl Reconcile for Resolver {
     }
 
     fn trouble(&self) -> Option<String> {
-        self.backoffs.oldest().map(|(no, error)| format!("action {}: {error}", self.work.node.actions.shown(no)))
+        self.backoffs.trouble(|no| self.work.node.actions.shown(no))
     }
 
     async fn in_flight(&mut self) {
