@@ -21,6 +21,7 @@
 //! at its turn, or swept out if there are too many. An entry takes about 70 bytes beyond its key
 //! and value.
 
+mod near;
 mod order;
 mod queue;
 #[cfg(test)]

@@ -1,9 +1,10 @@
 //! The queue: entries by key, in slots, over the order of their items.
 
+use super::near::{NearKeys, widened};
 use super::order::{Item, Order};
 use crate::domain::time::Timestamp;
 use hashbrown::hash_table::{Entry as KeyEntry, HashTable};
-use std::hash::{BuildHasher, Hash};
+use std::hash::Hash;
 
 /// Stale items (left behind by a cancel or a reschedule) are swept out when they outnumber the live
 /// ones by this many.
@@ -60,7 +61,7 @@ pub struct DelayQueue<K, V, T = Timestamp> {
     pub(super) slots: Vec<Slot<K, V>>,
     free: Vec<u32>,
     keys: HashTable<IndexSlot>,
-    hasher: hashbrown::DefaultHashBuilder,
+    hasher: NearKeys,
     sequence: u64,
     capacity: usize,
     when_full: WhenFull,
@@ -78,7 +79,7 @@ impl<K: Eq + Hash, V, T: Copy + Ord> DelayQueue<K, V, T> {
             slots: Vec::new(),
             free: Vec::new(),
             keys: HashTable::new(),
-            hasher: hashbrown::DefaultHashBuilder::default(),
+            hasher: NearKeys::default(),
             sequence: 0,
             capacity: capacity.min(u32::MAX as usize),
             when_full,
@@ -257,8 +258,8 @@ impl<K: Eq + Hash, V, T: Copy + Ord> DelayQueue<K, V, T> {
     }
 
     fn hash(&self, key: &K) -> (u64, u32) {
-        let short = (self.hasher.hash_one(key) >> 32) as u32;
-        (rehash(&(short, 0)), short)
+        let short = self.hasher.short(key);
+        (widened(short), short)
     }
 
     fn find(&self, key: &K) -> Option<u32> {
@@ -338,6 +339,5 @@ impl<K: Eq, V> Slot<K, V> {
 
 /// The table's hash from the stored part of it, so that growing the table reads no slot.
 fn rehash(place: &IndexSlot) -> u64 {
-    // The table uses the lowest and the highest bits.
-    u64::from(place.0).wrapping_mul(0x9E37_79B9_7F4A_7C15)
+    widened(place.0)
 }
