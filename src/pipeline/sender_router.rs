@@ -117,7 +117,7 @@ async fn deliver(node: &Node, recorder: &Recorder, sender: &Recipient<Deliver>, 
             return again(commands);
         }
     };
-    let contacts: HashMap<i64, Arc<AgentContact>> =
+    let contacts: hashbrown::HashMap<i64, Arc<AgentContact>> =
         contacts.into_iter().map(|contact| (contact.no, Arc::new(contact))).collect();
     let (mut deliveries, mut disabled) = (Vec::with_capacity(commands.len()), Vec::new());
     let until = node.store.now().plus(DISABLED_RETRY);

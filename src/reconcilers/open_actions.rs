@@ -10,20 +10,24 @@ use crate::runtime::{Pace, Reconcile, RoundFailed};
 use crate::signals::Snapshot;
 use crate::store::{OpenAction, StoreResult};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-/// How often it polls.
-const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// How often it polls at least, and at most.
+const POLL_INTERVALS: [Duration; 2] = [Duration::from_secs(1), Duration::from_secs(3)];
+/// The polls take no more than this part of the time, within these limits.
+const SHARE: u32 = 30;
 
 /// See the module.
 pub struct ReadOpenActions {
     node: Arc<Node>,
+    /// How long the last reading took.
+    took: Duration,
 }
 
 impl ReadOpenActions {
     /// A reconciler for this node.
     pub fn new(node: Arc<Node>) -> Self {
-        Self { node }
+        Self { node, took: Duration::ZERO }
     }
 
     /// Marks the action in memory as cancelled, paused or resumed, as the store says.
@@ -50,11 +54,12 @@ impl Reconcile for ReadOpenActions {
     const DEBOUNCE: Duration = Duration::from_millis(20);
 
     fn period(&self) -> Duration {
-        POLL_INTERVAL
+        let [often, seldom] = POLL_INTERVALS;
+        (self.took * SHARE).clamp(often, seldom)
     }
 
     async fn run_once(&mut self) -> Result<Pace, RoundFailed> {
-        let reading = self.node.signals.open_actions().begin();
+        let (reading, began) = (self.node.signals.open_actions().begin(), Instant::now());
         let mut actions: Vec<OpenAction> = Vec::new();
         loop {
             let after = actions.last().map_or(0, |action| action.no);
@@ -65,6 +70,7 @@ impl Reconcile for ReadOpenActions {
                 break;
             }
         }
+        self.took = began.elapsed();
         let sum = |of: fn(&OpenAction) -> i64| actions.iter().map(of).sum();
         self.node.metrics.open_actions(
             actions.len(),

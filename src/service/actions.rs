@@ -2,7 +2,7 @@
 
 use super::error::{ServiceError, ServiceResult};
 use crate::context::Node;
-use crate::domain::action::{ActionState, NewAction};
+use crate::domain::action::{Action, ActionState, NewAction};
 use crate::domain::audit::Author;
 use crate::domain::command::CommandState;
 use crate::domain::problem::{Problem, ProblemKind};
@@ -56,7 +56,11 @@ pub async fn submit_all(node: &Node, actions: Vec<NewAction>) -> Vec<Option<Subm
     let submissions: Vec<Option<Submission>> = match node.store.action_insert(actions.clone()).await {
         Ok(accepted) => {
             let accepted = accepted.into_iter().zip(&actions);
-            accepted.map(|(accepted, action)| Some(Ok(verdict(&accepted, action.id)))).collect()
+            let verdicts = accepted.map(|(accepted, action)| {
+                keep(node, &accepted, action);
+                Some(Ok(verdict(&accepted, action.id)))
+            });
+            verdicts.collect()
         }
         Err(error) if actions.len() == 1 => vec![Some(Err(error))],
         Err(_) => {
@@ -82,6 +86,16 @@ pub async fn submit_all(node: &Node, actions: Vec<NewAction>) -> Vec<Option<Subm
         }
     }
     submissions
+}
+
+/// Keeps a new action in memory, where the resolver will look for it in a moment.
+fn keep(node: &Node, accepted: &Accepted, action: &NewAction) {
+    if let Accepted::Stored { no, is_new: true, .. } = accepted
+        && action.valid_from <= node.store.now().plus(node.config.delay.horizon.0)
+        && let Ok(action) = Action::from_new(*no, action, false, false)
+    {
+        node.actions.keep(action);
+    }
 }
 
 fn verdict(accepted: &Accepted, asked: Uuid) -> Result<Submitted, Problem> {

@@ -43,11 +43,16 @@ impl ActionCache {
         if let Some(action) = self.in_memory(no) {
             return Ok(Some(action));
         }
-        let Some(action) = self.store.action_get(no).await? else { return Ok(None) };
+        Ok(self.store.action_get(no).await?.map(|action| self.keep(action)))
+    }
+
+    /// Keeps an action that was just stored or read. Returns the one copy of it.
+    pub fn keep(&self, action: Action) -> Arc<Action> {
+        let no = action.no;
         let mut held = self.held.lock().unwrap_or_else(PoisonError::into_inner);
         // Another caller may have been faster, and there must be only one copy.
         if let Some(action) = held.get(&no).and_then(Weak::upgrade) {
-            return Ok(Some(action));
+            return action;
         }
         let action = Arc::new(action);
         if held.len() >= 2 * 10_000 && held.len() >= 2 * self.kept.len() {
@@ -55,7 +60,7 @@ impl ActionCache {
         }
         held.insert(no, Arc::downgrade(&action));
         self.kept.insert(no, action.clone());
-        Ok(Some(action))
+        action
     }
 
     /// The actions with these public ids. Those that don't exist are left out, and cost one read

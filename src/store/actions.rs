@@ -72,6 +72,32 @@ pub struct Resolution {
     pub done: bool,
 }
 
+/// An action that is to be resolved, in a list by (valid from, key).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Unresolved {
+    /// When it is valid.
+    pub valid_from: Timestamp,
+    /// Its key.
+    pub no: i64,
+    /// The agent key up to which commands are written.
+    pub through: i64,
+    /// Number of agents that matched when they were counted.
+    pub expected: Option<i64>,
+}
+
+impl Unresolved {
+    /// Its place in the list.
+    pub fn place(&self) -> (Timestamp, i64) {
+        (self.valid_from, self.no)
+    }
+
+    /// How far it is resolved, if nothing is written yet.
+    pub fn fresh(&self) -> Option<Resolution> {
+        let fresh = Resolution { through: 0, written: 0, expected: self.expected, done: false };
+        (self.through == 0).then_some(fresh)
+    }
+}
+
 /// An action as users see it.
 #[derive(Clone, Debug)]
 pub struct ActionView {
@@ -138,14 +164,14 @@ pub trait Actions: Sync {
     /// Lists actions that have not ended, in key order after the key `after`.
     async fn action_list_open(&self, after: i64, limit: usize) -> StoreResult<Vec<OpenAction>>;
 
-    /// Lists unresolved actions that this node owns and that are valid at `horizon`, as (valid from, key) in this order,
+    /// Lists unresolved actions that this node owns and that are valid at `horizon`, in the order of (valid from, key),
     /// after the last one of the page before.
     async fn action_list_unresolved(
         &self,
         horizon: Timestamp,
         after: (Timestamp, i64),
         limit: usize,
-    ) -> StoreResult<Vec<(Timestamp, i64)>>;
+    ) -> StoreResult<Vec<Unresolved>>;
 
     /// How far an action is resolved.
     async fn action_resolution(&self, no: i64) -> StoreResult<Resolution>;

@@ -39,7 +39,7 @@ mod sql;
 pub mod sqlite;
 mod tokens;
 
-pub use actions::{Accepted, ActionView, Actions, OpenAction, Resolution};
+pub use actions::{Accepted, ActionView, Actions, OpenAction, Resolution, Unresolved};
 pub use agents::{AgentPatch, AgentView, Agents, Among, Enrolled, Found, Matching, NewAgent, Part, Said};
 pub use audit::Audit;
 pub use commands::{AgentNames, CommandPage, CommandView, Commands, Inserted, Unfinished};

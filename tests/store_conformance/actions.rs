@@ -296,9 +296,9 @@ pub async fn unresolved_actions_are_listed_when_their_time_is_near(backend: &mut
     // Actions of one moment are told apart by their keys.
     let next = accept(store, json!({})).await;
     let list = store.action_list_unresolved(in_secs(store, 601), BEGIN, 2).await.unwrap();
-    assert_eq!(list.iter().map(|(_, no)| *no).collect::<Vec<_>>(), [near.no, next.no]);
-    let rest = store.action_list_unresolved(in_secs(store, 601), list[1], 2).await.unwrap();
-    assert_eq!(rest.iter().map(|(_, no)| *no).collect::<Vec<_>>(), [far.no]);
+    assert_eq!(list.iter().map(|action| action.no).collect::<Vec<_>>(), [near.no, next.no]);
+    let rest = store.action_list_unresolved(in_secs(store, 601), list[1].place(), 2).await.unwrap();
+    assert_eq!(rest.iter().map(|action| action.no).collect::<Vec<_>>(), [far.no]);
 }
 
 pub async fn lists_show_every_state_newest_first(backend: &mut impl Backend) {

@@ -117,7 +117,7 @@ fn open_actions_that_are_delivered_cost_a_connecting_agent_nothing() {
             let new = accept(store, json!({})).await;
             let begin = (Timestamp(i64::MIN), 0);
             let unresolved = store.action_list_unresolved(in_secs(store, 60), begin, 100).await.unwrap();
-            assert_eq!(unresolved.iter().map(|(_, no)| *no).collect::<Vec<_>>(), [new.no]);
+            assert_eq!(unresolved.iter().map(|action| action.no).collect::<Vec<_>>(), [new.no]);
         })
         .await;
         let pages = (backlog, unfinished, unresolved);

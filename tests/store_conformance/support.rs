@@ -51,7 +51,7 @@ pub const BEGIN: (Timestamp, i64) = (Timestamp(i64::MIN), 0);
 /// The first unresolved actions.
 pub async fn unresolved(store: &dyn Store, horizon: Timestamp, limit: usize) -> Vec<i64> {
     let list = store.action_list_unresolved(horizon, BEGIN, limit).await.unwrap();
-    list.into_iter().map(|(_, no)| no).collect()
+    list.into_iter().map(|action| action.no).collect()
 }
 
 /// Puts so many stream agents in, `agent-000` and on, and answers their keys.

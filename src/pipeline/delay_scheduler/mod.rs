@@ -47,7 +47,7 @@ use actix::prelude::*;
 use cursor::{Cursor, Cursors};
 use lanes::{Entry, Inserted, Lanes};
 use open_rows::OpenRows;
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::oneshot;
@@ -93,7 +93,7 @@ pub struct DelayScheduler {
     /// Run and attempts of the commands in chunks that the router has. Answers that come during a
     /// read are kept in `answered` until the read is done, because it may bring these commands in
     /// their earlier state.
-    dispatched: HashMap<(i64, i64), (i32, i32)>,
+    dispatched: hashbrown::HashMap<(i64, i64), (i32, i32)>,
     answered: Vec<(i64, i64)>,
     holds: usize,
     /// Cancelled actions that may have commands in memory.
@@ -118,7 +118,7 @@ impl DelayScheduler {
             comparisons: 0,
             compare_after: None,
             has_had_turn: false,
-            dispatched: HashMap::new(),
+            dispatched: hashbrown::HashMap::new(),
             answered: Vec::new(),
             holds: 0,
             cancelled: HashSet::new(),

@@ -20,7 +20,7 @@ use crate::domain::time::Timestamp;
 use crate::error_chain::ErrorChain;
 use crate::runtime::isolation::MISSES;
 use crate::runtime::{Backoffs, Interrupted, ItemRejected, OnDrain, Pace, Reconcile, RoundFailed};
-use crate::store::{CommandPage, Inserted, StoreError, StoreResult};
+use crate::store::{CommandPage, Inserted, Resolution, StoreError, StoreResult, Unresolved};
 use futures_util::StreamExt;
 use futures_util::stream::FuturesOrdered;
 use search::{Agents, Search};
@@ -120,19 +120,20 @@ impl Resolver {
 
     /// Begins with these actions, as far as there is room. Those are passed over that are active, or failed a moment ago.
     /// Returns false after several failures in a row: the store is away.
-    async fn begin(&mut self, nos: &[i64]) -> bool {
+    async fn begin(&mut self, actions: &[Unresolved]) -> bool {
         let mut misses = 0;
-        for no in nos {
+        for unresolved in actions {
+            let no = &unresolved.no;
             let is_due = !self.active.contains(no) && self.backoffs.is_due(*no, Instant::now());
             if !is_due || self.active.len() >= ACTIONS_AT_A_TIME {
                 continue;
             }
             match readable(&self.work.node, *no).await {
                 Ok(Readable::Action(action, target)) => {
-                    let (no, work) = (*no, self.work.clone());
+                    let (no, work, fresh) = (*no, self.work.clone(), unresolved.fresh());
                     self.active.insert(no);
                     self.turns.insert(no, self.round);
-                    self.tasks.spawn_local(async move { (no, resolve(&work, action, target).await) });
+                    self.tasks.spawn_local(async move { (no, resolve(&work, action, target, fresh).await) });
                     misses = 0;
                 }
                 Ok(Readable::Gone) => self.backoffs.done(*no),
@@ -172,17 +173,16 @@ impl Reconcile for Resolver {
             // Others may have come since there was room.
             let limit = ACTIONS_AT_A_TIME + 1 + self.backoffs.len();
             let next = self.work.node.store.action_list_unresolved(horizon, after, limit).await?;
-            unresolved.extend(next.into_iter().map(|(_, no)| no));
+            unresolved.extend(next.into_iter().map(|action| action.no));
         }
         while self.active.len() < ACTIONS_AT_A_TIME {
-            let list = self.work.node.store.action_list_unresolved(horizon, after, CANDIDATES).await?;
-            after = list.last().copied().unwrap_or(after);
+            let mut list = self.work.node.store.action_list_unresolved(horizon, after, CANDIDATES).await?;
+            after = list.last().map_or(after, Unresolved::place);
             let is_last = list.len() < CANDIDATES;
-            let mut nos: Vec<i64> = list.into_iter().map(|(_, no)| no).collect();
-            unresolved.extend(nos.iter().copied());
+            unresolved.extend(list.iter().map(|action| action.no));
             // First those that had no turn yet, and then those whose turn was earliest.
-            nos.sort_by_key(|no| self.turns.get(no).copied().unwrap_or_default());
-            if !self.begin(&nos).await {
+            list.sort_by_key(|action| self.turns.get(&action.no).copied().unwrap_or_default());
+            if !self.begin(&list).await {
                 break;
             }
             if is_last {
@@ -266,11 +266,19 @@ async fn readable(node: &Node, no: i64) -> StoreResult<Readable> {
     }
 }
 
-/// Resolves one action as far as possible, or for one turn.
-async fn resolve(work: &Resolving, action: Arc<Action>, target: Target) -> Result<Reached, ResolveError> {
+/// Resolves one action as far as possible, or for one turn. How far it is may be known, if it is `fresh`.
+async fn resolve(
+    work: &Resolving,
+    action: Arc<Action>,
+    target: Target,
+    fresh: Option<Resolution>,
+) -> Result<Reached, ResolveError> {
     let (no, page_size) = (action.no, work.node.config.resolver.page);
     let store = &work.node.store;
-    let resolution = store.action_resolution(no).await?;
+    let resolution = match fresh {
+        Some(fresh) => fresh,
+        None => store.action_resolution(no).await?,
+    };
     if resolution.done {
         return Ok(Reached::Nowhere);
     }

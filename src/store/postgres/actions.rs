@@ -10,12 +10,13 @@ use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::hook::{HookEvent, Listener};
 use crate::domain::time::Timestamp;
 use crate::store::sql::actions::{
-    self as statements, ActionRow, ActionViewRow, FromKey, OpenActionRow, Stored, Sums, WITHOUT_DOCUMENT, ids, in_state,
+    self as statements, ActionRow, ActionViewRow, OpenActionRow, Stored, Sums, UnresolvedRow, WITHOUT_DOCUMENT, ids,
+    in_state,
 };
 use crate::store::sql::dispatch::Named;
 use crate::store::sql::hooks::{actions_ended, is_heard};
 use crate::store::sql::{Key, sql, sql_limit};
-use crate::store::{Accepted, ActionView, Actions, OpenAction, Resolution, Store, StoreResult};
+use crate::store::{Accepted, ActionView, Actions, OpenAction, Resolution, Store, StoreResult, Unresolved};
 use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Nullable};
@@ -71,7 +72,7 @@ impl Actions for PostgresStore {
         horizon: Timestamp,
         after: (Timestamp, i64),
         limit: usize,
-    ) -> StoreResult<Vec<(Timestamp, i64)>> {
+    ) -> StoreResult<Vec<Unresolved>> {
         let here = self.inner.incarnation.clone();
         let list = body!([here] conn => list_unresolved(conn, &here, horizon, after, limit));
         self.read(Caller::Pipeline, "action_list_unresolved", list).await
@@ -221,9 +222,9 @@ async fn list_unresolved(
     horizon: Timestamp,
     after: (Timestamp, i64),
     limit: usize,
-) -> QueryResult<Vec<(Timestamp, i64)>> {
-    let rows: Vec<FromKey> = statements::list_unresolved(Some(here), horizon, after, limit).load(conn).await?;
-    Ok(rows.into_iter().map(FromKey::place).collect())
+) -> QueryResult<Vec<Unresolved>> {
+    let rows: Vec<UnresolvedRow> = statements::list_unresolved(Some(here), horizon, after, limit).load(conn).await?;
+    Ok(rows.into_iter().map(Unresolved::from).collect())
 }
 
 async fn resolution(conn: &mut AsyncPgConnection, no: i64) -> QueryResult<Resolution> {

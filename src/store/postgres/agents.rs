@@ -10,7 +10,8 @@ use crate::domain::target::{Target, Within};
 use crate::domain::time::Timestamp;
 use crate::store::agents::{Known, Labels};
 use crate::store::sql::agents::{
-    self as statements, AgentViewRow, ContactRow, KnownRow, agent_view, found, listed, read_labels, written_labels,
+    self as statements, AgentViewRow, ContactRow, KnownRow, agent_view, contacts_of, dense, found, listed, read_labels,
+    written_labels,
 };
 use crate::store::sql::metadata;
 use crate::store::sql::schema::agents;
@@ -21,6 +22,7 @@ use crate::store::{
     AgentPatch, AgentView, Agents, Among, Enrolled, Found, Matching, NewAgent, Part, Said, Store, StoreResult,
 };
 use async_trait::async_trait;
+use diesel::dsl::not;
 use diesel::prelude::*;
 use diesel::sql_types::{BigInt, Bool, Nullable, Text};
 use diesel_async::{AsyncPgConnection, RunQueryDsl};
@@ -264,13 +266,13 @@ async fn get_many(conn: &mut AsyncPgConnection, nos: &[i64]) -> QueryResult<Vec<
 }
 
 async fn contacts(conn: &mut AsyncPgConnection, nos: &[i64]) -> QueryResult<Vec<AgentContact>> {
-    let rows: Vec<ContactRow> =
-        sql("SELECT no, name, address, secret FROM agents WHERE no = ANY(?) AND removed_at IS NULL AND NOT disabled \
-         ORDER BY no")
-        .bind(nos.to_vec())
-        .load(conn)
-        .await?;
-    Ok(rows.into_iter().map(ContactRow::contact).collect())
+    let contacts = agents::table.filter(agents::removed_at.is_null()).filter(not(agents::disabled)).order(agents::no);
+    let contacts = contacts.select((agents::no, agents::name, agents::address, agents::secret));
+    let rows: Vec<ContactRow> = match dense(nos) {
+        Some((first, last)) => contacts.filter(agents::no.between(first, last)).load(conn).await?,
+        None => contacts.filter(agents::no.eq_any(nos)).load(conn).await?,
+    };
+    Ok(contacts_of(rows, nos))
 }
 
 /// The key of the last agent of a part; `None` if the fleet ends in it.

@@ -6,7 +6,7 @@
 //! agents.
 
 use super::connect::Connector;
-use deadpool::managed::{Object, Pool, PoolError};
+use deadpool::managed::{Object, Pool, PoolError, QueueMode};
 use diesel::ConnectionError;
 use std::time::Duration;
 
@@ -69,6 +69,8 @@ impl Pools {
 fn pool(connector: Connector, size: usize) -> Result<Pool<Connector>, String> {
     Pool::builder(connector)
         .max_size(size)
+        // The connection that was used last has its statements prepared, and its server process is warm.
+        .queue_mode(QueueMode::Lifo)
         .runtime(deadpool::Runtime::Tokio1)
         .wait_timeout(Some(WAIT_FOR_CONNECTION))
         .build()

@@ -35,7 +35,7 @@ use deadpool::managed::Object;
 use diesel::prelude::*;
 use diesel::result::Error;
 use diesel::sql_types::{Nullable, Text};
-use diesel_async::{AnsiTransactionManager, AsyncPgConnection, RunQueryDsl, TransactionManager};
+use diesel_async::{AsyncPgConnection, RunQueryDsl, SimpleAsyncConnection};
 use futures_util::future::BoxFuture;
 use rand::RngExt;
 use std::time::{Duration, Instant};
@@ -216,31 +216,34 @@ impl Inner {
         _during: &'static str,
         body: &Body<T>,
     ) -> Tried<T> {
-        if let Err(error) = AnsiTransactionManager::begin_transaction(conn).await {
+        // Both are sent at once, which saves a round trip.
+        let mut first = &*conn;
+        let begun = first.batch_execute("BEGIN");
+        let fence = "SELECT pg_current_xact_id()::text AS xid, pg_postmaster_start_time()::text AS run FROM nodes \
+                     WHERE incarnation = ? FOR KEY SHARE";
+        let mut second = &*conn;
+        let fenced = sql(fence).bind(self.incarnation.as_str()).get_result::<Transaction>(&mut second);
+        let (begun, fenced) = futures_util::join!(begun, fenced);
+        if let Err(error) = begun {
             return Tried::Failed(error);
         }
         let done = async {
-            let fence = "SELECT pg_current_xact_id()::text AS xid, pg_postmaster_start_time()::text AS run FROM nodes \
-                         WHERE incarnation = ? FOR KEY SHARE";
-            let Some(transaction) = sql(fence).bind(self.incarnation.as_str()).get_result(conn).await.optional()?
-            else {
-                return Ok(None);
-            };
+            let Some(transaction) = fenced.optional()? else { return Ok(None) };
             let done = body(conn).await?;
             crate::fault_point!(_during);
             Ok(Some((transaction, done)))
         };
         match done.await {
-            Ok(Some((transaction, done))) => match AnsiTransactionManager::commit_transaction(conn).await {
+            Ok(Some((transaction, done))) => match conn.batch_execute("COMMIT").await {
                 Ok(()) => Tried::Done(done),
                 Err(error) => Tried::Unknown(transaction, done, error),
             },
             Ok(None) => {
                 self.set_state(State::Fenced);
-                AnsiTransactionManager::rollback_transaction(conn).await.ok();
+                conn.batch_execute("ROLLBACK").await.ok();
                 Tried::Failed(Error::RollbackTransaction)
             }
-            Err(error) => match AnsiTransactionManager::rollback_transaction(conn).await {
+            Err(error) => match conn.batch_execute("ROLLBACK").await {
                 Ok(()) => Tried::Failed(error),
                 // The first error says more, unless only the second one says that the connection is
                 // gone.

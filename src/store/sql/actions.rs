@@ -7,9 +7,9 @@ use crate::domain::action::{Action, ActionState, Membership, NewAction};
 use crate::domain::audit::Author;
 use crate::domain::counts::Counts;
 use crate::domain::time::{Span, Timestamp};
-use crate::store::{Accepted, ActionView, OpenAction};
+use crate::store::{Accepted, ActionView, OpenAction, Unresolved};
 use diesel::prelude::*;
-use diesel::sql_types::{BigInt, Binary, Bool, Text};
+use diesel::sql_types::{BigInt, Binary, Bool, Nullable, Text};
 use serde_json::value::RawValue;
 use std::time::Duration;
 use uuid::Uuid;
@@ -92,14 +92,14 @@ pub(in crate::store) fn in_state(state: ActionState) -> &'static str {
     }
 }
 
-/// Selects unresolved actions, of this owner or of all, as [`FromKey`]s.
+/// Selects unresolved actions, of this owner or of all, as [`UnresolvedRow`]s.
 pub(in crate::store) fn list_unresolved(
     owner: Option<&str>,
     horizon: Timestamp,
     after: (Timestamp, i64),
     limit: usize,
 ) -> Sql {
-    let list = "SELECT valid_from, no FROM actions WHERE ended_at IS NULL AND NOT resolved AND (valid_from, no) > (?, ?) \
+    let list = "SELECT valid_from, no, resolved_through, expected_total FROM actions WHERE ended_at IS NULL AND NOT resolved AND (valid_from, no) > (?, ?) \
                 AND valid_from <= ?";
     let list = sql(list).bind(after.0.0).bind(after.1).bind(horizon.0);
     let list = match owner {
@@ -109,18 +109,23 @@ pub(in crate::store) fn list_unresolved(
     list.and(" ORDER BY valid_from, no LIMIT ?").bind(sql_limit(limit))
 }
 
-/// When an action is valid, and its key.
+/// An unresolved action.
 #[derive(QueryableByName)]
-pub(in crate::store) struct FromKey {
+pub(in crate::store) struct UnresolvedRow {
     #[diesel(sql_type = BigInt)]
     valid_from: i64,
     #[diesel(sql_type = BigInt)]
     no: i64,
+    #[diesel(sql_type = BigInt)]
+    resolved_through: i64,
+    #[diesel(sql_type = Nullable<BigInt>)]
+    expected_total: Option<i64>,
 }
 
-impl FromKey {
-    pub(in crate::store) fn place(self) -> (Timestamp, i64) {
-        (Timestamp(self.valid_from), self.no)
+impl From<UnresolvedRow> for Unresolved {
+    fn from(row: UnresolvedRow) -> Self {
+        let UnresolvedRow { valid_from, no, resolved_through: through, expected_total: expected } = row;
+        Self { valid_from: Timestamp(valid_from), no, through, expected }
     }
 }
 

@@ -8,13 +8,13 @@ use crate::domain::audit::{AuditEvent, Author};
 use crate::domain::hook::{HookEvent, Listener};
 use crate::domain::time::Timestamp;
 use crate::store::sql::actions::{
-    self as statements, ActionRow, ActionViewRow, FromKey, OpenActionRow, Stored, WITHOUT_DOCUMENT, ids, in_state,
+    self as statements, ActionRow, ActionViewRow, OpenActionRow, Stored, UnresolvedRow, WITHOUT_DOCUMENT, ids, in_state,
 };
 use crate::store::sql::dispatch::Named;
 use crate::store::sql::hooks::{actions_ended, is_heard};
 use crate::store::sql::schema::actions;
 use crate::store::sql::{Key, sql, sql_limit};
-use crate::store::{Accepted, ActionView, Actions, OpenAction, Resolution, Store, StoreResult};
+use crate::store::{Accepted, ActionView, Actions, OpenAction, Resolution, Store, StoreResult, Unresolved};
 use async_trait::async_trait;
 use diesel::prelude::*;
 use diesel::sql_query;
@@ -61,7 +61,7 @@ impl Actions for SqliteStore {
         horizon: Timestamp,
         after: (Timestamp, i64),
         limit: usize,
-    ) -> StoreResult<Vec<(Timestamp, i64)>> {
+    ) -> StoreResult<Vec<Unresolved>> {
         self.read("action_list_unresolved", move |conn| list_unresolved(conn, horizon, after, limit)).await
     }
 
@@ -206,9 +206,9 @@ fn list_unresolved(
     horizon: Timestamp,
     after: (Timestamp, i64),
     limit: usize,
-) -> QueryResult<Vec<(Timestamp, i64)>> {
-    let rows: Vec<FromKey> = statements::list_unresolved(None, horizon, after, limit).load(conn)?;
-    Ok(rows.into_iter().map(FromKey::place).collect())
+) -> QueryResult<Vec<Unresolved>> {
+    let rows: Vec<UnresolvedRow> = statements::list_unresolved(None, horizon, after, limit).load(conn)?;
+    Ok(rows.into_iter().map(Unresolved::from).collect())
 }
 
 fn expect(conn: &mut SqliteConnection, no: i64, agents: i64) -> QueryResult<i64> {

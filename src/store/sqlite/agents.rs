@@ -8,7 +8,8 @@ use crate::domain::target::{Target, Within};
 use crate::domain::time::Timestamp;
 use crate::store::agents::{Known, Labels};
 use crate::store::sql::agents::{
-    self as statements, AgentViewRow, ContactRow, KnownRow, agent_view, found, listed, read_labels, written_labels,
+    self as statements, AgentViewRow, ContactRow, KnownRow, agent_view, contacts_of, dense, found, listed, read_labels,
+    written_labels,
 };
 use crate::store::sql::metadata;
 use crate::store::sql::schema::agents;
@@ -19,9 +20,10 @@ use crate::store::{
     AgentPatch, AgentView, Agents, Among, Enrolled, Found, Matching, NewAgent, Part, Said, Store, StoreResult,
 };
 use async_trait::async_trait;
+use diesel::dsl::not;
 use diesel::prelude::*;
 use diesel::sql_query;
-use diesel::sql_types::{BigInt, Text};
+use diesel::sql_types::{BigInt, Bool, Text};
 
 #[async_trait]
 impl Agents for SqliteStore {
@@ -240,13 +242,16 @@ fn get_many(conn: &mut SqliteConnection, nos: &[i64]) -> QueryResult<Vec<AgentRe
 }
 
 fn contacts(conn: &mut SqliteConnection, nos: &[i64]) -> QueryResult<Vec<AgentContact>> {
-    let rows: Vec<ContactRow> = sql_query(
-        "SELECT no, name, address, secret FROM agents WHERE no IN (SELECT value FROM json_each(?1)) \
-         AND removed_at IS NULL AND NOT disabled ORDER BY no",
-    )
-    .bind::<Text, _>(json(nos)?)
-    .load(conn)?;
-    Ok(rows.into_iter().map(ContactRow::contact).collect())
+    let contacts = agents::table.filter(agents::removed_at.is_null()).filter(not(agents::disabled)).order(agents::no);
+    let contacts = contacts.select((agents::no, agents::name, agents::address, agents::secret));
+    let rows: Vec<ContactRow> = match dense(nos) {
+        Some((first, last)) => contacts.filter(agents::no.between(first, last)).load(conn)?,
+        None => {
+            let listed = diesel::dsl::sql::<Bool>("no IN (SELECT value FROM json_each(").bind::<Text, _>(json(nos)?);
+            contacts.filter(listed.sql("))")).load(conn)?
+        }
+    };
+    Ok(contacts_of(rows, nos))
 }
 
 /// The key of the last agent of a part; `None` if the fleet ends in it.

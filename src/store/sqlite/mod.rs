@@ -24,6 +24,7 @@ mod retention;
 mod schedules;
 mod sessions;
 mod store;
+mod threads;
 mod tokens;
 
 pub use store::SqliteStore;

@@ -1,37 +1,26 @@
 //! The store on SQLite: its connections, and how a call reaches the file.
 //!
-//! One connection writes, a few read (WAL: they don't wait for each other). Each call runs as one
-//! closure on a blocking thread through diesel_async's sync wrapper, with the whole transaction
-//! inside: a caller that goes away can't leave one open, and a batch pays for one hop between
-//! threads, not for one per statement.
-//!
-//! Calls run on a runtime of the store's own, to their end even if the caller goes away. The sync
-//! wrapper blocks its thread when a call is dropped, which panics on an actor's runtime.
+//! One connection writes, a few read (WAL: they don't wait for each other). Each call is one closure with the whole
+//! transaction inside, on a [thread of its connection](super::threads): a caller that goes away can't leave one open,
+//! and a batch pays for one hop between threads, not for one per statement.
 //!
 //! `synchronous` is FULL: a commit survives the machine's crash, and batches make that affordable.
 
 use super::error::sort;
 use super::functions;
+use super::threads::Threads;
 use crate::store::sql::hooks::Registered;
 use crate::store::{StoreError, StoreResult};
 use diesel::connection::SimpleConnection;
 use diesel::prelude::*;
-use diesel_async::pooled_connection::deadpool::Pool;
-use diesel_async::pooled_connection::{AsyncDieselConnectionManager, ManagerConfig};
-use diesel_async::sync_connection_wrapper::SyncConnectionWrapper;
 use diesel_migrations::{EmbeddedMigrations, MigrationHarness, embed_migrations};
 use std::fs::File;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicI64, Ordering};
-use std::time::Duration;
-use tokio::runtime::Runtime;
 use uuid::Uuid;
 
 const MIGRATIONS: EmbeddedMigrations = embed_migrations!("migrations/sqlite");
-
-/// How long a call waits for a connection before the store counts as busy.
-const WAIT_FOR_CONNECTION: Duration = Duration::from_secs(10);
 
 /// For every connection. The writer's checkpoint runs each 16 MiB of WAL; a reader's cache stays at
 /// 4 MiB.
@@ -39,14 +28,10 @@ const SETUP: &str = "PRAGMA busy_timeout = 5000; PRAGMA synchronous = FULL; PRAG
      PRAGMA wal_autocheckpoint = 4096; PRAGMA foreign_keys = ON; \
      PRAGMA cache_size = -4096;";
 
-type Wrapped = SyncConnectionWrapper<SqliteConnection>;
-
 /// A store in one SQLite file, for one node.
 pub struct SqliteStore {
-    writer: Pool<Wrapped>,
-    readers: Pool<Wrapped>,
-    /// `None` while it is being dropped.
-    runtime: Option<Runtime>,
+    writer: Threads,
+    readers: Threads,
     /// This process, and the lane of its counters.
     pub(super) incarnation: String,
     /// The hooks, each with its events.
@@ -76,16 +61,9 @@ impl SqliteStore {
             tokio::task::spawn_blocking(move || migrate(&file)).await
         };
         migrated.map_err(|error| unusable(error.to_string()))?.map_err(unusable)?;
-        let runtime = tokio::runtime::Builder::new_multi_thread()
-            .worker_threads(1)
-            .thread_name("odoshi-sqlite")
-            .enable_all()
-            .build()
-            .map_err(|error| unusable(error.to_string()))?;
         Ok(Self {
-            runtime: Some(runtime),
-            writer: pool(&file, "PRAGMA cache_size = -32768;", 1).map_err(unusable)?,
-            readers: pool(&file, "PRAGMA query_only = ON;", readers.max(1)).map_err(unusable)?,
+            writer: threads(&file, "PRAGMA cache_size = -32768;", 1),
+            readers: threads(&file, "PRAGMA query_only = ON;", readers.max(1)),
             incarnation: Uuid::now_v7().to_string(),
             hooks: Registered::default(),
             offset: AtomicI64::new(0),
@@ -97,33 +75,14 @@ impl SqliteStore {
         self.offset.store(millis, Ordering::Relaxed);
     }
 
-    async fn run<T: Send + 'static>(
-        &self,
-        pool: &Pool<Wrapped>,
-        during: &'static str,
-        task: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
-    ) -> StoreResult<T> {
-        let Some(runtime) = &self.runtime else { return Err(StoreError::Unavailable("it is closed".into())) };
-        let pool = pool.clone();
-        let call = runtime.spawn(async move {
-            let connection = pool.get().await;
-            let mut connection = connection.map_err(|error| StoreError::Unavailable(format!("{during}: {error}")))?;
-            connection.spawn_blocking(task).await.map_err(|error| sort(during, error))
-        });
-        call.await.unwrap_or_else(|error| match error.try_into_panic() {
-            // A fault of the call's own code is its caller's.
-            Ok(panic) => std::panic::resume_unwind(panic),
-            Err(error) => Err(StoreError::Unavailable(format!("{during}: {error}"))),
-        })
-    }
-
     /// Runs statements that only read, in one snapshot.
     pub(super) async fn read<T: Send + 'static>(
         &self,
         during: &'static str,
         task: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
     ) -> StoreResult<T> {
-        self.run(&self.readers, during, move |conn| conn.transaction(|conn| then_fault(during, conn, task))).await
+        let read = move |conn: &mut SqliteConnection| conn.transaction(|conn| then_fault(during, conn, task));
+        self.readers.run(during, read, sort).await
     }
 
     /// Runs statements in one transaction.
@@ -132,17 +91,9 @@ impl SqliteStore {
         during: &'static str,
         task: impl FnOnce(&mut SqliteConnection) -> QueryResult<T> + Send + 'static,
     ) -> StoreResult<T> {
-        self.run(&self.writer, during, move |conn| conn.immediate_transaction(|conn| then_fault(during, conn, task)))
-            .await
-    }
-}
-
-impl Drop for SqliteStore {
-    fn drop(&mut self) {
-        if let Some(runtime) = self.runtime.take() {
-            // It may be dropped on a thread that must not block.
-            runtime.shutdown_background();
-        }
+        let write =
+            move |conn: &mut SqliteConnection| conn.immediate_transaction(|conn| then_fault(during, conn, task));
+        self.writer.run(during, write, sort).await
     }
 }
 
@@ -164,27 +115,16 @@ fn migrate(file: &str) -> Result<(), String> {
     Ok(())
 }
 
-fn pool(file: &str, setup: &'static str, size: usize) -> Result<Pool<Wrapped>, String> {
-    let mut config = ManagerConfig::<Wrapped>::default();
-    config.custom_setup = Box::new(move |file| {
-        let file = file.to_owned();
-        Box::pin(async move {
-            let opened = tokio::task::spawn_blocking(move || {
-                let mut conn = SqliteConnection::establish(&file)?;
-                conn.batch_execute(SETUP).map_err(ConnectionError::CouldntSetupConfiguration)?;
-                conn.batch_execute(setup).map_err(ConnectionError::CouldntSetupConfiguration)?;
-                functions::register(&mut conn).map_err(ConnectionError::CouldntSetupConfiguration)?;
-                Ok(SyncConnectionWrapper::new(conn))
-            });
-            opened.await.unwrap_or_else(|error| Err(ConnectionError::BadConnection(error.to_string())))
-        })
-    });
-    Pool::builder(AsyncDieselConnectionManager::new_with_config(file, config))
-        .max_size(size)
-        .runtime(deadpool::Runtime::Tokio1)
-        .wait_timeout(Some(WAIT_FOR_CONNECTION))
-        .build()
-        .map_err(|error| error.to_string())
+/// Connections to the file.
+fn threads(file: &str, setup: &'static str, size: usize) -> Threads {
+    let file = file.to_owned();
+    Threads::new(size, move || {
+        let mut conn = SqliteConnection::establish(&file)?;
+        conn.batch_execute(SETUP).map_err(ConnectionError::CouldntSetupConfiguration)?;
+        conn.batch_execute(setup).map_err(ConnectionError::CouldntSetupConfiguration)?;
+        functions::register(&mut conn).map_err(ConnectionError::CouldntSetupConfiguration)?;
+        Ok(conn)
+    })
 }
 
 /// A batch as one JSON array, to be bound and taken apart by `json_each`.
@@ -196,6 +136,7 @@ pub(super) fn json<T: serde::Serialize + ?Sized>(rows: &T) -> QueryResult<String
 mod tests {
     use super::*;
     use crate::store::Store;
+    use std::time::Duration;
 
     #[tokio::test]
     async fn a_call_that_is_dropped_in_the_middle_harms_nothing() {
