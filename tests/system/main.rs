@@ -44,6 +44,7 @@ mod scale;
 mod schedules;
 #[cfg(feature = "smtp")]
 mod smtp;
+mod soak;
 mod spool_input;
 mod sqlite_faults;
 mod startup;

@@ -1,6 +1,6 @@
 //! The benchmarks.
 
-use super::{connect, delay, latency, metadata, pool, throughput, webhook};
+use super::{connect, delay, idle, latency, metadata, pool, throughput, webhook};
 use crate::cli::outcome::Outcome;
 use std::process::ExitCode;
 
@@ -12,6 +12,8 @@ pub(in crate::cli) enum Command {
     Life(throughput::Args),
     /// An idle server: time from POST /v1/actions until a connected agent has the command
     Latency(latency::Args),
+    /// An idle server beside millions of waiting commands, on PostgreSQL: what it uses, and its latency
+    Idle(idle::Args),
     /// Many agents' WebSockets: connecting them, an action to all, memory, and all back at once
     Connect(connect::Args),
     /// A server that only answers agents' frames, which `bench connect` starts
@@ -36,6 +38,10 @@ pub(in crate::cli) fn run(command: Command) -> Outcome {
         Command::Life(args) => throughput::run(&args, true, folder.path())?,
         Command::Latency(args) => {
             actix_rt::System::new().block_on(latency::run(&args, folder.path()))?;
+            ExitCode::SUCCESS
+        }
+        Command::Idle(args) => {
+            actix_rt::System::new().block_on(idle::run(&args, folder.path()))?;
             ExitCode::SUCCESS
         }
         Command::Connect(args) => {

@@ -17,7 +17,9 @@ use std::error::Error;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
 use uuid::Uuid;
 
 /// The fleet's transport.
@@ -117,6 +119,49 @@ impl Fleet {
     /// Stops the server.
     pub(super) async fn stop(self) -> Result<(), Box<dyn Error>> {
         Ok(self.running.drain().await?)
+    }
+}
+
+/// More nodes on the same store, each on a thread of its own.
+pub(super) struct Others(Vec<Other>);
+
+/// What stops one, and its thread.
+type Other = (oneshot::Sender<()>, JoinHandle<Result<(), String>>);
+
+impl Others {
+    /// Starts them. Returns when all are ready.
+    pub(super) fn start(count: u32, folder: &Path, store: Option<&str>) -> Result<Self, Box<dyn Error>> {
+        let mut others = Self(Vec::new());
+        for number in 0..count {
+            let (folder, store) = (folder.join(format!("other-{number}")), store.map(str::to_owned));
+            let ((stop, stopped), (ready, is_ready)) = (oneshot::channel(), std::sync::mpsc::channel());
+            let thread = std::thread::spawn(move || {
+                let node = async {
+                    let fleet = Fleet::start(&folder, store.as_deref(), 0).await?;
+                    fleet.answering.store(true, Ordering::Release);
+                    ready.send(()).ok();
+                    stopped.await.ok();
+                    fleet.stop().await
+                };
+                actix_rt::System::new().block_on(node).map_err(|error: Box<dyn Error>| error.to_string())
+            });
+            others.0.push((stop, thread));
+            // If it can't be started, stopping says why.
+            if is_ready.recv().is_err() {
+                others.stop()?;
+                return Err("another node ended".into());
+            }
+        }
+        Ok(others)
+    }
+
+    /// Stops them.
+    pub(super) fn stop(self) -> Result<(), Box<dyn Error>> {
+        for (stop, thread) in self.0 {
+            stop.send(()).ok();
+            thread.join().map_err(|_| "another node crashed")??;
+        }
+        Ok(())
     }
 }
 

@@ -9,6 +9,7 @@ use crate::cli::scratch_store::ScratchStore;
 use crate::config::Config;
 use crate::domain::agent::{Enrollment, STREAM, Secret};
 use crate::domain::audit::Author;
+use crate::node::Running;
 use crate::store::{Enrolled, NewAgent};
 use futures_util::{SinkExt, StreamExt};
 use serde_json::{Value, json};
@@ -59,42 +60,15 @@ struct Times {
 }
 
 async fn measure(args: &Args, place: &ScratchStore, folder: &Path) -> Result<Times, Box<dyn Error>> {
-    let mut flags = vec![
-        ("data_dir".to_owned(), folder.join("server").display().to_string()),
-        ("http.listen".to_owned(), "127.0.0.1:0".to_owned()),
-    ];
-    flags.extend(place.url().map(|url| ("store.url".to_owned(), url.to_owned())));
-    let mut running = Odoshi::builder(Config::load_with(None, std::iter::empty(), &flags)?).start().await?;
-    running.ready().await?;
-    let token = Secret::random();
-    let enrollment = Enrollment { name: "bench".into(), ..Enrollment::default() };
-    let agent = NewAgent { enrollment, transport: STREAM.into(), address: None, secret: None };
-    let enrolled = running.store().agent_enroll(&agent, token.hash(), &Author::server("bench")).await?;
-    if enrolled == Enrolled::Taken {
-        return Err("the store is not empty".into());
-    }
-    let admin = read_token(&folder.join("server/admin.token"))?;
-    let address = running.address();
-    let mut agent = BenchAgent::connect(&address.to_string(), &token).await?;
-    let url = format!("http://{address}/v1/actions");
-    let tls = crate::tls::client_config(&url, "", None)?;
-    let http = reqwest::Client::builder().tls_backend_preconfigured(tls).tcp_nodelay(true).build()?;
-    let document = json!({ "name": "bench", "target": "TRUE", "operations": [{ "module": "ping" }] });
+    let mut rig = Rig::start(place, folder).await?;
     let mut times = Times::default();
     for turn in 0..TURNS {
-        for _ in 0..args.samples / TURNS {
-            tokio::time::sleep(PAUSE).await;
-            let started = Instant::now();
-            let call = http.post(&url).bearer_auth(&admin).json(&document).send();
-            let (accepted, command) = tokio::join!(async { (call.await, started.elapsed()) }, async {
-                (agent.command().await, started.elapsed())
-            });
-            accepted.0?.error_for_status()?;
-            times.accepted.push(accepted.1);
-            times.arrived.push(command.1);
-            agent.succeed(&command.0?).await?;
-        }
         let samples = args.samples / TURNS;
+        for _ in 0..samples {
+            let (accepted, arrived) = rig.sample("TRUE").await?;
+            times.accepted.push(accepted);
+            times.arrived.push(arrived);
+        }
         times.bare.extend(match place {
             ScratchStore::Schema(scratch) => raw::postgres::pairs(scratch, samples, PAUSE).await?,
             ScratchStore::File(_) => {
@@ -104,9 +78,65 @@ async fn measure(args: &Args, place: &ScratchStore, folder: &Path) -> Result<Tim
             }
         });
     }
-    drop(agent);
-    running.drain().await?;
+    rig.stop().await?;
     Ok(times)
+}
+
+/// A server, an operator and an agent.
+pub(super) struct Rig {
+    running: Running,
+    http: reqwest::Client,
+    url: String,
+    admin: String,
+    agent: BenchAgent,
+}
+
+impl Rig {
+    /// Starts a server with one agent, whose name is `bench`, and connects it.
+    pub(super) async fn start(place: &ScratchStore, folder: &Path) -> Result<Self, Box<dyn Error>> {
+        let mut flags = vec![
+            ("data_dir".to_owned(), folder.join("server").display().to_string()),
+            ("http.listen".to_owned(), "127.0.0.1:0".to_owned()),
+        ];
+        flags.extend(place.url().map(|url| ("store.url".to_owned(), url.to_owned())));
+        let mut running = Odoshi::builder(Config::load_with(None, std::iter::empty(), &flags)?).start().await?;
+        running.ready().await?;
+        let token = Secret::random();
+        let enrollment = Enrollment { name: "bench".into(), ..Enrollment::default() };
+        let agent = NewAgent { enrollment, transport: STREAM.into(), address: None, secret: None };
+        let enrolled = running.store().agent_enroll(&agent, token.hash(), &Author::server("bench")).await?;
+        if enrolled == Enrolled::Taken {
+            return Err("the store is not empty".into());
+        }
+        let admin = read_token(&folder.join("server/admin.token"))?;
+        let address = running.address();
+        let agent = BenchAgent::connect(&address.to_string(), &token).await?;
+        let url = format!("http://{address}/v1/actions");
+        let tls = crate::tls::client_config(&url, "", None)?;
+        let http = reqwest::Client::builder().tls_backend_preconfigured(tls).tcp_nodelay(true).build()?;
+        Ok(Self { running, http, url, admin, agent })
+    }
+
+    /// Submits an action after a pause. Returns the time until the `202`, and until the agent has the command.
+    pub(super) async fn sample(&mut self, target: &str) -> Result<(Duration, Duration), Box<dyn Error>> {
+        tokio::time::sleep(PAUSE).await;
+        let document = json!({ "name": "bench", "target": target, "operations": [{ "module": "ping" }] });
+        let started = Instant::now();
+        let call = self.http.post(&self.url).bearer_auth(&self.admin).json(&document).send();
+        let agent = &mut self.agent;
+        let (accepted, command) = tokio::join!(async { (call.await, started.elapsed()) }, async {
+            (agent.command().await, started.elapsed())
+        });
+        accepted.0?.error_for_status()?;
+        agent.succeed(&command.0?).await?;
+        Ok((accepted.1, command.1))
+    }
+
+    /// Stops the server.
+    pub(super) async fn stop(self) -> Result<(), Box<dyn Error>> {
+        drop(self.agent);
+        Ok(self.running.drain().await?)
+    }
 }
 
 /// An agent that only answers.

@@ -7,6 +7,7 @@ mod command;
 mod connect;
 mod delay;
 mod fleet;
+mod idle;
 mod latency;
 mod metadata;
 mod pool;

@@ -25,6 +25,9 @@ pub(in crate::cli) struct Args {
     /// Repeat every round while another connection holds a transaction open (PostgreSQL)
     #[arg(long, requires = "store")]
     held_transaction: bool,
+    /// Repeat every round while other nodes run on the same database: this many in all (PostgreSQL)
+    #[arg(long, value_name = "N", requires = "store", value_parser = clap::value_parser!(u32).range(2..=20))]
+    nodes: Option<u32>,
 }
 
 /// The durations of the rounds.
@@ -33,6 +36,8 @@ struct Times {
     ours: Vec<Duration>,
     /// The rounds with a transaction held open.
     held: Vec<Duration>,
+    /// The rounds beside other nodes.
+    beside: Vec<Duration>,
     bare: Vec<Duration>,
 }
 
@@ -63,6 +68,11 @@ async fn measure(args: &Args, life: bool, place: &ScratchStore, folder: &Path) -
             times.held.push(fleet.round(life).await?);
             scratch.execute(&mut other, "COMMIT").await?;
         }
+        if let Some(nodes) = args.nodes {
+            let others = fleet::Others::start(nodes - 1, folder, place.url())?;
+            times.beside.push(fleet.round(life).await?);
+            others.stop()?;
+        }
         let (agents, batch) = (args.agents, fleet.batch());
         times.bare.push(match place {
             ScratchStore::Schema(scratch) => raw::postgres::round(scratch, agents, batch, life).await?,
@@ -89,6 +99,10 @@ fn print(args: &Args, life: bool, times: Times) {
     if let Some(held) = held {
         rows.insert(1, ("the same, beside a held transaction", held));
     }
+    let beside = (!times.beside.is_empty()).then(|| median(times.beside));
+    if let Some(beside) = beside {
+        rows.insert(1, ("the same, beside other nodes", beside));
+    }
     let line = |(name, time): (&str, Duration)| {
         vec![name.to_owned(), format!("{:.0}", rate(time)), format!("{:.3}", time.as_secs_f64())]
     };
@@ -98,6 +112,9 @@ fn print(args: &Args, life: bool, times: Times) {
     say!("{agents} commands, median of {rounds} rounds: odoshi/bare = {:.2}", rate(ours) / rate(bare));
     if let Some(held) = held {
         say!("beside a held transaction/without = {:.2}", rate(held) / rate(ours));
+    }
+    if let (Some(beside), Some(nodes)) = (beside, args.nodes) {
+        say!("{nodes} nodes/one = {:.2}", rate(beside) / rate(ours));
     }
 }
 
