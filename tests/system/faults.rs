@@ -211,3 +211,24 @@ pub async fn a_crashed_connection_whose_agent_stays_away_does_not_hold_up_the_st
     agent.expect_close().await;
     assert!(server.terminate().await.success(), "nobody is left to wait for");
 }
+
+pub async fn nothing_of_a_call_that_crashed_is_written_by_the_next_one(on: On) {
+    // It has done everything but the commit.
+    let server = Server::start(on.options().with("FAILPOINTS", "action_cancel=1*panic")).await;
+    let document =
+        json!({ "name": "n", "target": "name = 'nobody'", "operations": [{ "module": "ping" }], "delay": "1h" });
+    let id = server.submit(document.clone()).await;
+    let cancel = format!("/v1/actions/{id}/cancel");
+    let call = reqwest::Client::new().post(format!("{}{cancel}", server.url)).bearer_auth(server.admin_token());
+    // An error, or no answer at all.
+    assert!(!call.send().await.is_ok_and(|answer| answer.status().is_success()));
+    for _ in 0..10 {
+        server.submit(document.clone()).await;
+    }
+    assert_eq!(server.action(&id).await["status"], "scheduled");
+    let cancels = "SELECT count(*) AS n FROM audit WHERE did = 'action.cancel'";
+    assert_eq!(server.sql().number(cancels), 0);
+    let (status, view) = server.call("POST", &cancel, None).await;
+    assert_eq!((status, &view["status"]), (200, &json!("cancelled")), "{view}");
+    assert_eq!(server.sql().number(cancels), 1);
+}

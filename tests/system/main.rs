@@ -274,6 +274,7 @@ mod with_faults {
     on_both! {
         faults {
             nothing_is_lost_whichever_actor_panics
+            nothing_of_a_call_that_crashed_is_written_by_the_next_one
             an_actor_that_restarts_do_not_help_ends_the_server_and_the_next_start_goes_on
             a_crashed_connection_whose_agent_stays_away_does_not_hold_up_the_stop
         }

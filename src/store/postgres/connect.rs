@@ -108,7 +108,10 @@ impl Manager for Connector {
 
     /// One that breaks later is found by the call that meets it, which tries again on another one.
     async fn recycle(&self, conn: &mut Connected, _: &Metrics) -> RecycleResult<ConnectionError> {
-        if conn.is_closed() || AnsiTransactionManager::is_broken_transaction_manager(&mut **conn) {
+        if conn.is_closed()
+            || conn.is_in_transaction()
+            || AnsiTransactionManager::is_broken_transaction_manager(&mut **conn)
+        {
             return Err(RecycleError::message("the connection broke"));
         }
         Ok(())

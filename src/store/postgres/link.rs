@@ -36,9 +36,21 @@ pub(super) struct Connected {
     route: Arc<Route>,
     notifications: mpsc::UnboundedReceiver<String>,
     driver: oneshot::Sender<()>,
+    /// A transaction was begun, and has neither been committed nor rolled back.
+    in_transaction: bool,
 }
 
 impl Connected {
+    /// A transaction begins, or has ended. One that neither ends well nor badly, in a crash, makes the connection useless.
+    pub(super) fn set_in_transaction(&mut self, in_transaction: bool) {
+        self.in_transaction = in_transaction;
+    }
+
+    /// Whether a transaction was begun that has not ended.
+    pub(super) fn is_in_transaction(&self) -> bool {
+        self.in_transaction
+    }
+
     /// Forgets errors of earlier statements.
     pub(super) fn forget_code(&self) {
         self.last_code.set(None);
@@ -308,7 +320,7 @@ async fn adopt<T: TlsStream + Unpin + Send + 'static>(
     }
     let conn: ConnectionResult<_> = AsyncPgConnection::try_from(client).await;
     let conn = conn.map_err(NotConnected::Diesel)?;
-    Ok(Connected { conn, last_code, route: Arc::new(route), notifications, driver })
+    Ok(Connected { conn, last_code, route: Arc::new(route), notifications, driver, in_transaction: false })
 }
 
 /// Moves the connection's bytes until it ends or its owner is gone, and passes notifications on.

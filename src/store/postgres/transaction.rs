@@ -210,18 +210,14 @@ impl Inner {
         }
     }
 
-    async fn transaction<T: Send>(
-        &self,
-        conn: &mut AsyncPgConnection,
-        _during: &'static str,
-        body: &Body<T>,
-    ) -> Tried<T> {
+    async fn transaction<T: Send>(&self, conn: &mut Connected, _during: &'static str, body: &Body<T>) -> Tried<T> {
+        conn.set_in_transaction(true);
         // Both are sent at once, which saves a round trip.
-        let mut first = &*conn;
+        let mut first = &**conn;
         let begun = first.batch_execute("BEGIN");
         let fence = "SELECT pg_current_xact_id()::text AS xid, pg_postmaster_start_time()::text AS run FROM nodes \
                      WHERE incarnation = ? FOR KEY SHARE";
-        let mut second = &*conn;
+        let mut second = &**conn;
         let fenced = sql(fence).bind(self.incarnation.as_str()).get_result::<Transaction>(&mut second);
         let (begun, fenced) = futures_util::join!(begun, fenced);
         if let Err(error) = begun {
@@ -235,21 +231,30 @@ impl Inner {
         };
         match done.await {
             Ok(Some((transaction, done))) => match conn.batch_execute("COMMIT").await {
-                Ok(()) => Tried::Done(done),
+                Ok(()) => {
+                    conn.set_in_transaction(false);
+                    Tried::Done(done)
+                }
                 Err(error) => Tried::Unknown(transaction, done, error),
             },
             Ok(None) => {
                 self.set_state(State::Fenced);
-                conn.batch_execute("ROLLBACK").await.ok();
+                Self::roll_back(conn).await.ok();
                 Tried::Failed(Error::RollbackTransaction)
             }
-            Err(error) => match conn.batch_execute("ROLLBACK").await {
+            Err(error) => match Self::roll_back(conn).await {
                 Ok(()) => Tried::Failed(error),
                 // The first error says more, unless only the second one says that the connection is
                 // gone.
                 Err(second) => Tried::Failed(if is_broken(&second) { second } else { error }),
             },
         }
+    }
+
+    async fn roll_back(conn: &mut Connected) -> QueryResult<()> {
+        conn.batch_execute("ROLLBACK").await?;
+        conn.set_in_transaction(false);
+        Ok(())
     }
 
     /// Closes a broken connection, and the idle ones, which most likely broke with it.
