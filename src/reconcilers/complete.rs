@@ -84,7 +84,7 @@ impl Reconcile for Complete {
     async fn run_once(&mut self) -> Result<Pace, RoundFailed> {
         let mut nos = match self.node.signals.changed_actions().take() {
             Dirty::Keys(keys) => keys,
-            // The list of open actions contains them all, within a second.
+            // The list of open actions contains them all, within a few seconds.
             Dirty::Everything => BTreeSet::new(),
         };
         let open = self.node.signals.open_actions().last();

@@ -62,8 +62,10 @@ impl Soak {
             let call = self.http.request(method.parse().unwrap(), url).bearer_auth(&self.admin);
             let call = if body.is_null() { call } else { call.json(&body) };
             let answer = call.send().await.ok()?;
-            assert!(answer.status().is_success() || answer.status() == 503, "{method} {path}: {}", answer.status());
-            (answer.status() != 503).then_some(())?;
+            let status = answer.status().as_u16();
+            // Of a call that is repeated, the first may have been answered in vain.
+            assert!(matches!(status, 200..300 | 404 | 409 | 503), "{method} {path}: {status}");
+            (status != 503).then_some(())?;
             // A removal has no body.
             Some(answer.json().await.unwrap_or(Value::Null))
         })
@@ -223,13 +225,13 @@ async fn nothing_grows_on_three_nodes_that_are_at_work() {
     assert!(second.0 < first.0 + of(GROWTH), "memory in kB, commands: {first:?}, then {second:?}");
     let is_kept = by_length(false, true);
     assert!(!is_kept || second.1 < first.1 + first.1 / 4, "memory in kB, commands: {first:?}, then {second:?}");
-    assert_eq!(soak.sql().exceptions(), []);
+    // Rows of an action that is being deleted go table by table.
+    eventually("rows to fit together", || async { soak.sql().exceptions().is_empty().then_some(()) }).await;
     let miscounted = "SELECT count(*) AS n FROM (SELECT action_no, sum(total) AS total, sum(succeeded) AS succeeded \
          FROM action_counts GROUP BY action_no) c WHERE total <> (SELECT count(*) FROM commands x \
          WHERE x.action_no = c.action_no) OR succeeded <> (SELECT count(*) FROM outcomes o \
          WHERE o.action_no = c.action_no AND o.is_final AND o.status = 2)";
-    let purging = soak.rows("purges");
-    assert!(soak.sql().number(miscounted) <= purging, "more than the {purging} actions that are being deleted");
+    assert_eq!(soak.sql().number(miscounted), 0);
     let runs = soak.runs.borrow().clone();
     println!("{} of {} commands came again", runs.values().filter(|times| **times > 1).count(), runs.len());
     let missed = whole.iter().flat_map(|id| names.iter().map(move |name| (name.clone(), id.clone())));

@@ -272,20 +272,8 @@ impl DelayScheduler {
             // reading has passed its place.
             return Some(Next::Open(place, horizon, true));
         }
-        nearest?;
-        let nobody_is_here = self.node.presence.is_empty();
-        while let Some((no, next_due)) = self.cursors.nearest(now) {
-            if self.is_crowded(now, next_due) {
-                return None;
-            }
-            let at = self.cursors.begin(no, now)?;
-            match self.cursors.by_action.get_mut(&no) {
-                // All its commands are other nodes': there is nothing to be found.
-                Some(cursor) if nobody_is_here && !cursor.owned => (cursor.behind, cursor.hinted) = (None, false),
-                _ => return Some(Next::Commands(no, at)),
-            }
-        }
-        None
+        let (no, _) = nearest?;
+        Some(Next::Commands(no, self.cursors.begin(no, now)?))
     }
 
     fn take_page(&mut self, page: Page, ctx: &mut Context<Self>) {
