@@ -113,7 +113,7 @@ impl Drop for Threads {
         let idle = std::mem::take(&mut *self.shared.idle());
         for Thread { jobs, handle } in idle {
             drop(jobs);
-            // The last connection brings the file up to date, and whoever opens it next must find it so.
+            // The last connection brings the file up to date, and the next one to open it must find it so.
             handle.join().ok();
         }
     }
